@@ -1,0 +1,130 @@
+"""Where a worker process comes from: what a launcher takes, and what it gives back.
+
+A launcher starts operating-system processes and knows nothing of gRPC, pools or requests. Four promises hold for every
+launcher, and one contract suite checks them:
+
+- Nothing is left behind when :meth:`Launcher.start` is cancelled or fails at any step: no process, file descriptor, file.
+- The worker ends when the host ends, however the host ends (the lifeline).
+- Signals go to the worker's process group, and only while its leader is not reaped, so that they can't hit a stranger.
+- :meth:`WorkerProcess.wait` returns once the leader has ended, its group is killed, and it is reaped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import attrs
+import msgspec
+
+__all__ = ["Boot", "ExitStatus", "Launcher", "Report", "WorkerProcess", "WorkerSpec"]
+
+
+@attrs.frozen(kw_only=True)
+class WorkerSpec:
+    """All that is needed to start one worker. Times in seconds, sizes in bytes."""
+
+    worker_id: str
+    run_id: str
+    pool: str
+    adapter: str
+    #: The run's secret. Travels over the lifeline pipe only.
+    token: str = attrs.field(repr=False)
+    #: The private directory in which the worker makes its Unix socket; None means TCP on the loopback address.
+    socket_dir: str | None = None
+    threads: int = 1
+    #: "trio", "asyncio", or "auto": by what the adapter's module uses, see ``snakepit_trio.worker.backend``.
+    worker_backend: str = "auto"
+    #: What "auto" falls back to when the adapter uses both.
+    host_backend: str = "trio"
+    max_payload: int = 64 * 1024 * 1024
+    #: Another interpreter's path; None is this one.
+    python: str | None = None
+    #: Added to the inherited environment.
+    env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    cwd: str | None = None
+
+
+class Boot(msgspec.Struct, kw_only=True):
+    """The first and only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
+
+    worker_id: str
+    run_id: str
+    pool: str
+    adapter: str
+    token: str
+    socket_dir: str | None
+    threads: int
+    worker_backend: str
+    host_backend: str
+    max_payload: int
+
+
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a worker says on its report pipe, once, as JSON, before it closes it."""
+
+    #: "unix:PATH" or "tcp:HOST:PORT", where it is listening now.
+    address: str = ""
+    pid: int = 0
+    #: Why it can't start, when it can't: an error code of ``snakepit_trio.errors`` and what there is to say.
+    code: str = ""
+    message: str = ""
+    remote_types: list[str] = []
+    remote_traceback: str = ""
+
+
+@attrs.frozen
+class ExitStatus:
+    """How a process ended: an exit code, or the number of the signal that ended it; both None when nobody could tell."""
+
+    code: int | None = None
+    signal: int | None = None
+
+
+class WorkerProcess(Protocol):
+    """One started process. Its launcher owns the descriptors; :meth:`aclose` gives them back."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def stdout(self) -> int:
+        """The read end of the worker's standard output, non-blocking."""
+
+    @property
+    def stderr(self) -> int:
+        """The read end of the worker's standard error, non-blocking."""
+
+    async def report(self) -> Report:
+        """Wait for the worker to say where it listens, or why it can't.
+
+        Returns an empty :class:`Report` when it ended, or closed the pipe, without a word. A cancellation leaves the
+        process running and the report unread.
+        """
+
+    async def wait(self) -> ExitStatus:
+        """Wait until the process has ended; kill what is left of its group; reap it. May be awaited any number of times."""
+
+    def terminate(self) -> None:
+        """SIGTERM to the process group. Does nothing once the leader is reaped."""
+
+    def kill(self) -> None:
+        """SIGKILL to the process group. Does nothing once the leader is reaped."""
+
+    async def aclose(self) -> None:
+        """Kill the group, reap the leader, close every descriptor. Runs to its end even when cancelled. Idempotent."""
+
+
+class Launcher(Protocol):
+    """Starts workers. Used as an async context manager: leaving it ends whatever it still holds."""
+
+    async def start(self, spec: WorkerSpec) -> WorkerProcess:
+        """Start a process. Returns as soon as it exists; what it then says comes from :meth:`WorkerProcess.report`.
+
+        Raises:
+            WorkerStartupError: The process could not be started; ``details["reason"]`` says why.
+        """
+
+    async def __aenter__(self) -> Launcher: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...

@@ -1,0 +1,275 @@
+"""One connection to a gRPC server, with RPCs that call back instead of being awaited.
+
+:class:`Connection` joins grpclib's protocol engine to :class:`~snakepit_trio.wire.pipe.FramePipe`; it does no I/O of its
+own. A driver (``snakepit_trio.wire.transports``) moves the bytes. All methods belong to the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import anyio
+from grpclib.client import Handler
+from grpclib.config import Configuration
+from grpclib.metadata import decode_grpc_message
+from h2.config import H2Configuration
+from h2.exceptions import H2Error
+
+from .pipe import FramePipe, PipeProtocol
+
+if TYPE_CHECKING:
+    from grpclib.protocol import Stream
+
+__all__ = ["Connection", "Rpc", "RpcFailure", "Transport", "Wire", "client_protocol"]
+
+_P = TypeVar("_P", bound=PipeProtocol)
+
+_OK = 0
+_UNKNOWN = 2
+_UNAVAILABLE = 14
+#: What one side may have in flight before the other takes it, in bytes.
+_WINDOW = 16 * 1024 * 1024
+
+
+class RpcFailure(Exception):
+    """An RPC ended with another status than OK.
+
+    Attributes:
+        status: The gRPC status code; 14 (UNAVAILABLE) when the connection was lost.
+        message: The server's status message, or what happened to the connection.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"gRPC status {status}: {message}")
+        self.status = status
+        self.message = message
+
+
+class Transport(Protocol):
+    """What a connection needs of its driver."""
+
+    def call_soon(self, callback: Callable[[], None]) -> object:
+        """Run a callback at the end of this tick of the event loop, in this thread."""
+
+    def abort(self) -> None:
+        """Close the socket now. Idempotent."""
+
+    async def serve(self) -> None:
+        """Move bytes until the connection is over. A cancellation closes it."""
+
+
+class Wire(Protocol):
+    """A way to connect, for one event loop; an async context manager that a runtime holds open."""
+
+    name: str
+
+    async def connect(self, address: str, *, token: str, max_message: int) -> Connection: ...
+
+    def __aenter__(self) -> Awaitable[Wire]: ...
+
+    def __aexit__(self, *exc: object) -> Awaitable[None]: ...
+
+
+def client_protocol(kind: type[_P]) -> _P:
+    """grpclib's engine for the client's side of one connection."""
+    return kind(
+        Handler(),
+        Configuration(
+            http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW
+        ).__for_client__(),
+        H2Configuration(
+            client_side=True,
+            header_encoding="ascii",
+            validate_inbound_headers=False,
+            validate_outbound_headers=False,
+            normalize_inbound_headers=False,
+            normalize_outbound_headers=False,
+        ),
+    )
+
+
+class _Notice:
+    """Stands where grpclib keeps the event of received headers or trailers."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+
+    def set(self) -> None:
+        self._callback()
+
+
+class Rpc:
+    """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        stream: Stream,
+        release: Callable[[], None],
+        on_message: Callable[[bytes], None],
+        on_end: Callable[[int, str], None],
+    ) -> None:
+        self._stream = stream
+        self._release = release
+        self._on_end: Callable[[int, str], None] | None = on_end
+        stream.headers_received = _Notice(self._headers)  # type: ignore[assignment]
+        stream.trailers_received = _Notice(self._trailers)  # type: ignore[assignment]
+        self.pipe = FramePipe(
+            stream,
+            on_message=on_message,
+            on_close=self._closed,
+            max_message=connection.max_message,
+            call_soon=connection.transport.call_soon,
+        )
+        self.send = self.pipe.send
+        self.end = self.pipe.end
+
+    def cancel(self) -> None:
+        """Reset the RPC; ``on_end`` will not be called any more."""
+        self._finish(None, "")
+
+    def _headers(self) -> None:
+        headers = dict(self._stream.headers or ())
+        if headers.get(":status") != "200":
+            self._finish(_UNKNOWN, f"HTTP status {headers.get(':status')!r}")
+        elif "grpc-status" in headers:
+            self._status(headers)
+
+    def _trailers(self) -> None:
+        self._status(dict(self._stream.trailers or ()))
+
+    def _status(self, headers: dict[str, str]) -> None:
+        try:
+            status = int(headers.get("grpc-status", ""))
+        except ValueError:
+            self._finish(_UNKNOWN, "no grpc-status in the trailers")
+        else:
+            self._finish(status, decode_grpc_message(headers.get("grpc-message", "")))
+
+    def _closed(self, reason: str) -> None:
+        # The trailers come with the end of the stream and are looked at first; an end without them is a fault.
+        self._finish(_UNAVAILABLE, reason or "the server ended the stream without a status")
+
+    def _finish(self, status: int | None, message: str) -> None:
+        on_end, self._on_end = self._on_end, None
+        if on_end is None:
+            return
+        self.pipe.close()
+        with suppress(KeyError, H2Error):
+            self._release()
+        if status is not None:
+            on_end(status, message)
+
+
+class Connection:
+    """One connection to a worker.
+
+    Args:
+        protocol: The engine, connected.
+        transport: What moves its bytes.
+        token: Sent with every RPC.
+        max_message: Longest message that is accepted, in bytes.
+    """
+
+    def __init__(self, protocol: PipeProtocol, transport: Transport, *, token: str, max_message: int) -> None:
+        self._protocol = protocol
+        self.transport = transport
+        self.max_message = max_message
+        self._headers = [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", ""),
+            (":authority", "localhost"),
+            ("te", "trailers"),
+            ("content-type", "application/grpc"),
+            ("user-agent", "snakepit-trio"),
+            ("authorization", f"Bearer {token}"),
+        ]
+
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is over."""
+        return bool(self._protocol.handler.connection_lost) or self._protocol.connection.is_closing()  # type: ignore[attr-defined]
+
+    async def serve(self) -> None:
+        """Move bytes until the connection is over; a cancellation closes it. To be run in the nursery of its owner."""
+        await self.transport.serve()
+
+    def close(self) -> None:
+        """Close the socket now; every RPC under way ends with UNAVAILABLE. Idempotent."""
+        self._protocol.processor.close("the connection was closed")
+        self.transport.abort()
+
+    def rpc(
+        self,
+        path: str,
+        *,
+        on_message: Callable[[bytes], None],
+        on_end: Callable[[int, str], None],
+        timeout: float = math.inf,
+    ) -> Rpc:
+        """Open an RPC.
+
+        Args:
+            path: ``/package.Service/Method``.
+            on_message: Called with each message of the server.
+            on_end: Called once with the gRPC status and its message.
+            timeout: Seconds, told to the server; keeping to it is the caller's business.
+
+        Raises:
+            RpcFailure: The connection is over, or the server's limit of streams is reached.
+        """
+        engine = self._protocol.connection
+        if self.lost:
+            raise RpcFailure(_UNAVAILABLE, "the connection is closed")
+        headers = list(self._headers)
+        headers[2] = (":path", path)
+        if timeout != math.inf:
+            # At most 8 digits: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+            headers.append(("grpc-timeout", f"{min(max(int(timeout * 1000), 1), 99_999_999)}m"))
+        stream = engine.create_stream()
+        h2 = engine._connection
+        try:
+            stream_id = h2.get_next_available_stream_id()
+            h2.send_headers(stream_id, headers)
+        except H2Error as exc:
+            raise RpcFailure(_UNAVAILABLE, str(exc) or type(exc).__name__) from exc
+        stream.init_stream(stream_id, engine)
+        release = self._protocol.processor.register(stream)
+        rpc = Rpc(self, stream, release, on_message, on_end)
+        rpc.pipe.start()
+        engine.flush()
+        return rpc
+
+    async def unary(self, path: str, request: bytes, *, timeout: float = math.inf) -> bytes:
+        """Send one message, receive one. A cancellation resets the RPC.
+
+        Raises:
+            RpcFailure: It ended with another status than OK, or with no message.
+        """
+        answers: list[bytes] = []
+        ended = anyio.Event()
+        status: tuple[int, str] = (_OK, "")
+
+        def on_end(code: int, message: str) -> None:
+            nonlocal status
+            status = code, message
+            ended.set()
+
+        rpc = self.rpc(path, on_message=answers.append, on_end=on_end, timeout=timeout)
+        rpc.send(request)
+        rpc.end()
+        try:
+            await ended.wait()
+        finally:
+            rpc.cancel()
+        if status[0] != _OK:
+            raise RpcFailure(*status)
+        if len(answers) != 1:
+            raise RpcFailure(_UNKNOWN, f"{len(answers)} messages where one was due")
+        return answers[0]

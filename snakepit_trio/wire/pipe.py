@@ -1,0 +1,348 @@
+"""A stream of gRPC messages on one HTTP/2 stream, without a coroutine per message.
+
+grpclib's :class:`grpclib.protocol.Stream` hands its data to coroutines, one wake-up per message. On the Exchange stream
+that costs more than the message, so :class:`FramePipe` takes the stream over: data is cut into messages in the callback
+in which it arrives, and all messages that are sent within one tick of the event loop leave as one run of DATA frames.
+The HTTP/2 engine, its flow control and its events stay grpclib's; only these seams of it are used:
+
+- ``stream.buffer`` gets what arrives (``add``, ``eof``);
+- ``stream.window_updated.set()`` tells that the peer has room again;
+- ``stream.wrapper.cancel(error)`` tells that the stream was reset or the connection lost;
+- ``connection.write_ready.set()`` tells that the socket takes data again.
+
+Message framing (1 byte of flags, 4 bytes of length, the message):
+https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.exceptions import ProtocolError
+from h2.settings import SettingCodes
+
+if TYPE_CHECKING:
+    from asyncio import BaseTransport, Transport
+
+    from grpclib.protocol import Stream
+
+__all__ = ["FramePipe", "PipeProtocol"]
+
+#: What we let the peer put in one DATA frame, in bytes: large messages cost one pass of the engine per frame.
+MAX_FRAME = 1 << 20
+_PREFIX = 5
+
+_log = logging.getLogger(__name__)
+
+
+class _Ready(asyncio.Event):
+    """An event that also calls the pipes which wait for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pipes: set[FramePipe] = set()
+
+    def set(self) -> None:
+        super().set()
+        for pipe in tuple(self.pipes):
+            pipe._wake()
+
+
+class _Connection(Connection):
+    """grpclib's connection, which may be flushed after its end: its own processor does that after a GOAWAY."""
+
+    def flush(self) -> None:
+        if hasattr(self, "_transport"):
+            super().flush()
+
+
+class _Processor(EventsProcessor):
+    """grpclib's processor, whose streams may be released while it tells each of them that the connection is over."""
+
+    def close(self, reason: str = "Connection closed") -> None:
+        self.streams = dict(self.streams)
+        super().close(reason)
+
+
+class PipeProtocol(H2Protocol):
+    """grpclib's protocol engine, with large frames allowed and a socket back-pressure that pipes hear of.
+
+    Whatever the peer sends, only the connection ends: no exception leaves :meth:`data_received`.
+    """
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        h2 = H2Connection(config=self.h2_config)
+        h2.initiate_connection()
+        h2.increment_flow_control_window(
+            self.config.http2_connection_window_size - h2.local_settings.initial_window_size
+        )
+        h2.update_settings(
+            {
+                SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
+                SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
+            }
+        )
+        self.connection = _Connection(h2, cast("Transport", transport), config=self.config)
+        self.connection.write_ready = _Ready()
+        self.connection.write_ready.set()
+        self.connection.flush()
+        self.connection.initialize()
+        self.processor = _Processor(self.handler, self.connection)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except Exception as exc:
+            # The engine has no answer to some legal but unusual frames, and asserts on some illegal ones.
+            _log.debug("the peer broke the protocol", exc_info=True)
+            self.processor.close(f"protocol error: {type(exc).__name__}")
+
+
+class _Wake:
+    """Stands where grpclib keeps an ``asyncio.Event``: setting it calls back instead of waking a coroutine."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+
+    def set(self) -> None:
+        self._callback()
+
+    def clear(self) -> None:
+        pass
+
+
+class _Ended:
+    """Stands where grpclib keeps the wrapper that cancels a coroutine."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[str], None]) -> None:
+        self._callback = callback
+
+    def cancel(self, error: Exception) -> None:
+        self._callback(str(error))
+
+
+class FramePipe:
+    """Sends and receives whole messages on an HTTP/2 stream that has been opened already.
+
+    Everything here happens in the event loop's own thread and never waits. Nothing is called back before :meth:`start`.
+
+    Args:
+        stream: The stream, on a connection made by :class:`PipeProtocol`.
+        on_message: Called with each message in order. A ``ValueError`` from it ends the pipe.
+        on_close: Called exactly once, with the reason: ``""`` when the peer ended its side in good order. Not called
+            after :meth:`close`.
+        max_message: Longest message that is accepted, in bytes.
+        call_soon: Runs a callback at the end of this tick of the event loop.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        on_message: Callable[[bytes], None],
+        on_close: Callable[[str], None],
+        max_message: int,
+        call_soon: Callable[[Callable[[], None]], object],
+    ) -> None:
+        assert stream.id is not None
+        self._stream = stream
+        self._id = stream.id
+        self._connection = stream.connection
+        self._h2 = stream._h2_connection
+        self._on_message = on_message
+        self._on_close = on_close
+        self._max_message = max_message
+        self._call_soon = call_soon
+        self._flushing = False
+        self._ending = False
+        self._closed = False
+        self._out: list[bytes] = []
+        self._unsent: memoryview | None = None
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = _PREFIX
+        ready = self._connection.write_ready
+        assert isinstance(ready, _Ready)
+        self._ready = ready
+        ready.pipes.add(self)
+        stream.window_updated = _Wake(self._wake)  # type: ignore[assignment]
+        stream.wrapper = _Ended(self._lost)  # type: ignore[assignment]
+
+    def start(self) -> FramePipe:
+        """Take over what arrives, beginning with what has arrived already: the callbacks may be called from here on."""
+        early = self._stream.buffer
+        self._stream.buffer = self  # type: ignore[assignment]
+        while not early._unacked.empty():
+            data, _, ack_size = early._unacked.get_nowait()
+            if ack_size:
+                self.add(data, ack_size)
+        if early._eof:
+            self.eof()
+        return self
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<FramePipe stream={self._id} {state} unsent={self.unsent}>"
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer's flow control or the socket holds back."""
+        return sum(map(len, self._out)) + (len(self._unsent) if self._unsent is not None else 0)
+
+    # ---- sending ---------------------------------------------------------------------------------
+
+    def send(self, message: bytes) -> None:
+        """Send one message. It leaves at the end of this tick, or when the peer has room. Does nothing once closed."""
+        if self._closed:
+            return
+        self._out.append(b"\x00%b" % len(message).to_bytes(4, "big"))
+        self._out.append(message)
+        self._wake()
+
+    def end(self) -> None:
+        """End our side of the stream, after what is still to be sent."""
+        if not self._closed and not self._ending:
+            self._ending = True
+            self._wake()
+
+    def close(self) -> None:
+        """Stop at once: reset the stream if it is open, drop what is unsent, call nobody back."""
+        if self._detach() and self._stream.closable:
+            self._stream.reset_nowait(ErrorCodes.CANCEL)
+
+    def _wake(self) -> None:
+        if not self._flushing and not self._closed:
+            self._flushing = True
+            self._call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write what may be written now."""
+        self._flushing = False
+        if self._closed or not self._ready.is_set():
+            return
+        if self._connection.is_closing():
+            return
+        h2, stream_id = self._h2, self._id
+        try:
+            room = h2.local_flow_control_window(stream_id)
+            largest = h2.max_outbound_frame_size
+            while self._unsent is not None or self._out:
+                if self._unsent is None:
+                    data = b"".join(self._out)
+                    self._out.clear()
+                    if len(data) <= room and len(data) <= largest:
+                        h2.send_data(stream_id, data)
+                        room -= len(data)
+                        continue
+                    self._unsent = memoryview(data)
+                if room <= 0:
+                    break
+                size = min(len(self._unsent), room, largest)
+                h2.send_data(stream_id, self._unsent[:size])
+                room -= size
+                self._unsent = self._unsent[size:] if size < len(self._unsent) else None
+                self._connection.flush()
+                if not self._ready.is_set():
+                    break
+            if self._ending and self._unsent is None and not self._out:
+                self._ending = False
+                h2.end_stream(stream_id)
+            self._connection.flush()
+        except ProtocolError as exc:
+            # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
+            self._lost(str(exc) or type(exc).__name__)
+
+    # ---- receiving: the interface of grpclib.protocol.Buffer ---------------------------------------
+
+    def add(self, data: bytes, ack_size: int) -> None:
+        """Take what arrived. ``ack_size`` is what it cost of the flow-control window, given back at once."""
+        try:
+            if ack_size:
+                self._h2.acknowledge_received_data(ack_size, self._id)
+        except ProtocolError as exc:
+            self._lost(str(exc) or type(exc).__name__)
+            return
+        if self._closed:
+            return
+        if self._parts:
+            self._parts.append(data)
+            self._have += len(data)
+            if self._have < self._need:
+                return
+            data = b"".join(self._parts)
+            self._parts.clear()
+        position, total = 0, len(data)
+        while True:
+            left = total - position
+            if left < _PREFIX:
+                self._need = _PREFIX
+                break
+            if data[position]:
+                self._refuse("a message is compressed, or the stream is out of step")
+                return
+            size = int.from_bytes(data[position + 1 : position + _PREFIX], "big")
+            if size > self._max_message:
+                self._refuse(f"a message of {size} bytes is longer than the limit of {self._max_message}")
+                return
+            if left < _PREFIX + size:
+                self._need = _PREFIX + size
+                break
+            position += _PREFIX + size
+            try:
+                self._on_message(data[position - size : position])
+            except ValueError as exc:
+                self._refuse(str(exc))
+                return
+            if self._closed:
+                return
+        if left:
+            self._parts.append(data[position:] if position else data)
+        self._have = left
+
+    def eof(self) -> None:
+        """The peer has ended its side."""
+        if self._have:
+            self._refuse("the stream ended inside a message")
+        else:
+            self._lost("")
+
+    def unacked_size(self) -> int:
+        """Bytes taken but not given back to the flow-control window: none, ever."""
+        return 0
+
+    def _refuse(self, reason: str) -> None:
+        if self._stream.closable:
+            self._stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
+        self._lost(reason or "a message was refused")
+
+    def _lost(self, reason: str) -> None:
+        if self._detach():
+            self._on_close(reason)
+
+    def _detach(self) -> bool:
+        if self._closed:
+            return False
+        self._closed = True
+        self._ready.pipes.discard(self)
+        self._out.clear()
+        self._parts.clear()
+        self._unsent = None
+        return True
+
+    # Coroutines of grpclib that still hold the buffer must not wait on it.
+    async def read(self, size: int) -> Any:
+        raise AssertionError("the stream belongs to a FramePipe")

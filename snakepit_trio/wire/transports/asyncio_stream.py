@@ -1,0 +1,93 @@
+"""asyncio's own transports: grpclib's engine is fed by the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from snakepit_trio.wire.connection import Connection, client_protocol
+from snakepit_trio.wire.pipe import PipeProtocol
+from snakepit_trio.wire.transports import parse_address
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
+
+
+class AsyncioTransport:
+    """A connected asyncio transport and the moment of its end."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, lost: asyncio.Event) -> None:
+        self._loop = loop
+        self._transport = transport
+        self._lost = lost
+
+    def call_soon(self, callback: Callable[[], None]) -> object:
+        return self._loop.call_soon(callback)
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+    async def serve(self) -> None:
+        try:
+            await self._lost.wait()
+        finally:
+            self._transport.abort()
+
+
+class _Protocol(PipeProtocol):
+    """The engine, which also tells when its connection is over."""
+
+    lost: asyncio.Event
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.lost.set()
+
+
+async def open_protocol(address: str) -> tuple[_Protocol, AsyncioTransport]:
+    """Connect. To be awaited in an asyncio event loop, or in trio-asyncio's.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    loop = asyncio.get_running_loop()
+    lost = asyncio.Event()
+
+    def factory() -> _Protocol:
+        protocol = client_protocol(_Protocol)
+        protocol.lost = lost
+        return protocol
+
+    place = parse_address(address)
+    transport: Any
+    if isinstance(place, str):
+        transport, protocol = await loop.create_unix_connection(factory, place)
+    else:
+        transport, protocol = await loop.create_connection(factory, *place)
+    return protocol, AsyncioTransport(loop, cast("asyncio.Transport", transport), lost)
+
+
+class AsyncioWire:
+    """Connections of a running asyncio event loop (uvloop's too)."""
+
+    name = "asyncio"
+
+    async def __aenter__(self) -> AsyncioWire:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        return None
+
+    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
+        """Connect to a worker.
+
+        Raises:
+            OSError: Nobody listens there.
+        """
+        protocol, transport = await open_protocol(address)
+        return Connection(protocol, transport, token=token, max_message=max_message)

@@ -1,0 +1,211 @@
+"""A Trio socket that feeds grpclib's protocol engine directly, without an asyncio loop.
+
+One task per connection waits until the socket is readable, reads what there is and hands it to the engine, whose
+callbacks wake the tasks that wait for it. Writing happens at once, in the thread's own tick; only what the socket does
+not take is kept, for a second task to write when there is room.
+
+What is sent during one pass of Trio's scheduler leaves together: :class:`_Tick` is an instrument that runs the pending
+flushes right before Trio waits for I/O, so that batching costs no extra pass.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+
+from snakepit_trio.wire.connection import Connection, client_protocol
+from snakepit_trio.wire.pipe import PipeProtocol
+from snakepit_trio.wire.transports import parse_address
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+    from types import TracebackType
+
+__all__ = ["TrioWire"]
+
+_READ_SIZE = 256 * 1024
+#: Above this many unsent bytes the engine is told to hold back, below the lower one to go on.
+_HIGH_WATER = 512 * 1024
+_LOW_WATER = 128 * 1024
+
+
+class _Tick(trio.abc.Instrument):
+    """Runs callbacks at the end of each pass of the scheduler."""
+
+    def __init__(self) -> None:
+        self._callbacks: list[Callable[[], None]] = []
+        self._token = trio.lowlevel.current_trio_token()
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        self._callbacks.append(callback)
+
+    def before_io_wait(self, timeout: float) -> None:
+        while self._callbacks:
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def soon(self, callback: Callable[[], None]) -> None:
+        """Run a callback that may wake tasks: Trio has fixed already how long it will sleep, this makes it wake up."""
+        self._token.run_sync_soon(callback)
+
+
+class _SocketTransport:
+    """The part of an asyncio transport that grpclib's engine uses, over a non-blocking socket."""
+
+    def __init__(self, sock: socket.socket, tick: _Tick) -> None:
+        self._sock = sock
+        self._tick = tick
+        self._protocol: PipeProtocol | None = None
+        self._unsent = bytearray()
+        self._held_back = False
+        self._closed = False
+        self._serving = False
+        self._scope = trio.CancelScope()
+        self._more = trio.Event()
+        self.call_soon = tick.call_soon
+
+    def attach(self, protocol: PipeProtocol) -> None:
+        self._protocol = protocol
+        protocol.connection_made(cast("Transport", self))
+
+    # ---- what the engine calls -------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._sock if name == "socket" else default
+
+    def is_closing(self) -> bool:
+        return self._closed
+
+    def write(self, data: bytes) -> None:
+        if self._closed or not data:
+            return
+        if not self._unsent:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                # The reader finds the same error, or the end of the stream, and ends the connection from its own task.
+                self._tick.soon(self.abort)
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+            self._tick.soon(self._wake_writer)
+        self._unsent += data
+        if len(self._unsent) > _HIGH_WATER and not self._held_back:
+            self._held_back = True
+            assert self._protocol is not None
+            self._protocol.pause_writing()
+
+    def _wake_writer(self) -> None:
+        self._more.set()
+
+    def close(self) -> None:
+        self.abort()
+
+    def abort(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._scope.cancel()
+            if not self._serving:
+                self._sock.close()
+
+    # ---- what the tasks do -----------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        assert self._protocol is not None
+        self._serving = True
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_rest)
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._closed = True
+            trio.lowlevel.notify_closing(self._sock)
+            self._sock.close()
+            self._protocol.connection_lost(None)
+
+    async def _read(self) -> None:
+        receive, feed, sock = self._sock.recv, self._protocol.data_received, self._sock  # type: ignore[union-attr]
+        wait_readable = trio.lowlevel.wait_readable
+        while not self._closed:
+            await wait_readable(sock)
+            try:
+                data = receive(_READ_SIZE)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not data:
+                return
+            feed(data)
+
+    async def _write_rest(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more = trio.Event()
+            while self._unsent:
+                await trio.lowlevel.wait_writable(self._sock)
+                try:
+                    sent = self._sock.send(self._unsent)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self.abort()
+                    return
+                del self._unsent[:sent]
+                if self._held_back and len(self._unsent) < _LOW_WATER:
+                    self._held_back = False
+                    assert self._protocol is not None
+                    self._protocol.resume_writing()
+
+
+class TrioWire:
+    """Connections of a Trio run."""
+
+    name = "trio"
+
+    _tick: _Tick
+
+    async def __aenter__(self) -> TrioWire:
+        self._tick = _Tick()
+        trio.lowlevel.add_instrument(self._tick)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        trio.lowlevel.remove_instrument(self._tick)
+
+    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
+        """Connect to a worker. A cancellation leaves no socket open.
+
+        Raises:
+            OSError: Nobody listens there.
+        """
+        place = parse_address(address)
+        family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET6 if ":" in place[0] else socket.AF_INET
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            try:
+                sock.connect(place)
+            except BlockingIOError:
+                await trio.lowlevel.wait_writable(sock)
+                failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if failure:
+                    raise OSError(failure, f"can't connect to {address}") from None
+            transport = _SocketTransport(sock, self._tick)
+            protocol = client_protocol(PipeProtocol)
+            transport.attach(protocol)
+        except BaseException:
+            sock.close()
+            raise
+        return Connection(protocol, transport, token=token, max_message=max_message)
