@@ -117,6 +117,7 @@ class ToolError(SnakepitError):
         remote_type: The exception's class: its bare name for a built-in one, else ``module.QualName``.
         remote_message: What ``str()`` of the exception gave in the worker, redacted.
         remote_traceback: The worker's formatted traceback, redacted.
+        remote_types: ``module.QualName`` of the exception's class and of its bases, nearest first.
     """
 
     default_code = "tool_error"
@@ -128,14 +129,24 @@ class ToolError(SnakepitError):
         remote_type: str = "",
         remote_message: str = "",
         remote_traceback: str = "",
+        remote_types: tuple[str, ...] = (),
         code: str | None = None,
         details: Mapping[str, Any] | None = None,
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message, code=code, details=details, retryable=retryable)
+        self.remote_types = remote_types
         self.remote_type = remote_type
         self.remote_message = remote_message
         self.remote_traceback = remote_traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The class was made for the exception's own bases, so it is made anew and not looked up by name.
+        return _rebuild_tool_error, (self.remote_types, self.args, self.__dict__.copy())
+
+
+def _rebuild_tool_error(names: tuple[str, ...], args: tuple[Any, ...], state: dict[str, Any]) -> SnakepitError:
+    return _rebuild(_remote_class(names) if names else ToolError, args, state)
 
 
 class PoolNotFound(SnakepitError, LookupError):
@@ -378,6 +389,7 @@ def tool_error(
         remote_type=shown,
         remote_message=remote_message,
         remote_traceback=remote_traceback,
+        remote_types=names,
         details=details,
         retryable=retryable,
     )

@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 import attrs
-import msgspec
+
+from .messages import Boot, Report
 
 __all__ = ["Boot", "ExitStatus", "Launcher", "Report", "WorkerProcess", "WorkerSpec"]
 
@@ -43,34 +44,6 @@ class WorkerSpec:
     #: Added to the inherited environment.
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     cwd: str | None = None
-
-
-class Boot(msgspec.Struct, kw_only=True):
-    """The first and only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
-
-    worker_id: str
-    run_id: str
-    pool: str
-    adapter: str
-    token: str
-    socket_dir: str | None
-    threads: int
-    worker_backend: str
-    host_backend: str
-    max_payload: int
-
-
-class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What a worker says on its report pipe, once, as JSON, before it closes it."""
-
-    #: "unix:PATH" or "tcp:HOST:PORT", where it is listening now.
-    address: str = ""
-    pid: int = 0
-    #: Why it can't start, when it can't: an error code of ``snakepit_trio.errors`` and what there is to say.
-    code: str = ""
-    message: str = ""
-    remote_types: list[str] = []
-    remote_traceback: str = ""
 
 
 @attrs.frozen

@@ -98,7 +98,17 @@ class Binding:
 
 
 class Request:
-    """One request, from its acceptance to its end. Owned by the task that made it; changed by the ledger alone."""
+    """One request, from its acceptance to its end. Owned by the task that made it; changed by the ledger alone.
+
+    Args:
+        wake: Called when it has ended.
+        deadline: When the ledger ends it.
+        queue_deadline: When the ledger ends it if it still waits for a worker.
+        chunk: Called with each chunk of a stream.
+        released: Called when the worker holds it no longer, which after a cancel is later than its end.
+        until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
+        time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
+    """
 
     __slots__ = (
         "attempt",
@@ -120,13 +130,16 @@ class Request:
         "priority",
         "queue_deadline",
         "queue_node",
+        "released",
         "result",
         "seats",
         "session",
         "share",
         "stream",
         "submitted_at",
+        "time_limit",
         "tool",
+        "until",
         "wake",
     )
 
@@ -148,6 +161,9 @@ class Request:
         stream: bool = False,
         credits: int = 0,
         chunk: Callable[[Payload], object] | None = None,
+        released: Callable[[], object] | None = None,
+        until: float = math.inf,
+        time_limit: float | None = None,
     ) -> None:
         self.id = id
         self.tool = tool
@@ -164,6 +180,9 @@ class Request:
         self.stream = stream
         self.credits = credits
         self.chunk = chunk
+        self.released = released
+        self.until = until
+        self.time_limit = time_limit
         self.phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None
@@ -436,6 +455,7 @@ class Ledger:
             if error is None or error.code != "request_cancelled":
                 self._late_replies += 1
             self._give_back(seats, seats.leaving, call_id)
+            _release(left)
         else:
             self._give_back(seats, seats.running, call_id)
             self._in_flight -= 1
@@ -491,6 +511,8 @@ class Ledger:
         self.cordon(seats)
         del self._all[seats]
         running = list(seats.running.values())
+        for request in seats.leaving.values():
+            _release(request)
         seats.running.clear()
         seats.leaving.clear()
         for request in running:
@@ -534,6 +556,10 @@ class Ledger:
         self._free[seats.load].pop(seats, None)
 
     def _start(self, request: Request, seats: Seats, now: float) -> None:
+        if request.time_limit is not None and not request.attempt:
+            request.deadline = min(request.deadline, now + request.time_limit)
+            self._wheel.remove(request)
+            self._wheel.add(request, request.deadline)
         placed = seats.open
         if placed:
             del self._free[seats.load][seats]
@@ -650,6 +676,11 @@ class Ledger:
     def _note_idle(self) -> None:
         if not self._in_flight:
             self._on_idle()
+
+
+def _release(request: Request) -> None:
+    if request.released is not None:
+        request.released()
 
 
 def _copy(error: SnakepitError) -> SnakepitError:

@@ -1,0 +1,87 @@
+"""A structured-concurrency runtime over a pool of worker processes that speak gRPC, for Trio and anyio.
+
+Names are imported on first use (PEP 562), so that a worker, which needs only the adapter's side, never imports the host's.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import BridgeConfig as BridgeConfig
+    from snakepit_trio.config import PoolConfig as PoolConfig
+    from snakepit_trio.config import RuntimeConfig as RuntimeConfig
+    from snakepit_trio.config import TlsConfig as TlsConfig
+    from snakepit_trio.errors import AuthenticationFailed as AuthenticationFailed
+    from snakepit_trio.errors import CircuitOpen as CircuitOpen
+    from snakepit_trio.errors import ConfigError as ConfigError
+    from snakepit_trio.errors import InvalidParameter as InvalidParameter
+    from snakepit_trio.errors import InvalidPayload as InvalidPayload
+    from snakepit_trio.errors import PoolClosed as PoolClosed
+    from snakepit_trio.errors import PoolNotFound as PoolNotFound
+    from snakepit_trio.errors import ProtocolMismatch as ProtocolMismatch
+    from snakepit_trio.errors import QueueFull as QueueFull
+    from snakepit_trio.errors import QueueTimeout as QueueTimeout
+    from snakepit_trio.errors import QuotaExceeded as QuotaExceeded
+    from snakepit_trio.errors import RequestCancelled as RequestCancelled
+    from snakepit_trio.errors import RequestTimeout as RequestTimeout
+    from snakepit_trio.errors import SessionNotFound as SessionNotFound
+    from snakepit_trio.errors import SessionWorkerUnavailable as SessionWorkerUnavailable
+    from snakepit_trio.errors import SnakepitError as SnakepitError
+    from snakepit_trio.errors import StreamingUnsupported as StreamingUnsupported
+    from snakepit_trio.errors import ToolError as ToolError
+    from snakepit_trio.errors import ToolExists as ToolExists
+    from snakepit_trio.errors import ToolNotFound as ToolNotFound
+    from snakepit_trio.errors import WorkerBusy as WorkerBusy
+    from snakepit_trio.errors import WorkerCrashed as WorkerCrashed
+    from snakepit_trio.errors import WorkerStartupError as WorkerStartupError
+    from snakepit_trio.errors import WouldDeadlock as WouldDeadlock
+    from snakepit_trio.errors import remote as remote
+    from snakepit_trio.observe.events import Event as Event
+    from snakepit_trio.pool.pool import Pool as Pool
+    from snakepit_trio.pool.stats import PoolStats as PoolStats
+    from snakepit_trio.pool.stats import WorkerInfo as WorkerInfo
+    from snakepit_trio.runtime import Runtime as Runtime
+    from snakepit_trio.runtime import open_pool as open_pool
+    from snakepit_trio.runtime import open_runtime as open_runtime
+    from snakepit_trio.runtime import run as run
+    from snakepit_trio.worker.adapter import Adapter as Adapter
+    from snakepit_trio.worker.adapter import tool as tool
+    from snakepit_trio.worker.context import ToolContext as ToolContext
+
+__version__ = "0.1.0"
+
+_MODULES = {
+    "config": ["BridgeConfig", "PoolConfig", "RuntimeConfig", "TlsConfig"],
+    "errors": [
+        "AuthenticationFailed", "CircuitOpen", "ConfigError", "InvalidParameter", "InvalidPayload", "PoolClosed",
+        "PoolNotFound", "ProtocolMismatch", "QueueFull", "QueueTimeout", "QuotaExceeded", "RequestCancelled",
+        "RequestTimeout", "SessionNotFound", "SessionWorkerUnavailable", "SnakepitError", "StreamingUnsupported",
+        "ToolError", "ToolExists", "ToolNotFound", "WorkerBusy", "WorkerCrashed", "WorkerStartupError", "WouldDeadlock",
+        "remote",
+    ],
+    "observe.events": ["Event"],
+    "pool.pool": ["Pool"],
+    "pool.stats": ["PoolStats", "WorkerInfo"],
+    "runtime": ["Runtime", "open_pool", "open_runtime", "run"],
+    "worker.adapter": ["Adapter", "tool"],
+    "worker.context": ["ToolContext"],
+}  # fmt: skip
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+
+__all__ = sorted(_WHERE)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

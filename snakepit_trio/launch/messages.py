@@ -1,0 +1,37 @@
+"""What a host and a starting worker tell each other over inherited pipes. The worker imports this and little else."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Boot", "Report"]
+
+
+class Boot(msgspec.Struct, kw_only=True):
+    """The first and only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
+
+    worker_id: str
+    run_id: str
+    pool: str
+    adapter: str
+    token: str
+    socket_dir: str | None
+    threads: int
+    worker_backend: str
+    host_backend: str
+    max_payload: int
+    #: Entries of ``sys.path`` that the worker puts before its own, so that it finds what the host finds.
+    path: list[str] = []
+
+
+class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """What a worker says on its report pipe, once, as JSON, before it closes it."""
+
+    #: "unix:PATH" or "tcp:HOST:PORT", where it is listening now.
+    address: str = ""
+    pid: int = 0
+    #: Why it can't start, when it can't: an error code of ``snakepit_trio.errors`` and what there is to say.
+    code: str = ""
+    message: str = ""
+    remote_types: list[str] = []
+    remote_traceback: str = ""

@@ -1,0 +1,89 @@
+"""Takes secrets out of text and values before they reach logs, events, errors or status pages.
+
+By name: the value of whatever is called password, token, api_key and the like. By pattern: bearer and basic credentials,
+URLs with credentials, well-known key formats, JSON Web Tokens, private-key blocks. What is too long is cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["MASK", "redact", "redact_value"]
+
+MASK = "[redacted]"
+#: Characters of one text that are kept, at most.
+LONGEST = 64 * 1024
+_DEEPEST = 20
+
+_NAME = (
+    r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|private[_-]?key|auth(?:orization)?"
+    r"|credentials?|cookie|session[_-]?key|client[_-]?secret|signature)"
+)
+# A name may stand inside a longer one: DB_PASSWORD, x-api-key-2.
+_SECRET_NAME = re.compile(rf"(?:^|[^a-z]){_NAME}s?(?:$|[^a-z])|{_NAME}$", re.IGNORECASE)
+
+# One look that clean text passes at the cost of a single scan.
+_SUSPECT = re.compile(
+    rf"{_NAME}|bearer|basic |://|sk-|gh[pousr]_|xox|AKIA|ASIA|eyJ|-----BEGIN|AIza|glpat-", re.IGNORECASE
+)
+
+_PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)", re.S),
+        MASK,
+    ),
+    (re.compile(r"\b(bearer|basic)(\s{1,8})[A-Za-z0-9._~+/=-]{6,}", re.I), rf"\1\2{MASK}"),
+    (re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)[^/\s:@\"']{0,256}:[^/\s@\"']{1,256}@", re.I), rf"\1{MASK}@"),
+    (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), MASK),
+    (re.compile(r"\b(?:sk|rk|pk)-[A-Za-z0-9_-]{12,}"), MASK),
+    (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"), MASK),
+    (re.compile(r"\bglpat-[A-Za-z0-9_-]{12,}"), MASK),
+    (re.compile(r"\bxox[abprs]-[A-Za-z0-9-]{10,}"), MASK),
+    (re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{12,}"), MASK),
+    (re.compile(r"\bAIza[A-Za-z0-9_-]{20,}"), MASK),
+    (
+        # name=value, "name": "value", name: value; the name may have a prefix or suffix.
+        re.compile(
+            rf"((?:[A-Za-z0-9]{{1,40}}[_-])?{_NAME}s?(?:[_-][A-Za-z0-9]{{1,20}})?[\"']?\s{{0,4}}(?:=|:|=>)\s{{0,4}})"
+            rf"(?!\[redacted\])(?:\"(?:[^\"\\]|\\.){{1,4096}}\"|'(?:[^'\\]|\\.){{1,4096}}'|(?!bearer|basic)[^\s\"',;&)}}\]]{{1,4096}})",
+            re.I,
+        ),
+        rf"\1{MASK}",
+    ),
+)
+
+
+def redact(text: str) -> str:
+    """The text without secrets, cut when it is too long. Idempotent; linear in the length of the text."""
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST]}[... {len(text) - LONGEST} characters left out ...]"
+    if not _SUSPECT.search(text):
+        return text
+    for pattern, replacement in _PATTERNS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether what has this name is to be kept secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def redact_value(value: Any, depth: int = 0) -> Any:
+    """The value without secrets: maps by the names of their keys, text by pattern, binary values by their size."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return f"<{len(value)} bytes>"
+    if depth > _DEEPEST:
+        return "..."
+    if isinstance(value, Mapping):
+        return {
+            key: MASK if isinstance(key, str) and is_secret_name(key) and item is not None else redact_value(item, depth + 1)
+            for key, item in value.items()
+        }
+    if isinstance(value, list | tuple | set | frozenset):
+        return type(value)(redact_value(item, depth + 1) for item in value) if type(value) in (list, tuple, set, frozenset) else [redact_value(item, depth + 1) for item in value]
+    return value

@@ -1,0 +1,107 @@
+"""Which of many entries expire next.
+
+Theory of operation
+-------------------
+Deadlines are rounded up to a grain of one millisecond and hashed into buckets by it, so that adding and removing are one
+dictionary operation each, however many entries there are. A heap holds the keys of the buckets. A bucket that has become
+empty is forgotten at once, its key when it comes up or when most of the heap's keys are dead: an entry with a deadline
+far away that is removed soon leaves nothing behind for long.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from typing import Any, Generic, Protocol, TypeVar
+
+__all__ = ["GRAIN", "DeadlineWheel", "Expiring"]
+
+#: Seconds. An entry expires at its deadline or at most this much later, never earlier.
+GRAIN = 0.001
+_PER_SECOND = 1000
+
+
+class Expiring(Protocol):
+    """What may be put in a wheel: the attribute is the wheel's."""
+
+    deadline_node: Any
+
+
+E = TypeVar("E", bound=Expiring)
+
+
+class DeadlineWheel(Generic[E]):
+    """Entries and their deadlines, in seconds of whatever clock the caller uses."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, dict[E, float]] = {}
+        self._keys: list[int] = []
+        self._known: set[int] = set()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __repr__(self) -> str:
+        return f"<DeadlineWheel {self._size} entries in {len(self._buckets)} buckets>"
+
+    def add(self, entry: E, deadline: float) -> None:
+        """Put an entry in, which is not in yet. One that never expires (infinity) is not kept."""
+        if deadline == math.inf:
+            entry.deadline_node = None
+            return
+        key = int(deadline * _PER_SECOND) + 1
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            bucket = self._buckets[key] = {}
+            if key not in self._known:
+                if len(self._keys) > 2 * len(self._buckets) + 64:
+                    self._rebuild()
+                else:
+                    self._known.add(key)
+                    heapq.heappush(self._keys, key)
+        bucket[entry] = deadline
+        entry.deadline_node = key
+        self._size += 1
+
+    def remove(self, entry: E) -> None:
+        """Take an entry out; does nothing when it is not in."""
+        key = entry.deadline_node
+        if key is None:
+            return
+        entry.deadline_node = None
+        bucket = self._buckets[key]
+        del bucket[entry]
+        self._size -= 1
+        if not bucket:
+            del self._buckets[key]
+
+    def move(self, entry: E, deadline: float) -> None:
+        """Give an entry another deadline."""
+        self.remove(entry)
+        self.add(entry, deadline)
+
+    def next_deadline(self) -> float:
+        """When :meth:`expire` has something to give, infinity when nothing is in."""
+        keys = self._keys
+        while keys and keys[0] not in self._buckets:
+            self._known.discard(heapq.heappop(keys))
+        return keys[0] / _PER_SECOND if keys else math.inf
+
+    def expire(self, now: float) -> list[E]:
+        """Take out the entries whose time has come, in the order of their deadlines."""
+        due: list[tuple[float, E]] = []
+        while self.next_deadline() <= now:
+            key = heapq.heappop(self._keys)
+            self._known.discard(key)
+            for entry, deadline in self._buckets.pop(key).items():
+                entry.deadline_node = None
+                due.append((deadline, entry))
+        self._size -= len(due)
+        due.sort(key=lambda item: item[0])
+        return [entry for _, entry in due]
+
+    def _rebuild(self) -> None:
+        self._keys = list(self._buckets)
+        heapq.heapify(self._keys)
+        self._known = set(self._keys)

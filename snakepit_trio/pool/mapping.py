@@ -1,0 +1,134 @@
+"""One tool over many inputs, a bounded number at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from typing import Any
+
+import anyio
+
+from snakepit_trio.errors import QueueFull, SnakepitError
+
+from .ledger import Phase, Request
+
+__all__ = ["MapResults"]
+
+
+class MapResults:
+    """The results of a map: an async iterator for one task.
+
+    The inputs are taken as the results are: at most ``limit`` of them are with the pool at any moment. No task runs for
+    it, so there is nothing to be left behind.
+    """
+
+    def __init__(
+        self,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: int,
+        ordered: bool,
+        return_errors: bool,
+        submit: Callable[[Mapping[str, Any], Callable[[], None]], Request],
+        take: Callable[[Request], Any],
+        cancel: Callable[[Request], None],
+    ) -> None:
+        self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        self._async = isinstance(inputs, AsyncIterable)
+        self._exhausted = False
+        self._limit = limit
+        self._ordered = ordered
+        self._return_errors = return_errors
+        self._submit = submit
+        self._take = take
+        self._cancel = cancel
+        # An input that was refused before it reached the pool stands here as its error.
+        self._under_way: deque[Request | SnakepitError] = deque()
+        self._ready: deque[Request | SnakepitError] = deque()
+        self._refused: Mapping[str, Any] | None = None
+        self._news = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<MapResults under_way={len(self._under_way)} ready={len(self._ready)}>"
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    async def __anext__(self) -> Any:
+        """Wait for the next result. A cancellation loses none.
+
+        Raises:
+            SnakepitError: What that input's call raised, unless errors are returned.
+        """
+        while True:
+            await self._refill()
+            found = self._next_done()
+            if found is not None:
+                return self._deliver(found)
+            if not self._under_way:
+                raise StopAsyncIteration
+            self._news = anyio.Event()
+            await self._news.wait()
+
+    def close(self) -> None:
+        """Cancel what is still under way."""
+        for request in [*self._under_way, *self._ready]:
+            if isinstance(request, Request):
+                self._cancel(request)
+        self._under_way.clear()
+        self._ready.clear()
+        self._exhausted = True
+
+    def _next_done(self) -> Request | SnakepitError | None:
+        if not self._ordered:
+            if not self._ready:
+                return None
+            done = self._ready.popleft()
+            self._under_way.remove(done)
+            return done
+        if self._under_way:
+            first = self._under_way[0]
+            if not isinstance(first, Request) or first.phase is Phase.DONE:
+                return self._under_way.popleft()
+        return None
+
+    def _deliver(self, done: Request | SnakepitError) -> Any:
+        try:
+            if not isinstance(done, Request):
+                raise done
+            return self._take(done)
+        except SnakepitError as exc:
+            if self._return_errors:
+                return exc
+            raise
+
+    async def _refill(self) -> None:
+        while not self._exhausted and len(self._under_way) < self._limit:
+            if self._refused is not None:
+                params, self._refused = self._refused, None
+            else:
+                try:
+                    params = await anext(self._inputs) if self._async else next(self._inputs)
+                except (StopIteration, StopAsyncIteration):
+                    self._exhausted = True
+                    return
+            cell: list[Request] = []
+
+            def wake(cell: list[Request] = cell) -> None:
+                self._ready.append(cell[0])
+                self._news.set()
+
+            try:
+                request: Request | SnakepitError = self._submit(params, wake)
+            except QueueFull:
+                if not self._under_way:
+                    raise
+                # Others have filled the queue: this input waits for one of ours to end.
+                self._refused = params
+                return
+            except SnakepitError as exc:
+                request = exc
+                self._ready.append(exc)
+            else:
+                cell.append(request)
+            self._under_way.append(request)

@@ -1,0 +1,295 @@
+"""Where requests wait: bounded, by priority with aging, fair, with a lane of its own for each pinned worker.
+
+Theory of operation
+-------------------
+A *lane* holds the requests that the same workers may run: one lane for those that any worker may run, one for each
+worker to which requests are pinned. A lane has a *level* for each priority that is waiting in it; a level is first in,
+first out, or, in a fair queue, goes round its shares (sessions or tenants).
+
+With aging, a request gains one priority level for each ``aging`` seconds that it has waited. The order of two requests
+never changes by that: the one with the smaller ``arrival / aging - priority`` goes first, now and later. The first of a
+level is its best, so the next request is found by comparing the first of each level: O(number of distinct priorities
+that are waiting), which is O(1) in the number of requests.
+
+Requests of one session never overtake each other. When a session's turn comes through a request that has an older sister
+in the same session, the older one takes the turn.
+
+Removing marks a place as dead; a level drops its dead places when they outnumber the living ones, so memory is bounded by
+what waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Hashable, Iterator
+from typing import Any, Generic, Protocol, TypeVar
+
+from snakepit_trio.errors import QueueFull
+
+__all__ = ["Queued", "RequestQueue"]
+
+
+class Queued(Protocol):
+    """What may wait in a queue. The attribute ``queue_node`` is the queue's."""
+
+    priority: int
+    session: str | None
+    share: str | None
+    pin: Any
+    queue_node: Any
+
+
+E = TypeVar("E", bound=Queued)
+
+
+class _Node(Generic[E]):
+    """A place in the queue."""
+
+    __slots__ = ("arrival", "entry", "lane", "level", "number")
+
+    def __init__(self, entry: E, number: int, arrival: float) -> None:
+        self.entry: E | None = entry
+        self.number = number
+        self.arrival = arrival
+        self.lane: _Lane[E]
+        self.level: _Level[E]
+
+
+class _Level(Generic[E]):
+    """The requests of one priority in one lane."""
+
+    __slots__ = ("dead", "live", "shares")
+
+    def __init__(self) -> None:
+        # Without fairness there is one share, None.
+        self.shares: dict[Hashable, deque[_Node[E]]] = {}
+        self.live = 0
+        self.dead = 0
+
+    def put(self, node: _Node[E], share: Hashable, *, front: bool) -> None:
+        places = self.shares.get(share)
+        if places is None:
+            places = self.shares[share] = deque()
+        if front:
+            places.appendleft(node)
+        else:
+            places.append(node)
+        self.live += 1
+
+    def first(self) -> _Node[E] | None:
+        while self.shares:
+            share, places = next(iter(self.shares.items()))
+            while places and places[0].entry is None:
+                places.popleft()
+                self.dead -= 1
+            if places:
+                return places[0]
+            del self.shares[share]
+        return None
+
+    def drop(self) -> None:
+        """A place has died."""
+        self.live -= 1
+        self.dead += 1
+        if self.dead > 32 and self.dead > self.live:
+            for share, places in list(self.shares.items()):
+                living = deque(node for node in places if node.entry is not None)
+                if living:
+                    self.shares[share] = living
+                else:
+                    del self.shares[share]
+            self.dead = 0
+
+    def turn(self) -> None:
+        """The share whose turn it was goes to the end."""
+        if len(self.shares) > 1:
+            share, places = next(iter(self.shares.items()))
+            del self.shares[share]
+            self.shares[share] = places
+
+
+class _Lane(Generic[E]):
+    """The requests that the same workers may run."""
+
+    __slots__ = ("levels", "live")
+
+    def __init__(self) -> None:
+        self.levels: dict[int, _Level[E]] = {}
+        self.live = 0
+
+
+class RequestQueue(Generic[E]):
+    """The queue of one pool.
+
+    Args:
+        max_queue: How many may wait; None means no limit, 0 that nobody may.
+        aging: Seconds of waiting that are worth one priority level; None means that priority is all.
+        fair: Requests of the same priority take turns by their ``share``.
+    """
+
+    def __init__(self, *, max_queue: int | None = None, aging: float | None = None, fair: bool = False) -> None:
+        self._limit = math.inf if max_queue is None else max_queue
+        self._aging = aging
+        self._fair = fair
+        self._any: _Lane[E] = _Lane()
+        self._pinned: dict[Any, _Lane[E]] = {}
+        self._sessions: dict[str, deque[_Node[E]]] = {}
+        self._numbers = itertools.count()
+        self._live = 0
+
+    def __len__(self) -> int:
+        return self._live
+
+    def __repr__(self) -> str:
+        return f"<RequestQueue {self._live} waiting, {len(self._pinned)} pinned lanes>"
+
+    def __iter__(self) -> Iterator[E]:
+        """What waits, lane by lane, by priority, oldest first."""
+        for lane in [self._any, *self._pinned.values()]:
+            for priority in sorted(lane.levels, reverse=True):
+                for places in lane.levels[priority].shares.values():
+                    for node in places:
+                        if node.entry is not None:
+                            yield node.entry
+
+    def push(self, entry: E, now: float) -> None:
+        """Put a request at the end of its level.
+
+        Raises:
+            QueueFull: As many wait as may; nothing is changed.
+        """
+        if self._live >= self._limit:
+            raise QueueFull(
+                f"{self._live} requests wait already, which is the limit",
+                details={"limit": self._limit, "queued": self._live},
+            )
+        self._put(_Node(entry, next(self._numbers), now), entry, front=False)
+
+    def push_front(self, entry: E, now: float) -> None:
+        """Put a request back that was taken out but never done: it keeps its place, whatever the limit."""
+        node = entry.queue_node
+        arrival = node.arrival if isinstance(node, _Node) else now
+        number = node.number if isinstance(node, _Node) else -1
+        self._put(_Node(entry, number, arrival), entry, front=True)
+
+    def has_for(self, worker: Any) -> bool:
+        """Whether anything waits that this worker may run."""
+        if self._any.live:
+            return True
+        lane = self._pinned.get(worker)
+        return lane is not None and lane.live > 0
+
+    def pop(self, now: float, worker: Any = None) -> E | None:
+        """Take out the next request that this worker may run, None when there is none."""
+        best: _Node[E] | None = None
+        best_key = (math.inf, math.inf)
+        for lane in (self._any, self._pinned.get(worker)):
+            if lane is None or not lane.live:
+                continue
+            for priority, level in list(lane.levels.items()):
+                node = level.first()
+                if node is None:
+                    del lane.levels[priority]
+                    continue
+                key = self._key(node, priority)
+                if key < best_key:
+                    best, best_key = node, key
+        if best is None:
+            return None
+        if self._fair:
+            best.level.turn()
+        chosen = self._eldest(best, worker)
+        entry = chosen.entry
+        assert entry is not None
+        self._take(chosen, entry)
+        return entry
+
+    def discard(self, entry: E) -> bool:
+        """Take a request out. Returns whether it was in."""
+        node = entry.queue_node
+        if not isinstance(node, _Node) or node.entry is not entry:
+            return False
+        self._take(node, entry)
+        return True
+
+    def drop_pin(self, pin: Any) -> list[E]:
+        """Take out all that is pinned to a worker, oldest first."""
+        lane = self._pinned.get(pin)
+        if lane is None:
+            return []
+        nodes = [
+            node
+            for level in lane.levels.values()
+            for places in level.shares.values()
+            for node in places
+            if node.entry is not None
+        ]
+        nodes.sort(key=lambda node: node.number)
+        entries = [node.entry for node in nodes if node.entry is not None]
+        for entry in entries:
+            self.discard(entry)
+        return entries
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _key(self, node: _Node[E], priority: int) -> tuple[float, float]:
+        if self._aging is None:
+            return -priority, node.number
+        return node.arrival / self._aging - priority, node.number
+
+    def _put(self, node: _Node[E], entry: E, *, front: bool) -> None:
+        if entry.pin is None:
+            lane = self._any
+        else:
+            found = self._pinned.get(entry.pin)
+            if found is None:
+                found = self._pinned[entry.pin] = _Lane()
+            lane = found
+        level = lane.levels.get(entry.priority)
+        if level is None:
+            level = lane.levels[entry.priority] = _Level()
+        level.put(node, entry.share if self._fair else None, front=front)
+        node.lane, node.level = lane, level
+        entry.queue_node = node
+        lane.live += 1
+        self._live += 1
+        if entry.session is not None:
+            sisters = self._sessions.get(entry.session)
+            if sisters is None:
+                sisters = self._sessions[entry.session] = deque()
+            if front:
+                sisters.appendleft(node)
+            else:
+                sisters.append(node)
+
+    def _eldest(self, node: _Node[E], worker: Any) -> _Node[E]:
+        assert node.entry is not None
+        session = node.entry.session
+        if session is None:
+            return node
+        sisters = self._sessions[session]
+        while sisters[0].entry is None:
+            sisters.popleft()
+        first = sisters[0]
+        assert first.entry is not None
+        return first if first.entry.pin is None or first.entry.pin == worker else node
+
+    def _take(self, node: _Node[E], entry: E) -> None:
+        node.entry = None
+        lane, level = node.lane, node.level
+        level.drop()
+        lane.live -= 1
+        self._live -= 1
+        if not level.live:
+            lane.levels.pop(entry.priority, None)
+        if not lane.live and entry.pin is not None:
+            self._pinned.pop(entry.pin, None)
+        session = entry.session
+        if session is not None:
+            sisters = self._sessions[session]
+            while sisters and sisters[0].entry is None:
+                sisters.popleft()
+            if not sisters:
+                del self._sessions[session]

@@ -1,0 +1,84 @@
+"""What a pool says of itself: frozen records, each a consistent picture of one moment."""
+
+from __future__ import annotations
+
+import attrs
+
+__all__ = ["PoolStats", "WorkerInfo"]
+
+
+@attrs.frozen(kw_only=True)
+class PoolStats:
+    """A pool at one moment.
+
+    ``accepted == completed + failed + cancelled + timed_out + in_flight + queued`` holds in every record.
+
+    Attributes:
+        size: How many workers the pool is meant to have.
+        ready: Workers that take calls, busy or not.
+        busy: Workers that hold at least one call.
+        queued: Requests that wait for a worker.
+        in_flight: Requests that a worker is running for a caller who waits.
+        accepted: Requests taken so far.
+        rejected: Requests refused so far, for a full queue, a closed pool or a busy session; not part of ``accepted``.
+        completed: Requests that ended with a result.
+        failed: Requests that ended with an error: the tool's, or the loss of their worker.
+        cancelled: Requests whose caller went away first.
+        timed_out: Requests whose ``timeout`` or ``queue_timeout`` was spent.
+        restarts: Workers started in place of one that ended unbidden.
+        late_replies: Replies that came after their caller had gone, and were dropped.
+        cancel_set_size: Ids of cancelled requests that are remembered at the moment.
+    """
+
+    size: int
+    ready: int
+    busy: int
+    queued: int
+    in_flight: int
+    accepted: int
+    rejected: int
+    completed: int
+    failed: int
+    cancelled: int
+    timed_out: int
+    restarts: int
+    late_replies: int
+    cancel_set_size: int
+
+
+@attrs.frozen(kw_only=True)
+class WorkerInfo:
+    """A worker at one moment.
+
+    Attributes:
+        id: Opaque, unique to this incarnation.
+        slot: The worker's place in the pool, from 0.
+        incarnation: How many workers this slot has had, this one included.
+        pool: The pool's name.
+        pid: The process id; 0 before there is one.
+        address: Where the worker listens, as it said itself; ``""`` before it did.
+        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"draining"``, ``"stopped"``, ``"crashed"``, or ``"failed"``
+            for a slot that has used up its restarts.
+        started_at: Wall-clock time of the start, in seconds since the epoch.
+        requests: Calls that have come to an end in it.
+        in_flight: Calls that it holds.
+        rss: Resident memory in bytes, as last reported; 0 when not known yet.
+        last_heartbeat: Wall-clock time of its last sign of life; None before the first.
+        tainted: It has shown a fault and gets no new calls.
+        reason: Why it is in this state, when there is something to say.
+    """
+
+    id: str
+    slot: int
+    incarnation: int
+    pool: str
+    pid: int
+    address: str
+    state: str
+    started_at: float
+    requests: int
+    in_flight: int
+    rss: int
+    last_heartbeat: float | None
+    tainted: bool
+    reason: str = ""

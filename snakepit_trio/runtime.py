@@ -1,0 +1,216 @@
+"""The runtime: the root nursery that everything hangs on, and the two ways to open one."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+import sniffio
+
+from snakepit_trio.config import PoolConfig, RuntimeConfig
+from snakepit_trio.errors import PoolNotFound, ToolNotFound, WorkerStartupError
+from snakepit_trio.launch.local import local_launcher
+from snakepit_trio.observe.events import EventBus
+from snakepit_trio.observe.redaction import redact
+from snakepit_trio.pool.pool import Pool, PoolParts
+from snakepit_trio.wire import failures
+from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
+from snakepit_trio.wire.transports import make_wire
+from snakepit_trio.workers.registry import open_run
+
+if TYPE_CHECKING:
+    from snakepit_trio.wire.connection import Wire
+    from snakepit_trio.workers.registry import Run
+    from snakepit_trio.workers.worker import Worker
+
+__all__ = ["Runtime", "open_pool", "open_runtime", "run"]
+
+_log = logging.getLogger(__name__)
+
+#: How long closing may take after a body that was cancelled, in seconds: the workers are asked to stop, then killed.
+_CANCELLED_CLOSE = 1.0
+
+
+class Runtime:
+    """Pools and what they share. Made by :func:`open_runtime`.
+
+    Attributes:
+        config: Its configuration.
+        events: What happens in it; ``events.subscribe(...)``.
+        run_id: Its identity on this machine.
+    """
+
+    def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str) -> None:
+        self.config = config
+        self.events = EventBus()
+        self.run_id: str = run.run_id
+        self._run = run
+        self._wire = wire
+        self._backend = backend
+        self._pools: dict[str, Pool] = {}
+        self._ids = itertools.count(1)
+        self._token = secrets.token_urlsafe(32)
+
+    def __repr__(self) -> str:
+        return f"<Runtime {self.run_id} {list(self._pools.values())}>"
+
+    @property
+    def pools(self) -> Mapping[str, Pool]:
+        """The pools by name."""
+        return dict(self._pools)
+
+    def pool(self, name: str = "default") -> Pool:
+        """The pool of this name.
+
+        Raises:
+            PoolNotFound: There is none.
+        """
+        try:
+            return self._pools[name]
+        except KeyError:
+            raise PoolNotFound(
+                f"there is no pool {name!r}; there are {', '.join(map(repr, self._pools)) or 'none'}",
+                details={"pool": name},
+            ) from None
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    async def _open(self, nursery: anyio.abc.TaskGroup, stack: AsyncExitStack) -> None:
+        starting = anyio.Semaphore(max(2, 2 * (os.cpu_count() or 1)))
+        failed: list[WorkerStartupError] = []
+
+        async def open_one(pool: Pool) -> None:
+            try:
+                await pool.open(nursery)
+            except WorkerStartupError as exc:
+                failed.append(exc)
+                _log.error("%s", exc.message, extra={"pool": pool.name})
+
+        for config in self.config.pools:
+            launcher = await stack.enter_async_context(local_launcher(config.start_method))
+            parts = PoolParts(
+                run_id=self.run_id,
+                token=self._token,
+                socket_dir=str(self._run.run_dir) if hasattr(os, "fork") else None,
+                backend=self._backend,
+                launcher=launcher,
+                wire=self._wire,
+                events=self.events,
+                ids=self._ids,
+                redact=redact,
+                host_call=self._host_call,
+                starting=starting,
+            )
+            self._pools[config.name] = Pool(config, parts, self)
+        async with anyio.create_task_group() as opening:
+            for pool in self._pools.values():
+                opening.start_soon(open_one, pool)
+        if failed and len(failed) == len(self._pools):
+            raise failed[0]
+
+    async def _close(self, *, drain: bool) -> None:
+        async with anyio.create_task_group() as closing:
+            for pool in self._pools.values():
+                closing.start_soon(self._close_pool, pool, drain)
+
+    async def _close_pool(self, pool: Pool, drain: bool) -> None:
+        killed = await pool.aclose(drain=drain)
+        if killed:
+            _log.warning("pool %s: had to kill %s", pool.name, ", ".join(killed), extra={"pool": pool.name})
+
+    def _host_call(self, pool: Pool, worker: Worker, call: HostCall | HostCancel) -> None:
+        if isinstance(call, HostCall):
+            error = ToolNotFound(f"the host has no tool {call.name!r}", details={"tool": call.name})
+            worker.host_reply(HostReply(call.id, None, failures.to_info(error)))
+
+
+@asynccontextmanager
+async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
+    """Open pools, wait until they are ready, and close them when the block ends.
+
+    When the block ends in good order, running requests may end within each pool's ``stop_grace``; a block that raised or
+    was cancelled skips that. What the block raises leaves unwrapped. Afterwards nothing is left: no task, process,
+    socket, file, shared memory.
+
+    Raises:
+        WorkerStartupError: No pool has got a worker. When only some have not, their requests fail with that reason and
+            the others serve.
+        ConfigError: The configuration does not fit this event loop.
+    """
+    backend = sniffio.current_async_library()
+    wire = make_wire(config.wire, backend)
+    raised: BaseException | None = None
+    async with AsyncExitStack() as stack:
+        run = stack.enter_context(open_run(config.state_dir))
+        await stack.enter_async_context(wire)
+        runtime = Runtime(config, run, wire, backend)
+        stack.callback(runtime.events.close)
+        try:
+            async with anyio.create_task_group() as nursery:
+                try:
+                    await runtime._open(nursery, stack)
+                    yield runtime
+                    await runtime._close(drain=True)
+                except BaseException as exc:
+                    cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
+                    with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCELLED_CLOSE):
+                        await runtime._close(drain=False)
+                    if cancelled:
+                        raise
+                    # Raised again below, outside of the nursery, which would wrap it in a group.
+                    raised = exc
+                nursery.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            if raised is None:
+                raise
+            _log.error("the runtime failed while it was closing", exc_info=group)
+    if raised is not None:
+        raise raised
+
+
+@asynccontextmanager
+async def open_pool(adapter: str | PoolConfig, **options: Any) -> AsyncIterator[Pool]:
+    """Open a runtime with one pool.
+
+    ``async with open_pool("my_module:Math", size=4) as pool: ...``
+
+    Args:
+        adapter: The adapter's reference, or a whole :class:`~snakepit_trio.PoolConfig`.
+        options: Any field of :class:`~snakepit_trio.PoolConfig`.
+
+    Raises:
+        ConfigError: An option is unknown or refused.
+        WorkerStartupError: No worker could start; ``details`` name the pool and the reason.
+    """
+    config = adapter if isinstance(adapter, PoolConfig) else PoolConfig(adapter=adapter, **options)
+    async with open_runtime(RuntimeConfig(pools=[config])) as runtime:
+        yield runtime.pool(config.name)
+
+
+def run(
+    main: Callable[[Runtime], Awaitable[Any]], config: RuntimeConfig | PoolConfig | str, *, backend: str = "trio"
+) -> int:
+    """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
+
+    SIGINT and SIGTERM cancel ``main`` and close the runtime in order; a second one ends the workers at once.
+
+    Returns:
+        What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
+        printed), 2 for a configuration that is refused, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's
+        number, as shells count).
+    """
+    from snakepit_trio._script import run_script
+
+    if isinstance(config, str):
+        config = PoolConfig(adapter=config)
+    if isinstance(config, PoolConfig):
+        config = RuntimeConfig(pools=[config])
+    return run_script(main, config, open_runtime, backend)
+

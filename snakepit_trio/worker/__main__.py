@@ -1,0 +1,25 @@
+"""``python -m snakepit_trio.worker``: a worker process, started by its host and not by hand."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import sys
+
+from .boot import run_worker
+
+
+def main() -> int:
+    """Parse the command line and be a worker."""
+    parser = argparse.ArgumentParser(prog="snakepit_trio.worker", description="Started by its host, not by hand.")
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--worker", required=True)
+    parser.add_argument("--lifeline", type=int, required=True)
+    parser.add_argument("--report", type=int, required=True)
+    options = parser.parse_args()
+    faulthandler.enable()
+    return run_worker(options.lifeline, options.report)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

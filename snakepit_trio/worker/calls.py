@@ -1,0 +1,280 @@
+"""The calls that a worker holds, and the ways in which one ends.
+
+A :class:`Call` is touched by two threads: the I/O thread makes it, cancels it and gives it credits; the thread that runs
+the tool does the rest. What both touch is guarded by the call's condition, or is a single assignment.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.errors import RequestCancelled, RequestTimeout, SnakepitError
+from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.frames import Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
+
+from .context import ToolContext
+
+if TYPE_CHECKING:
+    from .toolbox import Tool
+
+__all__ = ["Call", "HostCalls"]
+
+
+class Call:
+    """One call in a worker.
+
+    Attributes:
+        id: The host's number for it.
+        tool: What to run.
+        payload: The encoded arguments.
+        stream: Chunks are wanted.
+        deadline: On the clock of ``time.monotonic``; None when it has none.
+        cancelled: The caller is gone.
+        wake: Set by whoever runs the call on an event loop: called, in the I/O thread, after a cancel or a credit.
+    """
+
+    __slots__ = (
+        "_credits",
+        "_lock",
+        "_send",
+        "cancelled",
+        "context",
+        "deadline",
+        "host_calls",
+        "id",
+        "limit",
+        "payload",
+        "stream",
+        "tool",
+        "wake",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        tool: Tool,
+        payload: Payload,
+        *,
+        send: Callable[[Frame], None],
+        host_calls: HostCalls,
+        stream: bool,
+        credits: int,
+        timeout: float | None,
+        limit: int,
+        request_id: str,
+        session_id: str | None,
+        worker_id: str,
+        attempt: int,
+        metadata: Mapping[str, str],
+    ) -> None:
+        self.id = id
+        self.tool = tool
+        self.payload = payload
+        self.stream = stream
+        self.limit = limit
+        self.host_calls = host_calls
+        self.cancelled = False
+        self.wake: Callable[[], None] | None = None
+        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self._credits = credits
+        self._lock = threading.Condition()
+        self._send = send
+        self.context = ToolContext(
+            self,
+            request_id=request_id,
+            session_id=session_id,
+            worker_id=worker_id,
+            attempt=attempt,
+            metadata=metadata,
+            deadline=self.deadline,
+        )
+
+    # ---- from the I/O thread -----------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """The caller is gone."""
+        with self._lock:
+            self.cancelled = True
+            self._lock.notify_all()
+        self.host_calls.cancel(self)
+        if self.wake is not None:
+            self.wake()
+
+    def credit(self, chunks: int) -> None:
+        """The consumer has room for more chunks."""
+        with self._lock:
+            self._credits += chunks
+            self._lock.notify_all()
+        if self.wake is not None:
+            self.wake()
+
+    # ---- from the thread that runs the tool ----------------------------------------------------------
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """Decode and bind the arguments.
+
+        Raises:
+            RequestCancelled: The caller is gone already.
+            InvalidPayload, InvalidParameter: They are no arguments for this tool.
+        """
+        if self.cancelled:
+            raise RequestCancelled("cancelled before it began")
+        params = codec.decode(self.payload, what="params", limit=self.limit)
+        self.payload = Payload(0, b"")
+        return self.tool.bind(params, self.context)
+
+    def take_credit(self) -> bool | None:
+        """True when a chunk may be made now, False when there is no room, None when the caller is gone."""
+        with self._lock:
+            if self.cancelled:
+                return None
+            if not self._credits:
+                return False
+            self._credits -= 1
+            return True
+
+    def wait_credit(self) -> bool:
+        """Block the thread until a chunk may be made. Returns False when the caller is gone."""
+        with self._lock:
+            while not self._credits and not self.cancelled:
+                self._lock.wait()
+            self._credits -= 1
+            return not self.cancelled
+
+    def chunk(self, value: Any) -> None:
+        """Send a chunk."""
+        self._send(Chunk(self.id, codec.encode_result(value, what="chunk", limit=self.limit)))
+
+    def finish(self, value: Any) -> None:
+        """The tool has returned."""
+        try:
+            payload = codec.encode_result(value, limit=self.limit)
+        except SnakepitError as exc:
+            self.fail(exc)
+        else:
+            self._send(Reply(self.id, payload))
+
+    def end_stream(self) -> None:
+        """The generator has ended, or was closed because the caller is gone."""
+        if self.cancelled:
+            self.fail(RequestCancelled("cancelled"))
+        else:
+            self._send(Reply(self.id))
+
+    def fail(self, exc: BaseException) -> None:
+        """The tool has raised."""
+        from snakepit_trio.observe.redaction import redact
+
+        self._send(Reply(self.id, None, failures.describe_exception(exc, redact=redact)))
+
+    def emit(self, name: str, measurements: dict[str, float], metadata: dict[str, Any]) -> None:
+        """Send an event."""
+        self._send(Emit(self.id, name, codec.encode([measurements, metadata], what="event", limit=self.limit)))
+
+    def send(self, frame: Frame) -> None:
+        """Send any other frame that belongs to this call."""
+        self._send(frame)
+
+
+class _Pending:
+    """A call to the host that somebody waits for."""
+
+    __slots__ = ("call", "done", "reply")
+
+    def __init__(self, call: Call, done: Callable[[], object]) -> None:
+        self.call = call
+        self.done = done
+        self.reply: HostReply | None = None
+
+
+class HostCalls:
+    """The calls to the host that are under way, of all tools.
+
+    Args:
+        portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
+    """
+
+    def __init__(self, portal: Callable[[], Callable[[Callable[[], object]], object]]) -> None:
+        self._portal = portal
+        self._ids = itertools.count(1)
+        self._pending: dict[int, _Pending] = {}
+
+    def resolve(self, reply: HostReply) -> None:
+        """The host has answered. Called in the I/O thread."""
+        pending = self._pending.pop(reply.id, None)
+        if pending is not None:
+            pending.reply = reply
+            pending.done()
+
+    def cancel(self, call: Call) -> None:
+        """The call that these belong to was cancelled: nobody is left waiting. Called in the I/O thread."""
+        for id, pending in list(self._pending.items()):
+            if pending.call is call and self._pending.pop(id, None) is not None:
+                pending.done()
+
+    async def call(self, call: Call, name: str, params: Mapping[str, Any] | None, timeout: float | None) -> Any:
+        """Call the host and wait on the event loop."""
+        import anyio
+
+        answered = anyio.Event()
+        run_soon = self._portal()
+        id, pending = self._begin(call, name, params, timeout, lambda: run_soon(answered.set))
+        try:
+            with anyio.move_on_after(self._time_left(call, timeout)):
+                await answered.wait()
+        finally:
+            self._end(id, call)
+        return self._answer(call, pending, name)
+
+    def call_sync(self, call: Call, name: str, params: Mapping[str, Any] | None, timeout: float | None) -> Any:
+        """Call the host and block the thread."""
+        answered = threading.Event()
+        id, pending = self._begin(call, name, params, timeout, answered.set)
+        try:
+            answered.wait(self._time_left(call, timeout))
+        finally:
+            self._end(id, call)
+        return self._answer(call, pending, name)
+
+    def _begin(
+        self,
+        call: Call,
+        name: str,
+        params: Mapping[str, Any] | None,
+        timeout: float | None,
+        done: Callable[[], object],
+    ) -> tuple[int, _Pending]:
+        call.context.raise_if_cancelled()
+        payload = codec.encode(dict(params or {}), limit=call.limit)
+        id = next(self._ids)
+        pending = self._pending[id] = _Pending(call, done)
+        left = self._time_left(call, timeout)
+        call.send(HostCall(id, call.id, name, payload, 0 if left is None else max(1, int(left * 1e6))))
+        return id, pending
+
+    def _end(self, id: int, call: Call) -> None:
+        if self._pending.pop(id, None) is not None:
+            call.send(HostCancel(id))
+
+    @staticmethod
+    def _time_left(call: Call, timeout: float | None) -> float | None:
+        left = call.context.deadline
+        if timeout is None or left is None:
+            return left if timeout is None else timeout
+        return min(left, timeout)
+
+    @staticmethod
+    def _answer(call: Call, pending: _Pending, name: str) -> Any:
+        reply = pending.reply
+        if reply is None:
+            call.context.raise_if_cancelled()
+            raise RequestTimeout(
+                f"the host tool {name!r} did not answer in time", details={"phase": "host_call", "tool": name}
+            )
+        if reply.error is not None:
+            raise failures.from_info(reply.error)
+        return None if reply.payload is None else codec.decode(reply.payload, what="result", limit=call.limit)

@@ -1,0 +1,102 @@
+"""What a tool knows of its call, and how it talks back to the host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.errors import RequestCancelled
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+__all__ = ["ToolContext"]
+
+
+class ToolContext:
+    """The call that a tool runs under. A parameter annotated with this class gets it.
+
+    Attributes:
+        request_id: The request's id, the same as in the host's events.
+        session_id: The caller's session, None without one.
+        worker_id: The worker's id, the same as in ``pool.workers()``.
+        attempt: 1 on the first try, more when a worker died under an idempotent call.
+        metadata: The text that the caller gave.
+    """
+
+    __slots__ = ("_call", "_deadline", "attempt", "metadata", "request_id", "session_id", "worker_id")
+
+    def __init__(
+        self,
+        call: Call,
+        *,
+        request_id: str,
+        session_id: str | None,
+        worker_id: str,
+        attempt: int,
+        metadata: Mapping[str, str],
+        deadline: float | None,
+    ) -> None:
+        self._call = call
+        self._deadline = deadline
+        self.request_id = request_id
+        self.session_id = session_id
+        self.worker_id = worker_id
+        self.attempt = attempt
+        self.metadata = metadata
+
+    def __repr__(self) -> str:
+        return f"<ToolContext {self.request_id} attempt={self.attempt}>"
+
+    @property
+    def deadline(self) -> float | None:
+        """Seconds left until the request's deadline, not below 0; None when it has none."""
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether the caller is gone. A sync tool that runs for long looks at this now and then."""
+        return self._call.cancelled
+
+    def raise_if_cancelled(self) -> None:
+        """Leave the tool when the caller is gone.
+
+        Raises:
+            RequestCancelled: It is.
+        """
+        if self._call.cancelled:
+            raise RequestCancelled("the caller is gone")
+
+    async def call_host(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Call a tool of the host, from an async tool. Takes part in the request's deadline; a cancel goes along.
+
+        Args:
+            name: The host tool's name.
+            params: Its arguments by name.
+            timeout: Seconds that this call may take.
+
+        Raises:
+            ToolNotFound: The host has no such tool.
+            ToolError: It raised.
+            InvalidParameter: An argument can't be sent; nothing was.
+            RequestTimeout: It took too long.
+        """
+        return await self._call.host_calls.call(self._call, name, params, timeout)
+
+    def call_host_sync(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """The same as :meth:`call_host`, from a sync tool: its thread waits."""
+        return self._call.host_calls.call_sync(self._call, name, params, timeout)
+
+    def emit(
+        self,
+        event: str,
+        measurements: Mapping[str, float] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Emit an event; it arrives in ``runtime.events`` with this worker's and request's ids.
+
+        Raises:
+            InvalidParameter: The measurements or the metadata can't be sent.
+        """
+        self._call.emit(event, dict(measurements or {}), dict(metadata or {}))

@@ -1,0 +1,75 @@
+"""The worker ends when its host does, whatever the worker is doing then.
+
+The host holds the write end of a pipe and nobody else does, so the pipe hangs up when the host is gone, however it went.
+On Linux the kernel is asked to send SIGKILL to the worker's whole process group at that moment (``O_ASYNC`` with
+``F_SETSIG`` and ``F_SETOWN``, see fcntl(2)): no thread has to run for it, so it also reaches C code that holds the GIL, and
+the worker's children. Elsewhere a thread waits for the hang-up; :meth:`Lifeline.close` ends and joins it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import signal
+import sys
+import threading
+
+__all__ = ["Lifeline"]
+
+
+def _hung_up(fd: int, timeout: float | None) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)  # POLLHUP is always reported.
+    return bool(poll.poll(timeout if timeout is None else timeout * 1000))
+
+
+def _die() -> None:
+    try:
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+    finally:
+        os._exit(1)
+
+
+class Lifeline:
+    """The read end of the pipe, armed. The process must lead a process group of its own.
+
+    Args:
+        fd: The read end; owned from here on. Everything that was written to it has been read.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._thread: threading.Thread | None = None
+        os.set_inheritable(fd, False)
+        if sys.platform == "linux":
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+            fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+        else:
+            self._wake_read, self._wake_write = os.pipe()
+            self._thread = threading.Thread(target=self._watch, name="snakepit-lifeline")
+            self._thread.start()
+        # A host that went before this was armed sends no signal.
+        if _hung_up(fd, 0):
+            _die()
+
+    def _watch(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, 0)
+        poll.register(self._wake_read, select.POLLIN)
+        for fd, _ in poll.poll():
+            if fd == self._wake_read:
+                return
+        _die()
+
+    def close(self) -> None:
+        """Disarm, for an end in good order."""
+        if self._thread is not None:
+            os.write(self._wake_write, b"x")
+            self._thread.join()
+            os.close(self._wake_read)
+            os.close(self._wake_write)
+        else:
+            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_ASYNC)
+        os.close(self._fd)

@@ -1,0 +1,219 @@
+"""A worker process from its boot message to its exit code.
+
+Two threads: the I/O thread runs an asyncio loop with the gRPC server and never any user code, so that heartbeats are
+answered whatever a tool does; the main thread runs user code by way of a runner. The main thread starts the I/O thread
+and joins it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.errors import SnakepitError, qualified_name
+from snakepit_trio.launch.messages import Boot, Report
+from snakepit_trio.observe.redaction import redact
+from snakepit_trio.wire import failures
+
+from .adapter import load_adapter
+from .backend import choose_backend
+from .runners import LoopRunner, Runner, SyncRunner
+from .service import PipeServer, WorkerService
+from .toolbox import find_tools, toolbox_is_async
+
+if TYPE_CHECKING:
+    from .toolbox import Tool
+
+__all__ = ["EXIT_STUCK", "run"]
+
+#: Exit code of a worker whose host is gone while a tool can't be stopped.
+EXIT_STUCK = 70
+#: How long tools may take to stop once the host is gone, in seconds.
+_GONE_GRACE = 5.0
+#: How long the host may take to open its exchange, in seconds.
+_OPEN_TIME = 60.0
+
+
+def run(boot: Boot, report: Callable[[Report], None]) -> int:
+    """Be a worker until the host asks for the end, or is gone. Returns the exit code.
+
+    Args:
+        boot: What to be.
+        report: Called once: with the address when the worker can take calls, or with the reason why it never will.
+    """
+    # The terminal's Ctrl-C is the host's to handle.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("grpclib.server", "grpclib.protocol"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        module, target = load_adapter(boot.adapter)
+        tools = find_tools(target)
+    except (Exception, SystemExit) as exc:
+        report(_failed(exc))
+        return 1
+    backend = choose_backend(boot.worker_backend, module, boot.host_backend)
+    runner: Runner
+    if toolbox_is_async(target, tools):
+        runner = LoopRunner(backend, boot.threads)
+    else:
+        runner = SyncRunner(boot.threads)
+    io = _IoThread(boot, tools, runner, backend, target)
+    signal.signal(signal.SIGTERM, lambda *_: io.request_stop())
+    setting_up = True
+
+    def ready() -> None:
+        nonlocal setting_up
+        setting_up = False
+        address = io.start()
+        report(Report(address=address, pid=os.getpid()))
+
+    try:
+        runner.main(getattr(target, "setup", None) or _nothing, ready, getattr(target, "teardown", None) or _nothing)
+    except (Exception, SystemExit) as exc:
+        if setting_up:
+            report(_failed(exc))
+            return 1
+        raise
+    finally:
+        io.join()
+    return 0
+
+
+def _nothing() -> None:
+    """The setup and teardown of an adapter that has none."""
+
+
+def _failed(exc: BaseException) -> Report:
+    info = failures.describe_exception(exc, redact=redact)
+    if isinstance(exc, SnakepitError):
+        return Report(code="worker_startup", message=info.message, remote_types=[qualified_name(type(exc))])
+    name = info.remote_types[0].removeprefix("builtins.")
+    return Report(
+        code="worker_startup",
+        message=f"{name}: {info.remote_message}" if info.remote_message else name,
+        remote_types=list(info.remote_types),
+        remote_traceback=info.remote_traceback,
+    )
+
+
+class _IoThread:
+    """The thread of the gRPC server."""
+
+    def __init__(self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any) -> None:
+        self._boot = boot
+        self._tools = tools
+        self._runner = runner
+        self._backend = backend
+        self._health = getattr(target, "health", None)
+        self._thread = threading.Thread(target=self._run, name="snakepit-io")
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._address = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._service: WorkerService | None = None
+
+    def start(self) -> str:
+        """Start it; returns the address on which it listens.
+
+        Raises:
+            OSError: It can't listen.
+        """
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            raise self._failure
+        return self._address
+
+    def request_stop(self) -> None:
+        """Begin an orderly stop, from any thread or a signal handler."""
+        loop, service = self._loop, self._service
+        if loop is not None and service is not None:
+            loop.call_soon_threadsafe(service.stop, 1.0)
+        else:
+            os._exit(0)
+
+    def join(self) -> None:
+        """Let it write what is left, and wait until it has ended."""
+        if self._thread.ident is None:
+            return
+        if self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._done.set)
+            except RuntimeError:
+                pass  # It has ended by itself.
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._main())
+        except BaseException as exc:
+            self._failure = exc
+            if not self._started.is_set():
+                self._started.set()
+                return
+            raise
+
+    async def _main(self) -> None:
+        self._done = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        service = WorkerService(
+            self._boot,
+            self._tools,
+            self._runner,
+            backend=self._backend,
+            health=self._check_health if callable(self._health) else None,
+            on_stop=self._on_stop,
+            on_drained=self._runner.stop,
+        )
+        server = PipeServer([service])
+        directory = self._boot.socket_dir
+        if directory is not None:
+            path = os.path.join(directory, f"{secrets.token_hex(6)}.sock")
+            await server.start(path=path)
+            self._address = f"unix:{path}"
+        else:
+            sock = socket.create_server(("127.0.0.1", 0))
+            await server.start(sock=sock)
+            self._address = f"tcp:127.0.0.1:{sock.getsockname()[1]}"
+        self._service, self._loop = service, loop
+        unopened = loop.call_later(_OPEN_TIME, lambda: service.opened.is_set() or service.stop(0.0))
+        self._started.set()
+        try:
+            await self._done.wait()
+            service.flush()
+            await asyncio.sleep(0)
+        finally:
+            unopened.cancel()
+            server.close()
+            await server.wait_closed()
+            if directory is not None:
+                try:
+                    os.unlink(path)
+                except FileNotFoundError:
+                    pass
+
+    def _on_stop(self) -> None:
+        assert self._service is not None and self._loop is not None
+        # A tool that never returns keeps the main thread for ever; the host kills us then, if there is one.
+        self._loop.call_later(_GONE_GRACE, self._give_up, self._service)
+
+    @staticmethod
+    def _give_up(service: WorkerService) -> None:
+        if service.abandoned:
+            os._exit(EXIT_STUCK)
+
+    async def _check_health(self) -> bool:
+        """Ask the adapter. Only a sync hook: an async one belongs to the tools' event loop."""
+        assert self._health is not None
+        if inspect.iscoroutinefunction(self._health):
+            return True
+        found = await asyncio.to_thread(self._health)
+        return found is not False

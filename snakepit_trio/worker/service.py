@@ -1,0 +1,413 @@
+"""The gRPC services of a worker. Everything here runs in the I/O thread's event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import grpclib.server
+from grpclib.const import Cardinality, Status
+from grpclib.const import Handler as RpcHandler
+from grpclib.exceptions import GRPCError
+
+from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.generated.snakepit.v1 import (
+    ExecuteRequest,
+    ExecuteResponse,
+    HandshakeRequest,
+    HandshakeResponse,
+    ToolSpec,
+)
+from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+from snakepit_trio.wire.pipe import FramePipe, PipeProtocol
+from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+
+from .calls import Call, HostCalls
+
+if TYPE_CHECKING:
+    from snakepit_trio.launch.messages import Boot
+
+    from .runners import Runner
+    from .toolbox import Tool
+
+__all__ = ["PipeServer", "WorkerService"]
+
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+#: Room for the frame around a payload, in bytes.
+_FRAME_OVERHEAD = 64 * 1024
+
+
+class PipeServer(grpclib.server.Server):
+    """grpclib's server on connections that a FramePipe can take over."""
+
+    def _protocol_factory(self) -> PipeProtocol:
+        made = super()._protocol_factory()
+        return PipeProtocol(made.handler, made.config, made.h2_config)
+
+
+class _Bytes:
+    """Raw messages for grpclib's codec, which asks its messages for these two methods."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def SerializeToString(self) -> bytes:  # noqa: N802
+        return self.data
+
+    @classmethod
+    def FromString(cls, data: bytes) -> _Bytes:  # noqa: N802
+        return cls(data)
+
+
+class WorkerService:
+    """WorkerService and Health, over one runner.
+
+    Args:
+        boot: What this worker is to be.
+        tools: What it offers.
+        runner: Where calls run.
+        backend: What the handshake calls the event loop.
+        health: Asks the adapter whether it is well; may be awaited.
+        on_stop: Called once, when the host has asked for the end or is gone.
+        on_drained: Called once, when after that no call is left.
+    """
+
+    def __init__(
+        self,
+        boot: Boot,
+        tools: list[Tool],
+        runner: Runner,
+        *,
+        backend: str,
+        health: Callable[[], Any] | None,
+        on_stop: Callable[[], None],
+        on_drained: Callable[[], None],
+    ) -> None:
+        self._boot = boot
+        self._tools = tools
+        self._by_name = {tool.name: tool for tool in tools}
+        self._runner = runner
+        self._backend = backend
+        self._health = health
+        self._on_stop = on_stop
+        self._on_drained: Callable[[], None] | None = on_drained
+        self._loop = asyncio.get_running_loop()
+        self._expected = f"Bearer {boot.token}".encode()
+        self._prefix = ""
+        self._pipe: FramePipe | None = None
+        self._calls: dict[int, Call] = {}
+        self._plain_ids = itertools.count(1 << 62)
+        self._host_calls = HostCalls(runner.portal)
+        self._outbox: deque[frames.Frame] = deque()
+        self._waking = False
+        self._stopping = False
+        self.opened = asyncio.Event()
+
+    def __mapping__(self) -> dict[str, RpcHandler]:
+        service = "/snakepit.v1.WorkerService/"
+        unary, server_stream, both = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM
+        return {
+            service + "Handshake": RpcHandler(self._handshake, unary, HandshakeRequest, HandshakeResponse),
+            service + "Exchange": RpcHandler(self._exchange, both, _Bytes, _Bytes),
+            service + "Execute": RpcHandler(self._execute, unary, ExecuteRequest, ExecuteResponse),
+            service + "ExecuteStream": RpcHandler(self._execute_stream, server_stream, ExecuteRequest, ExecuteResponse),
+            "/grpc.health.v1.Health/Check": RpcHandler(self._check, unary, _Bytes, _Bytes),
+        }
+
+    # ---- RPCs --------------------------------------------------------------------------------------
+
+    def _authenticate(self, stream: Any) -> None:
+        given = (stream.metadata or {}).get("authorization", "")
+        if not hmac.compare_digest(str(given).encode(), self._expected):
+            raise GRPCError(Status.UNAUTHENTICATED, "the token is missing or wrong")
+
+    async def _handshake(self, stream: Any) -> None:
+        self._authenticate(stream)
+        request = await stream.recv_message()
+        fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
+        self._prefix = request.request_prefix
+        await stream.send_message(
+            HandshakeResponse(
+                protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
+                pid=os.getpid(),
+                tools=[_spec(tool) for tool in self._tools],
+                capabilities=list(CAPABILITIES),
+                backend=self._backend,
+                implementation="snakepit_trio",
+                threads=self._boot.threads,
+            )
+        )
+
+    async def _check(self, stream: Any) -> None:
+        """grpc.health.v1: https://github.com/grpc/grpc/blob/master/doc/health-checking.md"""
+        self._authenticate(stream)
+        await stream.recv_message()
+        well = not self._stopping
+        if well and self._health is not None:
+            well = bool(await self._health())
+        await stream.send_message(_Bytes(b"\x08\x01" if well else b"\x08\x02"))
+
+    async def _exchange(self, stream: Any) -> None:
+        self._authenticate(stream)
+        if self._pipe is not None or self._stopping:
+            raise GRPCError(Status.FAILED_PRECONDITION, "this worker has its host already")
+        closed = asyncio.Event()
+        self._pipe = FramePipe(
+            stream._stream,
+            on_message=self._on_message,
+            on_close=lambda reason: closed.set(),
+            max_message=self._boot.max_payload + _FRAME_OVERHEAD,
+            call_soon=self._loop.call_soon,
+        )
+        self.opened.set()
+        await stream.send_initial_metadata()
+        self._pipe.start()
+        try:
+            await closed.wait()
+        finally:
+            self._lose()
+
+    async def _execute(self, stream: Any) -> None:
+        self._authenticate(stream)
+        request = await stream.recv_message()
+        async for payload in self._plain_call(stream, request, chunks=False):
+            await stream.send_message(ExecuteResponse(payload=payload))
+
+    async def _execute_stream(self, stream: Any) -> None:
+        self._authenticate(stream)
+        request = await stream.recv_message()
+        async for payload in self._plain_call(stream, request, chunks=True):
+            await stream.send_message(ExecuteResponse(payload=payload))
+
+    async def _plain_call(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
+        """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
+        arrived: asyncio.Queue[frames.Frame] = asyncio.Queue()
+        given = request.payload or PayloadMessage()
+        payload = frames.Payload(int(given.encoding), given.data, [b.inline or b"" for b in given.buffers])
+        deadline = stream.deadline
+        frame = frames.Call(
+            next(self._plain_ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, 16,
+            request.session_id, dict(request.metadata),
+        )  # fmt: skip
+        try:
+            call = self._make_call(
+                frame,
+                send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
+                timeout=None if deadline is None else deadline.time_remaining(),
+                request_id=request.request_id,
+            )
+        except SnakepitError as exc:
+            raise _grpc_error(frames.ErrorInfo(exc.code, exc.message)) from None
+        self._calls[call.id] = call
+        self._runner.submit(call)
+        try:
+            while True:
+                item = await arrived.get()
+                if isinstance(item, frames.Chunk):
+                    call.credit(1)
+                    yield _message(item.payload)
+                elif isinstance(item, frames.Reply):
+                    del self._calls[call.id]
+                    if item.error is not None:
+                        raise _grpc_error(item.error)
+                    if item.payload is not None:
+                        yield _message(item.payload)
+                    return
+        finally:
+            if self._calls.pop(call.id, None) is not None:
+                call.cancel()
+            self._note_drained()
+
+    # ---- the exchange --------------------------------------------------------------------------------
+
+    def _on_message(self, message: bytes) -> None:
+        frame = frames.decode_host_frame(message)
+        match frame:
+            case frames.Call():
+                self._on_call(frame)
+            case frames.Credit():
+                call = self._calls.get(frame.id)
+                if call is not None:
+                    call.credit(frame.chunks)
+            case frames.Cancel():
+                call = self._calls.get(frame.id)
+                if call is not None:
+                    call.cancel()
+            case frames.Ping():
+                self._reply_to_ping(frame)
+            case frames.HostReply():
+                self._host_calls.resolve(frame)
+            case frames.Stop():
+                self.stop(frame.grace_us / 1e6)
+
+    def _on_call(self, frame: frames.Call) -> None:
+        try:
+            if frame.id in self._calls:
+                raise ValueError(f"call {frame.id} is under way already")
+            call = self._make_call(
+                frame,
+                send=self._send,
+                timeout=frame.timeout_us / 1e6 if frame.timeout_us else None,
+                request_id=f"{self._prefix}{frame.id}",
+            )
+        except SnakepitError as exc:
+            self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
+            return
+        self._calls[frame.id] = call
+        self._runner.submit(call)
+        if self._stopping:
+            call.cancel()
+
+    def _make_call(
+        self,
+        frame: frames.Call,
+        *,
+        send: Callable[[frames.Frame], Any],
+        timeout: float | None,
+        request_id: str,
+    ) -> Call:
+        if frame.tool_index:
+            tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
+        else:
+            tool = self._by_name.get(frame.tool)
+        if tool is None:
+            name = frame.tool or f"number {frame.tool_index}"
+            raise ToolNotFound(f"there is no tool {name!r}", details={"tool": name})
+        if tool.kind.streaming != frame.stream:
+            how = "use a streaming call" if tool.kind.streaming else "make it a generator to stream from it"
+            raise StreamingUnsupported(
+                f"{tool.name!r} gives {'a stream' if tool.kind.streaming else 'one result'}: {how}",
+                details={"tool": tool.name, "streaming": tool.kind.streaming},
+            )
+        return Call(
+            frame.id,
+            tool,
+            frame.payload,
+            send=send,
+            host_calls=self._host_calls,
+            stream=frame.stream,
+            credits=frame.credits,
+            timeout=timeout,
+            limit=self._boot.max_payload,
+            request_id=request_id,
+            session_id=frame.session_id or None,
+            worker_id=self._boot.worker_id,
+            attempt=frame.attempt,
+            metadata=frame.metadata,
+        )
+
+    def _reply_to_ping(self, ping: frames.Ping) -> None:
+        self._write(
+            frames.Pong(ping.sequence, list(self._calls), _resident(), int(self._runner.lag() * 1e6))
+        )
+
+    def _send(self, frame: frames.Frame) -> None:
+        """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
+        self._outbox.append(frame)
+        if not self._waking:
+            self._waking = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                # The loop is closed: the host is gone, and with it whoever wanted this.
+                self._outbox.clear()
+
+    def _drain(self) -> None:
+        # Cleared first: a frame that is appended from now on either is seen below or wakes this thread again.
+        self._waking = False
+        outbox = self._outbox
+        while outbox:
+            self._write(outbox.popleft())
+
+    def _write(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Reply):
+            self._calls.pop(frame.id, None)
+        if self._pipe is not None:
+            self._pipe.send(frames.encode(frame))
+        if self._stopping:
+            self._note_drained()
+
+    # ---- the end ---------------------------------------------------------------------------------------
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether no host is connected."""
+        return self._pipe is None
+
+    def stop(self, grace: float) -> None:
+        """Take no more calls; let those that run end within the grace, then cancel them."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self._on_stop()
+        if grace > 0:
+            self._loop.call_later(grace, self._cancel_all)
+        else:
+            self._cancel_all()
+        self._note_drained()
+
+    def _lose(self) -> None:
+        self._pipe = None
+        self.stop(0.0)
+        self._cancel_all()
+
+    def _cancel_all(self) -> None:
+        for call in list(self._calls.values()):
+            call.cancel()
+
+    def _note_drained(self) -> None:
+        if self._stopping and not self._calls and self._on_drained is not None:
+            on_drained, self._on_drained = self._on_drained, None
+            on_drained()
+
+    def flush(self) -> None:
+        """Write what the other threads have left."""
+        self._drain()
+        if self._pipe is not None:
+            self._pipe.flush()
+
+
+def _spec(tool: Tool) -> ToolSpec:
+    options = tool.options
+    return ToolSpec(
+        name=tool.name,
+        description=options.description,
+        parameters_schema=tool.parameters_schema,
+        result_schema=tool.result_schema,
+        streaming=tool.kind.streaming,
+        critical=options.critical,
+        idempotent=options.idempotent,
+        metadata=dict(options.metadata),
+    )
+
+
+def _message(payload: frames.Payload) -> PayloadMessage:
+    from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
+
+    return PayloadMessage(
+        encoding=Encoding(payload.encoding),
+        data=payload.data,
+        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
+    )
+
+
+def _grpc_error(info: frames.ErrorInfo) -> GRPCError:
+    text = info.message
+    if info.remote_types:
+        text = f"{info.remote_types[0].removeprefix('builtins.')}: {info.remote_message}"
+    return GRPCError(Status(failures.grpc_status(info.code)), text)
+
+
+def _resident() -> int:
+    """Resident memory of this process in bytes, 0 where it can't be told cheaply."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * _PAGE
+    except OSError:
+        return 0

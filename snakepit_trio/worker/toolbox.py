@@ -1,0 +1,258 @@
+"""An adapter's tools: found by their marks, described by JSON Schema, and bound to the arguments of a call."""
+
+from __future__ import annotations
+
+import collections.abc
+import datetime as dt
+import decimal
+import inspect
+import json
+import typing
+import uuid
+from collections.abc import Callable
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+from snakepit_trio.errors import ConfigError, InvalidParameter
+
+from .adapter import Adapter, ToolOptions, options_of
+from .context import ToolContext
+
+__all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
+
+_BUILTIN_TYPES = (
+    bytes, bytearray, memoryview, dt.datetime, dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID,
+)  # fmt: skip
+_STREAMS = (
+    collections.abc.Iterator,
+    collections.abc.Generator,
+    collections.abc.AsyncIterator,
+    collections.abc.AsyncGenerator,
+)
+
+
+class Kind(Enum):
+    """How a tool's function gives what it gives."""
+
+    SYNC = "sync"
+    ASYNC = "async"
+    GENERATOR = "generator"
+    ASYNC_GENERATOR = "async generator"
+
+    @property
+    def streaming(self) -> bool:
+        """Whether it gives chunks."""
+        return self in (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
+    @property
+    def needs_loop(self) -> bool:
+        """Whether it runs on an event loop."""
+        return self in (Kind.ASYNC, Kind.ASYNC_GENERATOR)
+
+
+class Tool:
+    """One tool.
+
+    Attributes:
+        options: What ``@tool`` was given.
+        kind: How it gives its result.
+        parameters_schema, result_schema: JSON Schema 2020-12, as JSON text.
+    """
+
+    def __init__(self, function: Callable[..., Any], options: ToolOptions) -> None:
+        self.function = function
+        self.options = options
+        self.name = options.name
+        signature = inspect.signature(function)
+        hints = _hints(function)
+        self._context: str | None = None
+        self._positional: list[str] = []
+        self._keyword: list[str] = []
+        self._extra = False
+        fields: list[Any] = []
+        for parameter in signature.parameters.values():
+            hint = hints.get(parameter.name, Any)
+            if _is_context(hint):
+                self._context = parameter.name
+                if parameter.kind is parameter.KEYWORD_ONLY:
+                    self._keyword.append(parameter.name)
+                else:
+                    self._positional.append(parameter.name)
+                continue
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                raise ConfigError(
+                    f"tool {self.name!r}: *{parameter.name} can't be called by name", details={"key": self.name}
+                )
+            if parameter.kind is parameter.VAR_KEYWORD:
+                self._extra = True
+                continue
+            (self._keyword if parameter.kind is parameter.KEYWORD_ONLY else self._positional).append(parameter.name)
+            if parameter.default is parameter.empty:
+                fields.append((parameter.name, hint))
+            else:
+                default = parameter.default
+                fields.append((parameter.name, hint, _default(default)))
+        self._names = [field[0] for field in fields]
+        self._params = _struct(fields, forbid_unknown=not self._extra)
+        self.kind = _kind(function, hints.get("return"))
+        self.parameters_schema = _schema(self._params)
+        self.result_schema = _result_schema(hints.get("return", Any), self.kind)
+
+    def __repr__(self) -> str:
+        return f"<Tool {self.name!r} {self.kind.value}>"
+
+    def bind(self, params: Any, context: ToolContext) -> tuple[list[Any], dict[str, Any]]:
+        """The positional and keyword arguments for a call.
+
+        Raises:
+            InvalidParameter: An argument is missing, unknown, or of the wrong type; the path says which.
+        """
+        try:
+            bound = msgspec.convert(params, self._params, builtin_types=_BUILTIN_TYPES)
+        except msgspec.ValidationError as exc:
+            raise _invalid(self.name, exc) from None
+        values = dict(zip(self._names, msgspec.structs.astuple(bound), strict=True))
+        if self._context is not None:
+            values[self._context] = context
+        keywords = {name: values[name] for name in self._keyword}
+        if self._extra:
+            keywords.update((key, value) for key, value in params.items() if key not in values)
+        return [values[name] for name in self._positional], keywords
+
+
+def find_tools(target: Any) -> list[Tool]:
+    """The tools of an adapter: a module, or an instance of a class.
+
+    Raises:
+        ConfigError: Two have the same name, one can't be called by name, or there are none.
+    """
+    found: dict[str, Tool] = {}
+    names = sorted(vars(target)) if inspect.ismodule(target) else sorted(set(dir(type(target))))
+    for attribute in names:
+        if attribute.startswith("__"):
+            continue
+        raw = inspect.getattr_static(target, attribute, None)
+        options = options_of(getattr(raw, "__func__", raw))
+        if options is None:
+            continue
+        if options.name in found and found[options.name].function != getattr(target, attribute):
+            raise ConfigError(f"two tools are called {options.name!r}", details={"key": options.name})
+        found[options.name] = Tool(getattr(target, attribute), options)
+    if not found:
+        raise ConfigError("the adapter has no tools: mark functions with @snakepit_trio.tool", details={"key": "adapter"})
+    return [found[name] for name in sorted(found)]
+
+
+def toolbox_is_async(target: Any, tools: list[Tool]) -> bool:
+    """Whether anything of the adapter needs an event loop."""
+    hooks = [getattr(target, name, None) for name in ("setup", "teardown", "health")] if isinstance(target, Adapter) else []
+    return any(tool.kind.needs_loop for tool in tools) or any(inspect.iscoroutinefunction(hook) for hook in hooks)
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(function, include_extras=True)
+    except Exception:
+        # A name that exists for the type checker only: what can't be resolved is not checked, but for the context.
+        raw = getattr(inspect.unwrap(function), "__annotations__", {})
+        return {
+            name: ToolContext if isinstance(hint, str) and hint.split(".")[-1] == "ToolContext" else Any
+            for name, hint in raw.items()
+        }
+
+
+def _is_context(hint: Any) -> bool:
+    return hint is ToolContext or ToolContext in typing.get_args(hint)
+
+
+def _kind(function: Callable[..., Any], returns: Any) -> Kind:
+    if inspect.isasyncgenfunction(function):
+        return Kind.ASYNC_GENERATOR
+    if inspect.isgeneratorfunction(function):
+        return Kind.GENERATOR
+    if inspect.iscoroutinefunction(function):
+        return Kind.ASYNC
+    origin = typing.get_origin(returns) or returns
+    if origin in _STREAMS[:2]:
+        return Kind.GENERATOR
+    if origin in _STREAMS[2:]:
+        return Kind.ASYNC_GENERATOR
+    return Kind.SYNC
+
+
+def _default(value: Any) -> Any:
+    return msgspec.field(default_factory=lambda: value)
+
+
+def _struct(fields: list[Any], *, forbid_unknown: bool) -> type[msgspec.Struct]:
+    checked = []
+    for field in fields:
+        hint = field[1]
+        try:
+            # msgspec looks at a hint on first use: here rather than in a call.
+            msgspec.json.Decoder(hint, dec_hook=lambda kind, value: value)
+        except TypeError:
+            hint = Any
+        checked.append((field[0], hint, *field[2:]))
+    return msgspec.defstruct("Parameters", checked, kw_only=True, forbid_unknown_fields=forbid_unknown)
+
+
+def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
+    text = str(exc)
+    reason, _, where = text.partition(" - at `")
+    path = "params"
+    if where:
+        rest = where.rstrip("`").removeprefix("$")
+        for part in rest.replace("[", ".[").split("."):
+            if part.startswith("["):
+                path += part
+            elif part:
+                path += f"[{json.dumps(part)}]"
+    elif reason.startswith("Object missing required field `"):
+        path += f"[{json.dumps(reason.split('`')[1])}]"
+    elif reason.startswith("Object contains unknown field `"):
+        path += f"[{json.dumps(reason.split('`')[1])}]"
+    plain = reason.replace("`", "")
+    words = {
+        "Object missing required field": "is missing",
+        "Object contains unknown field": "is not a parameter of the tool",
+    }
+    for begin, replacement in words.items():
+        if plain.startswith(begin):
+            plain = replacement
+    if plain.startswith("Expected"):
+        plain = f"expected{plain[8:]}"
+    return InvalidParameter(
+        f"{tool}: {path}: {plain}", details={"path": path, "tool": tool, "reason": plain}
+    )
+
+
+def _schema(params: type[msgspec.Struct]) -> str:
+    try:
+        schema = msgspec.json.schema(params, schema_hook=lambda kind: {})
+    except TypeError:
+        schema = {"type": "object"}
+    return json.dumps(_inline(schema))
+
+
+def _result_schema(hint: Any, kind: Kind) -> str:
+    if kind.streaming:
+        arguments = typing.get_args(hint)
+        hint = arguments[0] if arguments else Any
+    try:
+        return json.dumps(_inline(msgspec.json.schema(hint, schema_hook=lambda kind: {})))
+    except Exception:
+        return "{}"
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema with its root in place of a reference to it."""
+    reference = schema.get("$ref", "")
+    definitions = dict(schema.get("$defs", {}))
+    if reference.startswith("#/$defs/"):
+        root = definitions.pop(reference.removeprefix("#/$defs/"))
+        root.pop("title", None)
+        return {**root, **({"$defs": definitions} if definitions else {})}
+    return schema

@@ -1,0 +1,251 @@
+"""A place in the pool, and the supervisor that keeps a worker in it.
+
+A slot has one worker, or for the time of a replacement two: the old one serves until the new one is ready, and is then
+drained. A worker that ends unbidden is replaced at once; when that happens again and again, with growing pauses; and
+when it has happened more than ``restart_limit`` times in ``restart_window`` seconds the slot is *failed*: it says so,
+says why, and makes its next attempt much later.
+
+Restart intensity is Erlang's: https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import anyio
+import anyio.abc
+
+from .states import Exit
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+__all__ = ["Slot", "SlotHost", "SlotSettings"]
+
+_log = logging.getLogger(__name__)
+
+#: The longest pause between two attempts of a failed slot, in seconds.
+_LONGEST_PAUSE = 300.0
+
+
+class SlotSettings(Protocol):
+    """The part of a pool's configuration that concerns a slot; a ``PoolConfig`` is one."""
+
+    restart_limit: int
+    restart_window: float
+    backoff_base: float
+    backoff_max: float
+    stop_grace: float
+    max_requests: int | None
+    max_age: float | None
+    max_rss: int | None
+
+
+class SlotHost(Protocol):
+    """Who a slot belongs to. None of these methods waits."""
+
+    def make_worker(self, slot: int, incarnation: int) -> Worker:
+        """A new incarnation, not yet started."""
+
+    def slot_restarted(self, slot: Slot) -> None:
+        """A worker was started in place of one that ended unbidden."""
+
+    def slot_settled(self, slot: Slot) -> None:
+        """The slot has got a ready worker, or its attempt has failed, or it has failed altogether."""
+
+
+class Slot:
+    """One place in the pool.
+
+    Attributes:
+        index: Its number, from 0.
+        incarnation: How many workers it has had.
+        current: The worker that serves, or is to serve next.
+        failed: It has used up its restarts; :attr:`reason` says why, :attr:`next_attempt` when it will try again.
+        reason: Why its last worker ended or could not start, ``""`` when there is nothing to say.
+        last_exit: How its last worker ended.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        *,
+        settings: SlotSettings,
+        host: SlotHost,
+        surge: anyio.Semaphore,
+        starting: anyio.Semaphore,
+        rng: random.Random,
+    ) -> None:
+        self.index = index
+        self.incarnation = 0
+        self.current: Worker | None = None
+        self.failed = False
+        self.reason = ""
+        self.last_exit: Exit | None = None
+        self.next_attempt = math.nan
+        self._settings = settings
+        self._host = host
+        self._surge = surge
+        self._starting = starting
+        self._rng = rng
+        self._crashes: deque[float] = deque()
+        self._failures = 0
+        self._nursery: anyio.abc.TaskGroup | None = None
+        self._retiring = False
+        self._alive: dict[Worker, None] = {}
+        self._successor: Worker | None = None
+        self._changed = anyio.Event()
+
+    def __repr__(self) -> str:
+        return f"<Slot {self.index} {'failed' if self.failed else 'up'} current={self.current!r}>"
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Its live workers, and its last one when there is none."""
+        return list(self._alive) or ([self.current] if self.current is not None else [])
+
+    async def run(self) -> None:
+        """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""
+        async with anyio.create_task_group() as nursery:
+            self._nursery = nursery
+            while not self._retiring:
+                self.current = self._begin()
+                await self._until(self._vacant)
+                pause = self._pause_after(self.current)
+                if pause:
+                    with anyio.move_on_after(pause):
+                        await self._until(lambda: self._retiring)
+
+    async def retire(self, grace: float) -> bool:
+        """Drain and stop its worker, and end the slot. Returns whether nothing had to be killed."""
+        self._retiring = True
+        self._change()
+        clean = True
+        for worker in list(self._alive):
+            clean = await worker.stop(grace) and clean
+        return clean
+
+    async def replace(self, reason: str) -> bool:
+        """Put a new worker in place of the current one: ready first, then the old one drains and stops.
+
+        Returns whether that happened; False when the new one could not start (the old one goes on), or when there is
+        nothing to replace. At most ``surge`` replacements run in the pool at a time; others wait their turn.
+        """
+        async with self._surge:
+            old = self.current
+            if self._retiring or self._successor is not None or old is None or old.state.over:
+                return False
+            new = self._successor = self._begin()
+            await _first(new.ready, new.ended)
+            self._adopt(new)
+            if self.current is not new:
+                self._write_down(new)
+                _log.warning(
+                    "pool %s, slot %d: no replacement (%s): %s", new.pool, self.index, reason, self.reason,
+                    extra={"pool": new.pool, "slot": self.index},
+                )
+                return False
+            await old.stop(self._settings.stop_grace)
+            return True
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _change(self) -> None:
+        self._changed.set()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        while not condition():
+            self._changed = anyio.Event()
+            await self._changed.wait()
+
+    def _vacant(self) -> bool:
+        assert self.current is not None
+        return self.current.ended.is_set() and self._successor is None
+
+    def _begin(self) -> Worker:
+        assert self._nursery is not None
+        self.incarnation += 1
+        worker = self._host.make_worker(self.index, self.incarnation)
+        self._alive[worker] = None
+        self._nursery.start_soon(self._run_worker, worker)
+        return worker
+
+    async def _run_worker(self, worker: Worker) -> None:
+        try:
+            async with anyio.create_task_group() as nursery:
+                # Starting is bounded by the cores; a worker that is up makes room for the next.
+                async with self._starting:
+                    nursery.start_soon(worker.run)
+                    await _first(worker.ready, worker.ended)
+                if worker.ready.is_set():
+                    self.failed = False
+                    self.reason = ""
+                    self.next_attempt = math.nan
+                self._adopt(worker)
+                self._host.slot_settled(self)
+        finally:
+            self._alive.pop(worker, None)
+            self._change()
+
+    def _adopt(self, worker: Worker) -> None:
+        """Settle what a successor has come to: it serves now, or it is of no use. Idempotent."""
+        if worker is self._successor:
+            self._successor = None
+            if worker.ready.is_set():
+                self.current = worker
+        self._change()
+
+    def _pause_after(self, worker: Worker) -> float:
+        """How long to wait before the next attempt, in seconds."""
+        if self._retiring or worker.exit is None or worker.exit.expected:
+            return 0.0
+        if worker.ready.is_set():
+            self._host.slot_restarted(self)
+        return self._write_down(worker)
+
+    def _write_down(self, worker: Worker) -> float:
+        """Write an unbidden end into the slot's books; how long to wait before the next attempt."""
+        settings = self._settings
+        exit = self.last_exit = worker.exit
+        assert exit is not None
+        self.reason = exit.message
+        now = anyio.current_time()
+        crashes = self._crashes
+        crashes.append(now)
+        while crashes and crashes[0] < now - settings.restart_window:
+            crashes.popleft()
+        if len(crashes) > settings.restart_limit:
+            self.failed = True
+            self._failures += 1
+            pause = min(_LONGEST_PAUSE, max(settings.backoff_max, settings.restart_window) * 2 ** (self._failures - 1))
+            _log.error(
+                "pool %s, slot %d has failed: %s", worker.pool, self.index, exit.message,
+                extra={"pool": worker.pool, "slot": self.index},
+            )
+        else:
+            if worker.ready.is_set() and len(crashes) == 1:
+                self._failures = 0
+                pause = 0.0
+            else:
+                pause = min(settings.backoff_max, settings.backoff_base * 2 ** (len(crashes) - 1))
+                pause *= 1 + self._rng.uniform(-0.2, 0.2)
+        self.next_attempt = now + pause
+        self._host.slot_settled(self)
+        return pause
+
+
+async def _first(*events: anyio.Event) -> None:
+    """Wait until one of the events is set."""
+    async with anyio.create_task_group() as nursery:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in events:
+            nursery.start_soon(wait, event)

@@ -1,0 +1,536 @@
+"""One worker incarnation as the host sees it: started, connected, kept alive, ended, and everything given back.
+
+One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the heartbeat,
+the health check, the watch over cancelled calls. Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
+that moment on it takes no calls. Its exit is then classified, its host told, and its process and descriptors are given
+back before :meth:`Worker.run` returns, also when it is cancelled.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+import anyio.abc
+
+from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
+from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure
+from snakepit_trio.wire.frames import (
+    Call,
+    Cancel,
+    Chunk,
+    Credit,
+    Emit,
+    FrameError,
+    HostCall,
+    HostCancel,
+    HostReply,
+    Ping,
+    Pong,
+    Reply,
+    Stop,
+    decode_worker_frame,
+    encode,
+)
+from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+
+from .logs import Tail, pump
+from .states import TRANSITIONS, Exit, WorkerState, classify
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
+    from snakepit_trio.wire.connection import Wire
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+__all__ = ["Worker", "WorkerHost", "WorkerSettings"]
+
+_log = logging.getLogger(__name__)
+
+_SERVICE = "/snakepit.v1.WorkerService/"
+_HEALTH = "/grpc.health.v1.Health/Check"
+#: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
+_LAST_BREATH = 0.25
+#: Room for the frame around a payload, in bytes.
+_FRAME_OVERHEAD = 64 * 1024
+
+
+class WorkerSettings(Protocol):
+    """The part of a pool's configuration that concerns one worker; a ``PoolConfig`` is one."""
+
+    startup_timeout: float
+    stop_grace: float
+    cancel_grace: float
+    on_cancel: str
+    heartbeat_interval: float
+    heartbeat_misses: int
+    heartbeat_while_busy: bool
+    health_interval: float | None
+    max_payload: int
+
+
+class WorkerHost(Protocol):
+    """Who a worker works for. None of these methods waits."""
+
+    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        """Its state has changed. After STARTING it is ready for calls; at an end it takes none."""
+
+    def worker_tainted(self, worker: Worker, reason: str) -> None:
+        """It has shown a fault and must not get new calls; it may still finish those that it has."""
+
+    def worker_reply(self, worker: Worker, reply: Reply) -> None:
+        """A call has ended. Raises ValueError when there was no such call."""
+
+    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
+        """A stream has given a chunk."""
+
+    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
+        """A tool calls the host, or no longer does."""
+
+    def worker_emit(self, worker: Worker, emit: Emit) -> None:
+        """A tool has emitted an event."""
+
+    def worker_pulse(self, worker: Worker) -> None:
+        """A heartbeat has been answered: ``worker.rss`` and the like are fresh."""
+
+    def worker_gone(self, worker: Worker, exit: Exit) -> None:
+        """It is over; how is known. Its process has ended."""
+
+
+class Worker:
+    """One incarnation.
+
+    Attributes:
+        id: Opaque, unique to this incarnation.
+        slot: Its place in the pool.
+        incarnation: How many the slot has had, this one included.
+        state: See :class:`~snakepit_trio.workers.states.WorkerState`.
+        tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
+        threads: How many calls it runs at once.
+        ready: Set when it takes calls.
+        ended: Set when :meth:`run` is about to return.
+        exit: How it ended; None before.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        settings: WorkerSettings,
+        launcher: Launcher,
+        wire: Wire,
+        host: WorkerHost,
+        slot: int,
+        incarnation: int,
+        request_prefix: str,
+        redact: Callable[[str], str],
+    ) -> None:
+        self.spec = spec
+        self.id = spec.worker_id
+        self.pool = spec.pool
+        self.slot = slot
+        self.incarnation = incarnation
+        self.started_at = time.time()
+        self.state = WorkerState.STARTING
+        self.tools: list[ToolSpec] = []
+        self.capabilities: frozenset[str] = frozenset()
+        self.threads = spec.threads
+        self.pid = 0
+        self.address = ""
+        self.rss = 0
+        self.lag = 0.0
+        self.served = 0
+        self.last_heartbeat: float | None = None
+        self.tainted = False
+        self.ready = anyio.Event()
+        self.ended = anyio.Event()
+        self.exit: Exit | None = None
+        self._settings = settings
+        self._launcher = launcher
+        self._wire = wire
+        self._host = host
+        self._prefix = request_prefix
+        self._redact = redact
+        self._process: WorkerProcess | None = None
+        self._connection: Connection | None = None
+        self._rpc: Rpc | None = None
+        self._stderr = Tail()
+        self._cause: tuple[str, str] | None = None
+        self._startup_failure: SnakepitError | None = None
+        self._stopping = False
+        self._killed = False
+        self._pumps: list[anyio.Event] = []
+        self._over = anyio.Event()
+        self._held: set[int] = set()
+        self._emptied = anyio.Event()
+        self._grace: dict[int, float] = {}
+        self._graced = anyio.Event()
+        self._heard = math.inf
+        self._pings = 0
+
+    def __repr__(self) -> str:
+        return f"<Worker {self.id} {self.pool}/{self.slot}.{self.incarnation} {self.state.value} pid={self.pid} held={len(self._held)}>"
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that the worker holds, cancelled ones that it has not confirmed included."""
+        return len(self._held)
+
+    # ---- what the pool sends -----------------------------------------------------------------------
+
+    def call(self, call: Call) -> None:
+        """Send a call."""
+        assert self._rpc is not None
+        self._held.add(call.id)
+        self._rpc.send(encode(call))
+        if self.state is WorkerState.READY:
+            self._become(WorkerState.BUSY)
+
+    def cancel(self, call_id: int) -> None:
+        """The call's caller is gone. Unless the worker confirms within the grace, it is replaced, or left alone."""
+        if self._rpc is None or call_id not in self._held:
+            return
+        self._rpc.send(encode(Cancel(call_id)))
+        if self._settings.on_cancel == "kill":
+            self._grace[call_id] = anyio.current_time() + self._settings.cancel_grace
+            self._graced.set()
+
+    def credit(self, call_id: int, chunks: int) -> None:
+        """A stream's consumer has room for more."""
+        if self._rpc is not None and call_id in self._held:
+            self._rpc.send(encode(Credit(call_id, chunks)))
+
+    def host_reply(self, reply: HostReply) -> None:
+        """Answer a tool's call to the host."""
+        if self._rpc is not None:
+            self._rpc.send(encode(reply))
+
+    def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
+        """End it now, without ceremony."""
+        self._end(reason, message)
+
+    # ---- its life ------------------------------------------------------------------------------------
+
+    async def run(self) -> Exit:
+        """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it."""
+        try:
+            async with anyio.create_task_group() as nursery:
+                if self._cause is None:
+                    nursery.start_soon(self._live, nursery)
+                await self._over.wait()
+                # The pumps go on until the process is gone: its last words belong to its exit.
+                status = await self._await_exit()
+                with anyio.move_on_after(_LAST_BREATH):
+                    await self._pumped()
+                nursery.cancel_scope.cancel()
+            self.exit = self._explain(status)
+        finally:
+            if self._cause is None:
+                self._end("stopped", "was cancelled")
+            with anyio.CancelScope(shield=True):
+                await self._give_back()
+            if self.exit is None:
+                self.exit = Exit(reason="stopped", message="was cancelled", expected=True)
+            self._host.worker_gone(self, self.exit)
+            self.ended.set()
+        return self.exit
+
+    async def stop(self, grace: float) -> bool:
+        """Drain, then stop: calls in flight may end within ``grace`` seconds; then Stop, SIGTERM, SIGKILL, each bounded.
+
+        Returns whether it ended without having to be killed. A cancellation leaves it draining.
+        """
+        self._stopping = True
+        if self.state in (WorkerState.READY, WorkerState.BUSY):
+            self._become(WorkerState.DRAINING)
+        if self._rpc is None or self.state is not WorkerState.DRAINING:
+            self._end("stopped", "was stopped before it was ready")
+            await self.ended.wait()
+            return True
+        with anyio.move_on_after(grace):
+            while self._held:
+                self._emptied = anyio.Event()
+                await self._emptied.wait()
+        self._rpc.send(encode(Stop(0)))
+        with anyio.move_on_after(self._settings.stop_grace):
+            await self.ended.wait()
+            return True
+        if self._process is not None:
+            self._process.terminate()
+            with anyio.move_on_after(min(1.0, self._settings.stop_grace)):
+                await self.ended.wait()
+                return True
+        self._end("stopped", "had to be killed")
+        await self.ended.wait()
+        return False
+
+    async def drained(self) -> None:
+        """Wait until it holds no calls."""
+        while self._held and not self.state.over:
+            self._emptied = anyio.Event()
+            await self._emptied.wait()
+
+    async def _live(self, nursery: anyio.abc.TaskGroup) -> None:
+        settings = self._settings
+        try:
+            with anyio.fail_after(settings.startup_timeout):
+                await self._start(nursery)
+        except TimeoutError:
+            self._end("startup_timeout", f"was not ready within {settings.startup_timeout:g} s")
+            return
+        except SnakepitError as exc:
+            self._startup_failure = exc
+            self._end("startup", exc.message)
+            return
+        except (RpcFailure, OSError, ValueError) as exc:
+            self._end("startup", f"could not be reached: {exc}")
+            return
+        if self._cause is not None:
+            return
+        self._heard = anyio.current_time()
+        self._become(WorkerState.READY)
+        self.ready.set()
+        nursery.start_soon(self._heartbeat)
+        nursery.start_soon(self._watch_grace)
+        if settings.health_interval is not None and "health" in self.capabilities:
+            nursery.start_soon(self._health)
+
+    async def _start(self, nursery: anyio.abc.TaskGroup) -> None:
+        process = self._process = await self._launcher.start(self.spec)
+        self.pid = process.pid
+        fields = {"worker_id": self.id, "pool": self.pool, "pid": self.pid}
+        self._pumps = [anyio.Event(), anyio.Event()]
+        nursery.start_soon(self._pump, process.stdout, "stdout", Tail(), self._pumps[0], fields)
+        nursery.start_soon(self._pump, process.stderr, "stderr", self._stderr, self._pumps[1], fields)
+        report = await process.report()
+        if report.code:
+            raise WorkerStartupError(
+                report.message,
+                details={"remote_types": list(report.remote_types), "remote_traceback": report.remote_traceback},
+            )
+        if not report.address:
+            status = await process.wait()
+            reason, words, _ = classify(status)
+            raise WorkerStartupError(f"{words} before it was ready", details={"reason": reason})
+        nursery.start_soon(self._watch_exit, process)
+        self.address = report.address
+        self._connection = await self._wire.connect(
+            report.address, token=self.spec.token, max_message=self._settings.max_payload + _FRAME_OVERHEAD
+        )
+        nursery.start_soon(self._connection.serve)
+        await self._handshake(self._connection)
+        self._rpc = self._connection.rpc(
+            _SERVICE + "Exchange", on_message=self._on_message, on_end=self._on_exchange_end
+        )
+
+    async def _handshake(self, connection: Connection) -> None:
+        from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
+
+        request = HandshakeRequest(
+            protocol_version=PROTOCOL_VERSION,
+            protocol_version_min=PROTOCOL_VERSION_MIN,
+            worker_id=self.id,
+            pool=self.pool,
+            request_prefix=self._prefix,
+            capabilities=list(CAPABILITIES),
+        )
+        answer = HandshakeResponse.parse(await connection.unary(_SERVICE + "Handshake", bytes(request)))
+        if not PROTOCOL_VERSION_MIN <= answer.protocol_version <= PROTOCOL_VERSION:
+            raise ProtocolMismatch(
+                f"the worker speaks protocol {answer.protocol_version}, this host "
+                f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}",
+                details={"ours": PROTOCOL_VERSION, "theirs": answer.protocol_version},
+            )
+        self.tools = answer.tools
+        self.capabilities = frozenset(answer.capabilities)
+        self.threads = max(1, min(answer.threads or 1, self.spec.threads))
+
+    # ---- its tasks -----------------------------------------------------------------------------------
+
+    async def _pump(
+        self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]
+    ) -> None:
+        try:
+            await pump(fd, stream=stream, tail=tail, redact=self._redact, **fields)
+        finally:
+            done.set()
+
+    async def _pumped(self) -> None:
+        for done in self._pumps:
+            await done.wait()
+
+    async def _watch_exit(self, process: WorkerProcess) -> None:
+        status = await process.wait()
+        reason, words, _ = classify(status)
+        if self._stopping and not status.signal:
+            self._end("stopped", words)
+        else:
+            self._end(reason, words)
+
+    async def _heartbeat(self) -> None:
+        settings = self._settings
+        interval, limit = settings.heartbeat_interval, settings.heartbeat_interval * settings.heartbeat_misses
+        next_ping = anyio.current_time()
+        while True:
+            now = anyio.current_time()
+            if now >= next_ping:
+                self._pings += 1
+                assert self._rpc is not None
+                self._rpc.send(encode(Ping(self._pings)))
+                next_ping = now + interval
+            due = min(next_ping, self._heard + limit)
+            await anyio.sleep_until(due)
+            now = anyio.current_time()
+            if now - due > interval / 2:
+                # This side was held up: the answers may be waiting to be read, so the count begins anew.
+                self._heard = now
+            elif now - self._heard >= limit:
+                if self._held and not settings.heartbeat_while_busy:
+                    self._heard = now
+                    continue
+                self._end("heartbeat", f"gave no sign of life for {now - self._heard:.3g} s")
+                return
+
+    async def _watch_grace(self) -> None:
+        """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
+        while True:
+            if not self._grace:
+                self._graced = anyio.Event()
+                await self._graced.wait()
+                continue
+            await anyio.sleep_until(min(self._grace.values()))
+            now = anyio.current_time()
+            if any(due <= now for due in self._grace.values()):
+                self.tainted = True
+                self._host.worker_tainted(self, "cancel_grace")
+                # Other calls in the same process are not made to pay for it: they have deadlines of their own.
+                while self._grace and any(call_id not in self._grace for call_id in self._held):
+                    self._emptied = anyio.Event()
+                    await self._emptied.wait()
+                if self._grace:
+                    await anyio.sleep_until(max(self._grace.values()))
+                if self._grace:
+                    self._end("cancel_grace", "did not stop a cancelled call in time")
+                    return
+
+    async def _health(self) -> None:
+        assert self._connection is not None
+        interval = self._settings.health_interval
+        assert interval is not None
+        while True:
+            await anyio.sleep(interval)
+            try:
+                with anyio.fail_after(interval):
+                    answer = await self._connection.unary(_HEALTH, b"", timeout=interval)
+            except TimeoutError:
+                words = "did not answer a health check"
+            except RpcFailure as exc:
+                words = f"failed a health check: {exc.message}"
+            else:
+                if answer == b"\x08\x01":
+                    continue
+                words = "says that it is not healthy"
+            if not self.tainted:
+                _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
+                self.tainted = True
+                self._host.worker_tainted(self, "unhealthy")
+
+    # ---- what arrives --------------------------------------------------------------------------------
+
+    def _on_message(self, message: bytes) -> None:
+        frame = decode_worker_frame(message)
+        self._heard = anyio.current_time()
+        match frame:
+            case Reply():
+                self._on_reply(frame)
+            case Chunk():
+                self._host.worker_chunk(self, frame)
+            case Pong():
+                self.rss = frame.rss
+                self.lag = frame.lag_us / 1e6
+                self.last_heartbeat = time.time()
+                self._host.worker_pulse(self)
+            case HostCall() | HostCancel():
+                self._host.worker_host_call(self, frame)
+            case Emit():
+                self._host.worker_emit(self, frame)
+
+    def _on_reply(self, reply: Reply) -> None:
+        if reply.id not in self._held:
+            raise FrameError(f"a reply to call {reply.id}, which it does not hold")
+        self._held.discard(reply.id)
+        self._grace.pop(reply.id, None)
+        self.served += 1
+        self._host.worker_reply(self, reply)
+        if not self._held and self.state is WorkerState.BUSY:
+            self._become(WorkerState.READY)
+        self._emptied.set()
+
+    def _on_exchange_end(self, status: int, message: str) -> None:
+        if self._stopping:
+            self._end("stopped", "closed its connection")
+        else:
+            self._end("connection_lost", f"lost its connection: {message}")
+
+    # ---- its end -------------------------------------------------------------------------------------
+
+    def _become(self, state: WorkerState) -> None:
+        old = self.state
+        if state is old:
+            return
+        assert state in TRANSITIONS[old], f"{old} to {state}"
+        self.state = state
+        self._host.worker_state(self, old, state)
+
+    def _end(self, reason: str, message: str) -> None:
+        """The first cause of its end counts. From here on it takes no calls."""
+        if self._cause is not None:
+            return
+        self._cause = reason, message
+        self._become(WorkerState.STOPPED if reason == "stopped" or self._stopping else WorkerState.CRASHED)
+        self._emptied.set()
+        self._over.set()
+
+    async def _await_exit(self) -> ExitStatus | None:
+        process = self._process
+        if process is None:
+            return None
+        assert self._cause is not None
+        if self._cause[0] in ("connection_lost", "stopped"):
+            with anyio.move_on_after(_LAST_BREATH):
+                return await process.wait()
+        self._killed = True
+        process.kill()
+        return await process.wait()
+
+    def _explain(self, status: ExitStatus | None) -> Exit:
+        assert self._cause is not None
+        reason, message = self._cause
+        code = name = None
+        if status is not None:
+            seen, words, name = classify(status)
+            code = status.code
+            if reason == "connection_lost" and not self._killed:
+                reason, message = seen, words
+        failure = self._startup_failure
+        return Exit(
+            reason=reason,
+            message=message,
+            expected=self._stopping or reason == "stopped",
+            code=code,
+            signal=name,
+            stderr=str(self._stderr),
+            error_code=failure.code if failure is not None else "",
+            remote_types=tuple(failure.details.get("remote_types", ())) if failure is not None else (),
+            remote_traceback=failure.details.get("remote_traceback", "") if failure is not None else "",
+        )
+
+    async def _give_back(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+        if self._process is not None:
+            await self._process.aclose()

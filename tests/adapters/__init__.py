@@ -1,0 +1,1 @@
+"""Adapters that the tests run in workers."""
