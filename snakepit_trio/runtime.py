@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import logging
 import os
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
+import attrs
 import sniffio
 
 from snakepit_trio.config import PoolConfig, RuntimeConfig
-from snakepit_trio.errors import PoolNotFound, ToolNotFound, WorkerStartupError
+from snakepit_trio.errors import ConfigError, PoolNotFound, ToolNotFound, WorkerStartupError
 from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.redaction import redact
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Runtime", "open_pool", "open_runtime", "run"]
 
 _log = logging.getLogger(__name__)
+# A library is silent until the application sets logging up.
+logging.getLogger("snakepit_trio").addHandler(logging.NullHandler())
 
 #: How long closing may take after a body that was cancelled, in seconds: the workers are asked to stop, then killed.
 _CANCELLED_CLOSE = 1.0
@@ -175,6 +179,18 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
         raise raised
 
 
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    names = {field.name for field in attrs.fields(PoolConfig)}
+    for key in options:
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=1)
+            raise ConfigError(
+                f"{key}: not an option of a pool{f'; did you mean {close[0]!r}?' if close else ''}",
+                details={"source": "code", "key": key, "expected": "a field of PoolConfig"},
+            )
+    return options
+
+
 @asynccontextmanager
 async def open_pool(adapter: str | PoolConfig, **options: Any) -> AsyncIterator[Pool]:
     """Open a runtime with one pool.
@@ -189,7 +205,10 @@ async def open_pool(adapter: str | PoolConfig, **options: Any) -> AsyncIterator[
         ConfigError: An option is unknown or refused.
         WorkerStartupError: No worker could start; ``details`` name the pool and the reason.
     """
-    config = adapter if isinstance(adapter, PoolConfig) else PoolConfig(adapter=adapter, **options)
+    if isinstance(adapter, PoolConfig):
+        config = attrs.evolve(adapter, **_known(options))
+    else:
+        config = PoolConfig(adapter=adapter, **_known(options))
     async with open_runtime(RuntimeConfig(pools=[config])) as runtime:
         yield runtime.pool(config.name)
 

@@ -1,0 +1,31 @@
+"""The ``snakepit`` command. Each command is a file; it is imported when the command line is built, its work when it runs."""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """The console script."""
+    import typer
+
+    from . import call, demo, map, tools
+
+    app = typer.Typer(
+        name="snakepit",
+        help="Run tools in pools of worker processes.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.command("demo")(demo.demo)
+    app.command("map")(map.map_command)
+    app.command("call")(call.call)
+    app.command("tools")(tools.tools)
+    # A console script does not put the current directory on the path, where adapters are looked for first.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    app()

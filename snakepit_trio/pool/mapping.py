@@ -20,6 +20,9 @@ class MapResults:
 
     The inputs are taken as the results are: at most ``limit`` of them are with the pool at any moment. No task runs for
     it, so there is nothing to be left behind.
+
+    Attributes:
+        index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class MapResults:
         take: Callable[[Request], Any],
         cancel: Callable[[Request], None],
     ) -> None:
+        self.index = -1
         self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
         self._async = isinstance(inputs, AsyncIterable)
         self._exhausted = False
@@ -43,8 +47,9 @@ class MapResults:
         self._take = take
         self._cancel = cancel
         # An input that was refused before it reached the pool stands here as its error.
-        self._under_way: deque[Request | SnakepitError] = deque()
-        self._ready: deque[Request | SnakepitError] = deque()
+        self._under_way: dict[int, Request | SnakepitError] = {}
+        self._ready: deque[int] = deque()
+        self._taken = 0
         self._refused: Mapping[str, Any] | None = None
         self._news = anyio.Event()
 
@@ -72,7 +77,7 @@ class MapResults:
 
     def close(self) -> None:
         """Cancel what is still under way."""
-        for request in [*self._under_way, *self._ready]:
+        for request in self._under_way.values():
             if isinstance(request, Request):
                 self._cancel(request)
         self._under_way.clear()
@@ -80,17 +85,19 @@ class MapResults:
         self._exhausted = True
 
     def _next_done(self) -> Request | SnakepitError | None:
-        if not self._ordered:
-            if not self._ready:
+        if self._ordered:
+            index = next(iter(self._under_way), None)
+            if index is None:
                 return None
-            done = self._ready.popleft()
-            self._under_way.remove(done)
-            return done
-        if self._under_way:
-            first = self._under_way[0]
-            if not isinstance(first, Request) or first.phase is Phase.DONE:
-                return self._under_way.popleft()
-        return None
+            first = self._under_way[index]
+            if isinstance(first, Request) and first.phase is not Phase.DONE:
+                return None
+        elif self._ready:
+            index = self._ready.popleft()
+        else:
+            return None
+        self.index = index
+        return self._under_way.pop(index)
 
     def _deliver(self, done: Request | SnakepitError) -> Any:
         try:
@@ -112,10 +119,10 @@ class MapResults:
                 except (StopIteration, StopAsyncIteration):
                     self._exhausted = True
                     return
-            cell: list[Request] = []
+            index = self._taken
 
-            def wake(cell: list[Request] = cell) -> None:
-                self._ready.append(cell[0])
+            def wake(index: int = index) -> None:
+                self._ready.append(index)
                 self._news.set()
 
             try:
@@ -128,7 +135,6 @@ class MapResults:
                 return
             except SnakepitError as exc:
                 request = exc
-                self._ready.append(exc)
-            else:
-                cell.append(request)
-            self._under_way.append(request)
+                self._ready.append(index)
+            self._taken += 1
+            self._under_way[index] = request

@@ -499,8 +499,8 @@ class Pool:
 
     def _startup_error(self) -> WorkerStartupError:
         for slot in self._slots:
-            exit = slot.last_exit
-            if exit is not None:
+            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
+            if exit is not None and not exit.expected:
                 return WorkerStartupError(
                     f"pool {self.name!r}: no worker could start: {exit.message}",
                     details={**exit.details(), "pool": self.name, "reason": exit.message, "exit": exit.reason},

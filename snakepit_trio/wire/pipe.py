@@ -40,6 +40,8 @@ MAX_FRAME = 1 << 20
 _PREFIX = 5
 
 _log = logging.getLogger(__name__)
+# hpack writes every header into its debug log, the token among them.
+logging.getLogger("hpack").setLevel(logging.INFO)
 
 
 class _Ready(asyncio.Event):

@@ -12,6 +12,7 @@ import inspect
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,17 +147,24 @@ class LoopRunner:
         self._run_soon: Callable[[Callable[[], object]], object] | None = None
         self._early: list[Callable[[], object]] = []
         self._lock = threading.Lock()
+        self._inbox: deque[Call] = deque()
+        self._stopping = False
         self._probe_at: float | None = None
         self._last_lag = 0.0
 
     def submit(self, call: Call) -> None:
         if call.tool.kind.needs_loop:
-            self._soon(lambda: self._spawn(call))
+            self._inbox.append(call)
+            self._soon(self._arrive)
         else:
             self._threads.put(call)
 
     def stop(self) -> None:
-        self._soon(lambda: self._stopped.set())
+        self._stopping = True
+        self._soon(self._arrive)
+
+    def _arrive(self) -> None:
+        self._arrived.set()
 
     def portal(self) -> Callable[[Callable[[], object]], object]:
         assert self._run_soon is not None
@@ -192,16 +200,21 @@ class LoopRunner:
     async def _main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         import anyio
 
-        self._stopped = anyio.Event()
+        self._arrived = anyio.Event()
         await _maybe(before())
         try:
             self._threads.start()
             try:
                 async with anyio.create_task_group() as nursery:
-                    self._nursery = nursery
                     self._open_portal()
                     ready()
-                    await self._stopped.wait()
+                    # Tasks are started here and not in the callbacks, which belong to no task.
+                    while not self._stopping or self._inbox:
+                        while self._inbox:
+                            nursery.start_soon(self._run, self._inbox.popleft())
+                        if not self._stopping:
+                            self._arrived = anyio.Event()
+                            await self._arrived.wait()
             finally:
                 self._threads.stop()
                 # The threads end with the calls that they run; no other work is left for the loop meanwhile.
@@ -233,9 +246,6 @@ class LoopRunner:
                 self._early.append(callback)
                 return
         self._run_soon(callback)
-
-    def _spawn(self, call: Call) -> None:
-        self._nursery.start_soon(self._run, call)
 
     async def _run(self, call: Call) -> None:
         import anyio

@@ -1,0 +1,78 @@
+"""What the commands share: running on Trio, JSON for people's eyes and for programs, failures in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, NoReturn
+
+import typer
+
+__all__ = ["INTERRUPTED", "clean", "describe", "fail", "run", "to_json"]
+
+#: Exit codes: something failed; the command line or the start failed; Ctrl-C (128 + SIGINT).
+FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+
+
+def run(main: Callable[[], Awaitable[int]], on_interrupt: Callable[[], str] = lambda: "interrupted") -> NoReturn:
+    """Run a command's coroutine on Trio and exit with the code that it returns.
+
+    Ctrl-C cancels it, closes its pools in order, and says so.
+    """
+    import anyio
+
+    from snakepit_trio.errors import ConfigError, SnakepitError, WorkerStartupError
+
+    try:
+        code = anyio.run(main, backend="trio")
+    except KeyboardInterrupt:
+        fail(on_interrupt(), INTERRUPTED)
+    except (ConfigError, WorkerStartupError) as exc:
+        detail = exc.details.get("remote_traceback") or exc.details.get("stderr") or ""
+        fail(f"{exc.message}\n{detail}".strip(), UNUSABLE)
+    except SnakepitError as exc:
+        fail(describe(exc), FAILED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; nothing more can be said to them.
+        sys.stderr.close()
+        code = FAILED
+    raise typer.Exit(code)
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """Say why on standard error, and exit."""
+    print(f"snakepit: {clean(message)}", file=sys.stderr)
+    raise typer.Exit(code)
+
+
+def describe(exc: BaseException) -> str:
+    """A failure for people: its kind, its message, and a tool's traceback."""
+    text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
+    trace = getattr(exc, "remote_traceback", "")
+    return f"{text}\n{trace.rstrip()}" if trace else text
+
+
+def clean(text: str) -> str:
+    """Text from a worker without what a terminal would act on."""
+    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text for any result: what JSON has no type for stands as text or a list."""
+    import msgspec
+
+    data = msgspec.json.encode(value, enc_hook=_plain)
+    if indent is None:
+        return data.decode()
+    return json.dumps(json.loads(data), indent=indent, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    for name in ("tolist", "isoformat"):
+        method = getattr(value, name, None)
+        if callable(method):
+            return method()
+    if isinstance(value, complex):
+        return [value.real, value.imag]
+    return str(value)

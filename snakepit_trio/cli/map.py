@@ -1,0 +1,180 @@
+"""``snakepit map``: one tool over many inputs, each call isolated in a worker."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .common import FAILED, UNUSABLE, fail, run, to_json
+
+
+def map_command(
+    adapter: Annotated[str, typer.Argument(help="module or module:Class")],
+    tool: Annotated[str, typer.Argument(help="The tool's name.")],
+    inputs: Annotated[list[str], typer.Argument(help="Files or directories; '-' for JSON objects, one a line, on stdin.")],
+    param: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's."),
+    ] = None,
+    glob: Annotated[str, typer.Option(help="What to take from directories, all levels down.")] = "*",
+    size: Annotated[int | None, typer.Option(help="How many workers; by default one for each core.", min=1)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds for one input, once a worker has it.", min=0.001)] = None,
+    retry: Annotated[bool, typer.Option(help="Run an input again whose worker died.")] = False,
+    ordered: Annotated[bool, typer.Option(help="Results in the order of the inputs.")] = False,
+    progress: Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default on a terminal.")] = None,
+) -> None:
+    """Run a tool over many inputs and print a line of JSON for each.
+
+    A failure of one input is part of the output and stops no other. The exit code is 0 when all went well, 1 when any
+    failed, 2 when nothing could be started, 130 after Ctrl-C.
+    """
+    templates = _templates(param or [])
+    done = failed = 0
+    known: int | None = None
+
+    def on_interrupt() -> str:
+        return f"interrupted: {done} of {known if known is not None else 'the'} inputs were done, {failed} of them failed"
+
+    async def main() -> int:
+        nonlocal done, failed, known
+        import snakepit_trio as sp
+
+        options: dict[str, Any] = {} if size is None else {"size": size}
+        async with sp.open_pool(adapter, **options) as pool:
+            specs = {spec.name: spec for spec in pool.tools()}
+            if tool not in specs:
+                fail(f"{adapter} has no tool {tool!r}; it has {', '.join(specs)}", UNUSABLE)
+            if specs[tool].streaming:
+                fail(f"{tool!r} gives a stream; map takes tools that give one result", UNUSABLE)
+            if inputs == ["-"]:
+                items: Iterator[tuple[str, Any]] = _lines()
+            else:
+                files = list(_files(inputs, glob))
+                known = len(files)
+                items = iter(_from_files(files, templates or _only_parameter(specs[tool], tool)))
+            names: dict[int, str] = {}
+
+            def params() -> Iterator[Any]:
+                for index, (name, value) in enumerate(items):
+                    names[index] = name
+                    yield value
+
+            with _progress(progress, known) as advance:
+                async with pool.map(
+                    tool,
+                    params(),
+                    ordered=ordered,
+                    return_errors=True,
+                    timeout=timeout,
+                    idempotent=True if retry else None,
+                ) as results:
+                    async for result in results:
+                        line: dict[str, Any] = {"index": results.index, "input": names.pop(results.index)}
+                        done += 1
+                        if isinstance(result, sp.SnakepitError):
+                            failed += 1
+                            line["error"] = {"code": result.code, "message": result.message}
+                            if isinstance(result, sp.ToolError):
+                                line["error"]["type"] = result.remote_type
+                        else:
+                            line["result"] = result
+                        print(to_json(line), flush=True)
+                        advance(done, failed)
+        if failed:
+            print(f"snakepit: {failed} of {done} inputs failed", file=sys.stderr)
+        return FAILED if failed else 0
+
+    run(main, on_interrupt)
+
+
+def _templates(given: list[str]) -> dict[str, str]:
+    found = {}
+    for item in given:
+        name, equals, template = item.partition("=")
+        if not equals or not name:
+            fail(f"--param {item!r}: expected NAME=TEMPLATE", UNUSABLE)
+        found[name] = template
+    return found
+
+
+def _only_parameter(spec: Any, tool: str) -> dict[str, str]:
+    schema = json.loads(spec.parameters_schema)
+    required = schema.get("required", []) or list(schema.get("properties", {}))
+    if len(required) != 1:
+        fail(f"{tool!r} takes {', '.join(required) or 'nothing'}: say with --param NAME={{path}} what the file is", UNUSABLE)
+    return {required[0]: "{path}"}
+
+
+def _files(inputs: list[str], glob: str) -> Iterator[Path]:
+    for name in inputs:
+        path = Path(name)
+        if path.is_dir():
+            yield from sorted(found for found in path.rglob(glob) if found.is_file())
+        elif path.exists():
+            yield path
+        else:
+            fail(f"no such file: {name}", UNUSABLE)
+
+
+def _from_files(files: list[Path], templates: dict[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    wants_text = any("{text}" in template for template in templates.values())
+    for path in files:
+        fields = {"path": str(path), "name": path.name, "stem": path.stem, "suffix": path.suffix}
+        if wants_text:
+            fields["text"] = path.read_text(errors="replace")
+        values = {}
+        for name, template in templates.items():
+            text = template
+            for field, value in fields.items():
+                text = text.replace(f"{{{field}}}", value) if field != "text" else text
+            values[name] = text.replace("{text}", fields.get("text", ""))
+        yield str(path), values
+
+
+def _lines() -> Iterator[tuple[str, Any]]:
+    for number, line in enumerate(sys.stdin, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as exc:
+            fail(f"line {number} of the input is not JSON: {exc}", UNUSABLE)
+        if not isinstance(value, dict):
+            fail(f"line {number} of the input is not a JSON object", UNUSABLE)
+        yield f"line {number}", value
+
+
+class _progress:  # noqa: N801
+    """A progress bar, or nothing; gives the function that moves it."""
+
+    def __init__(self, wanted: bool | None, total: int | None) -> None:
+        self._wanted = sys.stderr.isatty() if wanted is None else wanted
+        self._total = total
+        self._bar: Any = None
+        self._began = time.monotonic()
+
+    def __enter__(self) -> Any:
+        if not self._wanted:
+            return lambda done, failed: None
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )  # fmt: skip
+        self._bar.start()
+        task = self._bar.add_task("running", total=self._total)
+        return lambda done, failed: self._bar.update(
+            task, completed=done, description="running" if not failed else f"running, {failed} failed"
+        )
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()

@@ -1,0 +1,55 @@
+"""Tools that need an event loop, written on anyio so that they run on both."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import sniffio
+
+import snakepit_trio as sp
+
+
+@sp.tool
+async def which() -> str:
+    return sniffio.current_async_library()
+
+
+@sp.tool
+async def wait(marker: str) -> None:
+    """Touch the marker, wait for ever, touch a second marker when cancelled."""
+    Path(marker).touch()
+    try:
+        await anyio.sleep_forever()
+    finally:
+        Path(marker + ".cancelled").touch()
+
+
+@sp.tool
+def sync_add(a: int, b: int) -> int:
+    return a + b
+
+
+@sp.tool
+async def count(n: int) -> AsyncIterator[int]:
+    for number in range(n):
+        yield number
+
+
+@sp.tool
+async def count_and_note(marker: str) -> AsyncIterator[int]:
+    number = 0
+    try:
+        while True:
+            yield number
+            number += 1
+    finally:
+        await anyio.sleep(0)
+        Path(marker).write_text(str(number))
+
+
+@sp.tool
+async def ask_host(ctx: sp.ToolContext, name: str, params: dict[str, Any]) -> Any:
+    return await ctx.call_host(name, params)

@@ -1,0 +1,61 @@
+"""Fixtures of every test: both event loops, hypothesis profiles, and a check that nothing is left behind."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from tests.leaks import Footprint
+
+hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+BACKENDS = ["trio", "asyncio"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--backend", choices=BACKENDS, help="run the tests of one event loop only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    chosen = config.getoption("--backend")
+    if chosen:
+        callspecs = [getattr(item, "callspec", None) for item in items]
+        others = [i for i, c in zip(items, callspecs, strict=True) if c and c.params.get("anyio_backend", chosen) != chosen]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
+
+
+@pytest.fixture(params=BACKENDS)
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """The event loop that a test runs on."""
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' runs are not the user's."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("SNAKEPIT_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test with real processes that leaves a process, thread, descriptor, segment or directory."""
+    folder = Path(str(request.node.path)).parent.name
+    if folder not in ("integration", "chaos"):
+        yield
+        return
+    before = Footprint.take()
+    yield
+    gc.collect()
+    grown = Footprint.take().grown_since(before)
+    assert not grown, "left behind: " + "; ".join(grown)

@@ -1,0 +1,71 @@
+"""What a test may leave behind: nothing."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+import attrs
+import psutil
+
+__all__ = ["Footprint"]
+
+#: The standard library's own process, which lives as long as the interpreter.
+_ALLOWED_CHILDREN = ("multiprocessing.resource_tracker",)
+
+
+@attrs.frozen
+class Footprint:
+    """What this process holds at one moment."""
+
+    children: frozenset[int]
+    threads: frozenset[str]
+    descriptors: dict[int, str]
+    segments: frozenset[str]
+    directories: frozenset[str]
+
+    @classmethod
+    def take(cls) -> Footprint:
+        """Look around."""
+        descriptors = {}
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+            except FileNotFoundError:
+                continue
+        shm = Path("/dev/shm")  # noqa: S108
+        return cls(
+            children=frozenset(
+                child.pid
+                for child in psutil.Process().children(recursive=True)
+                if not any(allowed in " ".join(_command(child)) for allowed in _ALLOWED_CHILDREN)
+            ),
+            threads=frozenset(f"{t.name}-{t.ident}" for t in threading.enumerate() if "Trio" not in t.name and not t.daemon),
+            descriptors=descriptors,
+            segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
+            directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*")),
+        )
+
+    def grown_since(self, before: Footprint) -> list[str]:
+        """What is here now that was not then, in words."""
+        found = []
+        for pid in self.children - before.children:
+            found.append(f"child process {pid}: {' '.join(_command(psutil.Process(pid))) if psutil.pid_exists(pid) else ''}")
+        found += [f"thread {name}" for name in self.threads - before.threads]
+        found += [
+            f"file descriptor {fd} -> {target}"
+            for fd, target in self.descriptors.items()
+            if before.descriptors.get(fd) != target and "/proc/" not in target and "sqlite" not in target
+        ]
+        found += [f"shared memory {name}" for name in self.segments - before.segments]
+        found += [f"temporary directory {name}" for name in self.directories - before.directories]
+        return found
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
