@@ -55,7 +55,8 @@ def load(cls: type[RuntimeConfig], path: Path | None, environ: Mapping[str, str]
                 _fail(source, "bridge.tls", "a table")
             bridge["tls"] = _make(TlsConfig, tls, source, "bridge.tls", origins, ("bridge", "tls"))
         made_bridge = _make(BridgeConfig, bridge, source, "bridge", origins, ("bridge",))
-    return _make(cls, {**table, "pools": made_pools, "bridge": made_bridge}, source, "", origins, ())
+    made: RuntimeConfig = _make(cls, {**table, "pools": made_pools, "bridge": made_bridge}, source, "", origins, ())
+    return made
 
 
 def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
@@ -94,6 +95,8 @@ def _overlay(
             continue
         parts = [part.lower() for part in variable.removeprefix(_PREFIX).split("__")]
         text = environ[variable]
+        place: tuple[str, ...]
+        owner: type
         if parts[0] == "pools":
             if len(parts) != 3:
                 _fail(variable, "name", f"{_PREFIX}POOLS__NAME__KEY")
@@ -156,7 +159,12 @@ def _unknown(source: str, key: str, cls: type, where: str = "") -> NoReturn:
 
 
 def _make(
-    cls: type, values: Mapping[str, Any], source: str, where: str, origins: dict[tuple[str, ...], str], place: tuple[str, ...]
+    cls: type,
+    values: Mapping[str, Any],
+    source: str,
+    where: str,
+    origins: dict[tuple[str, ...], str],
+    place: tuple[str, ...],
 ) -> Any:
     names = {field.name for field in attrs.fields(cls)}
     for key in values:
@@ -174,4 +182,3 @@ def _make(
             f"{origin}: {f'{where}.' if where and origin == source else ''}{exc.message}",
             details={**exc.details, "source": origin, "key": f"{where}.{key}" if where else key},
         ) from None
-

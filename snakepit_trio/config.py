@@ -45,7 +45,9 @@ def _describe(hint: Any) -> str:
         return " or ".join(_describe(arg) for arg in typing.get_args(hint))
     if origin is not None:
         return {"Mapping": "a mapping of text to text", "tuple": "a list"}.get(origin.__name__, str(hint))
-    return {int: "an int", float: "a number", str: "text", bool: "true or false"}.get(hint, getattr(hint, "__name__", str(hint)))
+    return {int: "an int", float: "a number", str: "text", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
 
 
 def _fits(value: object, hint: Any) -> bool:
@@ -225,6 +227,10 @@ class BridgeConfig:
             _refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
 
 
+def _frozen(pools: Sequence[PoolConfig]) -> Sequence[PoolConfig]:
+    return tuple(pools) if isinstance(pools, list) else pools
+
+
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
     """A runtime: its pools and what they share.
@@ -240,7 +246,7 @@ class RuntimeConfig:
             large one, how large all, how long.
     """
 
-    pools: Sequence[PoolConfig] = attrs.field(converter=lambda pools: tuple(pools) if isinstance(pools, list) else pools)
+    pools: Sequence[PoolConfig] = attrs.field(converter=_frozen)
     bridge: BridgeConfig | None = None
     state_dir: str | None = None
     wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"

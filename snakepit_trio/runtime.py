@@ -232,4 +232,3 @@ def run(
     if isinstance(config, PoolConfig):
         config = RuntimeConfig(pools=[config])
     return run_script(main, config, open_runtime, backend)
-

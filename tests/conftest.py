@@ -27,7 +27,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chosen = config.getoption("--backend")
     if chosen:
         callspecs = [getattr(item, "callspec", None) for item in items]
-        others = [i for i, c in zip(items, callspecs, strict=True) if c and c.params.get("anyio_backend", chosen) != chosen]
+        others = [
+            i for i, c in zip(items, callspecs, strict=True) if c and c.params.get("anyio_backend", chosen) != chosen
+        ]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
 

@@ -35,14 +35,16 @@ class Footprint:
                 descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
             except FileNotFoundError:
                 continue
-        shm = Path("/dev/shm")  # noqa: S108
+        shm = Path("/dev/shm")
         return cls(
             children=frozenset(
                 child.pid
                 for child in psutil.Process().children(recursive=True)
                 if not any(allowed in " ".join(_command(child)) for allowed in _ALLOWED_CHILDREN)
             ),
-            threads=frozenset(f"{t.name}-{t.ident}" for t in threading.enumerate() if "Trio" not in t.name and not t.daemon),
+            threads=frozenset(
+                f"{t.name}-{t.ident}" for t in threading.enumerate() if "Trio" not in t.name and not t.daemon
+            ),
             descriptors=descriptors,
             segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
             directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*")),
@@ -50,9 +52,7 @@ class Footprint:
 
     def grown_since(self, before: Footprint) -> list[str]:
         """What is here now that was not then, in words."""
-        found = []
-        for pid in self.children - before.children:
-            found.append(f"child process {pid}: {' '.join(_command(psutil.Process(pid))) if psutil.pid_exists(pid) else ''}")
+        found = [f"child process {pid}" for pid in self.children - before.children]
         found += [f"thread {name}" for name in self.threads - before.threads]
         found += [
             f"file descriptor {fd} -> {target}"

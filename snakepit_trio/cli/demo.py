@@ -18,7 +18,9 @@ _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "i
 
 
 def demo(
-    size: Annotated[int | None, typer.Option(help="How many workers; by default one for each core, at least 2.", min=1)] = None,
+    size: Annotated[
+        int | None, typer.Option(help="How many workers; by default one for each core, at least 2.", min=1)
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Measure only so many modules.", min=1)] = None,
     kill: Annotated[bool, typer.Option(help="Kill a worker half-way.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
@@ -46,9 +48,7 @@ def demo(
                     ) as results:
                         async for result in results:
                             if isinstance(result, sp.SnakepitError):
-                                found["errors"].append(
-                                    {"path": str(modules[results.index]), "message": result.message}
-                                )
+                                found["errors"].append({"path": str(modules[results.index]), "message": result.message})
                             else:
                                 rows.append(result)
                             done = len(rows) + len(found["errors"])
@@ -109,7 +109,7 @@ def _tell(killed: dict[str, Any], events: Any) -> None:
     killed["run_again"] = again
 
 
-class _bar:  # noqa: N801
+class _bar:
     """A progress bar on a terminal, nothing elsewhere."""
 
     def __init__(self, total: int, *, quiet: bool) -> None:

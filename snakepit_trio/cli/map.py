@@ -17,14 +17,20 @@ from .common import FAILED, UNUSABLE, fail, run, to_json
 def map_command(
     adapter: Annotated[str, typer.Argument(help="module or module:Class")],
     tool: Annotated[str, typer.Argument(help="The tool's name.")],
-    inputs: Annotated[list[str], typer.Argument(help="Files or directories; '-' for JSON objects, one a line, on stdin.")],
+    inputs: Annotated[
+        list[str], typer.Argument(help="Files or directories; '-' for JSON objects, one a line, on stdin.")
+    ],
     param: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's."),
+        typer.Option(
+            help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's."
+        ),
     ] = None,
     glob: Annotated[str, typer.Option(help="What to take from directories, all levels down.")] = "*",
     size: Annotated[int | None, typer.Option(help="How many workers; by default one for each core.", min=1)] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one input, once a worker has it.", min=0.001)] = None,
+    timeout: Annotated[
+        float | None, typer.Option(help="Seconds for one input, once a worker has it.", min=0.001)
+    ] = None,
     retry: Annotated[bool, typer.Option(help="Run an input again whose worker died.")] = False,
     ordered: Annotated[bool, typer.Option(help="Results in the order of the inputs.")] = False,
     progress: Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default on a terminal.")] = None,
@@ -39,7 +45,9 @@ def map_command(
     known: int | None = None
 
     def on_interrupt() -> str:
-        return f"interrupted: {done} of {known if known is not None else 'the'} inputs were done, {failed} of them failed"
+        return (
+            f"interrupted: {done} of {known if known is not None else 'the'} inputs were done, {failed} of them failed"
+        )
 
     async def main() -> int:
         nonlocal done, failed, known
@@ -107,7 +115,10 @@ def _only_parameter(spec: Any, tool: str) -> dict[str, str]:
     schema = json.loads(spec.parameters_schema)
     required = schema.get("required", []) or list(schema.get("properties", {}))
     if len(required) != 1:
-        fail(f"{tool!r} takes {', '.join(required) or 'nothing'}: say with --param NAME={{path}} what the file is", UNUSABLE)
+        fail(
+            f"{tool!r} takes {', '.join(required) or 'nothing'}: say with --param NAME={{path}} what the file is",
+            UNUSABLE,
+        )
     return {required[0]: "{path}"}
 
 
@@ -150,7 +161,7 @@ def _lines() -> Iterator[tuple[str, Any]]:
         yield f"line {number}", value
 
 
-class _progress:  # noqa: N801
+class _progress:
     """A progress bar, or nothing; gives the function that moves it."""
 
     def __init__(self, wanted: bool | None, total: int | None) -> None:

@@ -11,7 +11,9 @@ launcher, and one contract suite checks them:
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import attrs
@@ -88,16 +90,19 @@ class WorkerProcess(Protocol):
         """Kill the group, reap the leader, close every descriptor. Runs to its end even when cancelled. Idempotent."""
 
 
-class Launcher(Protocol):
-    """Starts workers. Used as an async context manager: leaving it ends whatever it still holds."""
+class Launcher(AbstractAsyncContextManager["Launcher"]):
+    """Starts workers. Leaving its block ends whatever it still holds."""
 
+    async def __aenter__(self) -> Launcher:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        return None
+
+    @abstractmethod
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
         """Start a process. Returns as soon as it exists; what it then says comes from :meth:`WorkerProcess.report`.
 
         Raises:
             WorkerStartupError: The process could not be started; ``details["reason"]`` says why.
         """
-
-    async def __aenter__(self) -> Launcher: ...
-
-    async def __aexit__(self, *exc: object) -> None: ...

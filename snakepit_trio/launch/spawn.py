@@ -5,16 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
 
 from snakepit_trio.errors import WorkerStartupError
 
-from .base import ExitStatus, WorkerProcess, WorkerSpec
+from .base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
 from .environment import worker_environment
 from .process import LocalProcess, boot_message, make_descriptors
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["SpawnLauncher", "status_of"]
 
@@ -38,16 +34,8 @@ class _PopenReaper:
         return status_of(self._popen.wait())
 
 
-class SpawnLauncher:
+class SpawnLauncher(Launcher):
     """Starts each worker as ``python -m snakepit_trio.worker``, in a session and process group of its own."""
-
-    async def __aenter__(self) -> SpawnLauncher:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        return None
 
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
         descriptors = make_descriptors()

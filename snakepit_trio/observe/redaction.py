@@ -31,11 +31,13 @@ _SUSPECT = re.compile(
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)", re.S),
+        re.compile(
+            r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----.*?(?:-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----|\Z)", re.DOTALL
+        ),
         MASK,
     ),
-    (re.compile(r"\b(bearer|basic)(\s{1,8})[A-Za-z0-9._~+/=-]{6,}", re.I), rf"\1\2{MASK}"),
-    (re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)[^/\s:@\"']{0,256}:[^/\s@\"']{1,256}@", re.I), rf"\1{MASK}@"),
+    (re.compile(r"\b(bearer|basic)(\s{1,8})[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    (re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)[^/\s:@\"']{0,256}:[^/\s@\"']{1,256}@", re.IGNORECASE), rf"\1{MASK}@"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"\b(?:sk|rk|pk)-[A-Za-z0-9_-]{12,}"), MASK),
     (re.compile(r"\bgh[pousr]_[A-Za-z0-9]{16,}"), MASK),
@@ -48,7 +50,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         re.compile(
             rf"((?:[A-Za-z0-9]{{1,40}}[_-])?{_NAME}s?(?:[_-][A-Za-z0-9]{{1,20}})?[\"']?\s{{0,4}}(?:=|:|=>)\s{{0,4}})"
             rf"(?!\[redacted\])(?:\"(?:[^\"\\]|\\.){{1,4096}}\"|'(?:[^'\\]|\\.){{1,4096}}'|(?!bearer|basic)[^\s\"',;&)}}\]]{{1,4096}})",
-            re.I,
+            re.IGNORECASE,
         ),
         rf"\1{MASK}",
     ),
@@ -81,9 +83,15 @@ def redact_value(value: Any, depth: int = 0) -> Any:
         return "..."
     if isinstance(value, Mapping):
         return {
-            key: MASK if isinstance(key, str) and is_secret_name(key) and item is not None else redact_value(item, depth + 1)
+            key: MASK
+            if isinstance(key, str) and is_secret_name(key) and item is not None
+            else redact_value(item, depth + 1)
             for key, item in value.items()
         }
     if isinstance(value, list | tuple | set | frozenset):
-        return type(value)(redact_value(item, depth + 1) for item in value) if type(value) in (list, tuple, set, frozenset) else [redact_value(item, depth + 1) for item in value]
+        return (
+            type(value)(redact_value(item, depth + 1) for item in value)
+            if type(value) in (list, tuple, set, frozenset)
+            else [redact_value(item, depth + 1) for item in value]
+        )
     return value

@@ -36,7 +36,6 @@ import attrs
 
 from snakepit_trio.errors import (
     PoolClosed,
-    QueueFull,
     QueueTimeout,
     RequestTimeout,
     SessionWorkerUnavailable,
@@ -436,7 +435,9 @@ class Ledger:
                 error = _deadline_passed(request, now)
             self._leave(request, Outcome.EXPIRED, error, now)
 
-    def replied(self, seats: Seats, call_id: int, now: float, *, result: Payload | None, error: SnakepitError | None) -> Request | None:
+    def replied(
+        self, seats: Seats, call_id: int, now: float, *, result: Payload | None, error: SnakepitError | None
+    ) -> Request | None:
         """A worker has ended a call; its seat is free and goes to the next in the queue.
 
         Returns the request that ended by it, None for the late reply of a cancelled one.
@@ -478,7 +479,7 @@ class Ledger:
         self._all[seats] = None
         self._broken = None
         seats.open = True
-        while len(self._free) <= seats.capacity:
+        while len(self._free) < seats.capacity:
             self._free.append({})
         self._place(seats)
         self._fill(seats, now)
@@ -544,28 +545,27 @@ class Ledger:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _pick(self) -> Seats | None:
-        for bucket in self._free[:-1]:
+        for bucket in self._free:
             if bucket:
                 return next(iter(bucket))
         return None
 
     def _place(self, seats: Seats) -> None:
-        self._free[seats.load][seats] = None
+        if seats.open and seats.load < seats.capacity:
+            self._free[seats.load][seats] = None
 
     def _unplace(self, seats: Seats) -> None:
-        self._free[seats.load].pop(seats, None)
+        if seats.load < seats.capacity:
+            self._free[seats.load].pop(seats, None)
 
     def _start(self, request: Request, seats: Seats, now: float) -> None:
         if request.time_limit is not None and not request.attempt:
             request.deadline = min(request.deadline, now + request.time_limit)
             self._wheel.remove(request)
             self._wheel.add(request, request.deadline)
-        placed = seats.open
-        if placed:
-            del self._free[seats.load][seats]
+        self._unplace(seats)
         seats.running[request.id] = request
-        if placed:
-            self._free[seats.load][seats] = None
+        self._place(seats)
         self._in_flight += 1
         request.phase = Phase.RUNNING
         request.seats = seats
@@ -578,12 +578,9 @@ class Ledger:
         seats.port.start(request)
 
     def _give_back(self, seats: Seats, table: dict[int, Request], call_id: int) -> None:
-        if seats.open:
-            del self._free[seats.load][seats]
-            del table[call_id]
-            self._free[seats.load][seats] = None
-        else:
-            del table[call_id]
+        self._unplace(seats)
+        del table[call_id]
+        self._place(seats)
 
     def _fill(self, seats: Seats, now: float) -> None:
         queue = self._queue
@@ -600,7 +597,7 @@ class Ledger:
             self._start(request, seats, now)
 
     def _fill_all(self, now: float) -> None:
-        for bucket in self._free[:-1]:
+        for bucket in self._free:
             for seats in tuple(bucket):
                 if not len(self._queue):
                     return

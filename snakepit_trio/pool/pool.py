@@ -143,13 +143,12 @@ class Pool:
     Attributes:
         name: Its name in the runtime.
         config: Its configuration.
-        runtime: The runtime that it belongs to.
     """
 
     def __init__(self, config: PoolConfig, parts: PoolParts, runtime: Runtime) -> None:
         self.config = config
         self.name: str = config.name
-        self.runtime = runtime
+        self._runtime = runtime
         self._parts = parts
         self._events = parts.events
         self._prefix = f"{parts.run_id}-"
@@ -177,7 +176,14 @@ class Pool:
 
     def __repr__(self) -> str:
         stats = self.stats()
-        return f"<Pool {self.name!r} {stats.ready}/{stats.size} ready, {stats.in_flight} in flight, {stats.queued} queued>"
+        return (
+            f"<Pool {self.name!r} {stats.ready}/{stats.size} ready, {stats.in_flight} in flight, {stats.queued} queued>"
+        )
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime that the pool belongs to."""
+        return self._runtime
 
     # ---- calls -----------------------------------------------------------------------------------
 
@@ -186,7 +192,7 @@ class Pool:
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None | _Unset = UNSET,
+        timeout: float | _Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -242,7 +248,7 @@ class Pool:
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | None | _Unset = UNSET,
+        timeout: float | _Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncIterator[ChunkStream]:
@@ -285,7 +291,7 @@ class Pool:
         limit: int | None = None,
         ordered: bool = True,
         return_errors: bool = False,
-        timeout: float | None | _Unset = UNSET,
+        timeout: float | _Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -361,9 +367,7 @@ class Pool:
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The pool's workers, by slot; a slot that has failed or waits for its next attempt shows its last one."""
-        return tuple(
-            _info(slot, worker) for slot in [*self._slots, *self._retiring] for worker in slot.workers
-        )
+        return tuple(_info(slot, worker) for slot in [*self._slots, *self._retiring] for worker in slot.workers)
 
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
@@ -526,7 +530,7 @@ class Pool:
         params: Mapping[str, Any] | None,
         *,
         wake: Callable[[], object],
-        timeout: float | None | _Unset,
+        timeout: float | _Unset | None,
         priority: int,
         metadata: Mapping[str, str] | None,
         idempotent: bool | None,
@@ -613,9 +617,7 @@ class Pool:
 
         close = difflib.get_close_matches(str(tool), self._tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
-        return ToolNotFound(
-            f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name}
-        )
+        return ToolNotFound(f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name})
 
     def _observe(self, event: str, request: Request, now: float) -> None:
         if not self._events.active:
@@ -716,9 +718,7 @@ class Pool:
                     f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
                 )
             self._ledger.gone(seats, error, anyio.current_time())
-        self._events.emit(
-            "worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker)
-        )
+        self._events.emit("worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker))
         level = logging.INFO if exit.expected else logging.WARNING
         _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
 
@@ -820,5 +820,3 @@ def _check_metadata(metadata: Mapping[str, str]) -> None:
             f"metadata has {len(metadata)} entries of {size} characters; the limits are {METADATA_ENTRIES} and {METADATA_SIZE}",
             details={"path": "metadata"},
         )
-
-

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -135,7 +135,7 @@ class RequestQueue(Generic[E]):
         self._fair = fair
         self._any: _Lane[E] = _Lane()
         self._pinned: dict[Any, _Lane[E]] = {}
-        self._sessions: dict[str, deque[_Node[E]]] = {}
+        self._sessions: dict[str, OrderedDict[_Node[E], None]] = {}
         self._numbers = itertools.count()
         self._live = 0
 
@@ -258,21 +258,17 @@ class RequestQueue(Generic[E]):
         if entry.session is not None:
             sisters = self._sessions.get(entry.session)
             if sisters is None:
-                sisters = self._sessions[entry.session] = deque()
+                sisters = self._sessions[entry.session] = OrderedDict()
+            sisters[node] = None
             if front:
-                sisters.appendleft(node)
-            else:
-                sisters.append(node)
+                sisters.move_to_end(node, last=False)
 
     def _eldest(self, node: _Node[E], worker: Any) -> _Node[E]:
         assert node.entry is not None
         session = node.entry.session
         if session is None:
             return node
-        sisters = self._sessions[session]
-        while sisters[0].entry is None:
-            sisters.popleft()
-        first = sisters[0]
+        first = next(iter(self._sessions[session]))
         assert first.entry is not None
         return first if first.entry.pin is None or first.entry.pin == worker else node
 
@@ -289,7 +285,6 @@ class RequestQueue(Generic[E]):
         session = entry.session
         if session is not None:
             sisters = self._sessions[session]
-            while sisters and sisters[0].entry is None:
-                sisters.popleft()
+            del sisters[node]
             if not sisters:
                 del self._sessions[session]

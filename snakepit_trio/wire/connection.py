@@ -7,8 +7,9 @@ own. A driver (``snakepit_trio.wire.transports``) moves the bytes. All methods b
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import anyio
@@ -61,25 +62,31 @@ class Transport(Protocol):
         """Move bytes until the connection is over. A cancellation closes it."""
 
 
-class Wire(Protocol):
-    """A way to connect, for one event loop; an async context manager that a runtime holds open."""
+class Wire(AbstractAsyncContextManager["Wire"]):
+    """A way to connect, for one event loop; a runtime holds it open."""
 
     name: str
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Connection: ...
+    async def __aenter__(self) -> Wire:
+        return self
 
-    def __aenter__(self) -> Awaitable[Wire]: ...
+    async def __aexit__(self, *exc: object) -> None:
+        return None
 
-    def __aexit__(self, *exc: object) -> Awaitable[None]: ...
+    @abstractmethod
+    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
+        """Connect to a worker. A cancellation leaves no socket open.
+
+        Raises:
+            OSError: Nobody listens there.
+        """
 
 
 def client_protocol(kind: type[_P]) -> _P:
     """grpclib's engine for the client's side of one connection."""
     return kind(
         Handler(),
-        Configuration(
-            http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW
-        ).__for_client__(),
+        Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW).__for_client__(),
         H2Configuration(
             client_side=True,
             header_encoding="ascii",

@@ -36,7 +36,7 @@ _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 _KEYS = frozenset({type(None), bool, int, float, str, bytes})
 
 _pack = msgspec.msgpack.Encoder().encode
-_UTC = dt.timezone.utc
+_UTC = dt.UTC
 
 
 class Refused(Exception):
@@ -208,6 +208,7 @@ class Wrapper:
         return Ext(_NDARRAY, _pack([descr, shape, self._out_of_band(view)]))
 
     def _converted(self, value: Any, path: str, depth: int) -> Any:
+        base: Any
         for base in (bool, int, float, str, bytes, bytearray, dict, list, set, frozenset):
             if isinstance(value, base) and not isinstance(value, enum.Enum):
                 return self.wrap(base(value), path, depth + 1)
@@ -273,7 +274,7 @@ def _record(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _zone(zone: dt.tzinfo | None, path: str) -> None | str | list[int]:
+def _zone(zone: dt.tzinfo | None, path: str) -> str | list[int] | None:
     if zone is None:
         return None
     if zone is _UTC:
@@ -322,7 +323,7 @@ class Unwrapper:
 
     def _pairs(self, data: bytes) -> dict[Any, Any]:
         pairs = self._sequence(data)
-        found = {key: item for key, item in pairs}
+        found = dict(pairs)
         if len(found) != len(pairs):
             raise ValueError("a map has a key twice")
         return found
@@ -348,11 +349,11 @@ class Unwrapper:
 
     def _datetime(self, data: bytes) -> dt.datetime:
         *body, fold, zone = self._sequence(data)
-        return dt.datetime(*body, tzinfo=_unzone(zone), fold=fold)
+        return dt.datetime(*body).replace(tzinfo=_unzone(zone), fold=fold)
 
     def _time(self, data: bytes) -> dt.time:
         *body, fold, zone = self._sequence(data)
-        return dt.time(*body, tzinfo=_unzone(zone), fold=fold)
+        return dt.time(*body).replace(tzinfo=_unzone(zone), fold=fold)
 
     def _ndarray(self, data: bytes) -> Any:
         import numpy
@@ -416,7 +417,6 @@ def _decimal(unwrapper: Unwrapper, data: bytes) -> decimal.Decimal:
     if len(data) > 1 << 20:
         raise ValueError("a Decimal of more than a million digits")
     return decimal.Decimal(data.decode("ascii"))
-
 
 
 _UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {

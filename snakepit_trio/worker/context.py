@@ -68,7 +68,9 @@ class ToolContext:
         if self._call.cancelled:
             raise RequestCancelled("the caller is gone")
 
-    async def call_host(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+    async def call_host(
+        self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None
+    ) -> Any:
         """Call a tool of the host, from an async tool. Takes part in the request's deadline; a cancel goes along.
 
         Args:
@@ -84,7 +86,9 @@ class ToolContext:
         """
         return await self._call.host_calls.call(self._call, name, params, timeout)
 
-    def call_host_sync(self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+    def call_host_sync(
+        self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None
+    ) -> Any:
         """The same as :meth:`call_host`, from a sync tool: its thread waits."""
         return self._call.host_calls.call_sync(self._call, name, params, timeout)
 

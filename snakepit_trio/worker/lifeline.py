@@ -41,6 +41,7 @@ class Lifeline:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._thread: threading.Thread | None = None
+        self._wake_read = self._wake_write = -1
         os.set_inheritable(fd, False)
         if sys.platform == "linux":
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)

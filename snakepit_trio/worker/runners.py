@@ -276,9 +276,7 @@ class LoopRunner:
             call.fail(exc)
             return
         if scope.cancelled_caught:
-            call.fail(
-                RequestCancelled("cancelled") if call.cancelled else RequestTimeout("the deadline has passed")
-            )
+            call.fail(RequestCancelled("cancelled") if call.cancelled else RequestTimeout("the deadline has passed"))
         elif call.tool.kind is Kind.ASYNC:
             call.finish(result)
         else:

@@ -60,11 +60,8 @@ def run(boot: Boot, report: Callable[[Report], None]) -> int:
         report(_failed(exc))
         return 1
     backend = choose_backend(boot.worker_backend, module, boot.host_backend)
-    runner: Runner
-    if toolbox_is_async(target, tools):
-        runner = LoopRunner(backend, boot.threads)
-    else:
-        runner = SyncRunner(boot.threads)
+    is_async = toolbox_is_async(target, tools)
+    runner: Runner = LoopRunner(backend, boot.threads) if is_async else SyncRunner(boot.threads)
     io = _IoThread(boot, tools, runner, backend, target)
     signal.signal(signal.SIGTERM, lambda *_: io.request_stop())
     setting_up = True
@@ -184,7 +181,7 @@ class _IoThread:
             await server.start(sock=sock)
             self._address = f"tcp:127.0.0.1:{sock.getsockname()[1]}"
         self._service, self._loop = service, loop
-        unopened = loop.call_later(_OPEN_TIME, lambda: service.opened.is_set() or service.stop(0.0))
+        unopened = loop.call_later(_OPEN_TIME, service.stop_unopened)
         self._started.set()
         try:
             await self._done.wait()

@@ -57,11 +57,11 @@ class _Bytes:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
-    def SerializeToString(self) -> bytes:  # noqa: N802
+    def SerializeToString(self) -> bytes:
         return self.data
 
     @classmethod
-    def FromString(cls, data: bytes) -> _Bytes:  # noqa: N802
+    def FromString(cls, data: bytes) -> _Bytes:
         return cls(data)
 
 
@@ -107,7 +107,6 @@ class WorkerService:
         self._outbox: deque[frames.Frame] = deque()
         self._waking = False
         self._stopping = False
-        self.opened = asyncio.Event()
 
     def __mapping__(self) -> dict[str, RpcHandler]:
         service = "/snakepit.v1.WorkerService/"
@@ -165,7 +164,6 @@ class WorkerService:
             max_message=self._boot.max_payload + _FRAME_OVERHEAD,
             call_soon=self._loop.call_soon,
         )
-        self.opened.set()
         await stream.send_initial_metadata()
         self._pipe.start()
         try:
@@ -303,9 +301,7 @@ class WorkerService:
         )
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:
-        self._write(
-            frames.Pong(ping.sequence, list(self._calls), _resident(), int(self._runner.lag() * 1e6))
-        )
+        self._write(frames.Pong(ping.sequence, list(self._calls), _resident(), int(self._runner.lag() * 1e6)))
 
     def _send(self, frame: frames.Frame) -> None:
         """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
@@ -351,6 +347,11 @@ class WorkerService:
         else:
             self._cancel_all()
         self._note_drained()
+
+    def stop_unopened(self) -> None:
+        """No host has come in all this time."""
+        if self._pipe is None:
+            self.stop(0.0)
 
     def _lose(self) -> None:
         self._pipe = None

@@ -141,13 +141,17 @@ def find_tools(target: Any) -> list[Tool]:
             raise ConfigError(f"two tools are called {options.name!r}", details={"key": options.name})
         found[options.name] = Tool(getattr(target, attribute), options)
     if not found:
-        raise ConfigError("the adapter has no tools: mark functions with @snakepit_trio.tool", details={"key": "adapter"})
+        raise ConfigError(
+            "the adapter has no tools: mark functions with @snakepit_trio.tool", details={"key": "adapter"}
+        )
     return [found[name] for name in sorted(found)]
 
 
 def toolbox_is_async(target: Any, tools: list[Tool]) -> bool:
     """Whether anything of the adapter needs an event loop."""
-    hooks = [getattr(target, name, None) for name in ("setup", "teardown", "health")] if isinstance(target, Adapter) else []
+    hooks = (
+        [getattr(target, name, None) for name in ("setup", "teardown", "health")] if isinstance(target, Adapter) else []
+    )
     return any(tool.kind.needs_loop for tool in tools) or any(inspect.iscoroutinefunction(hook) for hook in hooks)
 
 
@@ -210,9 +214,7 @@ def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
                 path += part
             elif part:
                 path += f"[{json.dumps(part)}]"
-    elif reason.startswith("Object missing required field `"):
-        path += f"[{json.dumps(reason.split('`')[1])}]"
-    elif reason.startswith("Object contains unknown field `"):
+    elif reason.startswith(("Object missing required field `", "Object contains unknown field `")):
         path += f"[{json.dumps(reason.split('`')[1])}]"
     plain = reason.replace("`", "")
     words = {
@@ -224,9 +226,7 @@ def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
             plain = replacement
     if plain.startswith("Expected"):
         plain = f"expected{plain[8:]}"
-    return InvalidParameter(
-        f"{tool}: {path}: {plain}", details={"path": path, "tool": tool, "reason": plain}
-    )
+    return InvalidParameter(f"{tool}: {path}: {plain}", details={"path": path, "tool": tool, "reason": plain})
 
 
 def _schema(params: type[msgspec.Struct]) -> str:

@@ -23,27 +23,16 @@ import anyio.abc
 from .states import Exit
 
 if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+
     from .worker import Worker
 
-__all__ = ["Slot", "SlotHost", "SlotSettings"]
+__all__ = ["Slot", "SlotHost"]
 
 _log = logging.getLogger(__name__)
 
 #: The longest pause between two attempts of a failed slot, in seconds.
 _LONGEST_PAUSE = 300.0
-
-
-class SlotSettings(Protocol):
-    """The part of a pool's configuration that concerns a slot; a ``PoolConfig`` is one."""
-
-    restart_limit: int
-    restart_window: float
-    backoff_base: float
-    backoff_max: float
-    stop_grace: float
-    max_requests: int | None
-    max_age: float | None
-    max_rss: int | None
 
 
 class SlotHost(Protocol):
@@ -75,7 +64,7 @@ class Slot:
         self,
         index: int,
         *,
-        settings: SlotSettings,
+        settings: PoolConfig,
         host: SlotHost,
         surge: anyio.Semaphore,
         starting: anyio.Semaphore,
@@ -146,7 +135,11 @@ class Slot:
             if self.current is not new:
                 self._write_down(new)
                 _log.warning(
-                    "pool %s, slot %d: no replacement (%s): %s", new.pool, self.index, reason, self.reason,
+                    "pool %s, slot %d: no replacement (%s): %s",
+                    new.pool,
+                    self.index,
+                    reason,
+                    self.reason,
                     extra={"pool": new.pool, "slot": self.index},
                 )
                 return False
@@ -222,9 +215,14 @@ class Slot:
         if len(crashes) > settings.restart_limit:
             self.failed = True
             self._failures += 1
-            pause = min(_LONGEST_PAUSE, max(settings.backoff_max, settings.restart_window) * 2 ** (self._failures - 1))
+            pause = min(
+                _LONGEST_PAUSE, max(settings.backoff_max, settings.restart_window) * 2.0 ** (self._failures - 1)
+            )
             _log.error(
-                "pool %s, slot %d has failed: %s", worker.pool, self.index, exit.message,
+                "pool %s, slot %d has failed: %s",
+                worker.pool,
+                self.index,
+                exit.message,
                 extra={"pool": worker.pool, "slot": self.index},
             )
         else:
@@ -232,7 +230,7 @@ class Slot:
                 self._failures = 0
                 pause = 0.0
             else:
-                pause = min(settings.backoff_max, settings.backoff_base * 2 ** (len(crashes) - 1))
+                pause = min(settings.backoff_max, settings.backoff_base * 2.0 ** (len(crashes) - 1))
                 pause *= 1 + self._rng.uniform(-0.2, 0.2)
         self.next_attempt = now + pause
         self._host.slot_settled(self)

@@ -43,11 +43,12 @@ from .states import TRANSITIONS, Exit, WorkerState, classify
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-__all__ = ["Worker", "WorkerHost", "WorkerSettings"]
+__all__ = ["Worker", "WorkerHost"]
 
 _log = logging.getLogger(__name__)
 
@@ -57,20 +58,6 @@ _HEALTH = "/grpc.health.v1.Health/Check"
 _LAST_BREATH = 0.25
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
-
-
-class WorkerSettings(Protocol):
-    """The part of a pool's configuration that concerns one worker; a ``PoolConfig`` is one."""
-
-    startup_timeout: float
-    stop_grace: float
-    cancel_grace: float
-    on_cancel: str
-    heartbeat_interval: float
-    heartbeat_misses: int
-    heartbeat_while_busy: bool
-    health_interval: float | None
-    max_payload: int
 
 
 class WorkerHost(Protocol):
@@ -120,7 +107,7 @@ class Worker:
         self,
         spec: WorkerSpec,
         *,
-        settings: WorkerSettings,
+        settings: PoolConfig,
         launcher: Launcher,
         wire: Wire,
         host: WorkerHost,
@@ -173,7 +160,8 @@ class Worker:
         self._pings = 0
 
     def __repr__(self) -> str:
-        return f"<Worker {self.id} {self.pool}/{self.slot}.{self.incarnation} {self.state.value} pid={self.pid} held={len(self._held)}>"
+        where = f"{self.pool}/{self.slot}.{self.incarnation}"
+        return f"<Worker {self.id} {where} {self.state.value} pid={self.pid} held={len(self._held)}>"
 
     @property
     def in_flight(self) -> int:
@@ -351,9 +339,7 @@ class Worker:
 
     # ---- its tasks -----------------------------------------------------------------------------------
 
-    async def _pump(
-        self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]
-    ) -> None:
+    async def _pump(self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
         try:
             await pump(fd, stream=stream, tail=tail, redact=self._redact, **fields)
         finally:

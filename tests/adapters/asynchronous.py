@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import sniffio
 
 import snakepit_trio as sp
@@ -46,7 +47,7 @@ async def count_and_note(marker: str) -> AsyncIterator[int]:
             yield number
             number += 1
     finally:
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         Path(marker).write_text(str(number))
 
 

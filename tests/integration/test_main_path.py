@@ -67,7 +67,7 @@ async def test_a_remote_exception_has_its_type_and_traceback() -> None:
             assert error.remote_message == "boo"
             assert "def fail" not in error.message
             assert "basic.py" in error.remote_traceback
-            assert 'raise ValueError(message)' in error.remote_traceback
+            assert "raise ValueError(message)" in error.remote_traceback
             with pytest.raises(sp.remote(ValueError)):
                 await pool.execute("fail_with", {"name": "unicode"})
             with pytest.raises(sp.remote("tests.adapters.basic.CustomError")):
@@ -102,7 +102,7 @@ async def test_unknown_and_misused_tools() -> None:
         async with sp.open_pool(BASIC, size=1) as pool:
             with pytest.raises(sp.ToolNotFound, match="did you mean 'add'"):
                 await pool.execute("ad", {})
-            with pytest.raises(sp.StreamingUnsupported, match="pool.stream"):
+            with pytest.raises(sp.StreamingUnsupported, match=r"pool\.stream"):
                 await pool.execute("count", {"n": 1})
             with pytest.raises(sp.StreamingUnsupported, match="generator"):
                 async with pool.stream("add", {"a": 1, "b": 1}):
@@ -186,7 +186,9 @@ async def test_map() -> None:
             async with pool.map("add", inputs) as results:
                 assert [result async for result in results] == [2 * n for n in range(100)]
             async with pool.map("add", iter(inputs), ordered=False, limit=7) as results:
-                found = {results.index: result async for result in results}
+                found = {}
+                async for result in results:
+                    found[results.index] = result
             assert found == {n: 2 * n for n in range(100)}
             bad = [{"a": 1, "b": 1}, {"a": 1, "b": "x"}, {"a": object(), "b": 1}, {"a": 2, "b": 2}]
             async with pool.map("add", bad, return_errors=True) as results:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
-from snakepit_trio.wire.connection import Connection, client_protocol
+from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.pipe import PipeProtocol
 from snakepit_trio.wire.transports import parse_address
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
 
@@ -70,24 +67,11 @@ async def open_protocol(address: str) -> tuple[_Protocol, AsyncioTransport]:
     return protocol, AsyncioTransport(loop, cast("asyncio.Transport", transport), lost)
 
 
-class AsyncioWire:
+class AsyncioWire(Wire):
     """Connections of a running asyncio event loop (uvloop's too)."""
 
     name = "asyncio"
 
-    async def __aenter__(self) -> AsyncioWire:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        return None
-
     async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
-        """Connect to a worker.
-
-        Raises:
-            OSError: Nobody listens there.
-        """
         protocol, transport = await open_protocol(address)
         return Connection(protocol, transport, token=token, max_message=max_message)

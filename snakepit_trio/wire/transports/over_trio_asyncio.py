@@ -7,15 +7,11 @@ does not import on Python 3.14 and later.
 from __future__ import annotations
 
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING
 
 import trio_asyncio
 
-from snakepit_trio.wire.connection import Connection
+from snakepit_trio.wire.connection import Connection, Wire
 from snakepit_trio.wire.transports.asyncio_stream import AsyncioTransport, open_protocol
-
-if TYPE_CHECKING:
-    from types import TracebackType
 
 __all__ = ["TrioAsyncioWire"]
 
@@ -33,7 +29,7 @@ class _Transport:
         await trio_asyncio.aio_as_trio(self._inner.serve)()
 
 
-class TrioAsyncioWire:
+class TrioAsyncioWire(Wire):
     """Connections in trio-asyncio's loop: the application's, when it has one open, else one of our own."""
 
     name = "trio-asyncio"
@@ -41,21 +37,14 @@ class TrioAsyncioWire:
     def __init__(self) -> None:
         self._stack = AsyncExitStack()
 
-    async def __aenter__(self) -> TrioAsyncioWire:
+    async def __aenter__(self) -> Wire:
         if trio_asyncio.current_loop.get() is None:
             await self._stack.enter_async_context(trio_asyncio.open_loop())
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
-        await self._stack.__aexit__(kind, exc, tb)
+    async def __aexit__(self, *exc: object) -> None:
+        await self._stack.aclose()
 
     async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
-        """Connect to a worker.
-
-        Raises:
-            OSError: Nobody listens there.
-        """
         protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address)
         return Connection(protocol, _Transport(transport), token=token, max_message=max_message)

@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
-from snakepit_trio.wire.connection import Connection, client_protocol
+from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.pipe import PipeProtocol
 from snakepit_trio.wire.transports import parse_address
 
 if TYPE_CHECKING:
     from asyncio import Transport
-    from types import TracebackType
 
 __all__ = ["TrioWire"]
 
@@ -128,15 +127,15 @@ class _SocketTransport:
                     nursery.cancel_scope.cancel()
         finally:
             self._closed = True
-            trio.lowlevel.notify_closing(self._sock)
+            trio.lowlevel.notify_closing(self._sock.fileno())
             self._sock.close()
             self._protocol.connection_lost(None)
 
     async def _read(self) -> None:
         receive, feed, sock = self._sock.recv, self._protocol.data_received, self._sock  # type: ignore[union-attr]
-        wait_readable = trio.lowlevel.wait_readable
+        wait_readable, fd = trio.lowlevel.wait_readable, sock.fileno()
         while not self._closed:
-            await wait_readable(sock)
+            await wait_readable(fd)
             try:
                 data = receive(_READ_SIZE)
             except BlockingIOError:
@@ -152,7 +151,7 @@ class _SocketTransport:
             await self._more.wait()
             self._more = trio.Event()
             while self._unsent:
-                await trio.lowlevel.wait_writable(self._sock)
+                await trio.lowlevel.wait_writable(self._sock.fileno())
                 try:
                     sent = self._sock.send(self._unsent)
                 except BlockingIOError:
@@ -167,29 +166,22 @@ class _SocketTransport:
                     self._protocol.resume_writing()
 
 
-class TrioWire:
+class TrioWire(Wire):
     """Connections of a Trio run."""
 
     name = "trio"
 
     _tick: _Tick
 
-    async def __aenter__(self) -> TrioWire:
+    async def __aenter__(self) -> Wire:
         self._tick = _Tick()
         trio.lowlevel.add_instrument(self._tick)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *exc: object) -> None:
         trio.lowlevel.remove_instrument(self._tick)
 
     async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
-        """Connect to a worker. A cancellation leaves no socket open.
-
-        Raises:
-            OSError: Nobody listens there.
-        """
         place = parse_address(address)
         family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -198,7 +190,7 @@ class TrioWire:
             try:
                 sock.connect(place)
             except BlockingIOError:
-                await trio.lowlevel.wait_writable(sock)
+                await trio.lowlevel.wait_writable(sock.fileno())
                 failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if failure:
                     raise OSError(failure, f"can't connect to {address}") from None

@@ -1,0 +1,115 @@
+"""What there is to do: ``nox -l`` lists it. ``nox`` alone checks everything; ``nox -s tests`` runs the tests."""
+
+from __future__ import annotations
+
+import filecmp
+import os
+import pathlib
+import shutil
+import subprocess
+import tempfile
+
+import nox
+
+nox.needs_version = ">=2024.4.15"
+nox.options.default_venv_backend = "uv|venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.sessions = ["lint", "protos", "tests"]
+
+PROJECT = nox.project.load_toml("pyproject.toml")
+GENERATED = pathlib.Path("snakepit_trio/wire/generated")
+BACKENDS = ["trio", "asyncio"]
+
+
+def works(version: str) -> bool:
+    """Whether this interpreter is here for real: a version manager's shim may be on the path and not work."""
+    found = shutil.which(f"python{version}")
+    if found is None:
+        return False
+    try:
+        return subprocess.run([found, "-c", ""], capture_output=True, timeout=20, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+PYTHONS = [version for version in ("3.11", "3.12", "3.13") if works(version)] or [None]
+
+
+def group(*names: str) -> list[str]:
+    """The requirements of dependency groups."""
+    return list(nox.project.dependency_groups(PROJECT, *names))
+
+
+@nox.session(python=PYTHONS)
+@nox.parametrize("backend", BACKENDS)
+def tests(session: nox.Session, backend: str) -> None:
+    """The tests, on each interpreter that is here and each event loop."""
+    session.install(".[numpy,trio-asyncio]", *group("test", "protos"))
+    session.run("pytest", "--backend", backend, *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def lowest(session: nox.Session, backend: str) -> None:
+    """The tests with the lowest versions that the package allows."""
+    lower = [req.split(";")[0].split(",")[0].replace(">=", "==") for req in PROJECT["project"]["dependencies"]]
+    session.install(*lower, *group("test"))
+    session.install("--no-deps", ".")
+    session.run("pytest", "--backend", backend, *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, types, and the direction of imports."""
+    session.install(".[numpy,trio-asyncio]", *group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("lint-imports", env={"PYTHONPATH": os.getcwd()})
+
+
+@nox.session
+def protos(session: nox.Session) -> None:
+    """Generate the messages anew and compare; with ``-- --write`` put them in place."""
+    session.install("betterproto2[grpclib]>=0.10,<0.11", *group("protos"))
+    with tempfile.TemporaryDirectory() as name:
+        out = pathlib.Path(name)
+        session.run(
+            "python", "-m", "grpc_tools.protoc", "-I", "protos", f"--python_betterproto2_out={out}",
+            "--python_betterproto2_opt=client_generation=async", "--python_betterproto2_opt=server_generation=async",
+            *map(str, sorted(pathlib.Path("protos").rglob("*.proto"))),
+        )  # fmt: skip
+        if "--write" in session.posargs:
+            shutil.copytree(out, GENERATED, dirs_exist_ok=True)
+            return
+        made = sorted(path.relative_to(out) for path in out.rglob("*.py"))
+        kept = sorted(path.relative_to(GENERATED) for path in GENERATED.rglob("*.py"))
+        differing = [str(p) for p in made if p not in kept or not filecmp.cmp(out / p, GENERATED / p, shallow=False)]
+        if differing or made != kept:
+            session.error(f"{GENERATED} is not what protos/ gives: {differing or 'files are missing or too many'}")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks, beside their peers."""
+    session.install(".", *group("bench"))
+    session.run("python", "benchmarks/calls.py", *session.posargs)
+    session.run("python", "benchmarks/queue_cost.py")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Every code block of the README and of docs/, run."""
+    session.install(".", *group("test"))
+    session.run("pytest", "tests/integration/test_documents.py", "--backend", "trio", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("backend", BACKENDS)
+def soak(session: nox.Session, backend: str) -> None:
+    """The property tests at length."""
+    session.install(".", *group("test", "protos"))
+    session.run(
+        "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
+        env={"HYPOTHESIS_PROFILE": "soak"},
+    )  # fmt: skip

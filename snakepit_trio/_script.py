@@ -1,0 +1,87 @@
+"""Script mode: a runtime around one coroutine, signals turned into an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from snakepit_trio.errors import ConfigError, WorkerStartupError
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import RuntimeConfig
+    from snakepit_trio.runtime import Runtime
+
+__all__ = ["run_script"]
+
+
+def run_script(
+    main: Callable[[Runtime], Awaitable[Any]],
+    config: RuntimeConfig,
+    open_runtime: Callable[[RuntimeConfig], AbstractAsyncContextManager[Runtime]],
+    backend: str,
+) -> int:
+    """See :func:`snakepit_trio.run`."""
+    received: list[int] = []
+    result: Any = None
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                received.append(number)
+                scope.cancel()
+                if len(received) > 1:
+                    # Asked twice: whatever still runs is ended by its lifeline, at once.
+                    raise SystemExit(128 + received[0])
+
+    async def script() -> None:
+        nonlocal result
+        async with anyio.create_task_group() as nursery:
+            inner = anyio.CancelScope()
+            nursery.start_soon(listen, inner)
+            with inner:
+                async with open_runtime(config) as runtime:
+                    result = await main(runtime)
+            nursery.cancel_scope.cancel()
+
+    code = 0
+    try:
+        anyio.run(script, backend=backend)
+    except BaseException as exc:
+        error = _only(exc)
+        if isinstance(error, SystemExit):
+            code = error.code if isinstance(error.code, int) else 1
+        elif isinstance(error, ConfigError | WorkerStartupError):
+            print(f"snakepit: {error}", file=sys.stderr)  # noqa: T201
+            code = 2
+        elif isinstance(error, Exception):
+            traceback.print_exception(error)
+            code = 1
+        else:
+            raise
+    if received:
+        return 128 + received[0]
+    if code == 0 and type(result) is int and 0 <= result <= 255:
+        code = result
+    return _flushed(code)
+
+
+def _only(exc: BaseException) -> BaseException:
+    """The exception inside a group of one."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _flushed(code: int) -> int:
+    """A reader that has gone away must not hang or break the exit."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = None
+    return code

@@ -1,0 +1,165 @@
+"""What the codec takes comes out equal and of the same type; what it refuses, it names."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+import struct
+import zoneinfo
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from snakepit_trio.errors import InvalidParameter, InvalidPayload
+from snakepit_trio.wire import codec, frames
+
+fixed = st.builds(
+    dt.timezone, st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(lambda d: d - d % dt.timedelta(seconds=1))
+)
+zones = st.none() | st.just(dt.timezone.utc) | fixed | st.sampled_from(["Europe/Paris", "Asia/Kolkata"]).map(zoneinfo.ZoneInfo)
+text = st.text(st.characters(exclude_categories=["Cs"]))
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-(2**80), 2**80)
+    | st.floats()
+    | text
+    | st.binary(max_size=50)
+    | st.binary(max_size=50).map(bytearray)
+    | st.dates()
+    | st.datetimes(timezones=zones)
+    | st.times()
+    | st.timedeltas()
+    | st.decimals()
+    | st.uuids()
+    | st.complex_numbers()
+)
+keys = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | text | st.binary(max_size=5) | st.tuples(st.integers(), text)
+hashables = st.integers() | text | st.tuples(st.integers(), text) | st.frozensets(st.integers(), max_size=3)
+values = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=5)
+        | st.lists(inner, max_size=5).map(tuple)
+        | st.sets(hashables, max_size=4)
+        | st.frozensets(hashables, max_size=4)
+        | st.dictionaries(keys, inner, max_size=5)
+    ),
+    max_leaves=20,
+)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal and of the same type, all the way down; nan equals itself, 0.0 is not -0.0."""
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, float):
+        return struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))
+    if isinstance(a, complex):
+        return same(a.real, b.real) and same(a.imag, b.imag)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return len(a) == len(b) and all(map(same, a, b)) and all(map(same, a.values(), b.values()))
+    if isinstance(a, set | frozenset):
+        return a == b and {type(x) for x in a} == {type(x) for x in b}
+    if isinstance(a, dt.datetime | dt.time):
+        return repr(a) == repr(b)
+    if type(a).__name__ == "Decimal":
+        return str(a) == str(b)
+    return bool(a == b)
+
+
+@given(values)
+def test_round_trip(value: Any) -> None:
+    found = codec.decode(codec.encode(value))
+    assert same(value, found), (value, found)
+
+
+@given(st.lists(st.binary(max_size=40) | st.binary(max_size=40).map(bytearray), max_size=6), st.integers(0, 40))
+def test_round_trip_out_of_band(value: list[Any], threshold: int) -> None:
+    payload = codec.encode(value, buffer_threshold=threshold)
+    assert len(payload.buffers) == sum(len(item) >= threshold for item in value)
+    assert same(value, codec.decode(payload))
+
+
+@given(hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)), st.sampled_from([0, 1 << 16]))
+def test_arrays(array: np.ndarray[Any, Any], threshold: int) -> None:
+    found = codec.decode(codec.encode(array, buffer_threshold=threshold))
+    assert found.dtype == array.dtype
+    assert found.shape == array.shape
+    assert found.tobytes() == array.tobytes()
+    assert not found.flags.writeable
+
+
+class Odd:
+    """Nothing that the codec knows."""
+
+    def __repr__(self) -> str:
+        raise AssertionError("repr of a value is never asked for")
+
+
+@given(st.lists(st.integers(0, 3) | st.sampled_from(["a", "b c", '"', "\u20ac"]), min_size=1, max_size=8))
+def test_the_path_of_what_is_refused(path: list[Any]) -> None:
+    value: Any = Odd()
+    shown = ""
+    import json
+
+    for part in reversed(path):
+        if isinstance(part, int):
+            value = [0] * part + [value]
+            shown = f"[{part}]{shown}"
+        else:
+            value = {part: value}
+            shown = f"[{json.dumps(part)}]{shown}"
+    with pytest.raises(InvalidParameter) as caught:
+        codec.encode(value)
+    assert caught.value.details["path"] == f"params{shown}"
+    assert "Odd" in caught.value.message
+
+
+@given(values, st.data())
+def test_mutated_payloads_are_refused_or_values(value: Any, data: st.DataObject) -> None:
+    payload = codec.encode(value, buffer_threshold=8)
+    raw = bytearray(payload.data)
+    for _ in range(data.draw(st.integers(1, 4))):
+        if raw:
+            raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, len(raw)))
+    for mutated in (bytes(raw), bytes(raw[:cut])):
+        try:
+            codec.decode(frames.Payload(payload.encoding, mutated, payload.buffers))
+        except InvalidPayload:
+            pass
+
+
+@given(st.binary(max_size=200), st.integers(0, 127))
+def test_garbage_is_refused_or_a_value(raw: bytes, encoding: int) -> None:
+    try:
+        codec.decode(frames.Payload(encoding, raw))
+    except InvalidPayload:
+        pass
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=5),
+    max_leaves=15,
+)
+
+
+@given(json_values)
+def test_json_round_trip(value: Any) -> None:
+    found = codec.decode(codec.encode(value, encoding=frames.JSON))
+    assert found == value
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), b"x", (1,), {1: 2}, 2**64, "\ud800", {"\ud800": 1}])
+def test_json_refuses_what_it_has_no_type_for(value: Any) -> None:
+    with pytest.raises(InvalidParameter):
+        codec.encode(value, encoding=frames.JSON)

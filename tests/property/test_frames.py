@@ -1,0 +1,145 @@
+"""The lean frames are the protobuf messages, byte for byte, and nothing that is not a frame passes for one."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakepit_trio.wire import frames
+from snakepit_trio.wire.generated.snakepit import v1
+
+u64 = st.integers(0, 2**64 - 1)
+u32 = st.integers(0, 2**32 - 1)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+blocks = st.builds(frames.SharedBlock, text, u64, u64)
+payloads = st.builds(frames.Payload, st.sampled_from([1, 2]), st.binary(max_size=300), st.lists(st.binary(max_size=9) | blocks, max_size=3))
+errors = st.builds(
+    frames.ErrorInfo, text, text, st.booleans(), st.lists(text, max_size=3), text, text, st.none() | payloads
+)  # fmt: skip
+outcomes = st.tuples(st.none(), st.none()) | st.tuples(payloads, st.none()) | st.tuples(st.none(), errors)
+calls = st.builds(
+    frames.Call, u64, u32, text, payloads, u64, u32, st.booleans(), u32, text, st.dictionaries(text, text, max_size=3)
+)  # fmt: skip
+host_frames = (
+    calls
+    | st.builds(frames.Cancel, u64)
+    | st.builds(frames.Credit, u64, u32)
+    | st.builds(frames.Ping, u64)
+    | st.builds(lambda i, o: frames.HostReply(i, *o), u64, outcomes)
+    | st.builds(frames.Stop, u64)
+)
+worker_frames = (
+    st.builds(lambda i, o: frames.Reply(i, *o), u64, outcomes)
+    | st.builds(frames.Chunk, u64, payloads)
+    | st.builds(frames.Pong, u64, st.lists(u64, max_size=4), u64, u64)
+    | st.builds(frames.HostCall, u64, u64, text, payloads, u64)
+    | st.builds(frames.HostCancel, u64)
+    | st.builds(frames.Emit, u64, text, payloads)
+)
+_ONEOF = {"HostReply": "host_reply", "HostCall": "host_call", "HostCancel": "host_cancel"}
+
+
+def message(frame: Any) -> Any:
+    """The betterproto2 message of a lean object."""
+    if isinstance(frame, frames.SharedBlock):
+        return v1.Buffer(shared=v1.SharedBlock(name=frame.name, offset=frame.offset, size=frame.size))
+    if isinstance(frame, bytes):
+        return v1.Buffer(inline=frame)
+    if isinstance(frame, frames.Payload):
+        return v1.Payload(
+            encoding=v1.Encoding(frame.encoding), data=frame.data, buffers=[message(b) for b in frame.buffers]
+        )
+    values = {}
+    for name in frame.__struct_fields__:
+        value = getattr(frame, name)
+        if isinstance(value, frames.Payload | frames.ErrorInfo):
+            value = message(value)
+        values[name] = value
+    return getattr(v1, type(frame).__name__)(**values)
+
+
+def envelope(kind: Any, frame: Any) -> Any:
+    name = type(frame).__name__
+    return kind(**{_ONEOF.get(name, name.lower()): message(frame)})
+
+
+def plain(value: Any) -> Any:
+    """A lean object as plain values, so that lists and tuples compare."""
+    if hasattr(value, "__struct_fields__"):
+        return type(value).__name__, [plain(getattr(value, n)) for n in value.__struct_fields__]
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value
+
+
+@given(host_frames)
+def test_host_frames_are_the_messages(frame: Any) -> None:
+    ours, theirs = frames.encode(frame), bytes(envelope(v1.HostFrame, frame))
+    assert ours == theirs
+    assert plain(frames.decode_host_frame(theirs)) == plain(frame)
+
+
+@given(worker_frames)
+def test_worker_frames_are_the_messages(frame: Any) -> None:
+    ours, theirs = frames.encode(frame), bytes(envelope(v1.WorkerFrame, frame))
+    assert ours == theirs
+    assert plain(frames.decode_worker_frame(theirs)) == plain(frame)
+
+
+@pytest.fixture(scope="module")
+def protobuf(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same protos, compiled for protobuf's own runtime."""
+    protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools compiles the protos for protobuf's runtime")
+    out = tmp_path_factory.mktemp("protobuf")
+    root = Path(__file__).resolve().parents[2] / "protos"
+    files = sorted(str(p.relative_to(root)) for p in root.rglob("*.proto"))
+    assert protoc.main(["protoc", f"-I{root}", f"--python_out={out}", *files]) == 0
+    sys.path.insert(0, str(out))
+    try:
+        yield importlib.import_module("snakepit.v1.worker_pb2")
+    finally:
+        sys.path.remove(str(out))
+
+
+def test_protobufs_own_runtime_agrees(protobuf: Any) -> None:
+    # Fields in protobuf's maps have no order, so what each decodes is compared, not the bytes.
+    @given(host_frames | worker_frames)
+    def check(frame: Any) -> None:
+        ours = frames.encode(frame)
+        kind, decode = (
+            (protobuf.HostFrame, frames.decode_host_frame)
+            if isinstance(frame, frames.HostFrame)
+            else (protobuf.WorkerFrame, frames.decode_worker_frame)
+        )
+        parsed = kind.FromString(ours)
+        assert plain(decode(parsed.SerializeToString(deterministic=True))) == plain(frame)
+
+    check()
+
+
+@given(host_frames | worker_frames, st.data())
+def test_mutated_frames_are_refused_or_frames(frame: Any, data: st.DataObject) -> None:
+    raw = bytearray(frames.encode(frame))
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    for mutated in (bytes(raw), bytes(raw[: data.draw(st.integers(0, len(raw)))])):
+        for decode in (frames.decode_host_frame, frames.decode_worker_frame):
+            try:
+                decode(mutated)
+            except frames.FrameError:
+                pass
+
+
+@given(st.binary(max_size=100))
+def test_garbage_is_refused_or_a_frame(raw: bytes) -> None:
+    for decode in (frames.decode_host_frame, frames.decode_worker_frame):
+        try:
+            decode(raw)
+        except frames.FrameError:
+            pass

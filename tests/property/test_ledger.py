@@ -1,0 +1,261 @@
+"""The pool's ledger with scripted workers: any order of arrivals, cancels, deadlines, replies, deaths and resizes."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from snakepit_trio.errors import PoolClosed, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
+from snakepit_trio.pool.cancel_set import CancelSet
+from snakepit_trio.pool.ledger import Binding, Ledger, Outcome, Phase, Request, Seats, UnexpectedReply
+from snakepit_trio.pool.queue import RequestQueue
+from snakepit_trio.wire.frames import MSGPACK, Payload
+
+NOTHING = Payload(MSGPACK, b"\xc0")
+
+
+class ScriptedWorker:
+    """Holds the calls that it was given until the test lets it answer."""
+
+    def __init__(self, number: int, capacity: int) -> None:
+        self.number = number
+        self.capacity = capacity
+        self.holds: dict[int, Request] = {}
+        self.told_to_cancel: set[int] = set()
+        self.answered: list[int] = []
+        self.seats = Seats(self, capacity)
+
+    def start(self, request: Request) -> None:
+        assert request.id not in self.holds
+        assert len(self.holds) < self.capacity, "two calls in one seat"
+        self.holds[request.id] = request
+
+    def cancel(self, request: Request) -> None:
+        assert request.id in self.holds
+        assert request.id not in self.told_to_cancel, "cancelled twice"
+        self.told_to_cancel.add(request.id)
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Invariants: conservation, one end each, no seat lost or shared, nobody waits while a seat is free."""
+
+    @initialize(limit=st.sampled_from([0, 2, 5, None]), poison=st.sampled_from([1, 2, None]))
+    def begin(self, limit: int | None, poison: int | None) -> None:
+        self.now = 0.0
+        self.woken: Counter[int] = Counter()
+        self.events: list[tuple[str, int]] = []
+        self.ledger = Ledger(
+            queue=RequestQueue(max_queue=limit, aging=10.0),
+            cancel_set=CancelSet(3, 5.0),
+            poison_limit=poison,
+            observer=lambda event, request, now: self.events.append((event, request.id)),
+        )
+        self.workers: list[ScriptedWorker] = []
+        self.requests: list[Request] = []
+        self.rejected = 0
+        self.count = 0
+        self.closed = False
+        self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
+
+    @rule(capacity=st.integers(1, 3))
+    def worker_comes(self, capacity: int) -> None:
+        if len(self.workers) < 4:
+            self.count += 1
+            worker = ScriptedWorker(self.count, capacity)
+            self.workers.append(worker)
+            self.ledger.open(worker.seats, self.now)
+
+    @rule(
+        timeout=st.sampled_from([1.0, 3.0, math.inf]),
+        queue_timeout=st.sampled_from([0.5, 2.0, math.inf]),
+        priority=st.integers(-1, 1),
+        session=st.none() | st.sampled_from(["h", "q", "f"]),
+        idempotent=st.booleans(),
+        time_limit=st.none() | st.just(2.0),
+    )
+    def submit(self, timeout: float, queue_timeout: float, priority: int, session: Any, idempotent: bool, time_limit: Any) -> None:
+        self.count += 1
+        number = self.count
+        request = Request(
+            number,
+            "tool",
+            NOTHING,
+            wake=lambda: self.woken.update([number]),
+            deadline=self.now + timeout,
+            queue_deadline=self.now + queue_timeout,
+            priority=priority,
+            session=session,
+            binding=self.bindings.get(session),
+            idempotent=idempotent,
+            time_limit=time_limit,
+        )
+        try:
+            self.ledger.submit(request, self.now)
+        except SnakepitError:
+            self.rejected += 1
+            assert request.outcome is Outcome.REJECTED
+        else:
+            self.requests.append(request)
+
+    def alive(self) -> list[Request]:
+        return [r for r in self.requests if r.phase is not Phase.DONE]
+
+    @precondition(lambda self: self.requests)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        request = data.draw(st.sampled_from(self.requests))
+        ended = request.phase is Phase.DONE
+        before = request.outcome
+        self.ledger.cancel(request, self.now)
+        assert request.phase is Phase.DONE
+        assert request.outcome is (before if ended else Outcome.CANCELLED)
+
+    @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 6.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+        self.ledger.expire(self.now)
+        for request in self.alive():
+            assert request.deadline > self.now - 0.002
+            if request.phase is Phase.QUEUED:
+                assert request.queue_deadline > self.now - 0.002
+
+    @precondition(lambda self: any(w.holds for w in self.workers))
+    @rule(data=st.data(), how=st.sampled_from(["result", "error", "timeout"]))
+    def reply(self, data: st.DataObject, how: str) -> None:
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.holds]))
+        number = data.draw(st.sampled_from(list(worker.holds)))
+        request = worker.holds.pop(number)
+        worker.answered.append(number)
+        cancelled = number in worker.told_to_cancel
+        worker.told_to_cancel.discard(number)
+        before = request.outcome
+        late = self.ledger.totals().late_replies
+        error: SnakepitError | None = None
+        if how == "error":
+            error = RequestCancelled("x") if cancelled else ToolError("x")
+        found = self.ledger.replied(worker.seats, number, self.now, result=NOTHING if error is None else None, error=error)
+        if cancelled:
+            assert found is None
+            assert request.outcome is before
+            assert self.ledger.totals().late_replies == late + (error is None)
+        else:
+            assert found is request
+            assert request.outcome is (Outcome.FAILED if error else Outcome.COMPLETED)
+
+    @precondition(lambda self: any(w.answered for w in self.workers))
+    @rule(data=st.data())
+    def reply_twice(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.answered]))
+        number = worker.answered[-1]
+        before = self.ledger.totals()
+        try:
+            assert self.ledger.replied(worker.seats, number, self.now, result=NOTHING, error=None) is None
+        except UnexpectedReply:
+            assert self.ledger.totals() == before
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def worker_dies(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from(self.workers))
+        self.workers.remove(worker)
+        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now)
+        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now)
+        assert worker.seats not in self.ledger.seats
+        for request in worker.holds.values():
+            assert request.phase is Phase.DONE or request.seats is not worker.seats
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def cordon(self, data: st.DataObject) -> None:
+        self.ledger.cordon(data.draw(st.sampled_from(self.workers)).seats)
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def uncordon(self, data: st.DataObject) -> None:
+        self.ledger.uncordon(data.draw(st.sampled_from(self.workers)).seats, self.now)
+
+    @rule()
+    def sessions_end(self) -> None:
+        self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
+
+    @precondition(lambda self: not self.closed)
+    @rule()
+    def close(self) -> None:
+        if self.count % 7 == 0:
+            self.closed = True
+            self.ledger.close(PoolClosed("closed"), self.now)
+            assert self.ledger.queued == 0
+
+    @invariant()
+    def conserved(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        t = self.ledger.totals()
+        assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued
+        assert t.accepted == len(self.requests)
+        assert t.rejected == self.rejected
+        assert t.cancel_set_size <= 3
+
+    @invariant()
+    def each_has_one_end(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        final = Counter(number for event, number in self.events if event in {o.value for o in Outcome})
+        for request in self.requests:
+            ended = request.phase is Phase.DONE
+            assert self.woken[request.id] == ended
+            assert final[request.id] == ended
+            assert (request.outcome is not None) == ended
+
+    @invariant()
+    def seats_are_neither_lost_nor_shared(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        for worker in self.workers:
+            seats = worker.seats
+            assert {**seats.running, **seats.leaving} == worker.holds
+            assert not set(seats.running) & set(seats.leaving)
+            assert set(seats.leaving) == worker.told_to_cancel
+            assert seats.load <= seats.capacity
+        running = sum(len(w.seats.running) for w in self.workers)
+        assert running == self.ledger.in_flight
+
+    @invariant()
+    def nobody_waits_while_a_seat_is_free(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        for request in self.alive():
+            if request.phase is Phase.QUEUED:
+                for worker in self.workers:
+                    if worker.seats.open and worker.seats.load < worker.seats.capacity:
+                        assert request.pin is not None
+                        assert request.pin is not worker.seats
+
+
+LedgerMachine.TestCase.settings = settings(stateful_step_count=50, max_examples=300)
+TestLedger = LedgerMachine.TestCase
+
+
+def test_a_reply_to_nothing_is_a_fault_of_the_workers() -> None:
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
+    worker = ScriptedWorker(1, 1)
+    ledger.open(worker.seats, 0.0)
+    with pytest.raises(UnexpectedReply):
+        ledger.replied(worker.seats, 99, 0.0, result=NOTHING, error=None)
+
+
+def test_the_first_calls_of_a_session_go_to_one_worker() -> None:
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
+    workers = [ScriptedWorker(n, 2) for n in range(2)]
+    for worker in workers:
+        ledger.open(worker.seats, 0.0)
+    binding = Binding("strict_queue")
+    for number in range(2):
+        ledger.submit(Request(number, "t", NOTHING, wake=lambda: None, session="s", binding=binding), 0.0)
+    assert sorted(len(worker.holds) for worker in workers) == [0, 2]

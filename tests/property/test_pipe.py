@@ -1,0 +1,101 @@
+"""However the bytes of a stream are cut, the same messages come out; what breaks the framing ends the pipe, once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakepit_trio.wire.pipe import FramePipe, _Ready
+
+
+class ScriptedStream:
+    """The parts of grpclib's stream that a pipe uses, without a connection."""
+
+    def __init__(self) -> None:
+        import types
+
+        self.id = 1
+        self.resets: list[Any] = []
+        self.closable = True
+        self.connection = types.SimpleNamespace(write_ready=_Ready(), is_closing=lambda: False, flush=lambda: None)
+        self._h2_connection = types.SimpleNamespace(acknowledge_received_data=lambda size, stream: None)
+        empty = types.SimpleNamespace(empty=lambda: True)
+        self.buffer: Any = types.SimpleNamespace(_unacked=empty, _eof=False)
+
+    def reset_nowait(self, code: Any) -> None:
+        self.resets.append(code)
+
+
+def framed(message: bytes) -> bytes:
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+def open_pipe(limit: int = 1000) -> tuple[FramePipe, ScriptedStream, list[bytes], list[str]]:
+    stream = ScriptedStream()
+    messages: list[bytes] = []
+    closed: list[str] = []
+    pipe = FramePipe(
+        stream,  # type: ignore[arg-type]
+        on_message=messages.append,
+        on_close=closed.append,
+        max_message=limit,
+        call_soon=lambda callback: None,
+    )
+    return pipe.start(), stream, messages, closed
+
+
+@given(st.lists(st.binary(max_size=60), max_size=8), st.data())
+def test_any_split_gives_the_same_messages(sent: list[bytes], data: st.DataObject) -> None:
+    pipe, stream, messages, closed = open_pipe()
+    rest = b"".join(map(framed, sent))
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        stream.buffer.add(rest[:size], size)
+        rest = rest[size:]
+    assert messages == sent
+    assert closed == []
+    stream.buffer.eof()
+    assert closed == [""]
+
+
+@given(st.lists(st.binary(max_size=30), max_size=3), st.binary(min_size=1, max_size=40), st.data())
+def test_garbage_ends_the_pipe_or_waits_for_more(sent: list[bytes], garbage: bytes, data: st.DataObject) -> None:
+    pipe, stream, messages, closed = open_pipe(limit=100)
+    rest = b"".join(map(framed, sent)) + garbage
+    while rest:
+        size = data.draw(st.integers(1, len(rest)))
+        stream.buffer.add(rest[:size], size)
+        rest = rest[size:]
+    assert messages[: len(sent)] == sent
+    stream.buffer.eof()
+    stream.buffer.eof()
+    assert len(closed) == 1
+
+
+def test_a_message_that_is_too_long_or_compressed_is_refused() -> None:
+    for bad in (b"\0" + (1001).to_bytes(4, "big"), b"\1\0\0\0\0"):
+        pipe, stream, messages, closed = open_pipe(limit=1000)
+        stream.buffer.add(bad, len(bad))
+        assert len(closed) == 1
+        assert closed[0]
+        assert stream.resets
+
+
+def test_a_message_that_its_receiver_refuses_ends_the_pipe() -> None:
+    stream = ScriptedStream()
+    closed: list[str] = []
+
+    def refuse(message: bytes) -> None:
+        raise ValueError("not a frame")
+
+    FramePipe(
+        stream,  # type: ignore[arg-type]
+        on_message=refuse,
+        on_close=closed.append,
+        max_message=10,
+        call_soon=lambda callback: None,
+    ).start()
+    stream.buffer.add(framed(b"x") + framed(b"y"), 12)
+    assert closed == ["not a frame"]

@@ -1,0 +1,247 @@
+"""The pool's queue, deadlines and cancel set against simple models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from snakepit_trio.errors import QueueFull
+from snakepit_trio.pool.cancel_set import CancelSet
+from snakepit_trio.pool.deadlines import GRAIN, DeadlineWheel
+from snakepit_trio.pool.queue import RequestQueue
+
+
+class Entry:
+    """What waits."""
+
+    def __init__(self, number: int, priority: int = 0, session: str | None = None, pin: str | None = None) -> None:
+        self.number = number
+        self.priority = priority
+        self.session = session
+        self.share = session
+        self.pin = pin
+        self.queue_node: Any = None
+        self.deadline_node: Any = None
+        self.arrival = 0.0
+
+    def __repr__(self) -> str:
+        return f"<{self.number} p{self.priority} {self.session} {self.pin}>"
+
+
+class QueueMachine(RuleBasedStateMachine):
+    """The model is a list in the order of arrival; the next is found by looking at all of it."""
+
+    @initialize(limit=st.none() | st.integers(0, 6), aging=st.none() | st.sampled_from([1.0, 10.0]))
+    def begin(self, limit: int | None, aging: float | None) -> None:
+        self.limit, self.aging = limit, aging
+        self.queue: RequestQueue[Entry] = RequestQueue(max_queue=limit, aging=aging)
+        self.model: list[Entry] = []
+        self.now = 0.0
+        self.count = 0
+        self.popped: list[Entry] = []
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 3.0]))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(
+        priority=st.integers(-2, 2),
+        session=st.none() | st.sampled_from(["s", "t"]),
+        pin=st.none() | st.sampled_from(["a", "b"]),
+    )
+    def push(self, priority: int, session: str | None, pin: str | None) -> None:
+        entry = Entry(self.count, priority, session, pin)
+        if self.limit is not None and len(self.model) >= self.limit:
+            with pytest.raises(QueueFull):
+                self.queue.push(entry, self.now)
+            return
+        self.count += 1
+        entry.arrival = self.now
+        self.queue.push(entry, self.now)
+        self.model.append(entry)
+
+    def expected(self, worker: str) -> Entry | None:
+        may = [e for e in self.model if e.pin in (None, worker)]
+        if not may:
+            return None
+        age = (lambda e: e.arrival / self.aging) if self.aging else (lambda e: 0.0)
+        best = min(may, key=lambda e: (age(e) - e.priority, e.number))
+        if best.session is not None:
+            eldest = next(e for e in self.model if e.session == best.session)
+            if eldest.pin in (None, worker):
+                return eldest
+        return best
+
+    @rule(worker=st.sampled_from(["a", "b", "c"]))
+    def pop(self, worker: str) -> None:
+        wanted = self.expected(worker)
+        assert self.queue.has_for(worker) == (wanted is not None)
+        found = self.queue.pop(self.now, worker)
+        assert found is wanted
+        if found is not None:
+            self.model.remove(found)
+            self.popped.append(found)
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def discard(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.model))
+        assert self.queue.discard(entry)
+        assert not self.queue.discard(entry)
+        self.model.remove(entry)
+
+    @precondition(lambda self: self.popped)
+    @rule()
+    def discard_what_is_gone(self) -> None:
+        assert not self.queue.discard(self.popped[-1])
+
+    @rule(pin=st.sampled_from(["a", "b"]))
+    def drop_pin(self, pin: str) -> None:
+        wanted = [e for e in self.model if e.pin == pin]
+        assert self.queue.drop_pin(pin) == wanted
+        self.model = [e for e in self.model if e.pin != pin]
+
+    @invariant()
+    def the_same_entries_wait(self) -> None:
+        if hasattr(self, "queue"):
+            assert len(self.queue) == len(self.model)
+            assert sorted(e.number for e in self.queue) == sorted(e.number for e in self.model)
+
+
+class WheelMachine(RuleBasedStateMachine):
+    """The model is a dictionary of deadlines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wheel: DeadlineWheel[Entry] = DeadlineWheel()
+        self.model: dict[Entry, float] = {}
+        self.now = 0.0
+        self.count = 0
+
+    @rule(delay=st.floats(0, 5) | st.just(math.inf) | st.sampled_from([0.001, 0.0015, 300.0]))
+    def add(self, delay: float) -> None:
+        entry = Entry(self.count)
+        self.count += 1
+        self.wheel.add(entry, self.now + delay)
+        if delay != math.inf:
+            self.model[entry] = self.now + delay
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(list(self.model)))
+        self.wheel.remove(entry)
+        self.wheel.remove(entry)
+        del self.model[entry]
+
+    @precondition(lambda self: self.model)
+    @rule(data=st.data(), delay=st.floats(0, 5))
+    def move(self, data: st.DataObject, delay: float) -> None:
+        entry = data.draw(st.sampled_from(list(self.model)))
+        self.wheel.move(entry, self.now + delay)
+        self.model[entry] = self.now + delay
+
+    @rule(seconds=st.floats(0, 3))
+    def expire(self, seconds: float) -> None:
+        self.now += seconds
+        expired = self.wheel.expire(self.now)
+        deadlines = [self.model.pop(entry) for entry in expired]
+        assert deadlines == sorted(deadlines)
+        assert all(deadline <= self.now for deadline in deadlines)
+        assert all(deadline > self.now - 2 * GRAIN for deadline in self.model.values())
+
+    @invariant()
+    def the_next_deadline_is_right_within_the_grain(self) -> None:
+        assert len(self.wheel) == len(self.model)
+        earliest = min(self.model.values(), default=math.inf)
+        found = self.wheel.next_deadline()
+        if earliest == math.inf:
+            assert found == math.inf
+        else:
+            assert earliest - 1e-9 <= found <= earliest + GRAIN + 1e-9
+        assert len(self.wheel._keys) <= 2 * len(self.wheel._buckets) + 65
+
+
+class CancelSetMachine(RuleBasedStateMachine):
+    """The model is a list of pairs, oldest first."""
+
+    @initialize(capacity=st.integers(0, 4), ttl=st.sampled_from([0.0, 1.0, 5.0]))
+    def begin(self, capacity: int, ttl: float) -> None:
+        self.capacity, self.ttl = capacity, ttl
+        self.set = CancelSet(capacity, ttl)
+        self.model: list[tuple[int, float]] = []
+        self.now = 0.0
+
+    @rule(id=st.integers(0, 6))
+    def add(self, id: int) -> None:
+        self.set.add(id, self.now)
+        self.model = [pair for pair in self.model if pair[0] != id]
+        self.model.append((id, self.now + self.ttl))
+        self.model = self.model[max(0, len(self.model) - self.capacity) :]
+
+    @rule(id=st.integers(0, 6))
+    def look(self, id: int) -> None:
+        assert self.set.seen(id, self.now) == any(i == id and e > self.now for i, e in self.model)
+
+    @rule(seconds=st.sampled_from([0.0, 0.5, 2.0]))
+    def expire(self, seconds: float) -> None:
+        self.now += seconds
+        old = [pair for pair in self.model if pair[1] <= self.now]
+        assert self.set.expire(self.now) == len(old)
+        self.model = [pair for pair in self.model if pair[1] > self.now]
+
+    @rule(id=st.integers(0, 6))
+    def discard(self, id: int) -> None:
+        assert self.set.discard(id) == any(i == id for i, _ in self.model)
+        self.model = [pair for pair in self.model if pair[0] != id]
+
+    @invariant()
+    def bounded(self) -> None:
+        if hasattr(self, "set"):
+            assert len(self.set) == len(self.model) <= self.capacity
+            assert self.set.next_expiry() == (self.model[0][1] if self.model else math.inf)
+
+
+for machine in (QueueMachine, WheelMachine, CancelSetMachine):
+    machine.TestCase.settings = settings(stateful_step_count=40)
+TestQueue = QueueMachine.TestCase
+TestWheel = WheelMachine.TestCase
+TestCancelSet = CancelSetMachine.TestCase
+
+
+def test_shares_take_turns() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(fair=True)
+    for number in range(6):
+        queue.push(Entry(number, session="greedy"), 0.0)
+    queue.push(Entry(6, session="modest"), 0.0)
+    order = [queue.pop(0.0).number for _ in range(7)]  # type: ignore[union-attr]
+    assert order == [0, 6, 1, 2, 3, 4, 5]
+
+
+def test_what_is_put_back_keeps_its_place() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(max_queue=2)
+    first, second, third = Entry(0), Entry(1), Entry(2)
+    queue.push(first, 0.0)
+    queue.push(second, 1.0)
+    assert queue.pop(2.0) is first
+    queue.push(third, 3.0)
+    queue.push_front(first, 4.0)
+    assert [queue.pop(5.0) for _ in range(3)] == [first, second, third]
+
+
+def test_dead_places_are_dropped() -> None:
+    queue: RequestQueue[Entry] = RequestQueue()
+    keeper = Entry(-1, session="s")
+    queue.push(keeper, 0.0)
+    for number in range(10_000):
+        entry = Entry(number, session="s")
+        queue.push(entry, 0.0)
+        queue.discard(entry)
+    places = sum(len(places) for level in queue._any.levels.values() for places in level.shares.values())
+    assert places < 200
+    assert len(queue._sessions["s"]) < 200
