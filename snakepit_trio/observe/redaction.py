@@ -25,9 +25,7 @@ _NAME = (
 _SECRET_NAME = re.compile(rf"(?:^|[^a-z]){_NAME}s?(?:$|[^a-z])|{_NAME}$", re.IGNORECASE)
 
 # One look that clean text passes at the cost of a single scan.
-_SUSPECT = re.compile(
-    rf"{_NAME}|bearer|basic |://|sk-|gh[pousr]_|xox|AKIA|ASIA|eyJ|-----BEGIN|AIza|glpat-", re.IGNORECASE
-)
+_SUSPECT = re.compile(rf"{_NAME}|bearer|://|sk-|gh[pousr]_|xox|AKIA|ASIA|eyJ|-----BEGIN|AIza|glpat-", re.IGNORECASE)
 
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (
@@ -36,7 +34,11 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
         ),
         MASK,
     ),
-    (re.compile(r"\b(bearer|basic)(\s{1,8})[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    (re.compile(r"\b(bearer)(\s{1,8})[A-Za-z0-9._~+/=-]{6,}", re.IGNORECASE), rf"\1\2{MASK}"),
+    (
+        re.compile(r"\b(authorization[\"']?\s{0,4}[:=]\s{0,4}[\"']?basic)(\s{1,8})[A-Za-z0-9+/=]{4,}", re.IGNORECASE),
+        rf"\1\2{MASK}",
+    ),
     (re.compile(r"\b([a-z][a-z0-9+.-]{0,30}://)[^/\s:@\"']{0,256}:[^/\s@\"']{1,256}@", re.IGNORECASE), rf"\1{MASK}@"),
     (re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{4,}\.[A-Za-z0-9_-]*"), MASK),
     (re.compile(r"\b(?:sk|rk|pk)-[A-Za-z0-9_-]{12,}"), MASK),

@@ -104,6 +104,10 @@ class PipeProtocol(H2Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
+            # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
+            waiting = self.connection._connection.incoming_buffer._data
+            if len(waiting) >= 9 and int.from_bytes(waiting[:3], "big") > MAX_FRAME:
+                raise ValueError("a frame is longer than was agreed")
         except Exception as exc:
             # The engine has no answer to some legal but unusual frames, and asserts on some illegal ones.
             _log.debug("the peer broke the protocol", exc_info=True)

@@ -18,9 +18,10 @@ from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.wire import codec, frames
 
 fixed = st.builds(
-    dt.timezone, st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(lambda d: d - d % dt.timedelta(seconds=1))
+    dt.timezone,
+    st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(lambda d: d - d % dt.timedelta(seconds=1)),
 )
-zones = st.none() | st.just(dt.timezone.utc) | fixed | st.sampled_from(["Europe/Paris", "Asia/Kolkata"]).map(zoneinfo.ZoneInfo)
+zones = st.none() | st.just(dt.UTC) | fixed | st.sampled_from(["Europe/Paris", "Asia/Kolkata"]).map(zoneinfo.ZoneInfo)
 text = st.text(st.characters(exclude_categories=["Cs"]))
 scalars = (
     st.none()
@@ -39,7 +40,14 @@ scalars = (
     | st.uuids()
     | st.complex_numbers()
 )
-keys = st.none() | st.booleans() | st.integers(-(2**80), 2**80) | text | st.binary(max_size=5) | st.tuples(st.integers(), text)
+keys = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**80), 2**80)
+    | text
+    | st.binary(max_size=5)
+    | st.tuples(st.integers(), text)
+)
 hashables = st.integers() | text | st.tuples(st.integers(), text) | st.frozensets(st.integers(), max_size=3)
 values = st.recursive(
     scalars,
@@ -88,7 +96,9 @@ def test_round_trip_out_of_band(value: list[Any], threshold: int) -> None:
     assert same(value, codec.decode(payload))
 
 
-@given(hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)), st.sampled_from([0, 1 << 16]))
+@given(
+    hnp.arrays(hnp.scalar_dtypes(), hnp.array_shapes(min_dims=0, max_dims=3, min_side=0)), st.sampled_from([0, 1 << 16])
+)
 def test_arrays(array: np.ndarray[Any, Any], threshold: int) -> None:
     found = codec.decode(codec.encode(array, buffer_threshold=threshold))
     assert found.dtype == array.dtype
@@ -147,7 +157,11 @@ def test_garbage_is_refused_or_a_value(raw: bytes, encoding: int) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | text,
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | text,
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(text, inner, max_size=5),
     max_leaves=15,
 )

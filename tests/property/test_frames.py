@@ -18,7 +18,12 @@ u64 = st.integers(0, 2**64 - 1)
 u32 = st.integers(0, 2**32 - 1)
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 blocks = st.builds(frames.SharedBlock, text, u64, u64)
-payloads = st.builds(frames.Payload, st.sampled_from([1, 2]), st.binary(max_size=300), st.lists(st.binary(max_size=9) | blocks, max_size=3))
+payloads = st.builds(
+    frames.Payload,
+    st.sampled_from([1, 2]),
+    st.binary(max_size=300),
+    st.lists(st.binary(max_size=9) | blocks, max_size=3),
+)
 errors = st.builds(
     frames.ErrorInfo, text, text, st.booleans(), st.lists(text, max_size=3), text, text, st.none() | payloads
 )  # fmt: skip

@@ -79,7 +79,9 @@ class LedgerMachine(RuleBasedStateMachine):
         idempotent=st.booleans(),
         time_limit=st.none() | st.just(2.0),
     )
-    def submit(self, timeout: float, queue_timeout: float, priority: int, session: Any, idempotent: bool, time_limit: Any) -> None:
+    def submit(
+        self, timeout: float, queue_timeout: float, priority: int, session: Any, idempotent: bool, time_limit: Any
+    ) -> None:
         self.count += 1
         number = self.count
         request = Request(
@@ -139,7 +141,9 @@ class LedgerMachine(RuleBasedStateMachine):
         error: SnakepitError | None = None
         if how == "error":
             error = RequestCancelled("x") if cancelled else ToolError("x")
-        found = self.ledger.replied(worker.seats, number, self.now, result=NOTHING if error is None else None, error=error)
+        found = self.ledger.replied(
+            worker.seats, number, self.now, result=NOTHING if error is None else None, error=error
+        )
         if cancelled:
             assert found is None
             assert request.outcome is before

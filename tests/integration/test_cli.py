@@ -1,0 +1,142 @@
+"""The commands as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def snakepit(*arguments: str, cwd: Path = EXAMPLES, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "snakepit_trio", *arguments],
+        cwd=cwd, input=stdin, capture_output=True, text=True, timeout=90, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+    )  # fmt: skip
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_call() -> None:
+    done = snakepit("call", "code_metrics", "measure", '{"path": "code_metrics.py"}')
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["functions"] == 3
+    failed = snakepit("call", "code_metrics", "measure", '{"path": "nowhere.py"}')
+    assert failed.returncode == 1
+    assert "FileNotFoundError" in failed.stderr
+    assert "code_metrics.py" in failed.stderr
+    as_json = snakepit("call", "--json", "code_metrics", "measure", '{"path": 1}')
+    assert as_json.returncode == 1
+    assert json.loads(as_json.stdout)["error"]["code"] == "invalid_parameter"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["call", "code_metrics", "measure", "{"], "not JSON"),
+        (["call", "code_metrics", "measure", "[]"], "must be a JSON object"),
+        (["call", "no_such_module", "x"], "No module named 'no_such_module'"),
+        (["map", "code_metrics", "measure", "nowhere"], "no such file: nowhere"),
+        (["map", "code_metrics", "nothing", "code_metrics.py"], "no tool 'nothing'"),
+        (["tools", "two words"], "expected 'package.module'"),
+    ],
+)
+def test_what_can_not_be_started(arguments: list[str], text: str) -> None:
+    done = snakepit(*arguments)
+    assert done.returncode == 2
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr or "No module" in text
+
+
+def test_tools() -> None:
+    done = snakepit("tools", "code_metrics")
+    assert done.returncode == 0
+    assert "measure" in done.stdout
+    assert "path: string" in done.stdout
+    (tool,) = json.loads(snakepit("tools", "code_metrics", "--json").stdout)
+    assert tool["parameters"]["properties"]["path"] == {"type": "string"}
+    assert tool["idempotent"]
+
+
+def test_map_files(tmp_path: Path) -> None:
+    for n in range(10):
+        (tmp_path / f"m{n}.py").write_text(f"def f():\n    return {n}\n")
+    (tmp_path / "bad.py").write_text("def f(:\n")
+    done = snakepit("map", "code_metrics", "measure", str(tmp_path), "--glob", "*.py", "--ordered", "--size", "2")
+    assert done.returncode == 1
+    found = lines(done.stdout)
+    assert [line["index"] for line in found] == list(range(11))
+    assert found[0]["input"] == str(tmp_path / "bad.py")
+    assert found[0]["error"]["type"] == "SyntaxError"
+    assert all(line["result"]["functions"] == 1 for line in found[1:])
+    assert "1 of 11 inputs failed" in done.stderr
+    good = snakepit("map", "code_metrics", "measure", str(tmp_path / "m1.py"), "--param", "path={path}")
+    assert good.returncode == 0
+
+
+def test_map_lines() -> None:
+    stdin = '{"path": "code_metrics.py"}\n\n{"path": "gone.py"}\n'
+    done = snakepit("map", "code_metrics", "measure", "-", stdin=stdin)
+    assert done.returncode == 1
+    found = {line["index"]: line for line in lines(done.stdout)}
+    assert found[0]["result"]["lines"] > 10
+    assert found[1]["input"] == "line 3"
+    bad = snakepit("map", "code_metrics", "measure", "-", stdin="[1]\n")
+    assert bad.returncode == 2
+    assert "line 1" in bad.stderr
+
+
+def test_map_takes_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(
+        "import time\nimport snakepit_trio as sp\n\n@sp.tool\ndef nap(seconds: float) -> float:\n"
+        "    time.sleep(seconds)\n    return seconds\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakepit_trio", "map", "slow", "nap", "-", "--size", "1"],
+        cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write('{"seconds": 0.001}\n{"seconds": 60}\n')
+    process.stdin.close()
+    process.stdin = None
+    first = process.stdout.readline()
+    assert json.loads(first)["result"] == 0.001
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "interrupted: 1 of the inputs were done" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_demo(tmp_path: Path) -> None:
+    done = snakepit("demo", "--limit", "60", "--size", "2", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["modules"] == 60
+    assert found["errors"] == []
+    assert found["restarts"] == 1
+    assert found["killed"]["replaced_by"]
+    shown = snakepit("demo", "--limit", "40", "--size", "2", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "was killed with SIGKILL" in shown.stdout
+    assert "Nothing was lost." in shown.stdout
+
+
+def test_help_names_the_commands() -> None:
+    done = snakepit("--help")
+    assert done.returncode == 0
+    for command in ("demo", "map", "call", "tools"):
+        assert command in done.stdout

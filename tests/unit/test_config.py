@@ -1,0 +1,119 @@
+"""Configuration: what is taken, what is refused, and how it says so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import pytest
+
+import snakepit_trio as sp
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "expected"),
+    [
+        ({"size": 2.5}, "size", "an int"),
+        ({"size": True}, "size", "an int"),
+        ({"size": "4"}, "size", "an int"),
+        ({"size": 0}, "size", "1 to"),
+        ({"timeout": float("nan")}, "timeout", "a number"),
+        ({"timeout": -1}, "timeout", "at least"),
+        ({"profile": "fibre"}, "profile", "'process' or 'thread'"),
+        ({"env": {"A": 1}}, "env", "text to text"),
+        ({"adapter": "two words"}, "adapter", "package.module"),
+        ({"name": "1st"}, "name", "a letter"),
+        ({"heartbeat_while_busy": 1}, "heartbeat_while_busy", "true or false"),
+    ],
+)
+def test_a_pools_options_are_strict(options: dict[str, Any], key: str, expected: str) -> None:
+    with pytest.raises(sp.ConfigError) as caught:
+        sp.PoolConfig(**{"adapter": "m", **options})
+    assert caught.value.details["key"] == key
+    assert expected in caught.value.message
+
+
+def test_an_int_is_a_number_and_none_is_no_limit() -> None:
+    config = sp.PoolConfig(adapter="m:C", timeout=5, max_queue=None, queue_timeout=None)
+    assert config.timeout == 5
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        config.size = 3  # type: ignore[misc]
+
+
+def test_a_runtime_needs_pools_with_different_names() -> None:
+    with pytest.raises(sp.ConfigError, match="at least one"):
+        sp.RuntimeConfig(pools=[])
+    with pytest.raises(sp.ConfigError, match="different names"):
+        sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="m"), sp.PoolConfig(adapter="n")])
+
+
+def test_secrets_are_not_shown() -> None:
+    assert "hush" not in repr(sp.BridgeConfig(token="hush"))
+    assert "hush" not in repr(sp.PoolConfig(adapter="m", env={"PASSWORD": "hush"}))
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(
+        'session_ttl = 5\n[[pools]]\nadapter = "m"\nsize = 2\n[[pools]]\nname = "gpu-a"\nadapter = "g:G"\n'
+        '[bridge]\naddress = "unix:/tmp/x"\n'
+    )
+    return path
+
+
+def test_a_file_and_the_environment_over_it(file: Path) -> None:
+    config = sp.RuntimeConfig.load(
+        file,
+        environ={
+            "SNAKEPIT_POOLS__DEFAULT__SIZE": "8",
+            "SNAKEPIT_POOLS__GPU_A__TIMEOUT": "none",
+            "SNAKEPIT_POOLS__GPU_A__HEARTBEAT_WHILE_BUSY": "false",
+            "SNAKEPIT_BRIDGE__TOKEN": "hush",
+            "SNAKEPIT_STATE_DIR": "/ignored",
+            "SNAKEPIT_SESSION_TTL": "7.5",
+        },
+    )
+    first, second = config.pools
+    assert (first.size, second.timeout, second.heartbeat_while_busy) == (8, None, False)
+    assert config.session_ttl == 7.5
+    assert config.bridge is not None
+    assert config.bridge.token == "hush"
+
+
+def test_pyproject(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    path.write_text('[[tool.snakepit.pools]]\nadapter = "m"\nsize = 3\n')
+    assert sp.RuntimeConfig.load(path, environ={}).pools[0].size == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "source", "key", "words"),
+    [
+        ('[[pools]]\nadapter = "m"\nsizes = 2\n', {}, "snakepit.toml", "pools[0].sizes", "did you mean 'size'"),
+        ('[[pools]]\nadapter = "m"\nsize = "2"\n', {}, "snakepit.toml", "pools[0].size", "an int"),
+        ('[[pools]]\nadapter = "m"\nsize = 2.5\n', {}, "snakepit.toml", "pools[0].size", "an int"),
+        ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POOLS__DEFAULT__SIZE": "2.5"}, "SNAKEPIT_POOLS__DEFAULT__SIZE", "size", "an int"),
+        ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POOLS__DEFAULT__SIZE": "0"}, "SNAKEPIT_POOLS__DEFAULT__SIZE", "pools[0].size", "1 to"),
+        ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POLS": "0"}, "SNAKEPIT_POLS", "pols", "did you mean 'pools'"),
+        ("x =", {}, "snakepit.toml", "file", "valid TOML"),
+        ("", {}, "snakepit.toml", "pools", "at least one"),
+        ("[[pools]]\nsize = 1\n", {}, "snakepit.toml", "pools[0].adapter", "a value"),
+        ('[[pools]]\nadapter = "m"\n[bridge]\nadress = "unix:x"\n', {}, "snakepit.toml", "bridge.adress", "did you mean 'address'"),
+    ],
+)  # fmt: skip
+def test_what_is_refused(tmp_path: Path, text: str, environ: dict[str, str], source: str, key: str, words: str) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(text)
+    with pytest.raises(sp.ConfigError) as caught:
+        sp.RuntimeConfig.load(path, environ=environ)
+    assert str(caught.value.details["source"]).endswith(source)
+    assert caught.value.details["key"] == key
+    assert words in caught.value.message
+    assert source in caught.value.message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(sp.ConfigError, match="readable TOML file"):
+        sp.RuntimeConfig.load(tmp_path / "none.toml", environ={})

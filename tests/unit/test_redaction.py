@@ -1,0 +1,58 @@
+"""Secrets do not pass; other text does, untouched."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from snakepit_trio.observe.redaction import MASK, redact, redact_value
+
+SECRET = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"password={SECRET}",
+        f"PASSWORD: '{SECRET} with spaces'",
+        f'{{"api_key": "{SECRET}"}}',
+        f"DB_PASSWORD={SECRET} next",
+        f"Authorization: Bearer {SECRET}",
+        f"postgres://user:{SECRET}@host/db",
+        f"token={SECRET}&x=1",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+        f"sk-{SECRET}",
+        f"ghp_{SECRET}0123456789",
+        f"eyJ{SECRET}.{SECRET}.x",
+    ],
+)
+def test_secrets_are_taken_out(text: str) -> None:
+    clean = redact(f"before {text} after")
+    assert SECRET not in clean
+    assert MASK in clean
+    assert clean.startswith("before")
+    assert redact(clean) == clean
+
+
+@pytest.mark.parametrize("text", ["hello world", "the author passed", "x = 1", "http://host/path", "a basic example"])
+def test_other_text_is_left_alone(text: str) -> None:
+    assert redact(text) == text
+
+
+def test_values() -> None:
+    found = redact_value({"DB_PASSWORD": SECRET, "rows": [{"token": 5}, b"12345"], "n": 1})
+    assert found == {"DB_PASSWORD": MASK, "rows": [{"token": MASK}, "<5 bytes>"], "n": 1}
+
+
+@given(st.text(max_size=300))
+def test_redaction_is_idempotent(text: str) -> None:
+    assert redact(redact(text)) == redact(text)
+
+
+@given(
+    st.sampled_from(["a", "-----BEGIN ", 'password="\\', "sk-", "eyJ", "://", "token: ", "bearer "]),
+    st.integers(1, 20_000),
+)
+def test_no_text_takes_long(piece: str, times: int) -> None:
+    redact((piece * times)[:60_000])
