@@ -95,13 +95,9 @@ class Buffer(betterproto2.Message):
         - place:
     """
 
-    inline: "bytes | None" = betterproto2.field(
-        1, betterproto2.TYPE_BYTES, optional=True, group="place"
-    )
+    inline: "bytes | None" = betterproto2.field(1, betterproto2.TYPE_BYTES, optional=True, group="place")
 
-    shared: "SharedBlock | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="place"
-    )
+    shared: "SharedBlock | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="place")
 
 
 default_message_pool.register_message("snakepit.v1", "Buffer", Buffer)
@@ -122,9 +118,7 @@ class Call(betterproto2.Message):
 
     tool: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    payload: "Payload | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     timeout_us: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
@@ -146,11 +140,7 @@ class Call(betterproto2.Message):
     session_id: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
 
     metadata: "dict[str, str]" = betterproto2.field(
-        10,
-        betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        10, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
 
 
@@ -174,9 +164,7 @@ default_message_pool.register_message("snakepit.v1", "Cancel", Cancel)
 class Chunk(betterproto2.Message):
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
-    payload: "Payload | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("snakepit.v1", "Chunk", Chunk)
@@ -206,9 +194,7 @@ class Emit(betterproto2.Message):
 
     name: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    payload: "Payload | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("snakepit.v1", "Emit", Emit)
@@ -226,9 +212,7 @@ class ErrorInfo(betterproto2.Message):
 
     retryable: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
 
-    remote_types: "list[str]" = betterproto2.field(
-        4, betterproto2.TYPE_STRING, repeated=True
-    )
+    remote_types: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
     Only when a tool raised: the exception's class and its base classes, nearest first, as "module.QualName".
     """
@@ -237,9 +221,7 @@ class ErrorInfo(betterproto2.Message):
 
     remote_traceback: "str" = betterproto2.field(6, betterproto2.TYPE_STRING)
 
-    details: "Payload | None" = betterproto2.field(
-        7, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    details: "Payload | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
     """
     A map of plain values that says more, by the error's code.
     """
@@ -258,20 +240,14 @@ class ExecuteRequest(betterproto2.Message):
 
     tool: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
-    payload: "Payload | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
 
     session_id: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
     attempt: "int" = betterproto2.field(5, betterproto2.TYPE_UINT32)
 
     metadata: "dict[str, str]" = betterproto2.field(
-        6,
-        betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        6, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
 
 
@@ -284,9 +260,7 @@ class ExecuteResponse(betterproto2.Message):
     A result, or one chunk.
     """
 
-    payload: "Payload | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
 
 
 default_message_pool.register_message("snakepit.v1", "ExecuteResponse", ExecuteResponse)
@@ -317,14 +291,10 @@ class HandshakeRequest(betterproto2.Message):
     A tool's request id is this prefix followed by the call's id in decimal.
     """
 
-    capabilities: "list[str]" = betterproto2.field(
-        6, betterproto2.TYPE_STRING, repeated=True
-    )
+    capabilities: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
 
 
-default_message_pool.register_message(
-    "snakepit.v1", "HandshakeRequest", HandshakeRequest
-)
+default_message_pool.register_message("snakepit.v1", "HandshakeRequest", HandshakeRequest)
 
 
 @dataclass(eq=False, repr=False)
@@ -337,16 +307,12 @@ class HandshakeResponse(betterproto2.Message):
 
     pid: "int" = betterproto2.field(2, betterproto2.TYPE_INT64)
 
-    tools: "list[ToolSpec]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    tools: "list[ToolSpec]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     In the order of `Call.tool_index`, which counts from 1.
     """
 
-    capabilities: "list[str]" = betterproto2.field(
-        4, betterproto2.TYPE_STRING, repeated=True
-    )
+    capabilities: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
     "exchange", "cancel", "credits", "host_calls", "shared_memory", "health".
     """
@@ -364,9 +330,7 @@ class HandshakeResponse(betterproto2.Message):
     """
 
 
-default_message_pool.register_message(
-    "snakepit.v1", "HandshakeResponse", HandshakeResponse
-)
+default_message_pool.register_message("snakepit.v1", "HandshakeResponse", HandshakeResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -381,9 +345,7 @@ class HostCall(betterproto2.Message):
 
     name: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
-    payload: "Payload | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True
-    )
+    payload: "Payload | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
 
     timeout_us: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
@@ -415,29 +377,17 @@ class HostFrame(betterproto2.Message):
         - frame:
     """
 
-    call: "Call | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    call: "Call | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    cancel: "Cancel | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    cancel: "Cancel | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    credit: "Credit | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    credit: "Credit | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    ping: "Ping | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    ping: "Ping | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    host_reply: "HostReply | None" = betterproto2.field(
-        5, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    host_reply: "HostReply | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    stop: "Stop | None" = betterproto2.field(
-        6, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    stop: "Stop | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
 
 default_message_pool.register_message("snakepit.v1", "HostFrame", HostFrame)
@@ -454,13 +404,9 @@ class HostReply(betterproto2.Message):
 
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
-    payload: "Payload | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome"
-    )
+    payload: "Payload | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
 
-    error: "ErrorInfo | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="outcome"
-    )
+    error: "ErrorInfo | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
 
 
 default_message_pool.register_message("snakepit.v1", "HostReply", HostReply)
@@ -472,15 +418,11 @@ class Payload(betterproto2.Message):
     One value: a call's parameters, a result, a chunk.
     """
 
-    encoding: "Encoding" = betterproto2.field(
-        1, betterproto2.TYPE_ENUM, default_factory=lambda: Encoding(0)
-    )
+    encoding: "Encoding" = betterproto2.field(1, betterproto2.TYPE_ENUM, default_factory=lambda: Encoding(0))
 
     data: "bytes" = betterproto2.field(2, betterproto2.TYPE_BYTES)
 
-    buffers: "list[Buffer]" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, repeated=True
-    )
+    buffers: "list[Buffer]" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, repeated=True)
 
 
 default_message_pool.register_message("snakepit.v1", "Payload", Payload)
@@ -498,9 +440,7 @@ default_message_pool.register_message("snakepit.v1", "Ping", Ping)
 class Pong(betterproto2.Message):
     sequence: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
-    running: "list[int]" = betterproto2.field(
-        2, betterproto2.TYPE_UINT64, repeated=True
-    )
+    running: "list[int]" = betterproto2.field(2, betterproto2.TYPE_UINT64, repeated=True)
     """
     Calls that the worker holds, running or not yet started.
     """
@@ -530,13 +470,9 @@ class Reply(betterproto2.Message):
 
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
-    payload: "Payload | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome"
-    )
+    payload: "Payload | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
 
-    error: "ErrorInfo | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="outcome"
-    )
+    error: "ErrorInfo | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
 
 
 default_message_pool.register_message("snakepit.v1", "Reply", Reply)
@@ -602,11 +538,7 @@ class ToolSpec(betterproto2.Message):
     """
 
     metadata: "dict[str, str]" = betterproto2.field(
-        8,
-        betterproto2.TYPE_MAP,
-        map_meta=betterproto2.map_meta(
-            betterproto2.TYPE_STRING, betterproto2.TYPE_STRING
-        ),
+        8, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
 
 
@@ -622,29 +554,17 @@ class WorkerFrame(betterproto2.Message):
         - frame:
     """
 
-    reply: "Reply | None" = betterproto2.field(
-        1, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    reply: "Reply | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    chunk: "Chunk | None" = betterproto2.field(
-        2, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    chunk: "Chunk | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    pong: "Pong | None" = betterproto2.field(
-        3, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    pong: "Pong | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    host_call: "HostCall | None" = betterproto2.field(
-        4, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    host_call: "HostCall | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    host_cancel: "HostCancel | None" = betterproto2.field(
-        5, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    host_cancel: "HostCancel | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
-    emit: "Emit | None" = betterproto2.field(
-        6, betterproto2.TYPE_MESSAGE, optional=True, group="frame"
-    )
+    emit: "Emit | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
 
 default_message_pool.register_message("snakepit.v1", "WorkerFrame", WorkerFrame)
@@ -735,9 +655,7 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def exchange(
-        self, messages: "AsyncIterator[HostFrame]"
-    ) -> "AsyncIterator[WorkerFrame]":
+    async def exchange(self, messages: "AsyncIterator[HostFrame]") -> "AsyncIterator[WorkerFrame]":
         """
         Multiplexes calls, replies, chunks, credits, cancels, heartbeats and calls back to the host.
         """
@@ -749,24 +667,18 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
 
-    async def execute_stream(
-        self, message: "ExecuteRequest"
-    ) -> "AsyncIterator[ExecuteResponse]":
+    async def execute_stream(self, message: "ExecuteRequest") -> "AsyncIterator[ExecuteResponse]":
 
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ExecuteResponse()
 
-    async def __rpc_handshake(
-        self, stream: "grpclib.server.Stream[HandshakeRequest, HandshakeResponse]"
-    ) -> None:
+    async def __rpc_handshake(self, stream: "grpclib.server.Stream[HandshakeRequest, HandshakeResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.handshake(request)
         await stream.send_message(response)
 
-    async def __rpc_exchange(
-        self, stream: "grpclib.server.Stream[HostFrame, WorkerFrame]"
-    ) -> None:
+    async def __rpc_exchange(self, stream: "grpclib.server.Stream[HostFrame, WorkerFrame]") -> None:
         request = stream.__aiter__()
         await self._call_rpc_handler_server_stream(
             self.exchange,
@@ -774,17 +686,13 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
-    async def __rpc_execute(
-        self, stream: "grpclib.server.Stream[ExecuteRequest, ExecuteResponse]"
-    ) -> None:
+    async def __rpc_execute(self, stream: "grpclib.server.Stream[ExecuteRequest, ExecuteResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         response = await self.execute(request)
         await stream.send_message(response)
 
-    async def __rpc_execute_stream(
-        self, stream: "grpclib.server.Stream[ExecuteRequest, ExecuteResponse]"
-    ) -> None:
+    async def __rpc_execute_stream(self, stream: "grpclib.server.Stream[ExecuteRequest, ExecuteResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
         await self._call_rpc_handler_server_stream(
