@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -41,12 +42,16 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def private_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The tests' runs are not the user's."""
+def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests' runs are neither the user's nor those of other tests on this machine."""
     patch = pytest.MonkeyPatch()
     patch.setenv("SNAKEPIT_STATE_DIR", str(tmp_path_factory.mktemp("state")))
-    yield
-    patch.undo()
+    # Short: the path of a Unix socket may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="spt", ignore_cleanup_errors=True) as place:
+        patch.setenv("TMPDIR", place)
+        patch.setattr(tempfile, "tempdir", place)
+        yield
+        patch.undo()
 
 
 @pytest.fixture(autouse=True)

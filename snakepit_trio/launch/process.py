@@ -97,9 +97,6 @@ def make_descriptors() -> Descriptors:
 class Reaper(Protocol):
     """Whoever is the process's parent, and so may take its exit status."""
 
-    def ended(self) -> bool:
-        """Whether it has ended. It is not reaped by that."""
-
     async def reap(self) -> ExitStatus:
         """Take the exit status of the process, which has ended."""
 

@@ -26,9 +26,6 @@ class _PopenReaper:
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
 
-    def ended(self) -> bool:
-        return os.waitid(os.P_PID, self._popen.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-
     async def reap(self) -> ExitStatus:
         # It has ended, so this does not wait.
         return status_of(self._popen.wait())

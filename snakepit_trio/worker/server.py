@@ -68,8 +68,8 @@ def run(boot: Boot, report: Callable[[Report], None]) -> int:
 
     def ready() -> None:
         nonlocal setting_up
-        setting_up = False
         address = io.start()
+        setting_up = False
         report(Report(address=address, pid=os.getpid()))
 
     try:

@@ -1,0 +1,173 @@
+"""The template process: imports the adapter once, then forks workers on request.
+
+It runs no thread and no event loop, because a fork copies only the thread that calls it. It is asked over a socket by
+:mod:`snakepit_trio.launch.fork_server`, one question at a time:
+
+- ``{"adapter": ..., "path": [...]}``: import this; answered with ``{}``, or ``{"unforkable": reason}``
+- ``{"worker": id}`` with four descriptors: fork; answered with ``{"pid": ...}`` and a descriptor of the child
+- ``{"reap": pid}``: take the exit status of a child that has ended; answered with ``{"code": ...}`` or ``{"signal": ...}``
+
+The end of the socket is the end of the template; its workers have lifelines of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import gc
+import importlib
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import traceback
+from typing import Any
+
+from snakepit_trio.worker.boot import run_worker
+from snakepit_trio.worker.lifeline import Lifeline
+
+__all__ = ["main"]
+
+
+class _Channel:
+    """The socket to the host, blocking."""
+
+    def __init__(self, fd: int) -> None:
+        self.socket = socket.socket(fileno=fd)
+        self._received = b""
+
+    def receive(self) -> tuple[dict[str, Any], list[int]] | None:
+        """The next question and its descriptors; None at the end."""
+        fds: list[int] = []
+        while True:
+            if len(self._received) >= 4:
+                size = int.from_bytes(self._received[:4], "big")
+                if len(self._received) >= 4 + size:
+                    body, self._received = self._received[4 : 4 + size], self._received[4 + size :]
+                    return json.loads(body), fds
+            data, more, _, _ = socket.recv_fds(self.socket, 65536, 8, socket.MSG_CMSG_CLOEXEC)
+            fds += more
+            if not data:
+                return None
+            self._received += data
+
+    def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
+        """Answer."""
+        body = json.dumps(message).encode()
+        data = len(body).to_bytes(4, "big") + body
+        sent = socket.send_fds(self.socket, [data], list(fds)) if fds else 0
+        self.socket.sendall(data[sent:])
+
+
+def _import(adapter: str, path: list[str]) -> str | None:
+    """Import what the workers will need. Returns why the process can't be forked then, None when it can."""
+    known = set(sys.path)
+    sys.path[:] = [*(entry for entry in path if entry not in known), *sys.path]
+    importlib.import_module("snakepit_trio.worker.server")
+    try:
+        importlib.import_module(adapter.partition(":")[0])
+    except (Exception, SystemExit):
+        # Each worker tries again, and reports to its host what is wrong.
+        pass
+    if len(os.listdir("/proc/self/task")) > 1:
+        return "importing it starts threads"
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return "importing it initialises CUDA"
+    return None
+
+
+def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) -> None:
+    """The child's part: leave everything of the template's behind, and be a worker."""
+    code = 1
+    try:
+        os.setsid()
+        os.close(lifeline)
+        channel.socket.close()
+        worker_lifeline, report, stdout, stderr = fds
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+        os.close(stdout)
+        os.close(stderr)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        os.environ["SNAKEPIT_WORKER_ID"] = worker
+        faulthandler.enable()
+        # What was seeded before the fork would be the same in every worker.
+        random.seed()
+        numpy = sys.modules.get("numpy")
+        if numpy is not None:
+            numpy.random.seed()
+        code = run_worker(worker_lifeline, report)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        # Nothing of the template's may run in the child's end: no exit handler, no buffer twice.
+        try:
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(code)
+
+
+def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[int]) -> None:
+    try:
+        pid = os.fork()
+    except OSError as exc:
+        channel.send({"error": str(exc)})
+        return
+    if pid == 0:
+        _be_worker(channel, lifeline, fds, question["worker"])
+    pidfd = os.pidfd_open(pid)
+    try:
+        channel.send({"pid": pid}, (pidfd,))
+    finally:
+        os.close(pidfd)
+        for fd in fds:
+            os.close(fd)
+
+
+def _reap(pid: int) -> dict[str, Any]:
+    try:
+        _, status = os.waitpid(pid, 0)
+    except ChildProcessError:
+        return {}
+    code = os.waitstatus_to_exitcode(status)
+    return {"signal": -code} if code < 0 else {"code": code}
+
+
+def main() -> int:
+    """Be a template until the host is gone."""
+    parser = argparse.ArgumentParser(
+        prog="snakepit_trio.launch.template", description="Started by its host, not by hand."
+    )
+    parser.add_argument("--run", required=True)
+    parser.add_argument("--lifeline", type=int, required=True)
+    parser.add_argument("--channel", type=int, required=True)
+    options = parser.parse_args()
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    own = Lifeline(options.lifeline)
+    channel = _Channel(options.channel)
+    os.set_inheritable(channel.socket.fileno(), False)
+    question = channel.receive()
+    if question is None:
+        return 0
+    unforkable = _import(question[0]["adapter"], question[0]["path"])
+    gc.collect()
+    gc.freeze()
+    channel.send({} if unforkable is None else {"unforkable": unforkable})
+    while (question := channel.receive()) is not None:
+        message, fds = question
+        if "worker" in message:
+            _fork(channel, options.lifeline, message, fds)
+        elif "reap" in message:
+            channel.send(_reap(message["reap"]))
+    own.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""When a host is killed, nothing of its workers is left, whatever they were doing."""
+
+from __future__ import annotations
+
+import os
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HOST = """
+import anyio, sys
+import snakepit_trio as sp
+
+async def main():
+    tool, method = sys.argv[1:]
+    async with sp.open_pool("tests.adapters.has_children", size=3, start_method=method, heartbeat_while_busy=False) as pool:
+        pids = [worker.pid for worker in pool.workers()]
+        children = [await pool.execute("child") for _ in range(3)]
+        async with anyio.create_task_group() as nursery:
+            if tool != "idle":
+                for _ in range(3):
+                    nursery.start_soon(pool.execute, tool)
+                while pool.stats().in_flight < 3:
+                    await anyio.sleep(0.001)
+                await anyio.sleep(0.05)
+            print(*pids, *set(children), flush=True)
+            await anyio.sleep_forever()
+
+anyio.run(main, backend="trio")
+"""
+
+
+@pytest.mark.parametrize("method", ["fork_server", "spawn"])
+@pytest.mark.parametrize("tool", ["idle", "nap", "spin", "hold_the_gil"])
+def test_workers_and_grandchildren_are_gone_within_a_second(tool: str, method: str, tmp_path: Path) -> None:
+    host = subprocess.Popen(
+        [sys.executable, "-c", HOST, tool, method], stdout=subprocess.PIPE, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}, text=True,
+    )  # fmt: skip
+    try:
+        assert host.stdout is not None
+        pids = [int(pid) for pid in host.stdout.readline().split()]
+        assert len(pids) >= 4
+        family = {child.pid for child in psutil.Process(host.pid).children(recursive=True)}
+        watched = {pid: os.pidfd_open(pid) for pid in {*pids, *family}}
+    finally:
+        host.kill()
+        killed = time.monotonic()
+        host.wait()
+        assert host.stdout is not None
+        host.stdout.close()
+    try:
+        poll = select.poll()
+        for fd in watched.values():
+            poll.register(fd, select.POLLIN)
+        left = set(watched.values())
+        while left and time.monotonic() - killed < 5:
+            for fd, _ in poll.poll(100):
+                poll.unregister(fd)
+                left.discard(fd)
+        assert not left, [pid for pid, fd in watched.items() if fd in left]
+        assert time.monotonic() - killed < 1
+    finally:
+        for fd in watched.values():
+            os.close(fd)

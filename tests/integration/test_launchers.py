@@ -1,0 +1,173 @@
+"""One contract over every launcher."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerSpec
+from snakepit_trio.launch.local import local_launcher
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["fork_server", "spawn"])
+def launcher(request: pytest.FixtureRequest) -> Launcher:
+    return local_launcher(request.param)
+
+
+def spec(directory: Path, **options: Any) -> WorkerSpec:
+    given: dict[str, Any] = {"adapter": "tests.adapters.basic", "socket_dir": str(directory), **options}
+    return WorkerSpec(worker_id="w1", run_id="r1", pool="p", token="hush-hush", **given)
+
+
+async def test_start_report_and_stop(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, env={"FOO": "bar"}))
+            try:
+                report = await process.report()
+                assert report.address.startswith("unix:")
+                assert report.pid == process.pid
+                found = psutil.Process(process.pid)
+                assert os.getpgid(process.pid) == process.pid
+                assert found.environ()["SNAKEPIT_RUN_ID"] == "r1"
+                assert found.environ()["FOO"] == "bar"
+                assert found.environ()["OMP_NUM_THREADS"] == "1"
+                # The secret is in no place that others can read.
+                assert "hush-hush" not in " ".join(found.cmdline())
+                assert "hush-hush" not in str(found.environ())
+                process.terminate()
+                assert await process.wait() == ExitStatus(code=0)
+                assert await process.wait() == ExitStatus(code=0)
+                process.kill()
+            finally:
+                await process.aclose()
+                await process.aclose()
+
+
+async def test_how_it_ended(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            for number in (signal.SIGKILL, signal.SIGSEGV):
+                process = await launcher.start(spec(tmp_path))
+                try:
+                    await process.report()
+                    os.kill(process.pid, number)
+                    assert await process.wait() == ExitStatus(signal=number)
+                finally:
+                    await process.aclose()
+
+
+async def test_what_can_not_start_says_why(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.broken_setup"))
+            try:
+                report = await process.report()
+                assert report.code == "worker_startup"
+                assert report.message == "RuntimeError: no such device"
+                assert "broken_setup.py" in report.remote_traceback
+                assert (await process.wait()).code == 1
+            finally:
+                await process.aclose()
+            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.leaves_at_import"))
+            try:
+                assert (await process.report()).message == "SystemExit: 9"
+            finally:
+                await process.aclose()
+
+
+async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.has_children"))
+            try:
+                await process.report()
+                (child,) = psutil.Process(process.pid).children()
+                process.kill()
+                await process.wait()
+                with anyio.fail_after(5):
+                    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                        await anyio.sleep(0.005)
+            finally:
+                await process.aclose()
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(launcher: Launcher, tmp_path: Path) -> None:
+    async with launcher:
+        process = await launcher.start(spec(tmp_path))
+        await process.aclose()
+        before = set(os.listdir("/proc/self/fd"))
+        for step in range(8):
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as nursery:
+
+                    async def cancel_after(steps: int = step, scope: anyio.CancelScope = scope) -> None:
+                        for _ in range(steps):
+                            await anyio.lowlevel.checkpoint()
+                        scope.cancel()
+
+                    nursery.start_soon(cancel_after)
+                    process = await launcher.start(spec(tmp_path))
+                    try:
+                        await process.report()
+                    finally:
+                        await process.aclose()
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+async def test_another_directory_and_one_that_is_not_there(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, cwd=str(tmp_path)))
+            try:
+                await process.report()
+                assert psutil.Process(process.pid).cwd() == str(tmp_path)
+            finally:
+                await process.aclose()
+            with pytest.raises(WorkerStartupError):
+                await launcher.start(spec(tmp_path, cwd=str(tmp_path / "none")))
+
+
+async def test_an_adapter_with_threads_at_import_is_spawned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with anyio.fail_after(30):
+        async with local_launcher("fork_server") as launcher:
+            for _ in range(2):
+                process = await launcher.start(spec(tmp_path, adapter="tests.adapters.threads_at_import"))
+                try:
+                    assert (await process.report()).address
+                    assert psutil.Process(process.pid).ppid() == os.getpid()
+                finally:
+                    await process.aclose()
+    assert [r.levelname for r in caplog.records if r.name == "snakepit_trio.launch"] == ["WARNING"]
+
+
+async def test_a_template_that_dies_is_replaced_and_its_workers_live_on(tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with local_launcher("fork_server") as launcher:
+            first = await launcher.start(spec(tmp_path))
+            second = None
+            try:
+                await first.report()
+                template = psutil.Process(first.pid).parent()
+                assert template is not None
+                assert template.pid != os.getpid()
+                template.kill()
+                second = await launcher.start(spec(tmp_path))
+                assert (await second.report()).address
+                assert psutil.pid_exists(first.pid)
+                first.kill()
+                # Its parent is gone: that it ended is known, how is not.
+                assert await first.wait() in (ExitStatus(), ExitStatus(signal=9))
+            finally:
+                await first.aclose()
+                if second is not None:
+                    await second.aclose()
