@@ -140,6 +140,7 @@ class PoolConfig:
         poison_limit: A request that has ended so many workers is refused; None: no limit.
         aging: Seconds of waiting that are worth one level of priority; None: priority is all.
         fair: Sessions take turns in the queue.
+        reject_hopeless: Refuse a request at once whose deadline would pass while it waits, by how long calls took of late.
         cancel_set_size, cancel_set_ttl: How many cancelled requests are remembered, and how long.
         max_payload: Largest parameters, result or chunk.
         python: Another interpreter for the workers; it must have snakepit_trio installed. Implies ``"spawn"``.
@@ -180,6 +181,7 @@ class PoolConfig:
     poison_limit: int | None = _within(2, 1)
     aging: float | None = _within(30.0, _TINY)
     fair: bool = False
+    reject_hopeless: bool = False
     cancel_set_size: int = _within(1024, 0)
     cancel_set_ttl: float = _within(60.0, 0)
     max_payload: int = _within(64 * 1024 * 1024, 1024, 1 << 31)

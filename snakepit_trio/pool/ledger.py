@@ -54,6 +54,10 @@ if TYPE_CHECKING:
 __all__ = ["Binding", "Ledger", "Observer", "Outcome", "Phase", "Port", "Request", "Seats", "Totals", "UnexpectedReply"]
 
 
+#: The weight of one call in the average of how long calls take.
+_SMOOTHING = 0.1
+
+
 class Phase(Enum):
     """Where a request is in its life."""
 
@@ -275,6 +279,7 @@ class Ledger:
         queue: Where requests wait.
         cancel_set: Remembers the ids of requests whose callers are gone.
         poison_limit: A request that has ended this many workers is not given to another; None means no limit.
+        reject_hopeless: Refuse a request whose deadline would pass while it waits.
         observer: Hears of what happens to requests.
         on_idle: Called when the last running request has ended.
     """
@@ -285,6 +290,7 @@ class Ledger:
         queue: RequestQueue[Request],
         cancel_set: CancelSet,
         poison_limit: int | None = 2,
+        reject_hopeless: bool = False,
         observer: Observer = _ignore,
         on_idle: Callable[[], object] = lambda: None,
     ) -> None:
@@ -292,6 +298,9 @@ class Ledger:
         self._cancel_set = cancel_set
         self._wheel: DeadlineWheel[Request] = DeadlineWheel()
         self._poison_limit = poison_limit
+        self._reject_hopeless = reject_hopeless
+        # How long a call holds its seat: an exponential average, 0 before the first.
+        self._service_time = 0.0
         self._observe = observer
         self._on_idle = on_idle
         self._all: dict[Seats, None] = {}
@@ -362,6 +371,7 @@ class Ledger:
             WorkerBusy: Its session's worker is busy, and the session does not wait.
             SessionWorkerUnavailable: Its session's worker is gone.
             RequestTimeout: Its deadline has passed already.
+            QueueTimeout: Its deadline would pass while it waits, and hopeless requests are refused.
         """
         request.submitted_at = now
         try:
@@ -412,8 +422,26 @@ class Ledger:
         if seats is not None and len(self._queue) and self._queue.has_for(seats):
             seats = None
         if seats is None:
+            if self._reject_hopeless:
+                self._check_hope(request, now)
             self._queue.push(request, now)
         return seats
+
+    def expected_wait(self) -> float:
+        """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
+        capacity = sum(seats.capacity for seats in self._all if seats.open)
+        if not capacity:
+            return 0.0
+        return self._service_time * (len(self._queue) + 1) / capacity
+
+    def _check_hope(self, request: Request, now: float) -> None:
+        wait = self.expected_wait()
+        due = min(request.deadline, request.until, request.queue_deadline)
+        if now + wait > due:
+            raise QueueTimeout(
+                f"a worker would be free after about {wait:.3g} s, and the request has {max(0.0, due - now):.3g} s",
+                details={"expected_wait": wait, "hopeless": True, "tool": request.tool},
+            )
 
     def cancel(self, request: Request, now: float) -> None:
         """The caller is gone: a waiting request leaves the queue, a running one is cancelled in its worker.
@@ -426,14 +454,7 @@ class Ledger:
         """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
         self._cancel_set.expire(now)
         for request in self._wheel.expire(now):
-            if request.phase is Phase.QUEUED and request.deadline > now:
-                waited = now - request.submitted_at
-                error: SnakepitError = QueueTimeout(
-                    f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool}
-                )
-            else:
-                error = _deadline_passed(request, now)
-            self._leave(request, Outcome.EXPIRED, error, now)
+            self._leave(request, Outcome.EXPIRED, _overdue(request, now), now)
 
     def replied(
         self, seats: Seats, call_id: int, now: float, *, result: Payload | None, error: SnakepitError | None
@@ -460,6 +481,8 @@ class Ledger:
         else:
             self._give_back(seats, seats.running, call_id)
             self._in_flight -= 1
+            spent = now - request.dispatched_at
+            self._service_time += (spent - self._service_time) * (_SMOOTHING if self._service_time else 1.0)
             if error is None:
                 self._finish(request, Outcome.COMPLETED, result, None, now)
             elif error.code == "request_timeout":
@@ -590,7 +613,7 @@ class Ledger:
                 return
             if min(request.deadline, request.queue_deadline) <= now:
                 # Its time ran out before the clock's owner could say so.
-                self._end_queued(request, Outcome.EXPIRED, _deadline_passed(request, now), now)
+                self._end_queued(request, Outcome.EXPIRED, _overdue(request, now), now)
                 continue
             if request.queue_deadline < request.deadline:
                 self._wheel.move(request, request.deadline)
@@ -683,6 +706,16 @@ def _release(request: Request) -> None:
 def _copy(error: SnakepitError) -> SnakepitError:
     """The same failure for another caller: a traceback belongs to one raise."""
     return error.__class__(error.message, code=error.code, details=error.details, retryable=error.retryable)
+
+
+def _overdue(request: Request, now: float) -> SnakepitError:
+    """Which of its limits a request has reached."""
+    if request.phase is Phase.QUEUED and request.deadline > now:
+        waited = now - request.submitted_at
+        return QueueTimeout(
+            f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool}
+        )
+    return _deadline_passed(request, now)
 
 
 def _deadline_passed(request: Request, now: float) -> RequestTimeout:

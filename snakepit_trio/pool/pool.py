@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from snakepit_trio.errors import (
     InvalidParameter,
@@ -170,6 +171,7 @@ class Pool:
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
             poison_limit=config.poison_limit,
+            reject_hopeless=config.reject_hopeless,
             observer=self._observe,
             on_idle=self._note_idle,
         )
@@ -218,6 +220,7 @@ class Pool:
             WorkerStartupError: No worker can ever serve it.
             PoolClosed: The pool is closing or closed.
         """
+        await anyio.lowlevel.checkpoint_if_cancelled()
         done = anyio.Event()
         request = self._request(
             tool,
@@ -261,6 +264,7 @@ class Pool:
         Args and errors are those of :meth:`execute`; ``timeout`` is for the whole stream. Errors of the tool come out of
         the iteration.
         """
+        await anyio.lowlevel.checkpoint_if_cancelled()
         chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._decode)
         request = self._request(
             tool,
