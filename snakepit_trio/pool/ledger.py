@@ -418,9 +418,6 @@ class Ledger:
                 seats, request.pin = None, tied
             else:
                 seats = self._pick()
-        # Whoever waits already and may take the seat goes first.
-        if seats is not None and len(self._queue) and self._queue.has_for(seats):
-            seats = None
         if seats is None:
             if self._reject_hopeless:
                 self._check_hope(request, now)

@@ -143,24 +143,6 @@ async def test_streams() -> None:
             assert conserved(pool.stats())
 
 
-@pytest.mark.parametrize("index", range(0, 21, 5))
-async def test_leaving_a_stream_closes_its_generator(index: int, tmp_path: Path) -> None:
-    marker = tmp_path / "closed"
-    with anyio.fail_after(30):
-        async with sp.open_pool(BASIC, size=1) as pool:
-            (before,) = pool.workers()
-            async with pool.stream("count_and_note", {"n": 10**9, "marker": str(marker)}) as chunks:
-                async for chunk in chunks:
-                    if chunk == index:
-                        break
-            # The generator ran ahead by its credits and not further, and its finally has run.
-            assert marker.exists()
-            assert index <= int(marker.read_text()) <= index + 200
-            assert await pool.execute("add", {"a": 1, "b": 1}) == 2
-            (after,) = pool.workers()
-            assert before.pid == after.pid
-
-
 async def test_what_a_consumer_raises_leaves_unwrapped() -> None:
     class Mine(Exception):
         pass
