@@ -21,7 +21,8 @@ from snakepit_trio.errors import ConfigError, PoolNotFound, ToolNotFound, Worker
 from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.redaction import redact
-from snakepit_trio.pool.pool import Pool, PoolParts
+from snakepit_trio.pool.crew import PoolParts
+from snakepit_trio.pool.pool import Pool
 from snakepit_trio.wire import failures
 from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
 from snakepit_trio.wire.transports import make_wire
@@ -129,7 +130,7 @@ class Runtime:
         if killed:
             _log.warning("pool %s: had to kill %s", pool.name, ", ".join(killed), extra={"pool": pool.name})
 
-    def _host_call(self, pool: Pool, worker: Worker, call: HostCall | HostCancel) -> None:
+    def _host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         if isinstance(call, HostCall):
             error = ToolNotFound(f"the host has no tool {call.name!r}", details={"tool": call.name})
             worker.host_reply(HostReply(call.id, None, failures.to_info(error)))

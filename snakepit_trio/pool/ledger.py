@@ -709,9 +709,7 @@ def _overdue(request: Request, now: float) -> SnakepitError:
     """Which of its limits a request has reached."""
     if request.phase is Phase.QUEUED and request.deadline > now:
         waited = now - request.submitted_at
-        return QueueTimeout(
-            f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool}
-        )
+        return QueueTimeout(f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool})
     return _deadline_passed(request, now)
 
 

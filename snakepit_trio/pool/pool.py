@@ -7,11 +7,8 @@ of them in its nursery, are one per slot and one clock that ends what is overdue
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import random
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
@@ -24,21 +21,15 @@ from snakepit_trio.errors import (
     InvalidParameter,
     PoolClosed,
     RequestTimeout,
-    SnakepitError,
     StreamingUnsupported,
     ToolNotFound,
-    WorkerCrashed,
-    WorkerStartupError,
 )
-from snakepit_trio.launch.base import WorkerSpec
-from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Payload, Reply
-from snakepit_trio.workers.slot import Slot
-from snakepit_trio.workers.states import Exit, WorkerState
-from snakepit_trio.workers.worker import Worker
+from snakepit_trio.wire import codec
+from snakepit_trio.wire.frames import Payload
 
 from .cancel_set import CancelSet
-from .ledger import Binding, Ledger, Phase, Request, Seats, UnexpectedReply
+from .crew import Crew, PoolParts
+from .ledger import Binding, Ledger, Phase, Request
 from .mapping import MapResults
 from .queue import RequestQueue
 from .stats import PoolStats, WorkerInfo
@@ -46,13 +37,10 @@ from .streams import ChunkStream
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.launch.base import Launcher
-    from snakepit_trio.observe.events import EventBus
     from snakepit_trio.runtime import Runtime
-    from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-__all__ = ["UNSET", "Pool", "PoolParts"]
+__all__ = ["UNSET", "Pool"]
 
 _log = logging.getLogger(__name__)
 
@@ -72,72 +60,6 @@ class _Unset:
 UNSET: Final = _Unset()
 
 
-class PoolParts:
-    """What a runtime gives to each of its pools."""
-
-    def __init__(
-        self,
-        *,
-        run_id: str,
-        token: str,
-        socket_dir: str | None,
-        backend: str,
-        launcher: Launcher,
-        wire: Wire,
-        events: EventBus,
-        ids: Iterable[int],
-        redact: Callable[[str], str],
-        host_call: Callable[[Pool, Worker, HostCall | HostCancel], None],
-        starting: anyio.Semaphore,
-    ) -> None:
-        self.run_id = run_id
-        self.token = token
-        self.socket_dir = socket_dir
-        self.backend = backend
-        self.launcher = launcher
-        self.wire = wire
-        self.events = events
-        self.ids = ids
-        self.redact = redact
-        self.host_call = host_call
-        self.starting = starting
-
-
-class _WorkerPort:
-    """The ledger's way to one worker."""
-
-    __slots__ = ("_index", "pool", "seats", "worker")
-
-    def __init__(self, pool: Pool, worker: Worker) -> None:
-        self.pool = pool
-        self.worker = worker
-        self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
-
-    def start(self, request: Request) -> None:
-        until = min(request.deadline, request.until)
-        timeout_us = 0
-        if until != math.inf:
-            timeout_us = max(1, int((until - anyio.current_time()) * 1e6))
-        index = self._index.get(request.tool, 0)
-        self.worker.call(
-            Call(
-                request.id,
-                index,
-                "" if index else request.tool,
-                request.payload,
-                timeout_us,
-                request.attempt,
-                request.stream,
-                request.credits,
-                request.session or "",
-                request.metadata,
-            )
-        )
-
-    def cancel(self, request: Request) -> None:
-        self.worker.cancel(request.id)
-
-
 class Pool:
     """A pool of worker processes. Made by :func:`snakepit_trio.open_pool` or :func:`snakepit_trio.open_runtime`.
 
@@ -152,21 +74,8 @@ class Pool:
         self._runtime = runtime
         self._parts = parts
         self._events = parts.events
-        self._prefix = f"{parts.run_id}-"
-        self._slots: list[Slot] = []
-        self._retiring: list[Slot] = []
-        self._seats: dict[Worker, Seats] = {}
-        self._tools: dict[str, ToolSpec] = {}
-        self._size = config.size
-        self._restarts = 0
-        self._rng = random.Random(secrets.randbits(64))
-        self._surge = anyio.Semaphore(max(1, config.surge))
-        self._nursery: anyio.abc.TaskGroup | None = None
-        self._replacing: set[Slot] = set()
-        self._settled = anyio.Event()
         self._idle = anyio.Event()
         self._clock_scope: anyio.CancelScope | None = None
-        self._opening = True
         self._ledger = Ledger(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
@@ -175,6 +84,7 @@ class Pool:
             observer=self._observe,
             on_idle=self._note_idle,
         )
+        self._crew = Crew(config, parts, self._ledger)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -314,7 +224,7 @@ class Pool:
             priority, metadata, idempotent: As in :meth:`execute`.
         """
         if limit is None:
-            limit = 2 * self._size * self.config.threads
+            limit = 2 * self._crew.size * self.config.threads
         elif isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
             raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
         return self._map(
@@ -353,10 +263,10 @@ class Pool:
         """A consistent picture of the pool's counters."""
         totals = self._ledger.totals()
         return PoolStats(
-            size=self._size,
-            ready=sum(1 for seats in self._seats.values() if seats.open),
-            busy=sum(1 for seats in self._seats.values() if seats.load),
-            restarts=self._restarts,
+            size=self._crew.size,
+            ready=self._crew.ready,
+            busy=self._crew.busy,
+            restarts=self._crew.restarts,
             queued=totals.queued,
             in_flight=totals.in_flight,
             accepted=totals.accepted,
@@ -371,11 +281,11 @@ class Pool:
 
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The pool's workers, by slot; a slot that has failed or waits for its next attempt shows its last one."""
-        return tuple(_info(slot, worker) for slot in [*self._slots, *self._retiring] for worker in slot.workers)
+        return self._crew.infos()
 
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
-        return tuple(self._tools[name] for name in sorted(self._tools))
+        return tuple(self._crew.tools[name] for name in sorted(self._crew.tools))
 
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
@@ -384,20 +294,7 @@ class Pool:
             WorkerStartupError: None can be: every slot has failed, or the time was spent.
             PoolClosed: The pool is closing or closed.
         """
-        with anyio.move_on_after(math.inf if timeout is None else timeout):
-            while True:
-                if self._ledger.closed is not None:
-                    raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
-                if self.stats().ready >= (self._size if n is None else n):
-                    return
-                if all(slot.failed for slot in self._slots):
-                    raise self._startup_error()
-                self._settled = anyio.Event()
-                await self._settled.wait()
-        raise WorkerStartupError(
-            f"pool {self.name!r}: {self.stats().ready} of {n or self._size} workers were ready within {timeout:g} s",
-            details={"pool": self.name, "reason": "timeout"},
-        )
+        await self._crew.wait_ready(n, timeout)
 
     async def resize(self, size: int) -> None:
         """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
@@ -408,19 +305,7 @@ class Pool:
             InvalidParameter: The size is not a positive int.
             WorkerStartupError: A new worker could not start.
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
-        self._check_open()
-        surplus = self._slots[size:]
-        del self._slots[size:]
-        self._size = size
-        new = [self._add_slot() for _ in range(size - len(self._slots))]
-        self._retiring += surplus
-        async with anyio.create_task_group() as nursery:
-            for slot in surplus:
-                nursery.start_soon(self._retire, slot)
-        if new:
-            await self.wait_ready()
+        await self._crew.resize(size)
 
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
@@ -428,10 +313,7 @@ class Pool:
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
         """
-        self._check_open()
-        for slot in list(self._slots):
-            if slot.current is not None and not await slot.replace("rolling restart") and slot in self._slots:
-                raise self._startup_error()
+        await self._crew.rolling_restart()
 
     # ---- opening and closing, for the runtime ------------------------------------------------------
 
@@ -441,18 +323,8 @@ class Pool:
         Raises:
             WorkerStartupError: None of them has got a worker.
         """
-        self._nursery = nursery
         await nursery.start(self._clock)
-        for _ in range(self._size):
-            self._add_slot()
-        while any(not self._tried(slot) for slot in self._slots):
-            self._settled = anyio.Event()
-            await self._settled.wait()
-        self._opening = False
-        if not any(seats.open for seats in self._seats.values()):
-            error = self._startup_error()
-            self._ledger.fail_all(error, anyio.current_time())
-            raise error
+        await self._crew.open(nursery)
 
     async def aclose(self, *, drain: bool) -> list[str]:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers.
@@ -460,62 +332,14 @@ class Pool:
         Returns the ids of the workers that had to be killed.
         """
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
-        now = anyio.current_time()
-        self._ledger.close(error, now)
+        self._ledger.close(error, anyio.current_time())
         if drain:
             with anyio.move_on_after(self.config.stop_grace):
                 while self._ledger.in_flight:
                     self._idle = anyio.Event()
                     await self._idle.wait()
         self._ledger.abort(error, anyio.current_time())
-        killed: list[str] = []
-        async with anyio.create_task_group() as nursery:
-            for slot in [*self._slots, *self._retiring]:
-                nursery.start_soon(self._retire, slot, killed)
-        return killed
-
-    def _check_open(self) -> None:
-        if self._ledger.closed is not None:
-            raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
-
-    def _add_slot(self) -> Slot:
-        used = {slot.index for slot in [*self._slots, *self._retiring]}
-        slot = Slot(
-            next(index for index in itertools.count() if index not in used),
-            settings=self.config,
-            host=self,
-            surge=self._surge,
-            starting=self._parts.starting,
-            rng=self._rng,
-        )
-        self._slots.append(slot)
-        assert self._nursery is not None
-        self._nursery.start_soon(slot.run)
-        return slot
-
-    async def _retire(self, slot: Slot, killed: list[str] | None = None) -> None:
-        ids = [worker.id for worker in slot.workers]
-        clean = await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
-        if not clean and killed is not None:
-            killed += ids
-        if slot in self._retiring:
-            self._retiring.remove(slot)
-
-    def _tried(self, slot: Slot) -> bool:
-        worker = slot.current
-        return worker is not None and (worker.ready.is_set() or worker.ended.is_set())
-
-    def _startup_error(self) -> WorkerStartupError:
-        for slot in self._slots:
-            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
-            if exit is not None and not exit.expected:
-                return WorkerStartupError(
-                    f"pool {self.name!r}: no worker could start: {exit.message}",
-                    details={**exit.details(), "pool": self.name, "reason": exit.message, "exit": exit.reason},
-                )
-        return WorkerStartupError(
-            f"pool {self.name!r}: no worker is ready", details={"pool": self.name, "reason": "not ready"}
-        )
+        return await self._crew.stop()
 
     async def _clock(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """End what is overdue, at the moment it is."""
@@ -544,9 +368,9 @@ class Pool:
         batch: bool = False,
     ) -> Request:
         config = self.config
-        spec = self._tools.get(tool)
+        spec = self._crew.tools.get(tool)
         if spec is None:
-            if self._tools:
+            if self._crew.tools:
                 raise self._tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise _wrong_kind(spec)
@@ -570,7 +394,7 @@ class Pool:
             _check_metadata(metadata)
         now = anyio.current_time()
         request = Request(
-            next(self._parts.ids),  # type: ignore[call-overload]
+            next(self._parts.ids),
             tool,
             payload,
             wake=wake,
@@ -619,7 +443,7 @@ class Pool:
     def _tool_not_found(self, tool: object) -> ToolNotFound:
         import difflib
 
-        close = difflib.get_close_matches(str(tool), self._tools, n=1)
+        close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return ToolNotFound(f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name})
 
@@ -628,7 +452,7 @@ class Pool:
             return
         measurements: dict[str, float] = {}
         metadata: dict[str, Any] = {
-            "request_id": f"{self._prefix}{request.id}",
+            "request_id": f"{self._crew.request_prefix}{request.id}",
             "pool": self.name,
             "tool": request.tool,
         }
@@ -647,158 +471,6 @@ class Pool:
 
     def _note_idle(self) -> None:
         self._idle.set()
-
-    # ---- what workers tell: the interface WorkerHost -------------------------------------------------
-
-    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        now = anyio.current_time()
-        if old is WorkerState.STARTING and new is WorkerState.READY:
-            for tool in worker.tools:
-                self._tools[tool.name] = tool
-            seats = Seats(None, worker.threads)  # type: ignore[arg-type]
-            seats.port = _WorkerPort(self, worker)
-            self._seats[worker] = seats
-            self._ledger.open(seats, now)
-        elif new is WorkerState.DRAINING or new.over:
-            seats_now = self._seats.get(worker)
-            if seats_now is not None:
-                self._ledger.cordon(seats_now)
-        if self._events.active and not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
-            self._events.emit(f"worker.{new.value}", None, **self._who(worker))
-
-    def worker_tainted(self, worker: Worker, reason: str) -> None:
-        seats = self._seats.get(worker)
-        if seats is not None:
-            self._ledger.cordon(seats)
-        self._events.emit("worker.tainted", None, reason=reason, **self._who(worker))
-        if reason != "cancel_grace":
-            self._replace_soon(worker, reason)
-
-    def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        error = None if reply.error is None else failures.from_info(reply.error)
-        now = anyio.current_time()
-        try:
-            self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
-        except UnexpectedReply as exc:
-            raise ValueError(str(exc)) from None
-        limit = self.config.max_requests
-        if limit is not None and worker.served >= limit:
-            self._replace_soon(worker, "max_requests")
-
-    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
-        seats = self._seats[worker]
-        request = seats.running.get(chunk.id)
-        if request is not None and request.chunk is not None:
-            request.chunk(chunk.payload)
-        elif chunk.id not in seats.leaving:
-            raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
-
-    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        self._parts.host_call(self, worker, call)
-
-    def worker_emit(self, worker: Worker, emit: Emit) -> None:
-        if not self._events.active:
-            return
-        try:
-            measurements, metadata = codec.decode(emit.payload, what="event", limit=self.config.max_payload)
-            fields = {**dict(metadata), **self._who(worker), "request_id": f"{self._prefix}{emit.call_id}"}
-            self._events.emit(emit.name, dict(measurements), **fields)
-        except (SnakepitError, TypeError, ValueError):
-            _log.warning("worker %s emitted an event that can't be read", worker.id)
-
-    def worker_pulse(self, worker: Worker) -> None:
-        limit = self.config.max_rss
-        if limit is not None and worker.rss > limit:
-            self._replace_soon(worker, "max_rss")
-
-    def worker_gone(self, worker: Worker, exit: Exit) -> None:
-        seats = self._seats.pop(worker, None)
-        if seats is not None:
-            error: WorkerCrashed | PoolClosed
-            if self._ledger.closed is not None:
-                error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
-            else:
-                error = WorkerCrashed(
-                    f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
-                )
-            self._ledger.gone(seats, error, anyio.current_time())
-        self._events.emit("worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker))
-        level = logging.INFO if exit.expected else logging.WARNING
-        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
-
-    def _who(self, worker: Worker) -> dict[str, Any]:
-        return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
-
-    # ---- what slots tell: the interface SlotHost -----------------------------------------------------
-
-    def make_worker(self, slot: int, incarnation: int) -> Worker:
-        config, parts = self.config, self._parts
-        return Worker(
-            WorkerSpec(
-                worker_id=secrets.token_hex(6),
-                run_id=parts.run_id,
-                pool=self.name,
-                adapter=config.adapter,
-                token=parts.token,
-                socket_dir=None if config.transport == "tcp" else parts.socket_dir,
-                threads=config.threads,
-                worker_backend=config.worker_backend,
-                host_backend=parts.backend,
-                max_payload=config.max_payload,
-                python=config.python,
-                env=dict(config.env or {}),
-                cwd=config.cwd,
-            ),
-            settings=config,
-            launcher=parts.launcher,
-            wire=parts.wire,
-            host=self,
-            slot=slot,
-            incarnation=incarnation,
-            request_prefix=self._prefix,
-            redact=parts.redact,
-        )
-
-    def slot_restarted(self, slot: Slot) -> None:
-        self._restarts += 1
-
-    def slot_settled(self, slot: Slot) -> None:
-        self._settled.set()
-        if slot.failed and not self._opening and all(other.failed for other in self._slots):
-            self._ledger.fail_all(self._startup_error(), anyio.current_time())
-
-    def _replace_soon(self, worker: Worker, reason: str) -> None:
-        for slot in self._slots:
-            if slot.current is worker and slot not in self._replacing and self._nursery is not None:
-                self._replacing.add(slot)
-                self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
-                self._nursery.start_soon(self._replace, slot, reason)
-
-    async def _replace(self, slot: Slot, reason: str) -> None:
-        try:
-            await slot.replace(reason)
-        finally:
-            self._replacing.discard(slot)
-
-
-def _info(slot: Slot, worker: Worker) -> WorkerInfo:
-    failed = slot.failed and worker is slot.current
-    return WorkerInfo(
-        id=worker.id,
-        slot=worker.slot,
-        incarnation=worker.incarnation,
-        pool=worker.pool,
-        pid=worker.pid,
-        address=worker.address,
-        state="failed" if failed else worker.state.value,
-        started_at=worker.started_at,
-        requests=worker.served,
-        in_flight=worker.in_flight,
-        rss=worker.rss,
-        last_heartbeat=worker.last_heartbeat,
-        tainted=worker.tainted,
-        reason=slot.reason if failed else (worker.exit.message if worker.exit is not None else ""),
-    )
 
 
 def _wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

@@ -28,7 +28,7 @@ def nothing_is_held(pool: sp.Pool) -> bool:
         and not any(seats.load for seats in ledger.seats)
         and len(ledger._wheel) == 0
         and not any(worker.in_flight for worker in pool.workers())
-        and not any(w._grace for slot in pool._slots for w in slot.workers)
+        and not any(w._grace for slot in pool._crew.slots for w in slot.workers)
     )
 
 
@@ -182,7 +182,7 @@ async def test_one_of_several_calls_in_a_worker_is_killed_after_the_others_have_
             results: list[str] = []
 
             async def neighbour() -> None:
-                results.append(await pool.execute("sleep", {"seconds": 0.5}))  # noqa: PERF401
+                results.append(await pool.execute("sleep", {"seconds": 0.5}))
 
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(neighbour)

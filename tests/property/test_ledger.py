@@ -25,7 +25,7 @@ NOTHING = Payload(MSGPACK, b"\xc0")
 class ScriptedWorker:
     """Holds the calls that it was given until the test lets it answer."""
 
-    def __init__(self, number: int, capacity: int, on_cancel: Callable[[int], None] = lambda id: None) -> None:
+    def __init__(self, number: int, capacity: int, on_cancel: Callable[[int], None] = lambda number: None) -> None:
         self.number = number
         self.on_cancel = on_cancel
         self.capacity = capacity
@@ -73,7 +73,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def worker_comes(self, capacity: int) -> None:
         if len(self.workers) < 4:
             self.count += 1
-            worker = ScriptedWorker(self.count, capacity, lambda id: self.remembered.add(id, self.now))
+            worker = ScriptedWorker(self.count, capacity, lambda number: self.remembered.add(number, self.now))
             self.workers.append(worker)
             self.ledger.open(worker.seats, self.now)
 
@@ -291,7 +291,9 @@ def walk(seed: int, steps: int) -> LedgerMachine:
     machine.begin(limit=rng.choice([0, 2, 5, None]), poison=rng.choice([1, 2, None]))
     data: Any = Draws(rng)
     for _ in range(steps):
-        step = rng.choice(["come", "submit", "submit", "submit", "cancel", "time", "reply", "reply", "again", "die", "cordon"])
+        step = rng.choice(
+            ["come", "submit", "submit", "submit", "cancel", "time", "reply", "reply", "again", "die", "cordon"]
+        )
         if step == "come":
             machine.worker_comes(rng.randint(1, 3))
         elif step == "submit":

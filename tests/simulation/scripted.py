@@ -17,7 +17,8 @@ from snakepit_trio.errors import RequestCancelled
 from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerSpec
 from snakepit_trio.launch.messages import Report
 from snakepit_trio.observe.events import EventBus
-from snakepit_trio.pool.pool import Pool, PoolParts
+from snakepit_trio.pool.crew import PoolParts
+from snakepit_trio.pool.pool import Pool
 from snakepit_trio.wire import codec, failures, frames
 from snakepit_trio.wire.connection import RpcFailure, Wire
 from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse, ToolSpec

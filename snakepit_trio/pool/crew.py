@@ -1,0 +1,429 @@
+"""The workers of one pool: its slots, what its workers tell, and the way from the ledger to each of them."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import random
+import secrets
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+
+from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
+from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.workers.slot import Slot
+from snakepit_trio.workers.states import Exit, WorkerState
+from snakepit_trio.workers.worker import Worker
+
+from .ledger import Ledger, Request, Seats, UnexpectedReply
+from .stats import WorkerInfo
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.launch.base import Launcher
+    from snakepit_trio.observe.events import EventBus
+    from snakepit_trio.wire.connection import Wire
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+__all__ = ["Crew", "PoolParts"]
+
+_log = logging.getLogger(__name__)
+
+
+class PoolParts:
+    """What a runtime gives to each of its pools."""
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        token: str,
+        socket_dir: str | None,
+        backend: str,
+        launcher: Launcher,
+        wire: Wire,
+        events: EventBus,
+        ids: Iterator[int],
+        redact: Callable[[str], str],
+        host_call: Callable[[Worker, HostCall | HostCancel], None],
+        starting: anyio.Semaphore,
+    ) -> None:
+        self.run_id = run_id
+        self.token = token
+        self.socket_dir = socket_dir
+        self.backend = backend
+        self.launcher = launcher
+        self.wire = wire
+        self.events = events
+        self.ids = ids
+        self.redact = redact
+        self.host_call = host_call
+        self.starting = starting
+
+
+class _WorkerPort:
+    """The ledger's way to one worker."""
+
+    __slots__ = ("_index", "worker")
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
+
+    def start(self, request: Request) -> None:
+        until = min(request.deadline, request.until)
+        timeout_us = 0
+        if until != math.inf:
+            timeout_us = max(1, int((until - anyio.current_time()) * 1e6))
+        index = self._index.get(request.tool, 0)
+        self.worker.call(
+            Call(
+                request.id,
+                index,
+                "" if index else request.tool,
+                request.payload,
+                timeout_us,
+                request.attempt,
+                request.stream,
+                request.credits,
+                request.session or "",
+                request.metadata,
+            )
+        )
+
+    def cancel(self, request: Request) -> None:
+        self.worker.cancel(request.id)
+
+
+class Crew:
+    """The workers of one pool. What it is told by slots and workers goes into the ledger at once; nothing here waits but
+    what is asked to.
+
+    Attributes:
+        slots: The places that are kept filled.
+        size: How many there are meant to be.
+        tools: What the workers offer, by name; empty until one has been ready.
+        restarts: Workers started in place of one that ended unbidden.
+    """
+
+    def __init__(self, config: PoolConfig, parts: PoolParts, ledger: Ledger) -> None:
+        self.config = config
+        self.name: str = config.name
+        self.slots: list[Slot] = []
+        self.size = config.size
+        self.tools: dict[str, ToolSpec] = {}
+        self.restarts = 0
+        self.request_prefix = f"{parts.run_id}-"
+        self._parts = parts
+        self._events = parts.events
+        self._ledger = ledger
+        self._retiring: list[Slot] = []
+        self._seats: dict[Worker, Seats] = {}
+        self._rng = random.Random(secrets.randbits(64))
+        self._surge = anyio.Semaphore(max(1, config.surge))
+        self._nursery: anyio.abc.TaskGroup | None = None
+        self._replacing: set[Slot] = set()
+        self._settled = anyio.Event()
+        self._opening = True
+
+    def __repr__(self) -> str:
+        return f"<Crew of {self.name!r}: {self.ready} of {self.size} ready>"
+
+    @property
+    def ready(self) -> int:
+        """Workers that take calls."""
+        return sum(1 for seats in self._seats.values() if seats.open)
+
+    @property
+    def busy(self) -> int:
+        """Workers that hold at least one call."""
+        return sum(1 for seats in self._seats.values() if seats.load)
+
+    def infos(self) -> tuple[WorkerInfo, ...]:
+        """A record of each worker, by slot."""
+        return tuple(_info(slot, worker) for slot in [*self.slots, *self._retiring] for worker in slot.workers)
+
+    async def open(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Start the slots, and wait until each has made its first attempt.
+
+        Raises:
+            WorkerStartupError: None of them has got a worker.
+        """
+        self._nursery = nursery
+        for _ in range(self.size):
+            self._add_slot()
+        while any(not self._tried(slot) for slot in self.slots):
+            self._settled = anyio.Event()
+            await self._settled.wait()
+        self._opening = False
+        if not self.ready:
+            error = self._startup_error()
+            self._ledger.fail_all(error, anyio.current_time())
+            raise error
+
+    async def stop(self) -> list[str]:
+        """Stop every worker. Returns the ids of those that had to be killed."""
+        killed: list[str] = []
+        async with anyio.create_task_group() as nursery:
+            for slot in [*self.slots, *self._retiring]:
+                nursery.start_soon(self._retire, slot, killed)
+        return killed
+
+    async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
+        """Wait until ``n`` workers are ready, all of them when None.
+
+        Raises:
+            WorkerStartupError: None can be: every slot has failed, or the time was spent.
+            PoolClosed: The pool is closing or closed.
+        """
+        with anyio.move_on_after(math.inf if timeout is None else timeout):
+            while True:
+                if self._ledger.closed is not None:
+                    raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
+                if self.ready >= (self.size if n is None else n):
+                    return
+                if all(slot.failed for slot in self.slots):
+                    raise self._startup_error()
+                self._settled = anyio.Event()
+                await self._settled.wait()
+        raise WorkerStartupError(
+            f"pool {self.name!r}: {self.ready} of {n or self.size} workers were ready within {timeout:g} s",
+            details={"pool": self.name, "reason": "timeout"},
+        )
+
+    async def resize(self, size: int) -> None:
+        """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
+
+        Surplus workers finish the calls that they hold, within ``stop_grace``.
+
+        Raises:
+            InvalidParameter: The size is not a positive int.
+            WorkerStartupError: A new worker could not start.
+        """
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
+        self._check_open()
+        surplus = self.slots[size:]
+        del self.slots[size:]
+        self.size = size
+        new = [self._add_slot() for _ in range(size - len(self.slots))]
+        self._retiring += surplus
+        async with anyio.create_task_group() as nursery:
+            for slot in surplus:
+                nursery.start_soon(self._retire, slot)
+        if new:
+            await self.wait_ready()
+
+    async def rolling_restart(self) -> None:
+        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
+
+        Raises:
+            WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
+        """
+        self._check_open()
+        for slot in list(self.slots):
+            if slot.current is not None and not await slot.replace("rolling restart") and slot in self.slots:
+                raise self._startup_error()
+
+    # ---- slots -----------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._ledger.closed is not None:
+            raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
+
+    def _add_slot(self) -> Slot:
+        used = {slot.index for slot in [*self.slots, *self._retiring]}
+        slot = Slot(
+            next(index for index in itertools.count() if index not in used),
+            settings=self.config,
+            host=self,
+            surge=self._surge,
+            starting=self._parts.starting,
+            rng=self._rng,
+        )
+        self.slots.append(slot)
+        assert self._nursery is not None
+        self._nursery.start_soon(slot.run)
+        return slot
+
+    async def _retire(self, slot: Slot, killed: list[str] | None = None) -> None:
+        ids = [worker.id for worker in slot.workers]
+        clean = await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
+        if not clean and killed is not None:
+            killed += ids
+        if slot in self._retiring:
+            self._retiring.remove(slot)
+
+    def _tried(self, slot: Slot) -> bool:
+        worker = slot.current
+        return worker is not None and (worker.ready.is_set() or worker.ended.is_set())
+
+    def _startup_error(self) -> WorkerStartupError:
+        for slot in self.slots:
+            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
+            if exit is not None and not exit.expected:
+                return WorkerStartupError(
+                    f"pool {self.name!r}: no worker could start: {exit.message}",
+                    details={**exit.details(), "pool": self.name, "reason": exit.message, "exit": exit.reason},
+                )
+        return WorkerStartupError(
+            f"pool {self.name!r}: no worker is ready", details={"pool": self.name, "reason": "not ready"}
+        )
+
+    # ---- what workers tell: the interface WorkerHost -------------------------------------------------
+
+    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        now = anyio.current_time()
+        if old is WorkerState.STARTING and new is WorkerState.READY:
+            for tool in worker.tools:
+                self.tools[tool.name] = tool
+            seats = Seats(None, worker.threads)  # type: ignore[arg-type]
+            seats.port = _WorkerPort(worker)
+            self._seats[worker] = seats
+            self._ledger.open(seats, now)
+        elif new is WorkerState.DRAINING or new.over:
+            seats_now = self._seats.get(worker)
+            if seats_now is not None:
+                self._ledger.cordon(seats_now)
+        if self._events.active and not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
+            self._events.emit(f"worker.{new.value}", None, **self._who(worker))
+
+    def worker_tainted(self, worker: Worker, reason: str) -> None:
+        seats = self._seats.get(worker)
+        if seats is not None:
+            self._ledger.cordon(seats)
+        self._events.emit("worker.tainted", None, reason=reason, **self._who(worker))
+        if reason != "cancel_grace":
+            self._replace_soon(worker, reason)
+
+    def worker_reply(self, worker: Worker, reply: Reply) -> None:
+        error = None if reply.error is None else failures.from_info(reply.error)
+        now = anyio.current_time()
+        try:
+            self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+        limit = self.config.max_requests
+        if limit is not None and worker.served >= limit:
+            self._replace_soon(worker, "max_requests")
+
+    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
+        seats = self._seats[worker]
+        request = seats.running.get(chunk.id)
+        if request is not None and request.chunk is not None:
+            request.chunk(chunk.payload)
+        elif chunk.id not in seats.leaving:
+            raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
+
+    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
+        self._parts.host_call(worker, call)
+
+    def worker_emit(self, worker: Worker, emit: Emit) -> None:
+        if not self._events.active:
+            return
+        try:
+            measurements, metadata = codec.decode(emit.payload, what="event", limit=self.config.max_payload)
+            fields = {**dict(metadata), **self._who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
+            self._events.emit(emit.name, dict(measurements), **fields)
+        except (SnakepitError, TypeError, ValueError):
+            _log.warning("worker %s emitted an event that can't be read", worker.id)
+
+    def worker_pulse(self, worker: Worker) -> None:
+        limit = self.config.max_rss
+        if limit is not None and worker.rss > limit:
+            self._replace_soon(worker, "max_rss")
+
+    def worker_gone(self, worker: Worker, exit: Exit) -> None:
+        seats = self._seats.pop(worker, None)
+        if seats is not None:
+            error: WorkerCrashed | PoolClosed
+            if self._ledger.closed is not None:
+                error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
+            else:
+                error = WorkerCrashed(
+                    f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
+                )
+            self._ledger.gone(seats, error, anyio.current_time())
+        self._events.emit("worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker))
+        level = logging.INFO if exit.expected else logging.WARNING
+        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
+
+    def _who(self, worker: Worker) -> dict[str, Any]:
+        return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
+
+    # ---- what slots tell: the interface SlotHost -----------------------------------------------------
+
+    def make_worker(self, slot: int, incarnation: int) -> Worker:
+        config, parts = self.config, self._parts
+        return Worker(
+            WorkerSpec(
+                worker_id=secrets.token_hex(6),
+                run_id=parts.run_id,
+                pool=self.name,
+                adapter=config.adapter,
+                token=parts.token,
+                socket_dir=None if config.transport == "tcp" else parts.socket_dir,
+                threads=config.threads,
+                worker_backend=config.worker_backend,
+                host_backend=parts.backend,
+                max_payload=config.max_payload,
+                python=config.python,
+                env=dict(config.env or {}),
+                cwd=config.cwd,
+            ),
+            settings=config,
+            launcher=parts.launcher,
+            wire=parts.wire,
+            host=self,
+            slot=slot,
+            incarnation=incarnation,
+            request_prefix=self.request_prefix,
+            redact=parts.redact,
+        )
+
+    def slot_restarted(self, slot: Slot) -> None:
+        self.restarts += 1
+
+    def slot_settled(self, slot: Slot) -> None:
+        self._settled.set()
+        if slot.failed and not self._opening and all(other.failed for other in self.slots):
+            self._ledger.fail_all(self._startup_error(), anyio.current_time())
+
+    def _replace_soon(self, worker: Worker, reason: str) -> None:
+        for slot in self.slots:
+            if slot.current is worker and slot not in self._replacing and self._nursery is not None:
+                self._replacing.add(slot)
+                self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
+                self._nursery.start_soon(self._replace, slot, reason)
+
+    async def _replace(self, slot: Slot, reason: str) -> None:
+        try:
+            await slot.replace(reason)
+        finally:
+            self._replacing.discard(slot)
+
+
+def _info(slot: Slot, worker: Worker) -> WorkerInfo:
+    failed = slot.failed and worker is slot.current
+    return WorkerInfo(
+        id=worker.id,
+        slot=worker.slot,
+        incarnation=worker.incarnation,
+        pool=worker.pool,
+        pid=worker.pid,
+        address=worker.address,
+        state="failed" if failed else worker.state.value,
+        started_at=worker.started_at,
+        requests=worker.served,
+        in_flight=worker.in_flight,
+        rss=worker.rss,
+        last_heartbeat=worker.last_heartbeat,
+        tainted=worker.tainted,
+        reason=slot.reason if failed else (worker.exit.message if worker.exit is not None else ""),
+    )
