@@ -231,6 +231,34 @@ class Crew:
             if slot.current is not None and not await slot.replace("rolling restart") and slot in self.slots:
                 raise self._startup_error()
 
+    async def recycle(self, worker_id: str) -> bool:
+        """Replace one worker: a new one is ready first, then this one drains and stops.
+
+        Returns whether that happened; False when the new one could not start, and this one goes on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker.
+        """
+        for slot in self.slots:
+            if slot.current is not None and slot.current.id == worker_id:
+                return await slot.replace("on demand")
+        raise _no_such_worker(worker_id)
+
+    def cordon(self, worker_id: str, *, cordoned: bool) -> None:
+        """Give one worker no more calls, or calls again; those that it has go on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        for worker, seats in self._seats.items():
+            if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
+                if cordoned:
+                    self._ledger.cordon(seats)
+                else:
+                    self._ledger.uncordon(seats, anyio.current_time())
+                return
+        raise _no_such_worker(worker_id)
+
     # ---- slots -----------------------------------------------------------------------------------
 
     def _check_open(self) -> None:
@@ -309,9 +337,6 @@ class Crew:
             self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
-        limit = self.config.max_requests
-        if limit is not None and worker.served >= limit:
-            self._replace_soon(worker, "max_requests")
 
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
         seats = self._seats[worker]
@@ -334,10 +359,8 @@ class Crew:
         except (SnakepitError, TypeError, ValueError):
             _log.warning("worker %s emitted an event that can't be read", worker.id)
 
-    def worker_pulse(self, worker: Worker) -> None:
-        limit = self.config.max_rss
-        if limit is not None and worker.rss > limit:
-            self._replace_soon(worker, "max_rss")
+    def worker_due(self, worker: Worker, reason: str) -> None:
+        self._replace_soon(worker, reason)
 
     def worker_gone(self, worker: Worker, exit: Exit) -> None:
         seats = self._seats.pop(worker, None)
@@ -407,6 +430,10 @@ class Crew:
             await slot.replace(reason)
         finally:
             self._replacing.discard(slot)
+
+
+def _no_such_worker(worker_id: str) -> InvalidParameter:
+    return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})
 
 
 def _info(slot: Slot, worker: Worker) -> WorkerInfo:

@@ -315,6 +315,24 @@ class Pool:
         """
         await self._crew.rolling_restart()
 
+    async def recycle(self, worker_id: str) -> bool:
+        """Replace one worker: a new one is ready first, then this one drains and stops.
+
+        Returns whether that happened; False when the new one could not start, and this one goes on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker.
+        """
+        return await self._crew.recycle(worker_id)
+
+    def cordon(self, worker_id: str, *, cordoned: bool = True) -> None:
+        """Give one worker no more calls, or, with ``cordoned=False``, calls again; those that it has go on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker that takes calls.
+        """
+        self._crew.cordon(worker_id, cordoned=cordoned)
+
     # ---- opening and closing, for the runtime ------------------------------------------------------
 
     async def open(self, nursery: anyio.abc.TaskGroup) -> None:

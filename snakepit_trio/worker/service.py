@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["PipeServer", "WorkerService"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
+#: More descendants than this are not counted.
+_LARGEST_FAMILY = 200
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
 
@@ -406,9 +408,18 @@ def _grpc_error(info: frames.ErrorInfo) -> GRPCError:
 
 
 def _resident() -> int:
-    """Resident memory of this process in bytes, 0 where it can't be told cheaply."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except OSError:
-        return 0
+    """Resident memory of this process and its descendants in bytes, 0 where it can't be told cheaply."""
+    total = 0
+    family = ["self"]
+    for pid in family:
+        try:
+            with open(f"/proc/{pid}/statm", "rb") as file:
+                total += int(file.read().split()[1]) * _PAGE
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    family += file.read().split()
+        except OSError:
+            continue  # It has just ended, or this system does not tell.
+        if len(family) > _LARGEST_FAMILY:
+            break
+    return total

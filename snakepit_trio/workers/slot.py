@@ -96,7 +96,8 @@ class Slot:
     @property
     def workers(self) -> list[Worker]:
         """Its live workers, and its last one when there is none."""
-        return list(self._alive) or ([self.current] if self.current is not None else [])
+        alive = [worker for worker in self._alive if not worker.ended.is_set()]
+        return alive or ([self.current] if self.current is not None else [])
 
     async def run(self) -> None:
         """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import random
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -56,6 +57,8 @@ _SERVICE = "/snakepit.v1.WorkerService/"
 _HEALTH = "/grpc.health.v1.Health/Check"
 #: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
 _LAST_BREATH = 0.25
+#: The part of ``max_age`` by which a worker may be replaced earlier.
+_AGE_JITTER = 0.2
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
 
@@ -69,6 +72,9 @@ class WorkerHost(Protocol):
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         """It has shown a fault and must not get new calls; it may still finish those that it has."""
 
+    def worker_due(self, worker: Worker, reason: str) -> None:
+        """It is well, and is to be replaced: ``reason`` names the limit that it has reached."""
+
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
         """A call has ended. Raises ValueError when there was no such call."""
 
@@ -80,9 +86,6 @@ class WorkerHost(Protocol):
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
         """A tool has emitted an event."""
-
-    def worker_pulse(self, worker: Worker) -> None:
-        """A heartbeat has been answered: ``worker.rss`` and the like are fresh."""
 
     def worker_gone(self, worker: Worker, exit: Exit) -> None:
         """It is over; how is known. Its process has ended."""
@@ -284,6 +287,8 @@ class Worker:
         self.ready.set()
         nursery.start_soon(self._heartbeat)
         nursery.start_soon(self._watch_grace)
+        if settings.max_age is not None:
+            nursery.start_soon(self._age, settings.max_age)
         if settings.health_interval is not None and "health" in self.capabilities:
             nursery.start_soon(self._health)
 
@@ -381,6 +386,11 @@ class Worker:
                 self._end("heartbeat", f"gave no sign of life for {now - self._heard:.3g} s")
                 return
 
+    async def _age(self, limit: float) -> None:
+        # Workers that were started together are not all replaced at once.
+        await anyio.sleep(limit * random.uniform(1 - _AGE_JITTER, 1))
+        self._host.worker_due(self, "max_age")
+
     async def _watch_grace(self) -> None:
         """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
         while True:
@@ -439,7 +449,9 @@ class Worker:
                 self.rss = frame.rss
                 self.lag = frame.lag_us / 1e6
                 self.last_heartbeat = time.time()
-                self._host.worker_pulse(self)
+                limit = self._settings.max_rss
+                if limit is not None and self.rss > limit:
+                    self._host.worker_due(self, "max_rss")
             case HostCall() | HostCancel():
                 self._host.worker_host_call(self, frame)
             case Emit():
@@ -452,6 +464,9 @@ class Worker:
         self._grace.pop(reply.id, None)
         self.served += 1
         self._host.worker_reply(self, reply)
+        limit = self._settings.max_requests
+        if limit is not None and self.served >= limit:
+            self._host.worker_due(self, "max_requests")
         if not self._held and self.state is WorkerState.BUSY:
             self._become(WorkerState.READY)
         self._emptied.set()

@@ -447,7 +447,7 @@ class Pong(betterproto2.Message):
 
     rss: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
     """
-    Resident set of the worker process, in bytes.
+    Resident set of the worker process and its descendants, in bytes.
     """
 
     lag_us: "int" = betterproto2.field(4, betterproto2.TYPE_UINT64)

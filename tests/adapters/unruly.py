@@ -1,0 +1,62 @@
+"""Tools that misbehave in ways that a supervisor has to notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import snakepit_trio as sp
+
+hoard: list[bytes] = []
+
+
+@sp.tool
+def pid() -> int:
+    return os.getpid()
+
+
+@sp.tool
+def spin(seconds: float) -> str:
+    """Keep the interpreter busy; it gives the GIL up now and then."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+    return "spun"
+
+
+@sp.tool
+def freeze() -> None:
+    """Stop the whole process, as a debugger or a swapping machine would."""
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@sp.tool
+def leak(size: int) -> int:
+    hoard.append(b"x" * size)
+    return len(hoard)
+
+
+@sp.tool
+def ignore_sigterm() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    while True:
+        time.sleep(1)
+
+
+@sp.tool
+def leave() -> None:
+    os._exit(1)
+
+
+sick = False
+
+
+@sp.tool
+def fall_ill() -> None:
+    global sick
+    sick = True
+
+
+def health() -> bool:
+    return not sick

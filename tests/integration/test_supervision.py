@@ -1,0 +1,220 @@
+"""Workers are watched, replaced, recycled and stopped; the pool tells how it stands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import psutil
+import pytest
+
+import snakepit_trio as sp
+
+pytestmark = pytest.mark.anyio
+
+UNRULY = "tests.adapters.unruly"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+async def until(condition: Any) -> None:
+    while not condition():
+        await anyio.sleep(0.005)
+
+
+async def test_a_frozen_worker_is_found_and_replaced() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+            (before,) = pool.workers()
+            started = anyio.current_time()
+            with pytest.raises(sp.WorkerCrashed) as caught:
+                await pool.execute("freeze")
+            assert caught.value.details["reason"] == "heartbeat"
+            assert anyio.current_time() - started < 5
+            assert await pool.execute("pid") != before.pid
+            # One that is idle, too.
+            (now,) = pool.workers()
+            os.kill(now.pid, signal.SIGSTOP)
+            await until(lambda: pool.stats().restarts == 2)
+            await pool.wait_ready(timeout=20)
+
+
+async def test_a_busy_worker_is_not_taken_for_dead() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+            assert await pool.execute("spin", {"seconds": 1.5}) == "spun"
+            (worker,) = pool.workers()
+            assert worker.last_heartbeat is not None
+            assert worker.rss > 0
+            assert pool.stats().restarts == 0
+
+
+async def test_a_stopped_and_continued_worker_within_the_limit_is_kept() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.2, heartbeat_misses=20) as pool:
+            (worker,) = pool.workers()
+            os.kill(worker.pid, signal.SIGSTOP)
+            await anyio.sleep(0.6)
+            os.kill(worker.pid, signal.SIGCONT)
+            assert await pool.execute("pid") == worker.pid
+
+
+async def test_an_unwell_worker_is_replaced() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, health_interval=0.05) as pool:
+            (before,) = pool.workers()
+            await pool.execute("fall_ill")
+            await until(lambda: pool.workers()[0].pid != before.pid)
+            assert await pool.execute("pid") != before.pid
+            assert pool.stats().failed == 0
+
+
+@pytest.mark.parametrize("limit", [{"max_requests": 20}, {"max_age": 0.3}])
+async def test_recycling_under_load_fails_no_request(limit: dict[str, Any]) -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool(UNRULY, size=2, **limit) as pool:
+            seen: set[int] = set()
+            largest = calls = 0
+
+            async def caller() -> None:
+                nonlocal largest, calls
+                while len(seen) < 6:
+                    seen.add(await pool.execute("pid"))
+                    calls += 1
+                    largest = max(largest, sum(w.state in ("ready", "busy", "draining") for w in pool.workers()))
+                    await anyio.sleep(0.002)
+
+            async with anyio.create_task_group() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(caller)
+            stats = pool.stats()
+            assert stats.completed == stats.accepted == calls
+            assert stats.restarts == 0
+            # Never more than one above the size at once.
+            assert largest <= 3
+
+
+async def test_a_leaking_worker_is_replaced() -> None:
+    with anyio.fail_after(30):
+        limit = 200 << 20
+        async with sp.open_pool(UNRULY, size=1, max_rss=limit, heartbeat_interval=0.2, heartbeat_misses=50) as pool:
+            (before,) = pool.workers()
+            await pool.execute("leak", {"size": limit})
+            await until(lambda: pool.workers()[0].pid != before.pid)
+            assert await pool.execute("leak", {"size": 1}) == 1
+
+
+async def test_resize_rolling_restart_recycle_and_cordon() -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool(UNRULY, size=1) as pool:
+            await pool.resize(3)
+            assert pool.stats().ready == pool.stats().size == 3
+            before = {worker.pid for worker in pool.workers()}
+            await pool.rolling_restart()
+            after = {worker.pid for worker in pool.workers()}
+            assert len(after) == 3
+            assert not before & after
+            await pool.resize(1)
+            (left,) = pool.workers()
+            assert pool.stats().ready == 1
+            for bad in (0, -1, True, 1.5):
+                with pytest.raises(sp.InvalidParameter):
+                    await pool.resize(bad)  # type: ignore[arg-type]
+            assert await pool.recycle(left.id)
+            (new,) = pool.workers()
+            assert new.pid != left.pid
+            with pytest.raises(sp.InvalidParameter):
+                await pool.recycle(left.id)
+            pool.cordon(new.id)
+            with pytest.raises(sp.RequestTimeout):
+                await pool.execute("pid", timeout=0.05)
+            pool.cordon(new.id, cordoned=False)
+            assert await pool.execute("pid") == new.pid
+            assert pool.stats().restarts == 0
+
+
+async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, restart_limit=2, restart_window=60, backoff_base=0.01) as pool:
+            for _ in range(3):
+                with pytest.raises(sp.WorkerCrashed):
+                    await pool.execute("leave")
+            await until(lambda: pool.workers()[0].state == "failed")
+            assert "exited with code 1" in pool.workers()[0].reason
+            # Nobody waits for what can't come.
+            started = anyio.current_time()
+            with pytest.raises(sp.WorkerStartupError, match="exited with code 1"):
+                await pool.execute("pid", timeout=20)
+            with pytest.raises(sp.WorkerStartupError):
+                await pool.wait_ready(timeout=20)
+            assert anyio.current_time() - started < 5
+
+
+async def test_a_tool_that_ignores_everything_does_not_hold_the_close_up() -> None:
+    with anyio.fail_after(30):
+        started = anyio.current_time()
+        async with anyio.create_task_group() as nursery:
+            async with sp.open_pool(UNRULY, size=1, stop_grace=0.3) as pool:
+
+                async def call() -> None:
+                    with pytest.raises(sp.PoolClosed):
+                        await pool.execute("ignore_sigterm")
+
+                nursery.start_soon(call)
+                await until(lambda: pool.stats().in_flight)
+                process = psutil.Process(pool.workers()[0].pid)
+            assert anyio.current_time() - started < 10
+            assert not process.is_running()
+
+
+SCRIPT = """
+import sys
+import anyio
+import snakepit_trio as sp
+
+async def main(runtime):
+    print(await runtime.pool().execute("pid") > 0, flush=True)
+    what = sys.argv[1]
+    if what == "code":
+        return 7
+    if what == "raise":
+        raise LookupError("mine")
+    if what == "wait":
+        await anyio.sleep_forever()
+
+sys.exit(sp.run(main, sp.PoolConfig(adapter="tests.adapters.unruly", size=1)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("what", "number", "code"),
+    [("none", None, 0), ("code", None, 7), ("raise", None, 1), ("wait", signal.SIGINT, 130), ("wait", signal.SIGTERM, 143)],
+)
+def test_script_mode(what: str, number: signal.Signals | None, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, what], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    children = psutil.Process(process.pid).children(recursive=True) if number else []
+    if number is not None:
+        process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code, stderr
+    assert ("LookupError: mine" in stderr) == (what == "raise")
+    assert not any(child.is_running() for child in children)
+
+
+def test_script_mode_with_a_configuration_that_is_refused() -> None:
+    code = 'import sys, snakepit_trio as sp\nsys.exit(sp.run(None, "no_such_module_at_all"))'
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "No module named 'no_such_module_at_all'" in done.stderr
