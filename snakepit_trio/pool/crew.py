@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.abc
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.wire import codec, failures
@@ -280,6 +281,7 @@ class Crew:
         self._nursery.start_soon(slot.run)
         return slot
 
+    @protected
     async def _retire(self, slot: Slot, killed: list[str] | None = None) -> None:
         ids = [worker.id for worker in slot.workers]
         clean = await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
@@ -425,6 +427,7 @@ class Crew:
                 self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
                 self._nursery.start_soon(self._replace, slot, reason)
 
+    @protected
     async def _replace(self, slot: Slot, reason: str) -> None:
         try:
             await slot.replace(reason)

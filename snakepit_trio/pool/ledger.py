@@ -34,6 +34,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     PoolClosed,
     QueueTimeout,
@@ -209,6 +210,7 @@ class Port(Protocol):
     def start(self, request: Request) -> None:
         """Send the call."""
 
+    @protected
     def cancel(self, request: Request) -> None:
         """Tell the worker that the call's caller is gone, and see to it that the seat comes back."""
 
@@ -361,6 +363,7 @@ class Ledger:
 
     # ---- requests --------------------------------------------------------------------------------
 
+    @protected
     def submit(self, request: Request, now: float) -> None:
         """Take a request: give it to a free worker, or let it wait.
 
@@ -447,12 +450,14 @@ class Ledger:
         """
         self._leave(request, Outcome.CANCELLED, None, now)
 
+    @protected
     def expire(self, now: float) -> None:
         """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
         self._cancel_set.expire(now)
         for request in self._wheel.expire(now):
             self._leave(request, Outcome.EXPIRED, _overdue(request, now), now)
 
+    @protected
     def replied(
         self, seats: Seats, call_id: int, now: float, *, result: Payload | None, error: SnakepitError | None
     ) -> Request | None:
@@ -494,6 +499,7 @@ class Ledger:
 
     # ---- workers ---------------------------------------------------------------------------------
 
+    @protected
     def open(self, seats: Seats, now: float) -> None:
         """An incarnation is ready for calls; it gets what waits for it."""
         self._all[seats] = None
@@ -504,12 +510,14 @@ class Ledger:
         self._place(seats)
         self._fill(seats, now)
 
+    @protected
     def cordon(self, seats: Seats) -> None:
         """Give an incarnation no more calls; those that it has go on."""
         if seats.open:
             self._unplace(seats)
             seats.open = False
 
+    @protected
     def uncordon(self, seats: Seats, now: float) -> None:
         """Undo :meth:`cordon`."""
         if not seats.open and seats in self._all:
@@ -517,6 +525,7 @@ class Ledger:
             self._place(seats)
             self._fill(seats, now)
 
+    @protected
     def gone(self, seats: Seats, error: WorkerCrashed | PoolClosed, now: float, *, unsent: Sequence[int] = ()) -> None:
         """An incarnation has ended: its books end with it.
 
@@ -546,16 +555,19 @@ class Ledger:
         self._fill_all(now)
         self._note_idle()
 
+    @protected
     def fail_all(self, error: SnakepitError, now: float) -> None:
         """No worker can serve: whoever waits is told at once, and so is whoever comes, until a worker is ready."""
         self._broken = error
         self._end_queue(error, now)
 
+    @protected
     def close(self, error: SnakepitError, now: float) -> None:
         """Accept nothing more, and end what waits. What runs goes on."""
         self._closed = error
         self._end_queue(error, now)
 
+    @protected
     def abort(self, error: SnakepitError, now: float) -> None:
         """End every running request with ``error``; their calls are cancelled in the workers."""
         for seats in tuple(self._all):

@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     InvalidParameter,
     PoolClosed,
@@ -359,6 +360,7 @@ class Pool:
         self._ledger.abort(error, anyio.current_time())
         return await self._crew.stop()
 
+    @protected
     async def _clock(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """End what is overdue, at the moment it is."""
         task_status.started()

@@ -19,6 +19,8 @@ from grpclib.metadata import decode_grpc_message
 from h2.config import H2Configuration
 from h2.exceptions import H2Error
 
+from snakepit_trio._interrupts import protected
+
 from .pipe import FramePipe, PipeProtocol
 
 if TYPE_CHECKING:
@@ -58,6 +60,7 @@ class Transport(Protocol):
     def abort(self) -> None:
         """Close the socket now. Idempotent."""
 
+    @protected
     async def serve(self) -> None:
         """Move bytes until the connection is over. A cancellation closes it."""
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 import anyio.abc
 
+from snakepit_trio._interrupts import protected
+
 from .states import Exit
 
 if TYPE_CHECKING:
@@ -169,6 +171,7 @@ class Slot:
         self._nursery.start_soon(self._run_worker, worker)
         return worker
 
+    @protected
     async def _run_worker(self, worker: Worker) -> None:
         try:
             async with anyio.create_task_group() as nursery:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import anyio.abc
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure
 from snakepit_trio.wire.frames import (
@@ -206,6 +207,7 @@ class Worker:
 
     # ---- its life ------------------------------------------------------------------------------------
 
+    @protected
     async def run(self) -> Exit:
         """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it."""
         try:
@@ -265,6 +267,7 @@ class Worker:
             self._emptied = anyio.Event()
             await self._emptied.wait()
 
+    @protected
     async def _live(self, nursery: anyio.abc.TaskGroup) -> None:
         settings = self._settings
         try:
@@ -344,6 +347,7 @@ class Worker:
 
     # ---- its tasks -----------------------------------------------------------------------------------
 
+    @protected
     async def _pump(self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
         try:
             await pump(fd, stream=stream, tail=tail, redact=self._redact, **fields)
@@ -354,6 +358,7 @@ class Worker:
         for done in self._pumps:
             await done.wait()
 
+    @protected
     async def _watch_exit(self, process: WorkerProcess) -> None:
         status = await process.wait()
         reason, words, _ = classify(status)
@@ -362,6 +367,7 @@ class Worker:
         else:
             self._end(reason, words)
 
+    @protected
     async def _heartbeat(self) -> None:
         settings = self._settings
         interval, limit = settings.heartbeat_interval, settings.heartbeat_interval * settings.heartbeat_misses
@@ -386,11 +392,13 @@ class Worker:
                 self._end("heartbeat", f"gave no sign of life for {now - self._heard:.3g} s")
                 return
 
+    @protected
     async def _age(self, limit: float) -> None:
         # Workers that were started together are not all replaced at once.
         await anyio.sleep(limit * random.uniform(1 - _AGE_JITTER, 1))
         self._host.worker_due(self, "max_age")
 
+    @protected
     async def _watch_grace(self) -> None:
         """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
         while True:
@@ -413,6 +421,7 @@ class Worker:
                     self._end("cancel_grace", "did not stop a cancelled call in time")
                     return
 
+    @protected
     async def _health(self) -> None:
         assert self._connection is not None
         interval = self._settings.health_interval

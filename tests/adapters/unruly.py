@@ -49,14 +49,13 @@ def leave() -> None:
     os._exit(1)
 
 
-sick = False
+symptoms: list[str] = []
 
 
 @sp.tool
 def fall_ill() -> None:
-    global sick
-    sick = True
+    symptoms.append("fever")
 
 
 def health() -> bool:
-    return not sick
+    return not symptoms

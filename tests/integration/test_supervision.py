@@ -192,7 +192,13 @@ sys.exit(sp.run(main, sp.PoolConfig(adapter="tests.adapters.unruly", size=1)))
 
 @pytest.mark.parametrize(
     ("what", "number", "code"),
-    [("none", None, 0), ("code", None, 7), ("raise", None, 1), ("wait", signal.SIGINT, 130), ("wait", signal.SIGTERM, 143)],
+    [
+        ("none", None, 0),
+        ("code", None, 7),
+        ("raise", None, 1),
+        ("wait", signal.SIGINT, 130),
+        ("wait", signal.SIGTERM, 143),
+    ],
 )
 def test_script_mode(what: str, number: signal.Signals | None, code: int) -> None:
     process = subprocess.Popen(

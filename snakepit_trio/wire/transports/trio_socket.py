@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.pipe import PipeProtocol
 from snakepit_trio.wire.transports import parse_address
@@ -116,6 +117,7 @@ class _SocketTransport:
 
     # ---- what the tasks do -----------------------------------------------------------------------
 
+    @protected
     async def serve(self) -> None:
         assert self._protocol is not None
         self._serving = True
@@ -131,6 +133,7 @@ class _SocketTransport:
             self._sock.close()
             self._protocol.connection_lost(None)
 
+    @protected
     async def _read(self) -> None:
         receive, feed, sock = self._sock.recv, self._protocol.data_received, self._sock  # type: ignore[union-attr]
         wait_readable, fd = trio.lowlevel.wait_readable, sock.fileno()
@@ -146,6 +149,7 @@ class _SocketTransport:
                 return
             feed(data)
 
+    @protected
     async def _write_rest(self) -> None:
         while True:
             await self._more.wait()
