@@ -1,39 +1,66 @@
-"""A run on this machine: its identity, its private directories, and the lock that tells whether it lives."""
+"""The runs on this machine and their processes, so that a later run can clear away what a killed one has left.
+
+The state directory (0700) holds a SQLite file (0600) with the runs, each with its private directory, and their processes,
+each with its process id, its start time and the system's boot id, written down before it is started and struck out when it
+is reaped. A live run holds a lock on a file of its own, which the system gives back when the run's process ends, however
+it ends: what belongs to a run whose lock is free is swept by whoever comes next. Swept are processes that are the ones
+that were written down, or carry the run's id on their command line; never a stranger with a used-again process id, never a
+live run's.
+
+This is the second line: workers end with their host by themselves, see ``snakepit_trio.worker.lifeline``.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import logging
 import os
 import secrets
 import shutil
-import stat
+import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 
-__all__ = ["Run", "open_run", "state_directory", "sweep"]
+from .identity import boot_id, kill_tree, start_time, with_arguments
+
+__all__ = ["Registry", "Run", "Swept", "open_run", "state_directory"]
 
 _log = logging.getLogger(__name__)
 
 #: A socket's name and the random end of the directory's take 26 of the 107 bytes.
 _LONGEST_RUN_DIR = 80
+#: How long a write waits for another process's, in seconds.
+_BUSY = 0.5
+#: A lock file whose run is not in the books belongs to one that is just being opened, for so long, in seconds.
+_OPENING = 60.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS runs (run_id TEXT PRIMARY KEY, run_dir TEXT NOT NULL, pid INTEGER NOT NULL, started REAL NOT NULL);
+CREATE TABLE IF NOT EXISTS processes (
+    run_id TEXT NOT NULL, process_id TEXT NOT NULL, kind TEXT NOT NULL, pool TEXT NOT NULL,
+    pid INTEGER, start_time INTEGER, boot_id TEXT NOT NULL, PRIMARY KEY (run_id, process_id)
+) WITHOUT ROWID;
+"""
 
 
 @attrs.frozen
-class Run:
-    """One live run.
+class Swept:
+    """What one dead run had left, and is gone now.
 
     Attributes:
-        run_id: Random, unique on this machine.
-        run_dir: Private to this user (0700), short enough for socket paths, removed at the end.
+        run_id: Which run.
+        pids: Its processes that were alive still, and were killed.
+        run_dir: Its directory; None when it was gone already.
     """
 
     run_id: str
-    run_dir: Path
+    pids: tuple[int, ...]
+    run_dir: str | None
 
 
 def state_directory(state_dir: str | None) -> Path:
@@ -44,20 +71,216 @@ def state_directory(state_dir: str | None) -> Path:
     return Path(chosen) if chosen else Path(platformdirs.user_state_dir("snakepit_trio"))
 
 
-@contextmanager
-def open_run(state_dir: str | None = None) -> Iterator[Run]:
-    """Begin a run. Its lock is held until the block ends, or until the process does, however that ends."""
-    run_id = secrets.token_hex(5)
-    run_dir = _short_directory(f"snakepit-{run_id}-")
-    lock = _lock(state_directory(state_dir), run_id, run_dir)
-    try:
-        yield Run(run_id, run_dir)
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
-        if lock is not None:
-            path, fd = lock
+class Registry:
+    """The books of one state directory. Opened privately by each run, and by nobody for a mere look.
+
+    Raises:
+        OSError, sqlite3.Error: The directory can't be used.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._locks = directory / "runs"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o077:
+            directory.chmod(0o700)
+        self._locks.mkdir(mode=0o700, exist_ok=True)
+        path = directory / "registry.sqlite3"
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        try:
+            self._db = self._connect(path)
+        except sqlite3.DatabaseError as exc:
+            if isinstance(exc, sqlite3.OperationalError):
+                raise
+            # It is no database, or was cut short. What it knew is lost; the lifelines were there first.
+            _log.warning("%s can't be read and is begun anew: %s", path, exc)
+            for name in (path, f"{path}-wal", f"{path}-shm"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._db = self._connect(path)
+
+    @staticmethod
+    def _connect(path: Path) -> sqlite3.Connection:
+        db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None)
+        try:
+            # A power cut needs no clean-up of processes, so nothing has to reach the disk at once.
+            db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; {_SCHEMA}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def begin_run(self, run_id: str, run_dir: Path) -> int:
+        """Write a run down, and lock it. Returns the lock's descriptor: closing it is the run's end."""
+        path = self._lock_path(run_id)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, str(run_dir), os.getpid(), time.time()))
+        except BaseException:
             path.unlink(missing_ok=True)
             os.close(fd)
+            raise
+        return fd
+
+    def end_run(self, run_id: str) -> None:
+        """Strike a run out, with all that belongs to it."""
+        self._db.execute("DELETE FROM processes WHERE run_id = ?", (run_id,))
+        self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+        self._lock_path(run_id).unlink(missing_ok=True)
+
+    def reserve(self, run_id: str, process_id: str, kind: str, pool: str) -> None:
+        """A process is about to be started."""
+        row = (run_id, process_id, kind, pool, boot_id())
+        self._db.execute("INSERT OR REPLACE INTO processes VALUES (?, ?, ?, ?, NULL, NULL, ?)", row)
+
+    def begun(self, run_id: str, process_id: str, pid: int) -> None:
+        """It exists."""
+        row = (pid, start_time(pid), run_id, process_id)
+        self._db.execute("UPDATE processes SET pid = ?, start_time = ? WHERE run_id = ? AND process_id = ?", row)
+
+    def ended(self, run_id: str, process_id: str) -> None:
+        """It is over."""
+        self._db.execute("DELETE FROM processes WHERE run_id = ? AND process_id = ?", (run_id, process_id))
+
+    def sweep(self, *, dry_run: bool = False) -> list[Swept]:
+        """Clear away what dead runs have left. With ``dry_run`` only say what there is."""
+        found = []
+        for run_id, run_dir in self._db.execute("SELECT run_id, run_dir FROM runs").fetchall():
+            lock = self._try_lock(run_id)
+            if lock is None:
+                continue
+            try:
+                found.append(self._sweep_run(run_id, Path(run_dir), dry_run=dry_run))
+            finally:
+                os.close(lock)
+        if not dry_run:
+            self._sweep_locks()
+        return found
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _lock_path(self, run_id: str) -> Path:
+        return self._locks / f"{run_id}.lock"
+
+    def _try_lock(self, run_id: str) -> int | None:
+        """Take a dead run's lock; None when it lives, or somebody else is sweeping it."""
+        try:
+            fd = os.open(self._lock_path(run_id), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(fd)
+            return None
+        return fd
+
+    def _sweep_run(self, run_id: str, run_dir: Path, *, dry_run: bool) -> Swept:
+        rows = self._db.execute("SELECT pid, start_time, boot_id FROM processes WHERE run_id = ?", (run_id,)).fetchall()
+        now = boot_id()
+        alive = {pid: started for pid, started, boot in rows if pid and boot == now and start_time(pid) == started}
+        # Those that were being started when the host was killed are in the books without an id.
+        for pid in with_arguments("--run", run_id):
+            started = start_time(pid)
+            if started is not None:
+                alive[pid] = started
+        mine = run_dir.is_absolute() and run_dir.name.startswith(f"snakepit-{run_id}-") and run_dir.exists()
+        if not dry_run:
+            alive = {pid: started for pid, started in alive.items() if kill_tree(pid, started)}
+            if mine:
+                shutil.rmtree(run_dir, ignore_errors=True)
+            self.end_run(run_id)
+        return Swept(run_id, tuple(sorted(alive)), str(run_dir) if mine else None)
+
+    def _sweep_locks(self) -> None:
+        """Remove lock files whose runs ended between their first two steps, or their last two."""
+        known = {run_id for (run_id,) in self._db.execute("SELECT run_id FROM runs")}
+        for path in self._locks.glob("*.lock"):
+            with contextlib.suppress(OSError):
+                if path.stem not in known and time.time() - path.stat().st_mtime > _OPENING:
+                    lock = self._try_lock(path.stem)
+                    if lock is not None:
+                        path.unlink(missing_ok=True)
+                        os.close(lock)
+
+
+class Run:
+    """One live run, and the book of its processes; see :class:`snakepit_trio.launch.base.ProcessBook`.
+
+    Attributes:
+        run_id: Random, unique on this machine.
+        run_dir: Private to this user (0700), short enough for socket paths, removed at the end.
+        swept: What dead runs had left when this one began.
+    """
+
+    def __init__(self, run_id: str, run_dir: Path, registry: Registry | None, swept: list[Swept]) -> None:
+        self.run_id = run_id
+        self.run_dir = run_dir
+        self.swept = swept
+        self._registry = registry
+
+    def reserve(self, process_id: str, kind: str, pool: str) -> None:
+        """A process is about to be started."""
+        if self._registry is not None:
+            with self._told():
+                self._registry.reserve(self.run_id, process_id, kind, pool)
+
+    def begun(self, process_id: str, pid: int) -> None:
+        """It exists."""
+        if self._registry is not None:
+            with self._told():
+                self._registry.begun(self.run_id, process_id, pid)
+
+    def ended(self, process_id: str) -> None:
+        """It is over."""
+        if self._registry is not None:
+            with self._told():
+                self._registry.ended(self.run_id, process_id)
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as exc:
+            _log.warning("the registry of processes can't be written: %s", exc)
+
+
+@contextmanager
+def open_run(state_dir: str | None = None) -> Iterator[Run]:
+    """Begin a run: sweep what dead ones have left, write this one down.
+
+    Its lock is held until the block ends, or until the process does, however that ends. Without a usable state directory
+    the run goes on unregistered, with a warning.
+    """
+    run_id = secrets.token_hex(5)
+    run_dir = _short_directory(f"snakepit-{run_id}-")
+    registry = lock = None
+    swept: list[Swept] = []
+    directory = state_directory(state_dir)
+    try:
+        try:
+            registry = Registry(directory)
+            swept = registry.sweep()
+            lock = registry.begin_run(run_id, run_dir)
+        except (OSError, sqlite3.Error) as exc:
+            _log.warning("no state directory at %s: %s", directory, exc)
+        for run in swept:
+            if run.pids:
+                _log.warning("ended processes %s of run %s, whose host was killed", list(run.pids), run.run_id)
+        yield Run(run_id, run_dir, registry if lock is not None else None, swept)
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        if registry is not None:
+            if lock is not None:
+                with contextlib.suppress(OSError, sqlite3.Error):
+                    registry.end_run(run_id)
+                os.close(lock)
+            registry.close()
 
 
 def _short_directory(prefix: str) -> Path:
@@ -66,48 +289,3 @@ def _short_directory(prefix: str) -> Path:
         if len(os.fsencode(parent)) + len(prefix) < _LONGEST_RUN_DIR and os.access(parent, os.W_OK):
             return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     return Path(tempfile.mkdtemp(prefix=prefix))
-
-
-def _lock(directory: Path, run_id: str, run_dir: Path) -> tuple[Path, int] | None:
-    runs = directory / "runs"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        runs.mkdir(mode=0o700, exist_ok=True)
-        if stat.S_IMODE(directory.stat().st_mode) & 0o077:
-            directory.chmod(0o700)
-        sweep(runs)
-        path = runs / f"{run_id}.lock"
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        os.write(fd, os.fsencode(run_dir))
-    except OSError as exc:
-        # A run without a lock works; only what it leaves behind when it is killed is not found later.
-        _log.warning("no state directory at %s: %s", directory, exc)
-        return None
-    return path, fd
-
-
-def sweep(runs: Path) -> list[str]:
-    """Remove what runs have left whose processes were killed. Returns their ids.
-
-    A live run holds the lock of its file, whatever its process id; the system gives it back when the process ends.
-    """
-    swept = []
-    for path in runs.glob("*.lock"):
-        try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left = Path(os.fsdecode(os.read(fd, 4096)))
-            # A run that has just made its file, and not locked it yet, has not written its directory either.
-            if left.name.startswith(f"snakepit-{path.stem}-") and left.is_absolute():
-                shutil.rmtree(left, ignore_errors=True)
-                path.unlink(missing_ok=True)
-                swept.append(path.stem)
-        except OSError:
-            continue
-        finally:
-            os.close(fd)
-    return swept

@@ -2,52 +2,155 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from snakepit_trio.workers.registry import open_run
+from snakepit_trio.workers.identity import boot_id, start_time
+from snakepit_trio.workers.registry import Registry, open_run
+
+SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
+
+
+class Sleepers:
+    """Processes that do nothing, each the leader of a group."""
+
+    def __init__(self) -> None:
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([*SLEEPER, *arguments], stdout=subprocess.PIPE, start_new_session=True)
+        self._started.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    def end(self) -> None:
+        for process in self._started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.fixture
+def sleepers() -> Iterator[Sleepers]:
+    made = Sleepers()
+    yield made
+    made.end()
+
+
+def die(registry: Registry, run_dir: Path, run_id: str = "dead") -> None:
+    """A run that begins, and loses its lock without a word."""
+    os.close(registry.begin_run(run_id, run_dir))
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    made = Registry(tmp_path / "state")
+    yield made
+    made.close()
 
 
 def test_a_runs_places_are_private_and_go_with_it(tmp_path: Path) -> None:
-    with open_run(str(tmp_path / "state")) as run:
-        lock = tmp_path / "state" / "runs" / f"{run.run_id}.lock"
+    state = tmp_path / "state"
+    with open_run(str(state)) as run:
+        lock = state / "runs" / f"{run.run_id}.lock"
         assert stat.S_IMODE(run.run_dir.stat().st_mode) == 0o700
-        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
-        assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+        assert stat.S_IMODE(state.stat().st_mode) == 0o700
+        for path in [lock, *state.glob("registry*")]:
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert len(os.fsencode(run.run_dir)) < 107 - 20
     assert not lock.exists()
     assert not run.run_dir.exists()
+    registry = Registry(state)
+    assert registry.sweep() == []
+    registry.close()
 
 
-def test_a_dead_runs_directory_is_swept_and_a_live_ones_is_not(tmp_path: Path) -> None:
-    runs = tmp_path / "runs"
-    runs.mkdir()
-    dead, live, odd = (tmp_path / f"snakepit-{name}-x" for name in ("dead", "live", "odd"))
-    for directory in (dead, live, odd):
-        directory.mkdir()
-        (directory / "w.sock").touch()
-    (runs / "dead.lock").write_text(str(dead))
-    (runs / "live.lock").write_text(str(live))
-    # A file that names what no run has made is left alone.
-    (runs / "odd.lock").write_text(str(tmp_path))
-    with (runs / "live.lock").open() as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with open_run(str(tmp_path)) as run:
-            assert not dead.exists()
-            assert not (runs / "dead.lock").exists()
-            assert live.exists()
-            assert odd.exists()
-            with open_run(str(tmp_path)) as other:
-                assert run.run_dir.exists()
-                assert other.run_id != run.run_id
+def test_a_dead_runs_processes_and_directory_go(tmp_path: Path, registry: Registry, sleepers: Sleepers) -> None:
+    left = tmp_path / "snakepit-dead-x"
+    left.mkdir()
+    (left / "w.sock").touch()
+    die(registry, left)
+    written, reserved = sleepers.start(), sleepers.start("--run", "dead")
+    registry.reserve("dead", "w1", "worker", "default")
+    registry.begun("dead", "w1", written.pid)
+    registry.reserve("dead", "w2", "worker", "default")
+    expected = tuple(sorted((written.pid, reserved.pid)))
+    assert [run.pids for run in registry.sweep(dry_run=True)] == [expected]
+    assert written.poll() is None and left.exists()
+    with open_run(str(tmp_path / "state")) as run:
+        assert [(swept.run_id, swept.pids, swept.run_dir) for swept in run.swept] == [("dead", expected, str(left))]
+    assert written.wait() < 0 and reserved.wait() < 0
+    assert not left.exists()
+    assert registry.sweep() == []
+
+
+def test_a_live_runs_processes_are_left_alone(tmp_path: Path, registry: Registry, sleepers: Sleepers) -> None:
+    with open_run(str(tmp_path / "state")) as run:
+        process = sleepers.start("--run", run.run_id)
+        run.reserve("w1", "worker", "default")
+        run.begun("w1", process.pid)
+        assert registry.sweep() == []
+        with open_run(str(tmp_path / "state")) as other:
+            assert other.run_id != run.run_id
+            assert other.swept == []
+        assert process.poll() is None
+        assert run.run_dir.exists()
+
+
+def test_a_reused_process_id_is_a_stranger(tmp_path: Path, registry: Registry, sleepers: Sleepers) -> None:
+    process = sleepers.start()
+    die(registry, tmp_path / "none")
+    for name, started, boot in (
+        ("other start", (start_time(process.pid) or 0) + 1, boot_id()),
+        ("other boot", start_time(process.pid), "another"),
+    ):
+        registry._db.execute(
+            "INSERT INTO processes VALUES ('dead', ?, 'worker', 'p', ?, ?, ?)", (name, process.pid, started, boot)
+        )
+    assert [run.pids for run in registry.sweep()] == [()]
+    assert process.poll() is None
+
+
+def test_a_directory_that_no_run_has_made_is_left(tmp_path: Path, registry: Registry) -> None:
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    die(registry, odd)
+    assert [run.run_dir for run in registry.sweep()] == [None]
+    assert odd.exists()
+
+
+def test_what_has_ended_is_struck_out(tmp_path: Path, registry: Registry, sleepers: Sleepers) -> None:
+    process = sleepers.start()
+    die(registry, tmp_path / "none")
+    registry.reserve("dead", "w1", "worker", "p")
+    registry.begun("dead", "w1", process.pid)
+    registry.ended("dead", "w1")
+    assert [run.pids for run in registry.sweep()] == [()]
+    assert process.poll() is None
+
+
+def test_a_spoilt_file_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = tmp_path / "state"
+    with open_run(str(state)):
+        pass
+    (state / "registry.sqlite3").write_bytes(b"no database at all" * 1000)
+    with open_run(str(state)) as run:
+        run.reserve("w1", "worker", "p")
+        run.ended("w1")
+    assert "begun anew" in caplog.text
 
 
 def test_a_run_goes_on_without_a_state_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
     with open_run(str(tmp_path / "file" / "state")) as run:
         assert run.run_dir.exists()
+        run.reserve("w1", "worker", "p")
+        run.begun("w1", os.getpid())
+        run.ended("w1")
     assert "no state directory" in caplog.text

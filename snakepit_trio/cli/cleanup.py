@@ -1,0 +1,49 @@
+"""``snakepit cleanup``: clear away what killed runs have left."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from typing import Annotated
+
+import typer
+
+from .common import FAILED, fail
+
+__all__ = ["cleanup"]
+
+
+def cleanup(
+    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """End the processes and remove the files of runs whose hosts were killed. Live runs are left alone.
+
+    Every run does the same when it begins.
+    """
+    import attrs
+
+    from snakepit_trio.workers.registry import Registry, state_directory
+
+    directory = state_directory(state_dir)
+    try:
+        registry = Registry(directory)
+    except (OSError, sqlite3.Error) as exc:
+        fail(f"the state directory {directory} can't be used: {exc}", FAILED)
+    try:
+        swept = registry.sweep(dry_run=dry_run)
+    finally:
+        registry.close()
+    if as_json:
+        print(
+            json.dumps({"state_dir": str(directory), "dry_run": dry_run, "runs": [attrs.asdict(run) for run in swept]})
+        )
+        return
+    if not swept:
+        print(f"nothing was left behind (state directory {directory})")
+        return
+    verb = "would end" if dry_run else "ended"
+    for run in swept:
+        processes = f"{verb} process {', '.join(map(str, run.pids))}" if run.pids else "no process was alive"
+        print(f"run {run.run_id}: {processes}; directory {run.run_dir or 'gone already'}")
