@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run_script"]
 
+#: As a shell counts a program that SIGPIPE has ended.
+_BROKEN_PIPE = 128 + 13
+
 
 def run_script(
     main: Callable[[Runtime], Awaitable[Any]],
@@ -28,6 +32,7 @@ def run_script(
 ) -> int:
     """See :func:`snakepit_trio.run`."""
     received: list[int] = []
+    opened: list[Runtime] = []
     result: Any = None
 
     async def listen(scope: anyio.CancelScope) -> None:
@@ -36,8 +41,9 @@ def run_script(
                 received.append(number)
                 scope.cancel()
                 if len(received) > 1:
-                    # Asked twice: whatever still runs is ended by its lifeline, at once.
-                    raise SystemExit(128 + received[0])
+                    # Asked twice: nobody waits for workers to stop by themselves any more.
+                    for runtime in opened:
+                        runtime.kill()
 
     async def script() -> None:
         nonlocal result
@@ -46,6 +52,7 @@ def run_script(
             nursery.start_soon(listen, inner)
             with inner:
                 async with open_runtime(config) as runtime:
+                    opened.append(runtime)
                     result = await main(runtime)
             nursery.cancel_scope.cancel()
 
@@ -59,13 +66,18 @@ def run_script(
         elif isinstance(error, ConfigError | WorkerStartupError):
             print(f"snakepit: {error}", file=sys.stderr)  # noqa: T201
             code = 2
+        elif isinstance(error, BrokenPipeError):
+            code = _BROKEN_PIPE
         elif isinstance(error, Exception):
             traceback.print_exception(error)
             code = 1
         else:
             raise
+    for runtime in opened:
+        for pool, workers in runtime.killed.items():
+            print(f"snakepit: pool {pool}: had to kill {', '.join(workers)}", file=sys.stderr)  # noqa: T201
     if received:
-        return 128 + received[0]
+        return _flushed(128 + received[0])
     if code == 0 and type(result) is int and 0 <= result <= 255:
         code = result
     return _flushed(code)
@@ -83,5 +95,9 @@ def _flushed(code: int) -> int:
     try:
         sys.stdout.flush()
     except BrokenPipeError:
-        sys.stdout = None
+        # What is left in the buffer would fail again, and loudly, when the interpreter ends.
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, sys.stdout.fileno())
+        os.close(devnull)
+        return code or _BROKEN_PIPE
     return code

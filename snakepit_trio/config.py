@@ -136,6 +136,7 @@ class PoolConfig:
         restart_limit, restart_window: A slot whose workers end unbidden more often than that many times in that many
             seconds has failed.
         backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to.
+        spares: How many workers more are kept warm, without calls, to take the place of one that ends at once.
         surge: How many workers above ``size`` there may be while workers are replaced.
         poison_limit: A request that has ended so many workers is refused; None: no limit.
         aging: Seconds of waiting that are worth one level of priority; None: priority is all.
@@ -177,6 +178,7 @@ class PoolConfig:
     restart_window: float = _within(10.0, _TINY)
     backoff_base: float = _within(0.1, 0)
     backoff_max: float = _within(10.0, 0)
+    spares: int = _within(0, 0, 1000)
     surge: int = _within(1, 1)
     poison_limit: int | None = _within(2, 1)
     aging: float | None = _within(30.0, _TINY)
@@ -195,6 +197,9 @@ class PoolConfig:
             _refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
         if not _POOL_NAME.fullmatch(self.name):
             _refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
+        for name, value in (self.env or {}).items():
+            if not name or "=" in name or "\0" in name or "\0" in value:
+                _refuse("env", name, "names without '=' and no NUL in names or values")
 
 
 @attrs.frozen(kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import itertools
 import logging
 import os
@@ -85,6 +86,16 @@ class Runtime:
                 details={"pool": name},
             ) from None
 
+    @property
+    def killed(self) -> Mapping[str, tuple[str, ...]]:
+        """After the end: by pool, the ids of the workers that had to be killed because they did not stop in time."""
+        return {pool.name: tuple(pool.killed) for pool in self._pools.values() if pool.killed}
+
+    def kill(self) -> None:
+        """End every worker at once, for a close that nobody wants to wait for any longer."""
+        for pool in self._pools.values():
+            pool.kill()
+
     # ---- inside ----------------------------------------------------------------------------------
 
     async def _open(self, nursery: anyio.abc.TaskGroup, stack: AsyncExitStack) -> None:
@@ -99,7 +110,7 @@ class Runtime:
                 _log.error("%s", exc.message, extra={"pool": pool.name})
 
         for config in self.config.pools:
-            launcher = await stack.enter_async_context(local_launcher(config.start_method))
+            launcher = await stack.enter_async_context(local_launcher(config.start_method, self._run))
             parts = PoolParts(
                 run_id=self.run_id,
                 token=self._token,
@@ -123,12 +134,13 @@ class Runtime:
     async def _close(self, *, drain: bool) -> None:
         async with anyio.create_task_group() as closing:
             for pool in self._pools.values():
-                closing.start_soon(self._close_pool, pool, drain)
+                closing.start_soon(functools.partial(pool.aclose, drain=drain))
 
-    async def _close_pool(self, pool: Pool, drain: bool) -> None:
-        killed = await pool.aclose(drain=drain)
-        if killed:
-            _log.warning("pool %s: had to kill %s", pool.name, ", ".join(killed), extra={"pool": pool.name})
+    def _report(self) -> None:
+        """Say what did not end by itself."""
+        for pool in self._pools.values():
+            if pool.killed:
+                _log.warning("pool %s: had to kill %s", pool.name, ", ".join(pool.killed), extra={"pool": pool.name})
 
     def _host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         if isinstance(call, HostCall):
@@ -176,6 +188,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             if raised is None:
                 raise
             _log.error("the runtime failed while it was closing", exc_info=group)
+        finally:
+            runtime._report()
     if raised is not None:
         raise raised
 

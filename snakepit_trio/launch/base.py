@@ -20,7 +20,7 @@ import attrs
 
 from .messages import Boot, Report
 
-__all__ = ["Boot", "ExitStatus", "Launcher", "Report", "WorkerProcess", "WorkerSpec"]
+__all__ = ["Boot", "ExitStatus", "Launcher", "NoBook", "ProcessBook", "Report", "WorkerProcess", "WorkerSpec"]
 
 
 @attrs.frozen(kw_only=True)
@@ -70,12 +70,19 @@ class WorkerProcess(Protocol):
     def stderr(self) -> int:
         """The read end of the worker's standard error, non-blocking."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended and is reaped."""
+
     async def report(self) -> Report:
         """Wait for the worker to say where it listens, or why it can't.
 
-        Returns an empty :class:`Report` when it ended, or closed the pipe, without a word. A cancellation leaves the
-        process running and the report unread.
+        Returns an empty :class:`Report` when it ended, or closed the pipe, without a word; the same one when asked again.
+        A cancellation leaves the process running and the report to be asked for again.
         """
+
+    def begun(self, call_id: int) -> bool:
+        """Whether the worker has begun to run this call, as far as can be told: True when it can't. Valid after its end."""
 
     async def wait(self) -> ExitStatus:
         """Wait until the process has ended; kill what is left of its group; reap it. May be awaited any number of times."""
@@ -90,14 +97,43 @@ class WorkerProcess(Protocol):
         """Kill the group, reap the leader, close every descriptor. Runs to its end even when cancelled. Idempotent."""
 
 
+class ProcessBook(Protocol):
+    """Where the processes of a run are written down, so that a later run can end what a killed host has left.
+
+    None of its methods raises: a book that can't be written costs the clean-up after a SIGKILL, not the worker.
+    """
+
+    def reserve(self, process_id: str, kind: str, pool: str) -> None:
+        """A process is about to be started. ``process_id`` is a worker's id or the like; ``kind`` says what it is."""
+
+    def begun(self, process_id: str, pid: int) -> None:
+        """It exists."""
+
+    def ended(self, process_id: str) -> None:
+        """It has ended and is reaped, or was never started."""
+
+
+class NoBook:
+    """A book that nobody keeps."""
+
+    def reserve(self, process_id: str, kind: str, pool: str) -> None:
+        """Nothing."""
+
+    def begun(self, process_id: str, pid: int) -> None:
+        """Nothing."""
+
+    def ended(self, process_id: str) -> None:
+        """Nothing."""
+
+
 class Launcher(AbstractAsyncContextManager["Launcher"]):
     """Starts workers. Leaving its block ends whatever it still holds."""
 
     async def __aenter__(self) -> Launcher:
         return self
 
-    async def __aexit__(self, *exc: object) -> None:
-        return None
+    @abstractmethod
+    async def __aexit__(self, *exc: object) -> None: ...
 
     @abstractmethod
     async def start(self, spec: WorkerSpec) -> WorkerProcess:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from .base import WorkerSpec
 
-__all__ = ["THREAD_VARIABLES", "import_path", "worker_environment"]
+__all__ = ["THREAD_VARIABLES", "import_path", "interpreter_environment", "worker_environment"]
 
 #: How numeric libraries learn how many threads to start: with many workers, each starting one per core is ruinous.
 THREAD_VARIABLES = (
@@ -33,6 +33,15 @@ def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str] | None = N
     environment["SNAKEPIT_WORKER_ID"] = spec.worker_id
     environment["PYTHONUNBUFFERED"] = "1"
     environment.update(spec.env)
+    return environment
+
+
+def interpreter_environment(spec: WorkerSpec) -> dict[str, str]:
+    """The same for this interpreter, which must find this package before it knows what else to put on its path."""
+    environment = worker_environment(spec)
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    rest = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = f"{rest}{os.pathsep}{package}" if rest else package
     return environment
 
 

@@ -2,9 +2,10 @@
 
 The host's side. A template is started like a spawned worker, once for each kind of worker (adapter, environment,
 directory); it answers over a Unix socket whose other end nobody else holds. For each worker the host sends the worker's
-ends of four pipes and its number of the request; the template forks, and answers with the child's pid and a descriptor of it
-(a pidfd), opened before anybody could have reaped it. The template never reaps a child before the host says so: until then the
-child's process group can't be a stranger's.
+ends of its pipes; the template forks, and answers with the child's pid and a descriptor of it (a pidfd), opened before
+anybody could have reaped it. The template never reaps a child before the host says so: until then the child's process
+group can't be a stranger's. A template that ends or stops answering is ended and replaced by the next start; its workers
+go on, only how they end can't be told any more.
 
 The protocol of that socket: messages of 4 bytes of big-endian length and JSON, one after another; descriptors ride on the
 first byte of a message.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -22,27 +24,37 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import attrs
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.observe.redaction import redact
 
-from .base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
-from .environment import import_path, worker_environment
-from .process import LocalProcess, boot_message, make_descriptors
+from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
+from .environment import import_path, interpreter_environment
+from .process import Hold, LocalLauncher, make_descriptors
 from .spawn import SpawnLauncher
 
 __all__ = ["ForkServerLauncher"]
 
 _log = logging.getLogger("snakepit_trio.launch")
+_worker_log = logging.getLogger("snakepit_trio.worker")
 
 #: How long a template may take to end once its lifeline is cut, in seconds.
 _END_TIME = 2.0
+#: How long a template that has imported its adapter may take to answer, in seconds.
+_ANSWER_TIME = 10.0
+#: How much of what a template prints is logged, in bytes, and told in an error, in lines.
+_OUTPUT = 64 * 1024
+_LAST_LINES = 20
 _LONGEST = 1 << 20
 
 
 class _TemplateLost(Exception):
-    """The template has ended, or does not speak sense."""
+    """The template has ended, or does not speak sense, or does not answer."""
+
+
+class _Unforkable(Exception):
+    """What the template has imported can't be forked."""
 
 
 @attrs.frozen
@@ -62,68 +74,99 @@ class _Kind:
 class _Template:
     """One template process and the socket to it."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], channel: socket.socket, lifeline: int) -> None:
+    def __init__(
+        self,
+        popen: subprocess.Popen[bytes],
+        channel: socket.socket,
+        lifeline: int,
+        output: int,
+        on_end: Callable[[], None],
+    ) -> None:
         self._popen = popen
         self._channel = channel
         self._lifeline = lifeline
+        self._output = output
+        self._on_end = on_end
         self._turn = anyio.Lock()
         self._received = b""
+        self._closed = False
         self.lost = False
 
     @classmethod
-    def start(cls, spec: WorkerSpec) -> _Template:
-        """Start a template. It reads what it is to import from its lifeline."""
-        lifeline_read, lifeline_write = os.pipe()
-        ours, theirs = socket.socketpair()
+    def start(cls, spec: WorkerSpec, book: ProcessBook) -> _Template:
+        """Start a template. What it is to import comes with :meth:`hello`.
+
+        Raises:
+            OSError, ValueError: It can't be started.
+        """
+        name = f"template-{secrets.token_hex(4)}"
+        book.reserve(name, "template", spec.pool)
         try:
-            command = [
-                sys.executable, "-m", "snakepit_trio.launch.template", "--run", spec.run_id,
-                "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
-            ]  # fmt: skip
-            environment = worker_environment(spec)
-            environment.pop("SNAKEPIT_WORKER_ID", None)
-            package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-            rest = environment.get("PYTHONPATH")
-            environment["PYTHONPATH"] = f"{rest}{os.pathsep}{package}" if rest else package
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(lifeline_read, theirs.fileno()),
-                env=environment,
-                cwd=spec.cwd,
-                start_new_session=True,
-            )
+            lifeline_read, lifeline_write = os.pipe()
+            ours, theirs = socket.socketpair()
+            # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
+            output = os.memfd_create("snakepit-template", os.MFD_CLOEXEC)
+            try:
+                command = [
+                    sys.executable, "-m", "snakepit_trio.launch.template", "--run", spec.run_id,
+                    "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
+                ]  # fmt: skip
+                environment = interpreter_environment(spec)
+                environment.pop("SNAKEPIT_WORKER_ID", None)
+                popen = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(lifeline_read, theirs.fileno()),
+                    env=environment,
+                    cwd=spec.cwd,
+                    start_new_session=True,
+                )
+            except BaseException:
+                os.close(lifeline_write)
+                os.close(output)
+                ours.close()
+                raise
+            finally:
+                os.close(lifeline_read)
+                theirs.close()
         except BaseException:
-            os.close(lifeline_write)
-            ours.close()
+            book.ended(name)
             raise
-        finally:
-            os.close(lifeline_read)
-            theirs.close()
+        book.begun(name, popen.pid)
         ours.setblocking(False)
-        return cls(popen, ours, lifeline_write)
+        return cls(popen, ours, lifeline_write, output, lambda: book.ended(name))
+
+    def alive(self) -> bool:
+        """Whether it has not ended."""
+        return not self._closed and self._popen.poll() is None
+
+    def output(self) -> list[str]:
+        """The lines that it has printed, the last ones when there are many."""
+        size = os.fstat(self._output).st_size
+        data = os.pread(self._output, _OUTPUT, max(0, size - _OUTPUT))
+        return data.decode(errors="backslashreplace").splitlines()
 
     async def ask(self, question: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a question, wait for its answer and the descriptors with it. One at a time.
 
         A cancellation waits for the answer first: the template would be out of step, or a child without an owner. An answer
-        takes as long as a fork does, for the template does nothing else.
+        takes as long as a fork does, for the template does nothing else; one that takes far longer never comes.
 
         Raises:
-            _TemplateLost: The template has ended.
+            _TemplateLost: The template has ended, or does not answer.
         """
         async with self._turn:
             if self.lost:
-                raise _TemplateLost
+                raise _TemplateLost("it has ended")
             try:
-                with anyio.CancelScope(shield=True):
+                with anyio.fail_after(_ANSWER_TIME, shield=True):
                     await self._send(question, fds)
                     answer = await self._receive()
             except (OSError, ValueError, EOFError) as exc:
-                self.lost = True
-                raise _TemplateLost(str(exc)) from exc
+                self.lose()
+                raise _TemplateLost("it does not answer" if isinstance(exc, TimeoutError) else str(exc)) from exc
             return answer
 
     async def hello(self, spec: WorkerSpec) -> dict[str, Any]:
@@ -132,17 +175,29 @@ class _Template:
         Raises:
             _TemplateLost: It has ended while it imported.
         """
+        question = {
+            "adapter": spec.adapter,
+            "path": import_path(spec),
+            "backend": spec.worker_backend,
+            "host_backend": spec.host_backend,
+        }
         async with self._turn:
             try:
-                await self._send({"adapter": spec.adapter, "path": import_path(spec)}, ())
+                await self._send(question, ())
                 answer, _ = await self._receive()
             except (OSError, ValueError, EOFError) as exc:
-                self.lost = True
+                self.lose()
                 raise _TemplateLost(str(exc)) from exc
             except BaseException:
-                self.lost = True
+                self.lose()
                 raise
             return answer
+
+    def lose(self) -> None:
+        """It is of no use any more."""
+        self.lost = True
+        if self.alive():
+            self._popen.kill()
 
     async def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
         body = json.dumps(message).encode()
@@ -182,10 +237,11 @@ class _Template:
 
     async def aclose(self) -> None:
         """End it. Its workers go on: each has a lifeline of its own."""
-        self.lost = True
+        if self._closed:
+            return
+        self._closed = self.lost = True
         with anyio.CancelScope(shield=True):
             self._channel.close()
-            os.close(self._lifeline)
             if self._popen.poll() is None:
                 pidfd = os.pidfd_open(self._popen.pid)
                 try:
@@ -195,7 +251,11 @@ class _Template:
                     os.close(pidfd)
                 if self._popen.poll() is None:
                     self._popen.kill()
+            # Cut last: while it lives this would be its death.
+            os.close(self._lifeline)
+            os.close(self._output)
             self._popen.wait()
+            self._on_end()
 
 
 class _TemplateReaper:
@@ -206,8 +266,7 @@ class _TemplateReaper:
         self._pid = pid
 
     def alive(self) -> bool:
-        """Whether the worker's parent is there still, and so the worker not reaped by anybody else."""
-        return not self._template.lost
+        return self._template.alive()
 
     async def reap(self) -> ExitStatus:
         try:
@@ -217,16 +276,19 @@ class _TemplateReaper:
         return ExitStatus(code=answer.get("code"), signal=answer.get("signal"))
 
 
-class ForkServerLauncher(Launcher):
+class ForkServerLauncher(LocalLauncher):
     """Forks workers from templates; starts those that can't be forked as new interpreters instead."""
 
-    def __init__(self) -> None:
+    def __init__(self, book: ProcessBook | None = None) -> None:
+        super().__init__(book)
         self._templates: dict[_Kind, _Template] = {}
         self._starting: dict[_Kind, anyio.Lock] = {}
         self._unforkable: set[_Kind] = set()
-        self._spawn = SpawnLauncher()
+        self._spawn = SpawnLauncher(book)
 
     async def __aexit__(self, *exc: object) -> None:
+        await self._spawn.__aexit__(*exc)
+        await super().__aexit__(*exc)
         for template in self._templates.values():
             await template.aclose()
         self._templates.clear()
@@ -236,53 +298,63 @@ class ForkServerLauncher(Launcher):
         if spec.python is not None or kind in self._unforkable:
             return await self._spawn.start(spec)
         try:
-            template = await self._template(kind, spec)
-            if template is None:
-                return await self._spawn.start(spec)
-            return await self._fork(template, spec)
-        except _TemplateLost:
-            # It died under us: once more with a new one, whose failure then counts.
-            try:
-                template = await self._template(kind, spec)
-                return await (self._spawn.start(spec) if template is None else self._fork(template, spec))
-            except _TemplateLost as exc:
-                raise WorkerStartupError(
-                    f"the process that forks workers ended while it imported {spec.adapter!r}",
-                    details={"reason": "the template ended", "adapter": spec.adapter},
-                ) from exc
+            return await super().start(spec)
+        except _Unforkable:
+            return await self._spawn.start(spec)
 
-    async def _template(self, kind: _Kind, spec: WorkerSpec) -> _Template | None:
+    async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
+        kind = _Kind.of(spec)
+        try:
+            return await self._fork(await self._template(kind, spec), spec, hold)
+        except _TemplateLost as exc:
+            _log.warning("the process that forks workers for %s is lost: %s", spec.adapter, exc)
+        # It died under us: once more with a new one, whose failure then counts.
+        try:
+            await self._fork(await self._template(kind, spec), spec, hold)
+        except _TemplateLost as exc:
+            raise WorkerStartupError(
+                f"the process that forks workers ended while it imported {spec.adapter!r}: {exc}",
+                details={"reason": f"the template ended: {exc}", "adapter": spec.adapter},
+            ) from exc
+
+    async def _template(self, kind: _Kind, spec: WorkerSpec) -> _Template:
         lock = self._starting.setdefault(kind, anyio.Lock())
         async with lock:
             if kind in self._unforkable:
-                return None
+                raise _Unforkable
             template = self._templates.get(kind)
-            if template is not None and not template.lost:
+            if template is not None and not template.lost and template.alive():
                 return template
             if template is not None:
                 del self._templates[kind]
                 await template.aclose()
             try:
-                template = _Template.start(spec)
-            except OSError as exc:
+                template = _Template.start(spec, self._book)
+            except (OSError, ValueError) as exc:
                 raise WorkerStartupError(f"could not start a template: {exc}", details={"reason": str(exc)}) from exc
             try:
                 answer = await template.hello(spec)
-            except BaseException:
-                await template.aclose()
-                raise
+            except _TemplateLost as exc:
+                said = "\n".join(redact(line) for line in template.output()[-_LAST_LINES:])
+                raise _TemplateLost(f"{exc}; it said: {said}" if said else str(exc)) from exc
+            finally:
+                fields = {"pool": spec.pool, "stream": "template"}
+                for line in template.output():
+                    _worker_log.info("%s", redact(line), extra=fields)
+                if template.lost:
+                    await template.aclose()
             if "unforkable" in answer:
                 self._unforkable.add(kind)
                 await template.aclose()
                 _log.warning("%s can't be forked (%s): workers are spawned", spec.adapter, answer["unforkable"])
-                return None
+                raise _Unforkable
             self._templates[kind] = template
             return template
 
-    async def _fork(self, template: _Template, spec: WorkerSpec) -> WorkerProcess:
+    @staticmethod
+    async def _fork(template: _Template, spec: WorkerSpec, hold: Hold) -> None:
         descriptors = make_descriptors()
         try:
-            boot = boot_message(spec)
             answer, fds = await template.ask({"worker": spec.worker_id}, descriptors.for_worker)
         except BaseException:
             descriptors.close_all()
@@ -296,13 +368,4 @@ class ForkServerLauncher(Launcher):
                 f"could not fork a worker: {answer.get('error', 'no descriptor came')}",
                 details={"reason": str(answer.get("error"))},
             )
-        reaper = _TemplateReaper(template, answer["pid"])
-        group_is_safe: Callable[[], bool] = reaper.alive
-        process = LocalProcess(answer["pid"], fds[0], descriptors, boot, reaper, group_is_safe=group_is_safe)
-        try:
-            await process.send_boot()
-            await anyio.lowlevel.checkpoint()
-        except BaseException:
-            await process.aclose()
-            raise
-        return process
+        hold(answer["pid"], fds[0], descriptors, _TemplateReaper(template, answer["pid"]))

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import struct
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,10 +15,11 @@ import msgspec
 
 from snakepit_trio.errors import WorkerStartupError
 
-from .base import Boot, ExitStatus, Report, WorkerSpec
+from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .environment import import_path
+from .marks import Marks, marks_file
 
-__all__ = ["Descriptors", "LocalProcess", "Reaper", "boot_message", "make_descriptors"]
+__all__ = ["Descriptors", "Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message", "make_descriptors"]
 
 _REPORT_LIMIT = 256 * 1024
 #: How long giving a process back may take, in seconds; a killed process that stays longer hangs in the kernel.
@@ -45,11 +47,16 @@ def boot_message(spec: WorkerSpec) -> bytes:
 
 
 class Descriptors:
-    """The four pipes of one worker. All are close-on-exec; the host's read ends do not block."""
+    """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec; the host's read
+    ends do not block."""
 
     def __init__(self) -> None:
         self._open: set[int] = set()
+        self.marks: Marks | None = None
         try:
+            self.marks_file = marks_file()
+            self._open.add(self.marks_file)
+            self.marks = Marks(self.marks_file)
             self.lifeline_read, self.lifeline_write = self._pipe()
             self.report_read, self.report_write = self._pipe()
             self.stdout_read, self.stdout_write = self._pipe()
@@ -66,9 +73,9 @@ class Descriptors:
         return pair
 
     @property
-    def for_worker(self) -> tuple[int, int, int, int]:
-        """The worker's ends: lifeline, report, stdout, stderr."""
-        return self.lifeline_read, self.report_write, self.stdout_write, self.stderr_write
+    def for_worker(self) -> tuple[int, int, int, int, int]:
+        """The worker's ends: lifeline, report, marks, stdout, stderr."""
+        return self.lifeline_read, self.report_write, self.marks_file, self.stdout_write, self.stderr_write
 
     def close(self, *fds: int) -> None:
         """Close these, those that are open."""
@@ -78,8 +85,10 @@ class Descriptors:
                 os.close(fd)
 
     def close_all(self) -> None:
-        """Close whatever is open."""
+        """Close whatever is open, and give the marks back."""
         self.close(*tuple(self._open))
+        if self.marks is not None:
+            self.marks.close()
 
 
 def make_descriptors() -> Descriptors:
@@ -97,6 +106,9 @@ def make_descriptors() -> Descriptors:
 class Reaper(Protocol):
     """Whoever is the process's parent, and so may take its exit status."""
 
+    def alive(self) -> bool:
+        """Whether the parent is there still; without it the system may have reaped the process at any time."""
+
     async def reap(self) -> ExitStatus:
         """Take the exit status of the process, which has ended."""
 
@@ -110,8 +122,7 @@ class LocalProcess:
         descriptors: Its pipes, the worker's ends closed already; owned from here on.
         boot: What it is to read from its lifeline.
         reaper: Its parent.
-        group_is_safe: A process group whose leader has ended, but is not reaped, can't be a stranger's. False where
-            somebody else may reap the leader at any time.
+        on_end: Called once, when it has ended and is reaped.
     """
 
     def __init__(
@@ -122,19 +133,19 @@ class LocalProcess:
         boot: bytes,
         reaper: Reaper,
         *,
-        group_is_safe: Callable[[], bool] = lambda: True,
+        on_end: Callable[[LocalProcess], None],
     ) -> None:
         self.pid = pid
         self._pidfd = pidfd
         self._descriptors = descriptors
         self._boot = memoryview(boot)
         self._reaper = reaper
-        self._group_is_safe = group_is_safe
+        self._on_end = on_end
         self._status: ExitStatus | None = None
         self._reaping = anyio.Lock()
-        self._report = bytearray()
+        self._said = bytearray()
+        self._report: Report | None = None
         self._closed = False
-        self._watchers = 0
 
     def __repr__(self) -> str:
         return f"<LocalProcess {self.pid} {self._status or 'running'}>"
@@ -146,6 +157,10 @@ class LocalProcess:
     @property
     def stderr(self) -> int:
         return self._descriptors.stderr_read
+
+    @property
+    def ended(self) -> bool:
+        return self._status is not None
 
     async def send_boot(self) -> None:
         """Write the boot message; a worker that is slow to read it does not block the event loop."""
@@ -161,22 +176,21 @@ class LocalProcess:
 
     async def report(self) -> Report:
         fd = self._descriptors.report_read
-        while True:
+        while self._report is None:
             try:
                 data = os.read(fd, 65536)
             except BlockingIOError:
                 await anyio.wait_readable(fd)
                 continue
-            self._report += data
-            if not data or len(self._report) > _REPORT_LIMIT:
-                break
-        self._descriptors.close(fd)
-        if not self._report:
-            return Report()
-        try:
-            return msgspec.json.decode(self._report, type=Report)
-        except msgspec.MsgspecError as exc:
-            return Report(code="worker_startup", message=f"its report can't be read: {exc}")
+            self._said += data
+            if not data or len(self._said) > _REPORT_LIMIT:
+                self._descriptors.close(fd)
+                self._report = _read_report(bytes(self._said))
+        return self._report
+
+    def begun(self, call_id: int) -> bool:
+        marks = self._descriptors.marks
+        return self._closed or marks is None or marks.begun(call_id)
 
     async def wait(self) -> ExitStatus:
         while self._status is None:
@@ -192,6 +206,7 @@ class LocalProcess:
                     self._signal(signal.SIGKILL)
                     with anyio.CancelScope(shield=True):
                         self._status = await self._reaper.reap()
+                    self._on_end(self)
         return self._status
 
     def terminate(self) -> None:
@@ -208,7 +223,8 @@ class LocalProcess:
             signal.pidfd_send_signal(self._pidfd, number)
         except ProcessLookupError:
             pass
-        if self._group_is_safe():
+        # A group whose leader is not reaped can't be a stranger's.
+        if self._reaper.alive():
             try:
                 os.killpg(self.pid, number)
             except (ProcessLookupError, PermissionError):
@@ -224,6 +240,69 @@ class LocalProcess:
                 await self.wait()
             self._descriptors.close_all()
             os.close(self._pidfd)
+
+
+class Hold(Protocol):
+    """Takes over a process that has just been started: its pid, its pidfd, its pipes, its parent."""
+
+    def __call__(self, pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess: ...
+
+
+class LocalLauncher(Launcher):
+    """What the launchers of this machine share: the processes that they hold.
+
+    Args:
+        book: Where they are written down.
+    """
+
+    def __init__(self, book: ProcessBook | None = None) -> None:
+        self._book = book or NoBook()
+        self._held: set[LocalProcess] = set()
+
+    async def __aexit__(self, *exc: object) -> None:
+        for process in list(self._held):
+            await process.aclose()
+
+    async def start(self, spec: WorkerSpec) -> WorkerProcess:
+        held: list[LocalProcess] = []
+
+        def ended(process: LocalProcess) -> None:
+            self._held.discard(process)
+            self._book.ended(spec.worker_id)
+
+        def hold(pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess:
+            process = LocalProcess(pid, pidfd, descriptors, boot, reaper, on_end=ended)
+            held.append(process)
+            self._held.add(process)
+            self._book.begun(spec.worker_id, pid)
+            return process
+
+        boot = boot_message(spec)
+        self._book.reserve(spec.worker_id, "worker", spec.pool)
+        try:
+            await self._start(spec, hold)
+            [process] = held
+            await process.send_boot()
+        except BaseException:
+            if held:
+                await held[0].aclose()
+            else:
+                self._book.ended(spec.worker_id)
+            raise
+        return process
+
+    @abstractmethod
+    async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
+        """Start a process, and call ``hold`` as soon as it exists, once."""
+
+
+def _read_report(said: bytes) -> Report:
+    if not said:
+        return Report()
+    try:
+        return msgspec.json.decode(said, type=Report)
+    except msgspec.MsgspecError as exc:
+        return Report(code="worker_startup", message=f"its report can't be read: {exc}")
 
 
 def _readable(fd: int) -> bool:

@@ -3,8 +3,9 @@
 It runs no thread and no event loop, because a fork copies only the thread that calls it. It is asked over a socket by
 :mod:`snakepit_trio.launch.fork_server`, one question at a time:
 
-- ``{"adapter": ..., "path": [...]}``: import this; answered with ``{}``, or ``{"unforkable": reason}``
-- ``{"worker": id}`` with four descriptors: fork; answered with ``{"pid": ...}`` and a descriptor of the child
+- ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with ``{}``, or
+  ``{"unforkable": reason}``
+- ``{"worker": id}`` with the worker's descriptors: fork; answered with ``{"pid": ...}`` and a descriptor of the child
 - ``{"reap": pid}``: take the exit status of a child that has ended; answered with ``{"code": ...}`` or ``{"signal": ...}``
 
 The end of the socket is the end of the template; its workers have lifelines of their own.
@@ -13,18 +14,25 @@ The end of the socket is the end of the template; its workers have lifelines of 
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import faulthandler
 import gc
 import importlib
+import inspect
 import json
 import os
 import random
 import signal
 import socket
 import sys
+import threading
 import traceback
+from types import ModuleType
 from typing import Any
 
+from snakepit_trio.worker.adapter import options_of
+from snakepit_trio.worker.backend import choose_backend
 from snakepit_trio.worker.boot import run_worker
 from snakepit_trio.worker.lifeline import Lifeline
 
@@ -61,22 +69,40 @@ class _Channel:
         self.socket.sendall(data[sent:])
 
 
-def _import(adapter: str, path: list[str]) -> str | None:
+def _import(question: dict[str, Any]) -> str | None:
     """Import what the workers will need. Returns why the process can't be forked then, None when it can."""
     known = set(sys.path)
-    sys.path[:] = [*(entry for entry in path if entry not in known), *sys.path]
+    sys.path[:] = [*(entry for entry in question["path"] if entry not in known), *sys.path]
     importlib.import_module("snakepit_trio.worker.server")
     try:
-        importlib.import_module(adapter.partition(":")[0])
+        module = importlib.import_module(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
         # Each worker tries again, and reports to its host what is wrong.
         pass
+    else:
+        if _has_async_tools(module):
+            # Importing an event loop takes longer than all the rest of a worker's start.
+            backend = choose_backend(question["backend"], module, question["host_backend"])
+            for name in ("anyio", f"anyio._backends._{backend}", *(["uvloop"] if backend == "asyncio" else [])):
+                with contextlib.suppress(ImportError):
+                    importlib.import_module(name)
+    sys.stdout.flush()
+    sys.stderr.flush()
     if len(os.listdir("/proc/self/task")) > 1:
         return "importing it starts threads"
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         return "importing it initialises CUDA"
     return None
+
+
+def _has_async_tools(module: ModuleType) -> bool:
+    holders = [vars(value) for value in vars(module).values() if isinstance(value, type)]
+    return any(
+        options_of(value) is not None and (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value))
+        for holder in [vars(module), *holders]
+        for value in holder.values()
+    )
 
 
 def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) -> None:
@@ -86,7 +112,9 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
         os.setsid()
         os.close(lifeline)
         channel.socket.close()
-        worker_lifeline, report, stdout, stderr = fds
+        # What was registered in the template is the template's; what a worker registers runs at its own end.
+        atexit._clear()
+        worker_lifeline, report, marks, stdout, stderr = fds
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         os.close(stdout)
@@ -100,11 +128,13 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             numpy.random.seed()
-        code = run_worker(worker_lifeline, report)
+        code = run_worker(worker_lifeline, report, marks)
+        # An interpreter's own end, but for what belongs to the template's frames below.
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
     except BaseException:
         traceback.print_exc()
     finally:
-        # Nothing of the template's may run in the child's end: no exit handler, no buffer twice.
         try:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -149,13 +179,13 @@ def main() -> int:
     options = parser.parse_args()
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    own = Lifeline(options.lifeline)
+    Lifeline(options.lifeline)
     channel = _Channel(options.channel)
     os.set_inheritable(channel.socket.fileno(), False)
     question = channel.receive()
     if question is None:
         return 0
-    unforkable = _import(question[0]["adapter"], question[0]["path"])
+    unforkable = _import(question[0])
     gc.collect()
     gc.freeze()
     channel.send({} if unforkable is None else {"unforkable": unforkable})
@@ -165,7 +195,6 @@ def main() -> int:
             _fork(channel, options.lifeline, message, fds)
         elif "reap" in message:
             channel.send(_reap(message["reap"]))
-    own.close()
     return 0
 
 

@@ -111,6 +111,7 @@ class Crew:
         size: How many there are meant to be.
         tools: What the workers offer, by name; empty until one has been ready.
         restarts: Workers started in place of one that ended unbidden.
+        killed: Ids of the workers that had to be killed while the pool was closing.
     """
 
     def __init__(self, config: PoolConfig, parts: PoolParts, ledger: Ledger) -> None:
@@ -120,11 +121,14 @@ class Crew:
         self.size = config.size
         self.tools: dict[str, ToolSpec] = {}
         self.restarts = 0
+        self.killed: list[str] = []
         self.request_prefix = f"{parts.run_id}-"
         self._parts = parts
         self._events = parts.events
         self._ledger = ledger
         self._retiring: list[Slot] = []
+        #: Places of workers that are kept warm and take no calls before they are moved to a slot.
+        self._spares: list[Slot] = []
         self._seats: dict[Worker, Seats] = {}
         self._rng = random.Random(secrets.randbits(64))
         self._surge = anyio.Semaphore(max(1, config.surge))
@@ -148,7 +152,9 @@ class Crew:
 
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
-        return tuple(_info(slot, worker) for slot in [*self.slots, *self._retiring] for worker in slot.workers)
+        return tuple(
+            _info(slot, worker) for slot in [*self.slots, *self._retiring, *self._spares] for worker in slot.workers
+        )
 
     async def open(self, nursery: anyio.abc.TaskGroup) -> None:
         """Start the slots, and wait until each has made its first attempt.
@@ -158,7 +164,9 @@ class Crew:
         """
         self._nursery = nursery
         for _ in range(self.size):
-            self._add_slot()
+            self._add_slot(self.slots)
+        for _ in range(self.config.spares):
+            self._add_slot(self._spares)
         while any(not self._tried(slot) for slot in self.slots):
             self._settled = anyio.Event()
             await self._settled.wait()
@@ -168,13 +176,17 @@ class Crew:
             self._ledger.fail_all(error, anyio.current_time())
             raise error
 
-    async def stop(self) -> list[str]:
-        """Stop every worker. Returns the ids of those that had to be killed."""
-        killed: list[str] = []
+    async def stop(self) -> None:
+        """Stop every worker, each step bounded."""
         async with anyio.create_task_group() as nursery:
-            for slot in [*self.slots, *self._retiring]:
-                nursery.start_soon(self._retire, slot, killed)
-        return killed
+            for slot in [*self.slots, *self._retiring, *self._spares]:
+                nursery.start_soon(self._retire, slot)
+
+    def kill(self) -> None:
+        """End every worker at once."""
+        for slot in [*self.slots, *self._retiring, *self._spares]:
+            for worker in slot.workers:
+                worker.kill()
 
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
@@ -213,7 +225,7 @@ class Crew:
         surplus = self.slots[size:]
         del self.slots[size:]
         self.size = size
-        new = [self._add_slot() for _ in range(size - len(self.slots))]
+        new = [self._add_slot(self.slots) for _ in range(size - len(self.slots))]
         self._retiring += surplus
         async with anyio.create_task_group() as nursery:
             for slot in surplus:
@@ -266,27 +278,28 @@ class Crew:
         if self._ledger.closed is not None:
             raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
 
-    def _add_slot(self) -> Slot:
-        used = {slot.index for slot in [*self.slots, *self._retiring]}
+    def _add_slot(self, places: list[Slot]) -> Slot:
+        if places is self._spares:
+            index = -1
+        else:
+            used = {slot.index for slot in [*self.slots, *self._retiring]}
+            index = next(index for index in itertools.count() if index not in used)
         slot = Slot(
-            next(index for index in itertools.count() if index not in used),
+            index,
             settings=self.config,
             host=self,
             surge=self._surge,
             starting=self._parts.starting,
             rng=self._rng,
         )
-        self.slots.append(slot)
+        places.append(slot)
         assert self._nursery is not None
         self._nursery.start_soon(slot.run)
         return slot
 
     @protected
-    async def _retire(self, slot: Slot, killed: list[str] | None = None) -> None:
-        ids = [worker.id for worker in slot.workers]
-        clean = await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
-        if not clean and killed is not None:
-            killed += ids
+    async def _retire(self, slot: Slot) -> None:
+        await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
         if slot in self._retiring:
             self._retiring.remove(slot)
 
@@ -309,20 +322,24 @@ class Crew:
     # ---- what workers tell: the interface WorkerHost -------------------------------------------------
 
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        now = anyio.current_time()
         if old is WorkerState.STARTING and new is WorkerState.READY:
             for tool in worker.tools:
                 self.tools[tool.name] = tool
-            seats = Seats(None, worker.threads)  # type: ignore[arg-type]
-            seats.port = _WorkerPort(worker)
-            self._seats[worker] = seats
-            self._ledger.open(seats, now)
+            if worker.slot >= 0:
+                self._admit(worker)
         elif new is WorkerState.DRAINING or new.over:
             seats_now = self._seats.get(worker)
             if seats_now is not None:
                 self._ledger.cordon(seats_now)
         if self._events.active and not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
             self._events.emit(f"worker.{new.value}", None, **self._who(worker))
+
+    def _admit(self, worker: Worker) -> None:
+        """A worker takes calls from now on."""
+        seats = Seats(None, worker.threads)  # type: ignore[arg-type]
+        seats.port = _WorkerPort(worker)
+        self._seats[worker] = seats
+        self._ledger.open(seats, anyio.current_time())
 
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         seats = self._seats.get(worker)
@@ -374,7 +391,9 @@ class Crew:
                 error = WorkerCrashed(
                     f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
                 )
-            self._ledger.gone(seats, error, anyio.current_time())
+            self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
+        if self._ledger.closed is not None and worker.was_killed:
+            self.killed.append(worker.id)
         self._events.emit("worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker))
         level = logging.INFO if exit.expected else logging.WARNING
         _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
@@ -412,6 +431,17 @@ class Crew:
             redact=parts.redact,
         )
 
+    def take_spare(self, slot: int, incarnation: int) -> Worker | None:
+        if slot < 0:
+            return None
+        for place in self._spares:
+            worker = place.give()
+            if worker is not None:
+                worker.slot, worker.incarnation = slot, incarnation
+                self._admit(worker)
+                return worker
+        return None
+
     def slot_restarted(self, slot: Slot) -> None:
         self.restarts += 1
 
@@ -421,7 +451,7 @@ class Crew:
             self._ledger.fail_all(self._startup_error(), anyio.current_time())
 
     def _replace_soon(self, worker: Worker, reason: str) -> None:
-        for slot in self.slots:
+        for slot in [*self.slots, *self._spares]:
             if slot.current is worker and slot not in self._replacing and self._nursery is not None:
                 self._replacing.add(slot)
                 self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
@@ -441,6 +471,7 @@ def _no_such_worker(worker_id: str) -> InvalidParameter:
 
 def _info(slot: Slot, worker: Worker) -> WorkerInfo:
     failed = slot.failed and worker is slot.current
+    spare = worker.slot < 0 and worker.state is WorkerState.READY
     return WorkerInfo(
         id=worker.id,
         slot=worker.slot,
@@ -448,12 +479,13 @@ def _info(slot: Slot, worker: Worker) -> WorkerInfo:
         pool=worker.pool,
         pid=worker.pid,
         address=worker.address,
-        state="failed" if failed else worker.state.value,
+        state="failed" if failed else "spare" if spare else worker.state.value,
         started_at=worker.started_at,
         requests=worker.served,
         in_flight=worker.in_flight,
         rss=worker.rss,
         last_heartbeat=worker.last_heartbeat,
         tainted=worker.tainted,
+        next_attempt=slot.next_attempt if worker.ended.is_set() and worker is slot.current else None,
         reason=slot.reason if failed else (worker.exit.message if worker.exit is not None else ""),
     )

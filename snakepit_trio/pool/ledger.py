@@ -28,7 +28,7 @@ Invariants, checked by the model tests after every step:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -526,7 +526,9 @@ class Ledger:
             self._fill(seats, now)
 
     @protected
-    def gone(self, seats: Seats, error: WorkerCrashed | PoolClosed, now: float, *, unsent: Sequence[int] = ()) -> None:
+    def gone(
+        self, seats: Seats, error: WorkerCrashed | PoolClosed, now: float, *, unbegun: Container[int] = ()
+    ) -> None:
         """An incarnation has ended: its books end with it.
 
         A call that was never started there, and one that may be run again, goes back to its place in the queue; any
@@ -534,7 +536,7 @@ class Ledger:
 
         Args:
             error: What happened to the worker.
-            unsent: Ids of the calls that never left for it.
+            unbegun: Ids of the calls that it had not begun to run.
         """
         if seats not in self._all:
             return
@@ -548,7 +550,7 @@ class Ledger:
         for request in running:
             self._in_flight -= 1
             request.seats = None
-            self._retry_or_fail(request, error, now, started=request.id not in unsent)
+            self._retry_or_fail(request, error, now, started=request.id not in unbegun)
         for request in self._queue.drop_pin(seats):
             self._unbind(request)
             self._end_queued(request, Outcome.FAILED, _worker_lost(request), now)

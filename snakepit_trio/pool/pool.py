@@ -345,11 +345,8 @@ class Pool:
         await nursery.start(self._clock)
         await self._crew.open(nursery)
 
-    async def aclose(self, *, drain: bool) -> list[str]:
-        """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers.
-
-        Returns the ids of the workers that had to be killed.
-        """
+    async def aclose(self, *, drain: bool) -> None:
+        """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
         self._ledger.close(error, anyio.current_time())
         if drain:
@@ -358,7 +355,16 @@ class Pool:
                     self._idle = anyio.Event()
                     await self._idle.wait()
         self._ledger.abort(error, anyio.current_time())
-        return await self._crew.stop()
+        await self._crew.stop()
+
+    def kill(self) -> None:
+        """End every worker at once. The pool is closing already, or starts others."""
+        self._crew.kill()
+
+    @property
+    def killed(self) -> list[str]:
+        """Ids of the workers that had to be killed while the pool was closing."""
+        return self._crew.killed
 
     @protected
     async def _clock(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:

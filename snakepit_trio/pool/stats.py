@@ -57,14 +57,16 @@ class WorkerInfo:
         pool: The pool's name.
         pid: The process id; 0 before there is one.
         address: Where the worker listens, as it said itself; ``""`` before it did.
-        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"draining"``, ``"stopped"``, ``"crashed"``, or ``"failed"``
-            for a slot that has used up its restarts.
+        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"draining"``, ``"stopped"``, ``"crashed"``, ``"failed"``
+            for a slot that has used up its restarts, or ``"spare"`` for a warm one without a slot (slot -1).
         started_at: Wall-clock time of the start, in seconds since the epoch.
         requests: Calls that have come to an end in it.
         in_flight: Calls that it holds.
         rss: Resident memory in bytes, as last reported; 0 when not known yet.
         last_heartbeat: Wall-clock time of its last sign of life; None before the first.
         tainted: It has shown a fault and gets no new calls.
+        next_attempt: When its slot starts another worker, on the event loop's clock (``anyio.current_time()``); None while
+            there is no need to.
         reason: Why it is in this state, when there is something to say.
     """
 
@@ -81,4 +83,5 @@ class WorkerInfo:
     rss: int
     last_heartbeat: float | None
     tainted: bool
+    next_attempt: float | None = None
     reason: str = ""

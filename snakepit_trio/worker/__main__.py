@@ -16,9 +16,10 @@ def main() -> int:
     parser.add_argument("--worker", required=True)
     parser.add_argument("--lifeline", type=int, required=True)
     parser.add_argument("--report", type=int, required=True)
+    parser.add_argument("--marks", type=int, required=True)
     options = parser.parse_args()
     faulthandler.enable()
-    return run_worker(options.lifeline, options.report)
+    return run_worker(options.lifeline, options.report, options.marks)
 
 
 if __name__ == "__main__":

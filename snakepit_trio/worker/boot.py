@@ -7,6 +7,7 @@ import sys
 
 import msgspec
 
+from snakepit_trio.launch.marks import Marks
 from snakepit_trio.launch.messages import Boot, Report
 
 from .lifeline import Lifeline
@@ -14,6 +15,8 @@ from .lifeline import Lifeline
 __all__ = ["read_boot", "run_worker"]
 
 _LONGEST = 16 * 1024 * 1024
+#: How much later than the connection the lifeline may be cut when a host is killed on a busy machine, in seconds.
+_LINGER = 1.0
 
 
 def _read_exactly(fd: int, size: int) -> bytes:
@@ -40,9 +43,11 @@ def read_boot(fd: int) -> Boot:
     return msgspec.json.decode(_read_exactly(fd, size), type=Boot)
 
 
-def run_worker(lifeline_fd: int, report_fd: int) -> int:
+def run_worker(lifeline_fd: int, report_fd: int, marks_fd: int) -> int:
     """Be a worker until there is nothing left to do. Returns the exit code."""
     os.set_inheritable(report_fd, False)
+    marks = Marks(marks_fd)
+    os.close(marks_fd)
     boot = read_boot(lifeline_fd)
     lifeline = Lifeline(lifeline_fd)
     known = set(sys.path)
@@ -60,7 +65,10 @@ def run_worker(lifeline_fd: int, report_fd: int) -> int:
     try:
         from .server import run
 
-        return run(boot, report)
+        code, host_lost = run(boot, report, marks)
+        if host_lost:
+            lifeline.linger(_LINGER)
+        return code
     finally:
         for fd in unreported:
             os.close(fd)

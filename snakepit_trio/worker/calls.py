@@ -38,6 +38,7 @@ class Call:
     """
 
     __slots__ = (
+        "_begin",
         "_credits",
         "_lock",
         "_send",
@@ -70,6 +71,7 @@ class Call:
         worker_id: str,
         attempt: int,
         metadata: Mapping[str, str],
+        begin: Callable[[int], None],
     ) -> None:
         self.id = id
         self.tool = tool
@@ -80,6 +82,7 @@ class Call:
         self.cancelled = False
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
+        self._begin = begin
         self._credits = credits
         self._lock = threading.Condition()
         self._send = send
@@ -123,6 +126,7 @@ class Call:
         """
         if self.cancelled:
             raise RequestCancelled("cancelled before it began")
+        self._begin(self.id)
         params = codec.decode(self.payload, what="params", limit=self.limit)
         self.payload = Payload(0, b"")
         return self.tool.bind(params, self.context)

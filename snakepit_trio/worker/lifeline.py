@@ -64,13 +64,18 @@ class Lifeline:
                 return
         _die()
 
+    def linger(self, seconds: float) -> None:
+        """Before an end that nobody has asked for: wait so long for the host's own end, and if it comes, die of it.
+
+        A connection may be lost a moment before the lifeline is. A worker that left in between would leave its children.
+        """
+        if _hung_up(self._fd, seconds):
+            _die()
+
     def close(self) -> None:
-        """Disarm, for an end in good order."""
+        """Join the thread, for an end in good order. Where the kernel watches, it goes on until the process has ended."""
         if self._thread is not None:
             os.write(self._wake_write, b"x")
             self._thread.join()
             os.close(self._wake_read)
             os.close(self._wake_write)
-        else:
-            fcntl.fcntl(self._fd, fcntl.F_SETFL, fcntl.fcntl(self._fd, fcntl.F_GETFL) & ~os.O_ASYNC)
-        os.close(self._fd)

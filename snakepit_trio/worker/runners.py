@@ -29,6 +29,12 @@ __all__ = ["LoopRunner", "Runner", "SyncRunner", "run_sync"]
 CLEANUP_TIME = 5.0
 
 
+class Answer(Protocol):
+    """Takes a result, or the error in its place."""
+
+    def __call__(self, value: object, error: BaseException | None) -> None: ...
+
+
 class Runner(Protocol):
     """Runs calls. ``submit`` and ``stop`` may be called from any thread."""
 
@@ -46,6 +52,9 @@ class Runner(Protocol):
 
     def portal(self) -> Callable[[Callable[[], object]], object]:
         """A function that runs a callback in the runner's event loop."""
+
+    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        """Await this function in the runner's event loop, and tell what came of it. May be called from any thread."""
 
     def lag(self) -> float:
         """How late the event loop is, in seconds; 0 without one. May be asked from any thread."""
@@ -129,6 +138,9 @@ class SyncRunner:
     def portal(self) -> Callable[[Callable[[], object]], object]:
         raise RuntimeError("call_host is for async tools; use call_host_sync")
 
+    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        raise RuntimeError("an adapter with an async hook has an event loop")
+
     def lag(self) -> float:
         return 0.0
 
@@ -148,6 +160,7 @@ class LoopRunner:
         self._early: list[Callable[[], object]] = []
         self._lock = threading.Lock()
         self._inbox: deque[Call] = deque()
+        self._questions: deque[tuple[Callable[[], Awaitable[Any]], Answer]] = deque()
         self._stopping = False
         self._probe_at: float | None = None
         self._last_lag = 0.0
@@ -161,6 +174,10 @@ class LoopRunner:
 
     def stop(self) -> None:
         self._stopping = True
+        self._soon(self._arrive)
+
+    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        self._questions.append((function, answer))
         self._soon(self._arrive)
 
     def _arrive(self) -> None:
@@ -212,6 +229,8 @@ class LoopRunner:
                     while not self._stopping or self._inbox:
                         while self._inbox:
                             nursery.start_soon(self._run, self._inbox.popleft())
+                        while self._questions:
+                            nursery.start_soon(self._answer, *self._questions.popleft())
                         if not self._stopping:
                             self._arrived = anyio.Event()
                             await self._arrived.wait()
@@ -246,6 +265,15 @@ class LoopRunner:
                 self._early.append(callback)
                 return
         self._run_soon(callback)
+
+    @staticmethod
+    async def _answer(function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        try:
+            value = await function()
+        except Exception as exc:
+            answer(None, exc)
+        else:
+            answer(value, None)
 
     async def _run(self, call: Call) -> None:
         import anyio

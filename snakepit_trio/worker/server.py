@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import SnakepitError, qualified_name
+from snakepit_trio.launch.marks import Marks
 from snakepit_trio.launch.messages import Boot, Report
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
@@ -42,12 +43,13 @@ _GONE_GRACE = 5.0
 _OPEN_TIME = 60.0
 
 
-def run(boot: Boot, report: Callable[[Report], None]) -> int:
-    """Be a worker until the host asks for the end, or is gone. Returns the exit code.
+def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int, bool]:
+    """Be a worker until the host asks for the end, or is gone. Returns the exit code, and whether the host is lost.
 
     Args:
         boot: What to be.
         report: Called once: with the address when the worker can take calls, or with the reason why it never will.
+        marks: Where the calls that begin are written down.
     """
     # The terminal's Ctrl-C is the host's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -58,11 +60,11 @@ def run(boot: Boot, report: Callable[[Report], None]) -> int:
         tools = find_tools(target)
     except (Exception, SystemExit) as exc:
         report(_failed(exc))
-        return 1
+        return 1, False
     backend = choose_backend(boot.worker_backend, module, boot.host_backend)
     is_async = toolbox_is_async(target, tools)
     runner: Runner = LoopRunner(backend, boot.threads) if is_async else SyncRunner(boot.threads)
-    io = _IoThread(boot, tools, runner, backend, target)
+    io = _IoThread(boot, tools, runner, backend, target, marks)
     signal.signal(signal.SIGTERM, lambda *_: io.request_stop())
     setting_up = True
 
@@ -77,11 +79,11 @@ def run(boot: Boot, report: Callable[[Report], None]) -> int:
     except (Exception, SystemExit) as exc:
         if setting_up:
             report(_failed(exc))
-            return 1
+            return 1, False
         raise
     finally:
         io.join()
-    return 0
+    return 0, io.host_lost
 
 
 def _nothing() -> None:
@@ -104,8 +106,9 @@ def _failed(exc: BaseException) -> Report:
 class _IoThread:
     """The thread of the gRPC server."""
 
-    def __init__(self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any) -> None:
+    def __init__(self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any, marks: Marks) -> None:
         self._boot = boot
+        self._marks = marks
         self._tools = tools
         self._runner = runner
         self._backend = backend
@@ -116,6 +119,11 @@ class _IoThread:
         self._address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._service: WorkerService | None = None
+
+    @property
+    def host_lost(self) -> bool:
+        """Whether the host went without a word."""
+        return self._service is not None and self._service.host_lost
 
     def start(self) -> str:
         """Start it; returns the address on which it listens.
@@ -169,6 +177,7 @@ class _IoThread:
             health=self._check_health if callable(self._health) else None,
             on_stop=self._on_stop,
             on_drained=self._runner.stop,
+            marks=self._marks,
         )
         server = PipeServer([service])
         directory = self._boot.socket_dir
@@ -208,9 +217,21 @@ class _IoThread:
             os._exit(EXIT_STUCK)
 
     async def _check_health(self) -> bool:
-        """Ask the adapter. Only a sync hook: an async one belongs to the tools' event loop."""
+        """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread."""
         assert self._health is not None
-        if inspect.iscoroutinefunction(self._health):
-            return True
-        found = await asyncio.to_thread(self._health)
-        return found is not False
+        if not inspect.iscoroutinefunction(self._health):
+            return await asyncio.to_thread(self._health) is not False
+        answered: asyncio.Future[bool] = self._loop.create_future()  # type: ignore[union-attr]
+
+        def answer(value: object, error: BaseException | None) -> None:
+            def settle() -> None:
+                if not answered.done():
+                    if error is None:
+                        answered.set_result(value is not False)
+                    else:
+                        answered.set_exception(RuntimeError(f"health() raised {type(error).__name__}: {error}"))
+
+            self._loop.call_soon_threadsafe(settle)  # type: ignore[union-attr]
+
+        self._runner.ask(self._health, answer)
+        return await answered

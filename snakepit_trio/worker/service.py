@@ -31,6 +31,7 @@ from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_
 from .calls import Call, HostCalls
 
 if TYPE_CHECKING:
+    from snakepit_trio.launch.marks import Marks
     from snakepit_trio.launch.messages import Boot
 
     from .runners import Runner
@@ -78,6 +79,10 @@ class WorkerService:
         health: Asks the adapter whether it is well; may be awaited.
         on_stop: Called once, when the host has asked for the end or is gone.
         on_drained: Called once, when after that no call is left.
+        marks: Where the calls of the exchange that begin are written down.
+
+    Attributes:
+        host_lost: The exchange has ended without a word from the host.
     """
 
     def __init__(
@@ -90,6 +95,7 @@ class WorkerService:
         health: Callable[[], Any] | None,
         on_stop: Callable[[], None],
         on_drained: Callable[[], None],
+        marks: Marks,
     ) -> None:
         self._boot = boot
         self._tools = tools
@@ -109,6 +115,8 @@ class WorkerService:
         self._outbox: deque[frames.Frame] = deque()
         self._waking = False
         self._stopping = False
+        self._marks = marks
+        self.host_lost = False
 
     def __mapping__(self) -> dict[str, RpcHandler]:
         service = "/snakepit.v1.WorkerService/"
@@ -201,6 +209,7 @@ class WorkerService:
                 send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
                 timeout=None if deadline is None else deadline.time_remaining(),
                 request_id=request.request_id,
+                begin=lambda call_id: None,
             )
         except SnakepitError as exc:
             raise _grpc_error(frames.ErrorInfo(exc.code, exc.message)) from None
@@ -255,6 +264,7 @@ class WorkerService:
                 send=self._send,
                 timeout=frame.timeout_us / 1e6 if frame.timeout_us else None,
                 request_id=f"{self._prefix}{frame.id}",
+                begin=self._marks.begin,
             )
         except SnakepitError as exc:
             self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
@@ -271,6 +281,7 @@ class WorkerService:
         send: Callable[[frames.Frame], Any],
         timeout: float | None,
         request_id: str,
+        begin: Callable[[int], None],
     ) -> Call:
         if frame.tool_index:
             tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
@@ -300,6 +311,7 @@ class WorkerService:
             worker_id=self._boot.worker_id,
             attempt=frame.attempt,
             metadata=frame.metadata,
+            begin=begin,
         )
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:
@@ -357,6 +369,7 @@ class WorkerService:
 
     def _lose(self) -> None:
         self._pipe = None
+        self.host_lost = not self._stopping
         self.stop(0.0)
         self._cancel_all()
 

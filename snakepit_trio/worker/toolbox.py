@@ -17,7 +17,7 @@ import msgspec
 
 from snakepit_trio.errors import ConfigError, InvalidParameter
 
-from .adapter import Adapter, ToolOptions, options_of
+from .adapter import ToolOptions, options_of
 from .context import ToolContext
 
 __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
@@ -149,9 +149,7 @@ def find_tools(target: Any) -> list[Tool]:
 
 def toolbox_is_async(target: Any, tools: list[Tool]) -> bool:
     """Whether anything of the adapter needs an event loop."""
-    hooks = (
-        [getattr(target, name, None) for name in ("setup", "teardown", "health")] if isinstance(target, Adapter) else []
-    )
+    hooks = [getattr(target, name, None) for name in ("setup", "teardown", "health")]
     return any(tool.kind.needs_loop for tool in tools) or any(inspect.iscoroutinefunction(hook) for hook in hooks)
 
 

@@ -11,7 +11,6 @@ Restart intensity is Erlang's: https://www.erlang.org/doc/system/sup_princ.html#
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import anyio.abc
 
 from snakepit_trio._interrupts import protected
 
-from .states import Exit
+from .states import Exit, WorkerState
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -43,6 +42,9 @@ class SlotHost(Protocol):
     def make_worker(self, slot: int, incarnation: int) -> Worker:
         """A new incarnation, not yet started."""
 
+    def take_spare(self, slot: int, incarnation: int) -> Worker | None:
+        """A worker that is up already, and is to be this incarnation; None when there is none."""
+
     def slot_restarted(self, slot: Slot) -> None:
         """A worker was started in place of one that ended unbidden."""
 
@@ -58,6 +60,7 @@ class Slot:
         incarnation: How many workers it has had.
         current: The worker that serves, or is to serve next.
         failed: It has used up its restarts; :attr:`reason` says why, :attr:`next_attempt` when it will try again.
+        next_attempt: When it will start its next worker, on the event loop's clock; None while it has one.
         reason: Why its last worker ended or could not start, ``""`` when there is nothing to say.
         last_exit: How its last worker ended.
     """
@@ -78,7 +81,8 @@ class Slot:
         self.failed = False
         self.reason = ""
         self.last_exit: Exit | None = None
-        self.next_attempt = math.nan
+        self.next_attempt: float | None = None
+        self._given: Worker | None = None
         self._settings = settings
         self._host = host
         self._surge = surge
@@ -149,6 +153,16 @@ class Slot:
             await old.stop(self._settings.stop_grace)
             return True
 
+    def give(self) -> Worker | None:
+        """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
+        worker = self.current
+        if worker is None or self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
+            return None
+        self._given = worker
+        self._alive.pop(worker, None)
+        self._change()
+        return worker
+
     # ---- inside ----------------------------------------------------------------------------------
 
     def _change(self) -> None:
@@ -161,15 +175,38 @@ class Slot:
 
     def _vacant(self) -> bool:
         assert self.current is not None
-        return self.current.ended.is_set() and self._successor is None
+        gone = self.current.ended.is_set() or self.current is self._given
+        return gone and self._successor is None
 
     def _begin(self) -> Worker:
         assert self._nursery is not None
         self.incarnation += 1
+        spare = self._host.take_spare(self.index, self.incarnation)
+        if spare is not None:
+            self._alive[spare] = None
+            self._nursery.start_soon(self._follow, spare)
+            return spare
         worker = self._host.make_worker(self.index, self.incarnation)
         self._alive[worker] = None
         self._nursery.start_soon(self._run_worker, worker)
         return worker
+
+    @protected
+    async def _follow(self, worker: Worker) -> None:
+        """Hold a worker that runs in the nursery of the place that it comes from."""
+        try:
+            self._up()
+            self._adopt(worker)
+            self._host.slot_settled(self)
+            await worker.ended.wait()
+        finally:
+            self._alive.pop(worker, None)
+            self._change()
+
+    def _up(self) -> None:
+        self.failed = False
+        self.reason = ""
+        self.next_attempt = None
 
     @protected
     async def _run_worker(self, worker: Worker) -> None:
@@ -180,9 +217,7 @@ class Slot:
                     nursery.start_soon(worker.run)
                     await _first(worker.ready, worker.ended)
                 if worker.ready.is_set():
-                    self.failed = False
-                    self.reason = ""
-                    self.next_attempt = math.nan
+                    self._up()
                 self._adopt(worker)
                 self._host.slot_settled(self)
         finally:
@@ -199,7 +234,7 @@ class Slot:
 
     def _pause_after(self, worker: Worker) -> float:
         """How long to wait before the next attempt, in seconds."""
-        if self._retiring or worker.exit is None or worker.exit.expected:
+        if self._retiring or worker is self._given or worker.exit is None or worker.exit.expected:
             return 0.0
         if worker.ready.is_set():
             self._host.slot_restarted(self)

@@ -14,6 +14,7 @@ asked for, CRASHED any other.
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Mapping
 from enum import Enum
@@ -22,7 +23,7 @@ import attrs
 
 from snakepit_trio.launch.base import ExitStatus
 
-__all__ = ["TRANSITIONS", "Exit", "WorkerState", "classify"]
+__all__ = ["TRANSITIONS", "Exit", "WorkerState", "classify", "oom_kills"]
 
 
 class WorkerState(Enum):
@@ -59,8 +60,9 @@ class Exit:
 
     Attributes:
         reason: ``"stopped"``, ``"startup"``, ``"startup_timeout"``, ``"exited"``, ``"segfault"``, ``"aborted"``,
-            ``"oom_killed"`` (SIGKILL that nobody here sent), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
-            ``"cancel_grace"``, ``"protocol"``, or ``"killed"`` (by this side, on demand).
+            ``"oom_killed"`` (by the system for lack of memory), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
+            ``"cancel_grace"``, ``"protocol"``, or ``"killed"`` (SIGKILL from
+            elsewhere, or by this side on demand).
         message: The same for people.
         expected: Somebody asked for it.
         code: The exit code, where there was one.
@@ -101,12 +103,32 @@ _SIGNAL_REASONS = {
     signal.SIGSEGV: "segfault",
     signal.SIGBUS: "segfault",
     signal.SIGABRT: "aborted",
-    signal.SIGKILL: "oom_killed",
+    signal.SIGKILL: "killed",
 }
 
 
-def classify(status: ExitStatus) -> tuple[str, str, str | None]:
-    """The reason, the words for it, and the signal's name, for a process that ended by itself."""
+def oom_kills() -> int:
+    """How many processes this system has killed for lack of memory since it started; 0 where it doesn't tell.
+
+    See ``oom_kill`` in https://docs.kernel.org/filesystems/proc.html; it counts kills by cgroup limits too.
+    """
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            found = re.search(rb"^oom_kill (\d+)", file.read(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def classify(status: ExitStatus, *, out_of_memory: bool = False) -> tuple[str, str, str | None]:
+    """The reason, the words for it, and the signal's name, for a process that ended by itself.
+
+    Args:
+        status: How it ended.
+        out_of_memory: The system has killed processes for lack of memory while it lived.
+    """
+    if out_of_memory and status.signal == signal.SIGKILL:
+        return "oom_killed", "was killed by the system for lack of memory", "SIGKILL"
     if status.signal is not None:
         try:
             number = signal.Signals(status.signal)
@@ -116,7 +138,7 @@ def classify(status: ExitStatus) -> tuple[str, str, str | None]:
             signal.SIGSEGV: "crashed with a segmentation fault",
             signal.SIGBUS: "crashed with a bus error",
             signal.SIGABRT: "aborted",
-            signal.SIGKILL: "was killed by SIGKILL (by the system for lack of memory, or by somebody outside)",
+            signal.SIGKILL: "was killed by SIGKILL",
         }.get(number, f"was ended by {number.name}")
         return _SIGNAL_REASONS.get(number, "signal"), words, number.name
     if status.code is not None:

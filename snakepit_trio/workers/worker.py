@@ -40,7 +40,7 @@ from snakepit_trio.wire.frames import (
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .logs import Tail, pump
-from .states import TRANSITIONS, Exit, WorkerState, classify
+from .states import TRANSITIONS, Exit, WorkerState, classify, oom_kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,6 +105,7 @@ class Worker:
         ready: Set when it takes calls.
         ended: Set when :meth:`run` is about to return.
         exit: How it ended; None before.
+        unbegun: After its end: the calls that it held and had not begun to run.
     """
 
     def __init__(
@@ -140,6 +141,7 @@ class Worker:
         self.ready = anyio.Event()
         self.ended = anyio.Event()
         self.exit: Exit | None = None
+        self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
         self._launcher = launcher
         self._wire = wire
@@ -156,6 +158,7 @@ class Worker:
         self._killed = False
         self._pumps: list[anyio.Event] = []
         self._over = anyio.Event()
+        self._oom_kills = 0
         self._held: set[int] = set()
         self._emptied = anyio.Event()
         self._grace: dict[int, float] = {}
@@ -201,6 +204,11 @@ class Worker:
         if self._rpc is not None:
             self._rpc.send(encode(reply))
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether it had to be killed to make it end."""
+        return self._killed
+
     def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
         """End it now, without ceremony."""
         self._end(reason, message)
@@ -217,6 +225,8 @@ class Worker:
                 await self._over.wait()
                 # The pumps go on until the process is gone: its last words belong to its exit.
                 status = await self._await_exit()
+                if self._process is not None:
+                    self.unbegun = frozenset(id for id in self._held if not self._process.begun(id))
                 with anyio.move_on_after(_LAST_BREATH):
                     await self._pumped()
                 nursery.cancel_scope.cancel()
@@ -296,6 +306,7 @@ class Worker:
             nursery.start_soon(self._health)
 
     async def _start(self, nursery: anyio.abc.TaskGroup) -> None:
+        self._oom_kills = oom_kills()
         process = self._process = await self._launcher.start(self.spec)
         self.pid = process.pid
         fields = {"worker_id": self.id, "pool": self.pool, "pid": self.pid}
@@ -310,7 +321,7 @@ class Worker:
             )
         if not report.address:
             status = await process.wait()
-            reason, words, _ = classify(status)
+            reason, words, _ = self._classify(status)
             raise WorkerStartupError(f"{words} before it was ready", details={"reason": reason})
         nursery.start_soon(self._watch_exit, process)
         self.address = report.address
@@ -361,7 +372,7 @@ class Worker:
     @protected
     async def _watch_exit(self, process: WorkerProcess) -> None:
         status = await process.wait()
-        reason, words, _ = classify(status)
+        reason, words, _ = self._classify(status)
         if self._stopping and not status.signal:
             self._end("stopped", words)
         else:
@@ -505,6 +516,9 @@ class Worker:
         self._emptied.set()
         self._over.set()
 
+    def _classify(self, status: ExitStatus) -> tuple[str, str, str | None]:
+        return classify(status, out_of_memory=oom_kills() > self._oom_kills)
+
     async def _await_exit(self) -> ExitStatus | None:
         process = self._process
         if process is None:
@@ -513,7 +527,7 @@ class Worker:
         if self._cause[0] in ("connection_lost", "stopped"):
             with anyio.move_on_after(_LAST_BREATH):
                 return await process.wait()
-        self._killed = True
+        self._killed = not process.ended
         process.kill()
         return await process.wait()
 
@@ -522,7 +536,7 @@ class Worker:
         reason, message = self._cause
         code = name = None
         if status is not None:
-            seen, words, name = classify(status)
+            seen, words, name = self._classify(status)
             code = status.code
             if reason == "connection_lost" and not self._killed:
                 reason, message = seen, words
@@ -543,4 +557,5 @@ class Worker:
         if self._connection is not None:
             self._connection.close()
         if self._process is not None:
+            self._killed = self._killed or not self._process.ended
             await self._process.aclose()

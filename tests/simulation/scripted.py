@@ -26,6 +26,9 @@ from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, Handshake
 __all__ = ["Behaviour", "ScriptedWorker", "World"]
 
 
+TOOLS = ["work", "again", "stream"]
+
+
 class Behaviour:
     """What workers do, drawn from one seed.
 
@@ -63,11 +66,12 @@ class ScriptedWorker:
         world.pids += 1
         self.pid = world.pids
         self.running: dict[int, anyio.CancelScope] = {}
+        self.taken: set[int] = set()
         self.credits: dict[int, int] = {}
         self.streams: set[int] = set()
         self.credited = anyio.Event()
         self.status: ExitStatus | None = None
-        self.ended = anyio.Event()
+        self.over = anyio.Event()
         self.closed = False
         self.on_message: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int, str], None] | None = None
@@ -99,15 +103,22 @@ class ScriptedWorker:
             return Report(code="worker_startup", message="RuntimeError: scripted")
         return Report(address=f"unix:{self.spec.worker_id}", pid=self.pid)
 
+    @property
+    def ended(self) -> bool:
+        return self.status is not None
+
+    def begun(self, call_id: int) -> bool:
+        return call_id in self.taken
+
     async def wait(self) -> ExitStatus:
-        await self.ended.wait()
+        await self.over.wait()
         assert self.status is not None
         return self.status
 
     def die(self, status: ExitStatus) -> None:
         if self.status is None:
             self.status = status
-            self.ended.set()
+            self.over.set()
             self.close(f"died: {status}")
 
     def terminate(self) -> None:
@@ -132,7 +143,7 @@ class ScriptedWorker:
             nursery.start_soon(self._carry_out)
             if self.world.behaviour.chance(self.world.behaviour.crash):
                 nursery.start_soon(self._die_some_day)
-            await self.ended.wait()
+            await self.over.wait()
             nursery.cancel_scope.cancel()
 
     def close(self, reason: str = "closed") -> None:
@@ -149,9 +160,8 @@ class ScriptedWorker:
             raise RpcFailure(14, "closed")
         HandshakeRequest.parse(request)
         tools = [
-            ToolSpec(name="work", parameters_schema="{}", idempotent=False),
-            ToolSpec(name="again", parameters_schema="{}", idempotent=True),
-            ToolSpec(name="stream", parameters_schema="{}", streaming=True),
+            ToolSpec(name=name, parameters_schema="{}", idempotent=name == "again", streaming=name == "stream")
+            for name in TOOLS
         ]
         return bytes(HandshakeResponse(protocol_version=1, pid=self.pid, tools=tools, threads=self.spec.threads))
 
@@ -194,7 +204,9 @@ class ScriptedWorker:
         match frame:
             case frames.Call():
                 assert len(self.running) < self.spec.threads, "two calls in one seat"
+                self.taken.add(frame.id)
                 self.world.starts[frame.id] += 1
+                assert self.world.starts[frame.id] == 1 or TOOLS[frame.tool_index - 1] == "again", "run twice"
                 self.running[frame.id] = anyio.CancelScope()
                 self.credits[frame.id] = frame.credits
                 if frame.stream:
