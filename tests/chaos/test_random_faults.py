@@ -87,7 +87,7 @@ async def test_every_request_ends_once_and_the_pool_is_whole_afterwards(seed: in
     with anyio.fail_after(100):
         async with sp.open_pool(
             "tests.adapters.chaotic", size=3, max_queue=None, queue_timeout=30, cancel_grace=0.1, stop_grace=0.5,
-            heartbeat_interval=0.1, heartbeat_misses=4, restart_limit=10_000, max_requests=random.Random(seed).choice([None, 30]),
+            heartbeat_interval=0.1, heartbeat_misses=4, restart_limit=10_000, backoff_max=0.05, max_requests=random.Random(seed).choice([None, 30]),
         ) as pool:  # fmt: skip
             load = Load(pool, seed)
             async with pool.runtime.events.subscribe("request.") as events, anyio.create_task_group() as nursery:

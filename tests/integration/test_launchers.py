@@ -171,3 +171,69 @@ async def test_a_template_that_dies_is_replaced_and_its_workers_live_on(tmp_path
                 await first.aclose()
                 if second is not None:
                     await second.aclose()
+
+
+async def test_a_template_that_stops_answering_holds_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("snakepit_trio.launch.fork_server._ANSWER_TIME", 0.3)
+    with anyio.fail_after(30):
+        async with local_launcher("fork_server") as launcher:
+            first = await launcher.start(spec(tmp_path))
+            await first.report()
+            template = psutil.Process(first.pid).parent()
+            assert template is not None
+            os.kill(template.pid, signal.SIGSTOP)
+            with anyio.move_on_after(0.05):
+                await launcher.start(spec(tmp_path))
+            second = await launcher.start(spec(tmp_path))
+            assert (await second.report()).address
+            assert not template.is_running() or template.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_its_block_ends_what_it_holds(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path))
+            report = await process.report()
+            assert await process.report() == report
+        assert process.ended
+        assert not psutil.pid_exists(process.pid)
+
+
+async def test_what_the_system_refuses_is_a_startup_error(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            with pytest.raises(WorkerStartupError, match="null byte"):
+                await launcher.start(spec(tmp_path, env={"A": "b\0c"}))
+
+
+class Book:
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, ...]] = []
+
+    def reserve(self, process_id: str, kind: str, pool: str) -> None:
+        self.seen.append(("reserve", kind))
+
+    def begun(self, process_id: str, pid: int) -> None:
+        self.seen.append(("begun",))
+
+    def ended(self, process_id: str) -> None:
+        self.seen.append(("ended",))
+
+
+@pytest.mark.parametrize("method", ["fork_server", "spawn"])
+async def test_each_process_is_in_the_book_from_before_its_start_to_its_end(method: str, tmp_path: Path) -> None:
+    book = Book()
+    with anyio.fail_after(30):
+        async with local_launcher(method, book) as launcher:
+            process = await launcher.start(spec(tmp_path))
+            await process.report()
+            template = [("reserve", "template"), ("begun",)] if method == "fork_server" else []
+            assert book.seen == [("reserve", "worker"), *template, ("begun",)]
+            await process.aclose()
+            assert book.seen[-1] == ("ended",)
+            book.seen.clear()
+        assert book.seen == ([("ended",)] if template else [])

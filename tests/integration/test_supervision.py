@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,75 @@ async def test_an_unwell_worker_is_replaced() -> None:
             await until(lambda: pool.workers()[0].pid != before.pid)
             assert await pool.execute("pid") != before.pid
             assert pool.stats().failed == 0
+
+
+async def test_an_async_health_hook_is_asked_in_the_tools_event_loop() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool("tests.adapters.chatty", size=1, health_interval=0.05) as pool:
+            first = await pool.execute("pid")
+            await anyio.sleep(0.2)
+            assert await pool.execute("fall_ill") == first
+            await until(lambda: pool.workers()[0].pid not in (0, first))
+            assert await pool.execute("pid") != first
+
+
+@pytest.mark.parametrize("method", ["fork_server", "spawn"])
+async def test_what_the_import_prints_is_logged_and_exit_handlers_run(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "snakepit_trio.worker")
+    with anyio.fail_after(30):
+        async with sp.open_pool("tests.adapters.chatty", size=2, start_method=method) as pool:
+            await pool.execute("pid")
+    lines = [record.message for record in caplog.records if record.name == "snakepit_trio.worker"]
+    copies = 1 if method == "fork_server" else 2
+    assert lines.count("imported here") == lines.count("and a warning") == copies
+    assert lines.count("the worker's end") == 2
+    # What an import has set up ends with the process that imported it.
+    assert lines.count("the importer's end") == (0 if method == "fork_server" else 2)
+
+
+async def test_a_spare_takes_the_place_of_a_worker_that_dies() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, spares=1, start_method="spawn") as pool:
+            await until(lambda: any(worker.state == "spare" for worker in pool.workers()))
+            (spare,) = [worker for worker in pool.workers() if worker.state == "spare"]
+            assert pool.stats().ready == 1
+            with pytest.raises(sp.WorkerCrashed):
+                await pool.execute("leave")
+            assert await pool.execute("pid") == spare.pid
+            await until(lambda: any(w.state == "spare" and w.pid != spare.pid for w in pool.workers()))
+            (serving,) = [worker for worker in pool.workers() if worker.slot == 0]
+            assert (serving.id, serving.incarnation) == (spare.id, 2)
+            assert pool.stats().restarts == 1
+
+
+async def test_a_call_that_had_not_begun_is_run_elsewhere() -> None:
+    """Not idempotent, and sent to a worker that was frozen: it never began, so it may."""
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+            (frozen,) = pool.workers()
+            os.kill(frozen.pid, signal.SIGSTOP)
+            assert await pool.execute("pid") != frozen.pid
+            assert pool.stats().restarts == 1
+
+
+async def test_kill_9_is_told_from_a_lack_of_memory() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(UNRULY, size=1) as pool:
+            (worker,) = pool.workers()
+
+            async def call() -> None:
+                with pytest.raises(sp.WorkerCrashed) as caught:
+                    await pool.execute("spin", {"seconds": 20})
+                assert caught.value.details["reason"] == "killed"
+                assert caught.value.details["signal"] == "SIGKILL"
+
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(call)
+                await until(lambda: pool.workers()[0].state == "busy")
+                await anyio.sleep(0.1)
+                os.kill(worker.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("limit", [{"max_requests": 20}, {"max_age": 0.3}])
@@ -145,6 +215,8 @@ async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
                     await pool.execute("leave")
             await until(lambda: pool.workers()[0].state == "failed")
             assert "exited with code 1" in pool.workers()[0].reason
+            next_attempt = pool.workers()[0].next_attempt
+            assert next_attempt is not None and next_attempt > anyio.current_time()
             # Nobody waits for what can't come.
             started = anyio.current_time()
             with pytest.raises(sp.WorkerStartupError, match="exited with code 1"):
@@ -185,6 +257,11 @@ async def main(runtime):
         raise LookupError("mine")
     if what == "wait":
         await anyio.sleep_forever()
+    if what == "stuck":
+        await runtime.pool().execute("ignore_sigterm")
+    if what == "pipe":
+        while True:
+            print("x" * 1000)
 
 sys.exit(sp.run(main, sp.PoolConfig(adapter="tests.adapters.unruly", size=1)))
 """
@@ -214,6 +291,43 @@ def test_script_mode(what: str, number: signal.Signals | None, code: int) -> Non
     assert process.returncode == code, stderr
     assert ("LookupError: mine" in stderr) == (what == "raise")
     assert not any(child.is_running() for child in children)
+
+
+def script(what: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, what], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "True\n"
+    return process
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_a_worker_that_does_not_stop_and_says_so(times: int) -> None:
+    process = script("stuck")
+    (worker,) = [c for c in psutil.Process(process.pid).children(recursive=True) if not c.children()]
+    while worker.cpu_times().user == 0 and worker.is_running() and worker.num_threads() < 2:
+        pass
+    time.sleep(0.2)
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.1)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    assert "had to kill" in stderr
+    assert not worker.is_running()
+
+
+def test_a_reader_that_goes_away_does_not_hang_the_exit() -> None:
+    process = script("pipe")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    stderr = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(timeout=30) == 141
+    assert "Traceback" not in stderr
 
 
 def test_script_mode_with_a_configuration_that_is_refused() -> None:
