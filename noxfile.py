@@ -95,6 +95,7 @@ def bench(session: nox.Session) -> None:
     session.install(".", *group("bench"))
     session.run("python", "benchmarks/calls.py", *session.posargs)
     session.run("python", "benchmarks/queue_cost.py")
+    session.run("python", "benchmarks/starts.py", "--sizes", "8,32")
 
 
 @nox.session

@@ -35,6 +35,8 @@ from snakepit_trio.worker.adapter import options_of
 from snakepit_trio.worker.backend import choose_backend
 from snakepit_trio.worker.boot import run_worker
 from snakepit_trio.worker.lifeline import Lifeline
+from snakepit_trio.worker.service import warm_up
+from snakepit_trio.worker.toolbox import find_tools
 
 __all__ = ["main"]
 
@@ -74,12 +76,15 @@ def _import(question: dict[str, Any]) -> str | None:
     known = set(sys.path)
     sys.path[:] = [*(entry for entry in question["path"] if entry not in known), *sys.path]
     importlib.import_module("snakepit_trio.worker.server")
+    warm_up()
     try:
         module = importlib.import_module(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
         # Each worker tries again, and reports to its host what is wrong.
         pass
     else:
+        with contextlib.suppress(Exception):
+            find_tools(module)
         if _has_async_tools(module):
             # Importing an event loop takes longer than all the rest of a worker's start.
             backend = choose_backend(question["backend"], module, question["host_backend"])

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from .runners import Runner
     from .toolbox import Tool
 
-__all__ = ["PipeServer", "WorkerService"]
+__all__ = ["PipeServer", "WorkerService", "warm_up"]
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 #: More descendants than this are not counted.
@@ -387,6 +387,13 @@ class WorkerService:
         self._drain()
         if self._pipe is not None:
             self._pipe.flush()
+
+
+def warm_up() -> None:
+    """Use the messages of a handshake once: their library imports and builds most of itself on first use."""
+    HandshakeRequest.parse(bytes(HandshakeRequest(worker_id="w", capabilities=["c"])))
+    spec = ToolSpec(name="t", metadata={"k": "v"})
+    HandshakeResponse.parse(bytes(HandshakeResponse(protocol_version=1, tools=[spec], capabilities=["c"])))
 
 
 def _spec(tool: Tool) -> ToolSpec:
