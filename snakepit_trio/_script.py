@@ -66,6 +66,9 @@ def run_script(
         elif isinstance(error, ConfigError | WorkerStartupError):
             print(f"snakepit: {error}", file=sys.stderr)  # noqa: T201
             code = 2
+        elif isinstance(error, KeyboardInterrupt):
+            # A Ctrl-C before the receiver was there, or one more while it was being closed.
+            received.append(signal.SIGINT)
         elif isinstance(error, BrokenPipeError):
             code = _BROKEN_PIPE
         elif isinstance(error, Exception):
