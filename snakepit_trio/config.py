@@ -144,6 +144,10 @@ class PoolConfig:
         reject_hopeless: Refuse a request at once whose deadline would pass while it waits, by how long calls took of late.
         cancel_set_size, cancel_set_ttl: How many cancelled requests are remembered, and how long.
         max_payload: Largest parameters, result or chunk.
+        shm_limit: Shared memory for large arrays and bytes, in all the pool; what does not fit travels inline. 0: none.
+            None: as much as the system has.
+        unserializable: What becomes of a result that can't be sent: ``"error"``, or ``"marker"``, a map in its place that
+            names its type.
         python: Another interpreter for the workers; it must have snakepit_trio installed. Implies ``"spawn"``.
         env: Added to the workers' environment.
         cwd: The workers' directory.
@@ -187,6 +191,8 @@ class PoolConfig:
     cancel_set_size: int = _within(1024, 0)
     cancel_set_ttl: float = _within(60.0, 0)
     max_payload: int = _within(64 * 1024 * 1024, 1024, 1 << 31)
+    shm_limit: int | None = _within(1 << 30, 0)
+    unserializable: Literal["error", "marker"] = "error"
     python: str | None = None
     env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
     cwd: str | None = None

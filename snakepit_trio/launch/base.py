@@ -41,6 +41,10 @@ class WorkerSpec:
     #: What "auto" falls back to when the adapter uses both.
     host_backend: str = "trio"
     max_payload: int = 64 * 1024 * 1024
+    #: What the worker may use of shared memory for what it sends; 0: neither side uses any.
+    shm_limit: int = 0
+    #: What becomes of a result that can't be sent: "error" or "marker".
+    unserializable: str = "error"
     #: Another interpreter's path; None is this one.
     python: str | None = None
     #: Added to the inherited environment.

@@ -20,6 +20,9 @@ class Boot(msgspec.Struct, kw_only=True):
     worker_backend: str
     host_backend: str
     max_payload: int
+    #: Bytes of shared memory that the worker may use for what it sends; 0 for none, on both sides.
+    shm_limit: int = 0
+    unserializable: str = "error"
     #: Entries of ``sys.path`` that the worker puts before its own, so that it finds what the host finds.
     path: list[str] = []
 

@@ -40,6 +40,8 @@ def boot_message(spec: WorkerSpec) -> bytes:
             worker_backend=spec.worker_backend,
             host_backend=spec.host_backend,
             max_payload=spec.max_payload,
+            shm_limit=spec.shm_limit,
+            unserializable=spec.unserializable,
             path=import_path(spec),
         )
     )

@@ -18,6 +18,7 @@ from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, Wo
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.wire.shared import Budget, available
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import Exit, WorkerState
 from snakepit_trio.workers.worker import Worker
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 __all__ = ["Crew", "PoolParts"]
 
 _log = logging.getLogger(__name__)
+
+#: Stands for no limit where a number is needed, in bytes.
+_NO_LIMIT = 1 << 62
 
 
 class PoolParts:
@@ -131,6 +135,11 @@ class Crew:
         self._spares: list[Slot] = []
         self._seats: dict[Worker, Seats] = {}
         self._rng = random.Random(secrets.randbits(64))
+        limit = config.shm_limit if available() else 0
+        # One half for what the host sends, the other for the workers, in equal parts.
+        self._shm = Budget(None if limit is None else limit // 2)
+        workers = config.size + config.surge + config.spares
+        self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
         self._replacing: set[Slot] = set()
@@ -417,6 +426,8 @@ class Crew:
                 worker_backend=config.worker_backend,
                 host_backend=parts.backend,
                 max_payload=config.max_payload,
+                shm_limit=self._shm_of_worker,
+                unserializable=config.unserializable,
                 python=config.python,
                 env=dict(config.env or {}),
                 cwd=config.cwd,
@@ -429,6 +440,7 @@ class Crew:
             incarnation=incarnation,
             request_prefix=self.request_prefix,
             redact=parts.redact,
+            shm=self._shm,
         )
 
     def take_spare(self, slot: int, incarnation: int) -> Worker | None:

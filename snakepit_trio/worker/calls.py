@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import RequestCancelled, RequestTimeout, SnakepitError
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.frames import Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
+from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
 
 from .context import ToolContext
 
@@ -40,8 +40,10 @@ class Call:
     __slots__ = (
         "_begin",
         "_credits",
+        "_lend",
         "_lock",
         "_send",
+        "_unserializable",
         "cancelled",
         "context",
         "deadline",
@@ -72,6 +74,8 @@ class Call:
         attempt: int,
         metadata: Mapping[str, str],
         begin: Callable[[int], None],
+        lend: Callable[[Payload], Payload],
+        unserializable: str,
     ) -> None:
         self.id = id
         self.tool = tool
@@ -83,6 +87,8 @@ class Call:
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
+        self._lend = lend
+        self._unserializable = unserializable
         self._credits = credits
         self._lock = threading.Condition()
         self._send = send
@@ -128,7 +134,7 @@ class Call:
             raise RequestCancelled("cancelled before it began")
         self._begin(self.id)
         params = codec.decode(self.payload, what="params", limit=self.limit)
-        self.payload = Payload(0, b"")
+        self.payload = NO_PAYLOAD
         return self.tool.bind(params, self.context)
 
     def take_credit(self) -> bool | None:
@@ -151,16 +157,25 @@ class Call:
 
     def chunk(self, value: Any) -> None:
         """Send a chunk."""
-        self._send(Chunk(self.id, codec.encode_result(value, what="chunk", limit=self.limit)))
+        self._send(Chunk(self.id, self._encode(value, "chunk")))
 
     def finish(self, value: Any) -> None:
         """The tool has returned."""
         try:
-            payload = codec.encode_result(value, limit=self.limit)
+            payload = self._encode(value, "result")
         except SnakepitError as exc:
             self.fail(exc)
         else:
             self._send(Reply(self.id, payload))
+
+    def _encode(self, value: Any, what: str) -> Payload:
+        payload = codec.encode_result(value, what=what, limit=self.limit, unserializable=self._unserializable)
+        return self._lend(payload) if payload.buffers else payload
+
+    def encode_params(self, params: Mapping[str, Any] | None) -> Payload:
+        """The arguments of a call to the host."""
+        payload = codec.encode(dict(params or {}), limit=self.limit)
+        return self._lend(payload) if payload.buffers else payload
 
     def end_stream(self) -> None:
         """The generator has ended, or was closed because the caller is gone."""
@@ -173,6 +188,8 @@ class Call:
         """The tool has raised."""
         from snakepit_trio.observe.redaction import redact
 
+        # What it lies in is wanted back now, not when this object's cycle is collected.
+        self.payload = NO_PAYLOAD
         self._send(Reply(self.id, None, failures.describe_exception(exc, redact=redact)))
 
     def emit(self, name: str, measurements: dict[str, float], metadata: dict[str, Any]) -> None:
@@ -253,7 +270,7 @@ class HostCalls:
         done: Callable[[], object],
     ) -> tuple[int, _Pending]:
         call.context.raise_if_cancelled()
-        payload = codec.encode(dict(params or {}), limit=call.limit)
+        payload = call.encode_params(params)
         id = next(self._ids)
         pending = self._pending[id] = _Pending(call, done)
         left = self._time_left(call, timeout)

@@ -26,6 +26,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
 )
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 from snakepit_trio.wire.pipe import FramePipe, PipeProtocol
+from snakepit_trio.wire.shared import Arena, Borrower, Budget
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .calls import Call, HostCalls
@@ -116,6 +117,9 @@ class WorkerService:
         self._waking = False
         self._stopping = False
         self._marks = marks
+        shm = f"sp-{boot.run_id}-{boot.worker_id}-"
+        self._arena = Arena(f"{shm}o", Budget(boot.shm_limit))
+        self._borrower = Borrower(f"{shm}i")
         self.host_lost = False
 
     def __mapping__(self) -> dict[str, RpcHandler]:
@@ -210,6 +214,7 @@ class WorkerService:
                 timeout=None if deadline is None else deadline.time_remaining(),
                 request_id=request.request_id,
                 begin=lambda call_id: None,
+                lend=lambda payload: payload,
             )
         except SnakepitError as exc:
             raise _grpc_error(frames.ErrorInfo(exc.code, exc.message)) from None
@@ -237,6 +242,8 @@ class WorkerService:
 
     def _on_message(self, message: bytes) -> None:
         frame = frames.decode_host_frame(message)
+        if isinstance(frame, frames.Call | frames.HostReply) and frame.payload is not None and frame.payload.buffers:
+            frame.payload = self._borrower.borrow(frame.payload)
         match frame:
             case frames.Call():
                 self._on_call(frame)
@@ -265,6 +272,7 @@ class WorkerService:
                 timeout=frame.timeout_us / 1e6 if frame.timeout_us else None,
                 request_id=f"{self._prefix}{frame.id}",
                 begin=self._marks.begin,
+                lend=self._arena.lend,
             )
         except SnakepitError as exc:
             self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
@@ -282,6 +290,7 @@ class WorkerService:
         timeout: float | None,
         request_id: str,
         begin: Callable[[int], None],
+        lend: Callable[[frames.Payload], frames.Payload],
     ) -> Call:
         if frame.tool_index:
             tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
@@ -312,6 +321,8 @@ class WorkerService:
             attempt=frame.attempt,
             metadata=frame.metadata,
             begin=begin,
+            lend=lend,
+            unserializable=self._boot.unserializable,
         )
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:

@@ -27,6 +27,8 @@ from pathlib import Path
 
 import attrs
 
+from snakepit_trio.wire import shared
+
 from .identity import boot_id, kill_tree, start_time, with_arguments
 
 __all__ = ["Registry", "Run", "Swept", "open_run", "state_directory"]
@@ -56,11 +58,13 @@ class Swept:
         run_id: Which run.
         pids: Its processes that were alive still, and were killed.
         run_dir: Its directory; None when it was gone already.
+        segments: Names of its shared memory, removed.
     """
 
     run_id: str
     pids: tuple[int, ...]
     run_dir: str | None
+    segments: tuple[str, ...]
 
 
 def state_directory(state_dir: str | None) -> Path:
@@ -190,12 +194,14 @@ class Registry:
             if started is not None:
                 alive[pid] = started
         mine = run_dir.is_absolute() and run_dir.name.startswith(f"snakepit-{run_id}-") and run_dir.exists()
+        segments: list[str] = []
         if not dry_run:
             alive = {pid: started for pid, started in alive.items() if kill_tree(pid, started)}
             if mine:
                 shutil.rmtree(run_dir, ignore_errors=True)
+            segments = shared.remove(f"sp-{run_id}-")
             self.end_run(run_id)
-        return Swept(run_id, tuple(sorted(alive)), str(run_dir) if mine else None)
+        return Swept(run_id, tuple(sorted(alive)), str(run_dir) if mine else None, tuple(segments))
 
     def _sweep_locks(self) -> None:
         """Remove lock files whose runs ended between their first two steps, or their last two."""

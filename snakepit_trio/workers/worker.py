@@ -37,6 +37,7 @@ from snakepit_trio.wire.frames import (
     decode_worker_frame,
     encode,
 )
+from snakepit_trio.wire.shared import Arena, Borrower, Budget, remove
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .logs import Tail, pump
@@ -120,6 +121,7 @@ class Worker:
         incarnation: int,
         request_prefix: str,
         redact: Callable[[str], str],
+        shm: Budget,
     ) -> None:
         self.spec = spec
         self.id = spec.worker_id
@@ -148,6 +150,9 @@ class Worker:
         self._host = host
         self._prefix = request_prefix
         self._redact = redact
+        self._shm_prefix = f"sp-{spec.run_id}-{spec.worker_id}-"
+        self._arena = Arena(f"{self._shm_prefix}i", shm if spec.shm_limit else Budget(0))
+        self._borrower = Borrower(f"{self._shm_prefix}o")
         self._process: WorkerProcess | None = None
         self._connection: Connection | None = None
         self._rpc: Rpc | None = None
@@ -181,6 +186,7 @@ class Worker:
         """Send a call."""
         assert self._rpc is not None
         self._held.add(call.id)
+        call.payload = self._arena.lend(call.payload)
         self._rpc.send(encode(call))
         if self.state is WorkerState.READY:
             self._become(WorkerState.BUSY)
@@ -202,6 +208,8 @@ class Worker:
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
         if self._rpc is not None:
+            if reply.payload is not None:
+                reply.payload = self._arena.lend(reply.payload)
             self._rpc.send(encode(reply))
 
     @property
@@ -460,6 +468,9 @@ class Worker:
     def _on_message(self, message: bytes) -> None:
         frame = decode_worker_frame(message)
         self._heard = anyio.current_time()
+        # Mapped at once, so that what nobody takes is given back by being dropped.
+        if isinstance(frame, Reply | Chunk | HostCall | Emit) and frame.payload is not None and frame.payload.buffers:
+            frame.payload = self._borrower.borrow(frame.payload)
         match frame:
             case Reply():
                 self._on_reply(frame)
@@ -559,3 +570,7 @@ class Worker:
         if self._process is not None:
             self._killed = self._killed or not self._process.ended
             await self._process.aclose()
+        self._arena.close()
+        self._borrower.close()
+        if self.spec.shm_limit:
+            remove(self._shm_prefix)

@@ -1,0 +1,245 @@
+"""Large binary values through shared memory instead of through the socket.
+
+One *arena* for each worker and direction: numbered segments under ``/dev/shm``, made by the sender, and a table of one
+byte for each, in a segment of its own. The sender fills a segment, sets its byte and names it in the message; the
+receiver maps it, looks at it through a read-only view, and clears the byte when the last view is gone, wherever its program
+has kept it. Only then is the segment used again. Nothing about that travels on the wire, and no view ever changes.
+
+A segment is reserved in full before it is used, so a full ``/dev/shm`` is an error here and not a SIGBUS later; without
+room, within the limit or at all, values travel inline. The host unlinks a worker's segments when the worker is gone,
+and those of a killed host are unlinked by the next run; views that exist then stay valid, for a mapping needs no name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+from .frames import Buffer, FrameError, Payload, SharedBlock
+
+__all__ = ["THRESHOLD", "Arena", "Borrower", "Budget", "available", "remove"]
+
+#: Binary values of at least this many bytes travel through shared memory; below, mapping costs more than copying.
+THRESHOLD = 256 * 1024
+
+_DIRECTORY = "/dev/shm"
+_PLACES = 256
+_PAGE = mmap.PAGESIZE
+#: Unused segments are kept for the next message up to so many bytes in one arena.
+_KEPT = 64 * 1024 * 1024
+# All pages at once: a fault for each would cost more than the copy.
+_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+
+
+def available() -> bool:
+    """Whether this system has shared memory in files."""
+    return os.path.isdir(_DIRECTORY) and os.access(_DIRECTORY, os.W_OK) and hasattr(os, "posix_fallocate")
+
+
+def remove(prefix: str) -> list[str]:
+    """Unlink every segment of this user whose name begins so. Returns the names."""
+    found = []
+    for path in Path(_DIRECTORY).glob(f"{prefix}*") if prefix.startswith("sp-") else ():
+        with contextlib.suppress(OSError):
+            path.unlink()
+            found.append(path.name)
+    return found
+
+
+class Budget:
+    """Bytes that several arenas may have together; None for no limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Reserve so many bytes, if they are there."""
+        if self.limit is not None and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give them back."""
+        self.used -= size
+
+
+def _map(name: str, flags: int, size: int) -> mmap.mmap:
+    """Open a segment; ``size`` 0 means all of it. A new one is reserved in full."""
+    path = f"{_DIRECTORY}/{name}"
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    try:
+        if flags & os.O_CREAT:
+            try:
+                os.posix_fallocate(fd, 0, size)
+            except OSError:
+                os.unlink(path)
+                raise
+        return mmap.mmap(fd, size, flags=_FLAGS)
+    finally:
+        os.close(fd)
+
+
+class Arena:
+    """The sender's side. Safe to use from several threads.
+
+    Args:
+        prefix: What the segments' names begin with: ``sp-RUN-WORKER-i`` or ``-o``.
+        budget: What all arenas of this sender may have.
+    """
+
+    def __init__(self, prefix: str, budget: Budget) -> None:
+        self._prefix = prefix
+        self._budget = budget
+        self._lock = threading.Lock()
+        self._table: mmap.mmap | None = None
+        self._segments: dict[int, mmap.mmap] = {}
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Arena {self._prefix} segments={len(self._segments)}>"
+
+    def lend(self, payload: Payload) -> Payload:
+        """The same payload, with its large buffers in shared memory as far as there is room."""
+        if not payload.buffers or self._closed or self._budget.limit == 0:
+            return payload
+        buffers = [self._place(buffer) for buffer in payload.buffers]
+        return Payload(payload.encoding, payload.data, buffers)
+
+    def _place(self, buffer: Buffer) -> Buffer:
+        if isinstance(buffer, SharedBlock):
+            return buffer
+        size = len(buffer) if isinstance(buffer, bytes | bytearray) else buffer.nbytes
+        if size < THRESHOLD:
+            return buffer
+        with self._lock:
+            try:
+                index = self._segment(size)
+            except OSError:
+                return buffer
+            if index is None:
+                return buffer
+            assert self._table is not None
+            self._table[index] = 1
+        self._segments[index][:size] = buffer
+        return SharedBlock(f"{self._prefix}{index}", 0, size)
+
+    def _segment(self, size: int) -> int | None:
+        """A free segment of at least this size, a new one if need be; None when there is no room."""
+        if self._closed:
+            return None
+        if self._table is None:
+            self._table = _map(f"{self._prefix}t", os.O_CREAT | os.O_EXCL, _PAGE)
+        free = [index for index in self._segments if not self._table[index]]
+        fitting = [index for index in free if len(self._segments[index]) >= size]
+        if fitting:
+            best = min(fitting, key=lambda index: len(self._segments[index]))
+            self._trim([index for index in free if index != best], _KEPT)
+            return best
+        wanted = -(-size // _PAGE) * _PAGE
+        if not self._budget.take(wanted):
+            self._trim(free, 0)
+            if not self._budget.take(wanted):
+                return None
+        index = next((index for index in range(_PLACES) if index not in self._segments), None)
+        try:
+            if index is not None:
+                self._segments[index] = _map(f"{self._prefix}{index}", os.O_CREAT | os.O_EXCL, wanted)
+                return index
+        except OSError:
+            self._budget.give(wanted)
+            raise
+        self._budget.give(wanted)
+        return None
+
+    def _trim(self, free: list[int], keep: int) -> None:
+        for index in free:
+            if keep > 0:
+                keep -= len(self._segments[index])
+            if keep <= 0:
+                self._drop(index)
+
+    def _drop(self, index: int) -> None:
+        segment = self._segments.pop(index)
+        self._budget.give(len(segment))
+        segment.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{_DIRECTORY}/{self._prefix}{index}")
+
+    def close(self) -> None:
+        """Unlink everything. What the receiver looks at stays."""
+        with self._lock:
+            self._closed = True
+            for index in list(self._segments):
+                self._drop(index)
+            if self._table is not None:
+                self._table.close()
+                self._table = None
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(f"{_DIRECTORY}/{self._prefix}t")
+
+
+class Borrower:
+    """The receiver's side.
+
+    Args:
+        prefix: The sender's.
+    """
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+        self._table: mmap.mmap | None = None
+        self._leases: dict[int, weakref.ref[mmap.mmap]] = {}
+
+    def borrow(self, payload: Payload) -> Payload:
+        """The same payload with views in the places of what is in shared memory.
+
+        Raises:
+            FrameError: A buffer is not in a segment of the sender's.
+        """
+        if not any(isinstance(buffer, SharedBlock) for buffer in payload.buffers):
+            return payload
+        views = [self._view(buffer) if isinstance(buffer, SharedBlock) else buffer for buffer in payload.buffers]
+        return Payload(payload.encoding, payload.data, views)
+
+    def _view(self, block: SharedBlock) -> memoryview:
+        number = block.name.removeprefix(self._prefix)
+        if not (block.name.startswith(self._prefix) and number.isascii() and number.isdigit() and len(number) < 4):
+            raise FrameError("a buffer is in a segment that is not the sender's")
+        index = int(number)
+        try:
+            if self._table is None:
+                self._table = _map(f"{self._prefix}t", 0, _PAGE)
+            fd = os.open(f"{_DIRECTORY}/{block.name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                if index >= _PLACES or block.offset + block.size > os.fstat(fd).st_size:
+                    raise FrameError("a buffer ends after its segment")
+                # A mapping of its own for each message: every view holds it, so its end tells the end of them all.
+                lease = mmap.mmap(fd, block.offset + block.size, flags=_FLAGS)
+            finally:
+                os.close(fd)
+        except (OSError, ValueError) as exc:
+            raise FrameError(f"a buffer's segment can't be mapped: {exc}") from exc
+        self._leases[index] = weakref.ref(lease, self._returns(index))
+        return memoryview(lease).toreadonly()[block.offset :]
+
+    def _returns(self, index: int) -> Callable[[object], None]:
+        table, leases = self._table, self._leases
+        assert table is not None
+
+        def give_back(dead: object) -> None:
+            leases.pop(index, None)
+            table[index] = 0
+
+        return give_back
+
+    def close(self) -> None:
+        """Map nothing more. Views that exist stay valid."""
+        # The table is kept by the leases that are out, and goes with the last of them.
+        self._table = None
