@@ -7,7 +7,7 @@ import logging
 import math
 import random
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -16,6 +16,7 @@ import anyio.abc
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.tools.schemas import compile_check
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.wire.shared import Budget, available
@@ -114,6 +115,7 @@ class Crew:
         slots: The places that are kept filled.
         size: How many there are meant to be.
         tools: What the workers offer, by name; empty until one has been ready.
+        checks: By tool, what refuses arguments that can't be right.
         restarts: Workers started in place of one that ended unbidden.
         killed: Ids of the workers that had to be killed while the pool was closing.
     """
@@ -124,6 +126,7 @@ class Crew:
         self.slots: list[Slot] = []
         self.size = config.size
         self.tools: dict[str, ToolSpec] = {}
+        self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
         self.restarts = 0
         self.killed: list[str] = []
         self.request_prefix = f"{parts.run_id}-"
@@ -333,6 +336,9 @@ class Crew:
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
         if old is WorkerState.STARTING and new is WorkerState.READY:
             for tool in worker.tools:
+                known = self.tools.get(tool.name)
+                if known is None or known.parameters_schema != tool.parameters_schema:
+                    self.checks[tool.name] = compile_check(tool.name, tool.parameters_schema)
                 self.tools[tool.name] = tool
             if worker.slot >= 0:
                 self._admit(worker)

@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 import anyio.abc
@@ -32,6 +32,7 @@ from .cancel_set import CancelSet
 from .crew import Crew, PoolParts
 from .ledger import Binding, Ledger, Phase, Request
 from .mapping import MapResults
+from .proxy import bind
 from .queue import RequestQueue
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["UNSET", "Pool"]
 
 _log = logging.getLogger(__name__)
+
+Declared = TypeVar("Declared")
 
 #: How many chunks of one stream may be under way or wait for the consumer.
 STREAM_WINDOW = 64
@@ -288,6 +291,26 @@ class Pool:
         """What the pool's workers offer, by name; empty until one has been ready."""
         return tuple(self._crew.tools[name] for name in sorted(self._crew.tools))
 
+    def bind(self, declaration: Callable[..., Declared]) -> Declared:
+        """The pool's tools as methods of an object, so that a type checker sees their arguments and results.
+
+        ``math = pool.bind(Math)``, then ``await math.add(1, b=2)`` and ``async with math.count(3) as chunks: ...``
+
+        Args:
+            declaration: A :class:`typing.Protocol` whose methods are declared as they are called here (``async def`` for a
+                result; for a stream, a method that returns an async context manager of an async iterator), or an
+                :class:`~snakepit_trio.Adapter` class, whose methods marked with ``@tool`` are bound.
+
+        A result that is declared as a dataclass, an attrs class or a msgspec Struct becomes an instance of it.
+
+        Raises:
+            ToolNotFound: The pool has no tool of a method's name.
+            InvalidParameter: The class declares no tools; from a method, the arguments do not fit its signature.
+            InvalidPayload: From a method: the result is not of the declared type.
+        """
+        found: Declared = bind(self, declaration)  # type: ignore[arg-type]
+        return found
+
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
 
@@ -407,6 +430,9 @@ class Pool:
                 f"params must be a mapping of argument names to values, not {type(params).__name__}",
                 details={"path": "params"},
             )
+        check = self._crew.checks.get(tool)
+        if check is not None:
+            check(params)
         payload = codec.encode(params if type(params) is dict else dict(params), limit=config.max_payload)
         if timeout is UNSET:
             timeout = config.timeout

@@ -7,6 +7,7 @@ payload names.
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import datetime as dt
 import decimal
@@ -20,6 +21,8 @@ from typing import Any
 
 import msgspec
 
+from . import tables
+
 __all__ = ["MAX_DEPTH", "Refused", "Unwrapper", "Wrapper"]
 
 #: Containers inside one another.
@@ -30,7 +33,7 @@ Ext = msgspec.msgpack.Ext
 _INT, _TUPLE, _SET, _FROZENSET, _BYTEARRAY, _MEMORYVIEW, _PAIRS = 1, 2, 3, 4, 5, 6, 7
 _BUFFER = 8
 _DATETIME, _DATE, _TIME, _TIMEDELTA, _DECIMAL, _UUID, _COMPLEX = 16, 17, 18, 19, 20, 21, 22
-_NDARRAY, _NUMPY_SCALAR = 32, 33
+_NDARRAY, _NUMPY_SCALAR, _ARRAY, _TABLE = 32, 33, 34, 40
 
 _SMALLEST, _LARGEST = -(1 << 63), (1 << 64) - 1
 _KEYS = frozenset({type(None), bool, int, float, str, bytes})
@@ -131,6 +134,10 @@ class Wrapper:
         self.buffers.append(view)
         return len(self.buffers) - 1
 
+    def _bulk(self, view: memoryview) -> bytes | int:
+        """The bytes themselves, or the number of the buffer that they have become."""
+        return bytes(view) if view.nbytes < self._threshold else self._out_of_band(view.cast("B").toreadonly())
+
     def _bytes(self, value: bytes, path: str, depth: int) -> Any:
         if len(value) < self._threshold:
             return value
@@ -186,6 +193,21 @@ class Wrapper:
                 return self._ndarray(numpy, value, path)
             if isinstance(value, numpy.generic) and not isinstance(value, numpy.void | numpy.object_):
                 return Ext(_NUMPY_SCALAR, _pack([value.dtype.str, value.tobytes()]))
+        if type(value) is array.array:
+            return Ext(_ARRAY, _pack([value.typecode, value.itemsize, self._bulk(memoryview(value).cast("B"))]))
+        kind = tables.table_kind(value)
+        if kind is not None:
+            try:
+                stream = tables.to_stream(value, kind)
+            except Exception as exc:
+                raise Refused(path, f"Arrow can't hold this {type_name(value)}: {str(exc)[:200]}") from exc
+            return Ext(_TABLE, _pack([kind, self._bulk(stream)]))
+        if tables.is_array(value):
+            try:
+                found = tables.to_array(value)
+            except Exception as exc:
+                raise Refused(path, f"numpy can't see this {type_name(value)}: {str(exc)[:200]}") from exc
+            return self._ndarray(numpy, found, path)
         fields = _record(value)
         if fields is not None:
             return self._dict(fields, path, depth)
@@ -201,11 +223,10 @@ class Wrapper:
         if numpy.lib.format.descr_to_dtype(descr) != value.dtype:
             raise Refused(path, f"an array of dtype {value.dtype} can't be sent exactly")
         shape = list(value.shape)
-        array = numpy.ascontiguousarray(value)
-        if value.nbytes < self._threshold:
-            return Ext(_NDARRAY, _pack([descr, shape, array.tobytes()]))
-        view = memoryview(array.reshape(-1).view(numpy.uint8))
-        return Ext(_NDARRAY, _pack([descr, shape, self._out_of_band(view)]))
+        if not value.nbytes:
+            return Ext(_NDARRAY, _pack([descr, shape, b""]))
+        flat = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8)
+        return Ext(_NDARRAY, _pack([descr, shape, self._bulk(memoryview(flat))]))
 
     def _converted(self, value: Any, path: str, depth: int) -> Any:
         base: Any
@@ -362,11 +383,26 @@ class Unwrapper:
         dtype = numpy.lib.format.descr_to_dtype(_tuples(descr))
         if dtype.hasobject:
             raise ValueError("an array of Python objects")
-        raw = body if type(body) is bytes else self._buffer(body)
-        array = numpy.frombuffer(raw, numpy.uint8).view(dtype) if len(raw) else numpy.empty(0, dtype)
-        array = array.reshape(shape)
-        array.flags.writeable = False
-        return array
+        raw = self._bulk(body)
+        found = numpy.frombuffer(raw, numpy.uint8).view(dtype) if len(raw) else numpy.empty(0, dtype)
+        found = found.reshape(shape)
+        found.flags.writeable = False
+        return found
+
+    def _bulk(self, body: Any) -> memoryview:
+        return memoryview(body) if type(body) is bytes else self._buffer(body)
+
+    def _array(self, data: bytes) -> array.array[Any]:
+        code, size, body = self._sequence(data)
+        found = array.array(code)
+        if found.itemsize != size:
+            raise ValueError("an array whose items have another size here")
+        found.frombytes(self._bulk(body))
+        return found
+
+    def _table(self, data: bytes) -> Any:
+        kind, body = self._sequence(data)
+        return tables.from_stream(kind, self._bulk(body))
 
     def _numpy_scalar(self, data: bytes) -> Any:
         import numpy
@@ -437,4 +473,6 @@ _UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {
     _COMPLEX: _float_pair,
     _NDARRAY: Unwrapper._ndarray,
     _NUMPY_SCALAR: Unwrapper._numpy_scalar,
+    _ARRAY: Unwrapper._array,
+    _TABLE: Unwrapper._table,
 }

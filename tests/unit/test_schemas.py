@@ -1,0 +1,122 @@
+"""What the host refuses by a tool's schema, the worker would have refused by its hints, in the same words."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import enum
+from typing import Any, TypedDict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import snakepit_trio as sp
+from snakepit_trio.tools.schemas import compile_check
+from snakepit_trio.worker.adapter import options_of
+from snakepit_trio.worker.toolbox import Tool
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+    y: str = "a"
+
+
+class Colour(enum.Enum):
+    RED = 1
+
+
+class Options(TypedDict, total=False):
+    deep: int
+
+
+@sp.tool
+def everything(
+    a: int = 0,
+    p: Point | None = None,
+    q: Point = Point(1),  # noqa: B008
+    e: Colour = Colour.RED,
+    t: tuple[int, str] = (1, "x"),
+    d: dict[str, int] = {},  # noqa: B006
+    u: int | str | None = None,
+    b: bytes = b"",
+    w: dt.datetime | None = None,
+    s: set[int] = set(),  # noqa: B006
+    o: Options = {},  # noqa: B006
+    f: float = 1.0,
+    x: Any = None,
+    n: list[list[int]] = [],  # noqa: B006
+) -> None: ...
+
+
+@sp.tool
+def strict(a: int, b: str) -> None: ...
+
+
+@sp.tool
+def loose(a: int, **rest: Any) -> None: ...
+
+
+def both(function: Any, params: dict[str, Any]) -> tuple[str | None, str | None]:
+    """What the host and the worker say of these arguments."""
+    options = options_of(function)
+    assert options is not None
+    tool = Tool(function, options)
+    check = compile_check(tool.name, tool.parameters_schema)
+    assert check is not None
+    found: list[str | None] = []
+    for judge in (check, lambda given: tool.bind(given, None)):  # type: ignore[arg-type]
+        try:
+            judge(params)
+        except sp.InvalidParameter as exc:
+            found.append(f"{exc.details['path']}: {exc.details['reason']}")
+        else:
+            found.append(None)
+    return found[0], found[1]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=2) | st.binary(max_size=2)
+    | st.just(dt.datetime(2020, 1, 1)) | st.just({1, 2}),
+    lambda inner: st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(st.sampled_from(["x", "y", "deep"]), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "p", "q", "e", "t", "d", "u", "b", "w", "s", "o", "f", "x", "n"]), values, max_size=2
+    )
+)
+def test_nothing_that_a_worker_takes_is_refused(params: dict[str, Any]) -> None:
+    host, worker = both(everything, params)
+    assert host is None or worker is not None
+
+
+@pytest.mark.parametrize(
+    ("function", "params", "expected"),
+    [
+        (strict, {"a": 1, "b": "x"}, None),
+        (strict, {"a": 1}, 'params["b"]: is missing'),
+        (strict, {"a": 1, "b": "x", "c": 2}, 'params["c"]: is not a parameter of the tool'),
+        (strict, {"a": "1", "b": "x"}, 'params["a"]: expected int, got str'),
+        (strict, {"a": 1, "b": None}, 'params["b"]: expected str, got null'),
+        (loose, {"a": 1, "c": 2}, None),
+        (everything, {"n": [[1], [1, "x"]]}, 'params["n"][1][1]: expected int, got str'),
+        (everything, {"q": {"x": "no"}}, 'params["q"]["x"]: expected int, got str'),
+        (everything, {"q": {"y": "no"}}, 'params["q"]["x"]: is missing'),
+        (everything, {"u": []}, 'params["u"]: expected int | str | null, got array'),
+        (everything, {"a": True}, 'params["a"]: expected int, got bool'),
+    ],
+)
+def test_what_is_wrong_and_where(function: Any, params: dict[str, Any], expected: str | None) -> None:
+    host, worker = both(function, params)
+    assert host == expected
+    if expected is None or "missing" not in expected:
+        assert worker == expected
+
+
+@pytest.mark.parametrize("schema", ["", "no JSON", "[]", "{}", '{"properties": 3}', '{"type": "string"}'])
+def test_a_schema_that_says_nothing_checks_nothing(schema: str) -> None:
+    assert compile_check("tool", schema) is None
