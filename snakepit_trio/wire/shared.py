@@ -3,7 +3,8 @@
 One *arena* for each worker and direction: numbered segments under ``/dev/shm``, made by the sender, and a table of one
 byte for each, in a segment of its own. The sender fills a segment, sets its byte and names it in the message; the
 receiver maps it, looks at it through a read-only view, and clears the byte when the last view is gone, wherever its program
-has kept it. Only then is the segment used again. Nothing about that travels on the wire, and no view ever changes.
+has kept it. Only then is the segment used again. Nothing about that travels on the wire, and no view ever changes. Both
+sides keep their mappings for the next message: mapping ten megabytes anew costs as much as copying them.
 
 A segment is reserved in full before it is used, so a full ``/dev/shm`` is an error here and not a SIGBUS later; without
 room, within the limit or at all, values travel inline. The host unlinks a worker's segments when the worker is gone,
@@ -15,10 +16,13 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
+import sys
 import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
 
@@ -29,6 +33,9 @@ THRESHOLD = 256 * 1024
 
 _DIRECTORY = "/dev/shm"
 _PLACES = 256
+#: What a segment's byte in the table says.
+_FREE, _TAKEN, _DROPPED = range(3)
+_NUMBERS = re.compile(r"(\d{1,2}|1\d\d|2[0-4]\d|25[0-5])\.(\d{1,9})", re.ASCII)
 _PAGE = mmap.PAGESIZE
 #: Unused segments are kept for the next message up to so many bytes in one arena.
 _KEPT = 64 * 1024 * 1024
@@ -100,6 +107,7 @@ class Arena:
         self._lock = threading.Lock()
         self._table: mmap.mmap | None = None
         self._segments: dict[int, mmap.mmap] = {}
+        self._generations = [0] * _PLACES
         self._closed = False
 
     def __repr__(self) -> str:
@@ -126,9 +134,12 @@ class Arena:
             if index is None:
                 return buffer
             assert self._table is not None
-            self._table[index] = 1
+            self._table[index] = _TAKEN
         self._segments[index][:size] = buffer
-        return SharedBlock(f"{self._prefix}{index}", 0, size)
+        return SharedBlock(self._name(index), 0, size)
+
+    def _name(self, index: int) -> str:
+        return f"{self._prefix}{index}.{self._generations[index]}"
 
     def _segment(self, size: int) -> int | None:
         """A free segment of at least this size, a new one if need be; None when there is no room."""
@@ -136,7 +147,7 @@ class Arena:
             return None
         if self._table is None:
             self._table = _map(f"{self._prefix}t", os.O_CREAT | os.O_EXCL, _PAGE)
-        free = [index for index in self._segments if not self._table[index]]
+        free = [index for index in self._segments if self._table[index] == _FREE]
         fitting = [index for index in free if len(self._segments[index]) >= size]
         if fitting:
             best = min(fitting, key=lambda index: len(self._segments[index]))
@@ -150,7 +161,10 @@ class Arena:
         index = next((index for index in range(_PLACES) if index not in self._segments), None)
         try:
             if index is not None:
-                self._segments[index] = _map(f"{self._prefix}{index}", os.O_CREAT | os.O_EXCL, wanted)
+                # A name is used once: the receiver may have the last one's mapping still.
+                self._generations[index] += 1
+                self._segments[index] = _map(self._name(index), os.O_CREAT | os.O_EXCL, wanted)
+                self._table[index] = _FREE
                 return index
         except OSError:
             self._budget.give(wanted)
@@ -169,8 +183,10 @@ class Arena:
         segment = self._segments.pop(index)
         self._budget.give(len(segment))
         segment.close()
+        if self._table is not None and self._table[index] == _FREE:
+            self._table[index] = _DROPPED
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{_DIRECTORY}/{self._prefix}{index}")
+            os.unlink(f"{_DIRECTORY}/{self._name(index)}")
 
     def close(self) -> None:
         """Unlink everything. What the receiver looks at stays."""
@@ -185,6 +201,17 @@ class Arena:
                     os.unlink(f"{_DIRECTORY}/{self._prefix}t")
 
 
+class _Mapped:
+    """A segment that the receiver has mapped."""
+
+    __slots__ = ("generation", "lease", "memory")
+
+    def __init__(self, generation: int, memory: mmap.mmap) -> None:
+        self.generation = generation
+        self.memory = memory
+        self.lease: weakref.ref[Any] | None = None
+
+
 class Borrower:
     """The receiver's side.
 
@@ -195,7 +222,7 @@ class Borrower:
     def __init__(self, prefix: str) -> None:
         self._prefix = prefix
         self._table: mmap.mmap | None = None
-        self._leases: dict[int, weakref.ref[mmap.mmap]] = {}
+        self._mapped: dict[int, _Mapped] = {}
 
     def borrow(self, payload: Payload) -> Payload:
         """The same payload with views in the places of what is in shared memory.
@@ -209,37 +236,54 @@ class Borrower:
         return Payload(payload.encoding, payload.data, views)
 
     def _view(self, block: SharedBlock) -> memoryview:
-        number = block.name.removeprefix(self._prefix)
-        if not (block.name.startswith(self._prefix) and number.isascii() and number.isdigit() and len(number) < 4):
+        found = _NUMBERS.fullmatch(block.name.removeprefix(self._prefix))
+        if found is None or not block.name.startswith(self._prefix):
             raise FrameError("a buffer is in a segment that is not the sender's")
-        index = int(number)
+        index, generation = int(found[1]), int(found[2])
+        end = block.offset + block.size
         try:
             if self._table is None:
                 self._table = _map(f"{self._prefix}t", 0, _PAGE)
-            fd = os.open(f"{_DIRECTORY}/{block.name}", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                if index >= _PLACES or block.offset + block.size > os.fstat(fd).st_size:
-                    raise FrameError("a buffer ends after its segment")
-                # A mapping of its own for each message: every view holds it, so its end tells the end of them all.
-                lease = mmap.mmap(fd, block.offset + block.size, flags=_FLAGS)
-            finally:
-                os.close(fd)
+            mapped = self._segment(block.name, index, generation)
         except (OSError, ValueError) as exc:
             raise FrameError(f"a buffer's segment can't be mapped: {exc}") from exc
-        self._leases[index] = weakref.ref(lease, self._returns(index))
-        return memoryview(lease).toreadonly()[block.offset :]
+        if end > len(mapped.memory):
+            raise FrameError("a buffer ends after its segment")
+        if mapped.lease is not None and mapped.lease() is not None:
+            raise FrameError("a segment was sent again before it was given back")
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            # Every view holds the mapping, so this one is the lease, and can't be used for another message.
+            view = memoryview(mapped.memory)
+            mapped.lease = weakref.ref(mapped.memory, self._returns(index))
+            del self._mapped[index]
+            return view.toreadonly()[block.offset : end]
+        # Every view holds the array, whose end therefore tells the end of them all; the mapping is used again.
+        lease = numpy.frombuffer(mapped.memory, numpy.uint8, block.size, block.offset)
+        mapped.lease = weakref.ref(lease, self._returns(index))
+        return memoryview(lease).toreadonly()
+
+    def _segment(self, name: str, index: int, generation: int) -> _Mapped:
+        assert self._table is not None
+        for other in [other for other in self._mapped if self._table[other] == _DROPPED]:
+            # The sender has unlinked it; only this mapping keeps its memory.
+            self._mapped.pop(other).memory.close()
+        mapped = self._mapped.get(index)
+        if mapped is None or mapped.generation != generation:
+            mapped = self._mapped[index] = _Mapped(generation, _map(name, 0, 0))
+        return mapped
 
     def _returns(self, index: int) -> Callable[[object], None]:
-        table, leases = self._table, self._leases
+        table = self._table
         assert table is not None
 
         def give_back(dead: object) -> None:
-            leases.pop(index, None)
-            table[index] = 0
+            table[index] = _FREE
 
         return give_back
 
     def close(self) -> None:
         """Map nothing more. Views that exist stay valid."""
-        # The table is kept by the leases that are out, and goes with the last of them.
+        # The memory is kept by the views that are out, and goes with the last of them.
         self._table = None
+        self._mapped.clear()

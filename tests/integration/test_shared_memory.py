@@ -155,12 +155,13 @@ async def test_a_name_from_elsewhere_is_refused() -> None:
         assert isinstance(lent.buffers[0], SharedBlock)
         assert borrower.borrow(lent).buffers[0] == bytes(THRESHOLD)
         for block in (
-            SharedBlock("sp-test-b-0", 0, 1),
+            SharedBlock("sp-test-b-0.1", 0, 1),
             SharedBlock("sp-test-a-../0", 0, 1),
             SharedBlock("sp-test-a-t", 0, 1),
-            SharedBlock("sp-test-a-1", 0, 1),
-            SharedBlock("sp-test-a-0", 0, 1 << 40),
-            SharedBlock("sp-test-a-0", 1 << 40, 1),
+            SharedBlock("sp-test-a-256.1", 0, 1),
+            SharedBlock("sp-test-a-1.1", 0, 1),
+            SharedBlock("sp-test-a-0.1", 0, 1 << 40),
+            SharedBlock("sp-test-a-0.1", 1 << 40, 1),
         ):
             with pytest.raises(FrameError):
                 borrower.borrow(Payload(2, b"", [block]))
