@@ -24,6 +24,7 @@ __all__ = ["BridgeConfig", "PoolConfig", "RuntimeConfig", "TlsConfig"]
 
 _ADAPTER = re.compile(r"[^\s:]+(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
+_STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
 _ADDRESS = re.compile(r"unix:.+|tcp:[^:]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1,5}")
 
 
@@ -253,6 +254,8 @@ class RuntimeConfig:
         bridge: The gRPC front door; None: none.
         state_dir: Where runs are registered; None: the user's state directory.
         wire: How the host moves bytes: ``"auto"``, ``"trio"``, ``"trio-asyncio"`` or ``"asyncio"``.
+        store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
+            ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
         max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives.
         session_max_entries, session_max_bytes: What one session may hold.
         max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
@@ -263,6 +266,7 @@ class RuntimeConfig:
     bridge: BridgeConfig | None = None
     state_dir: str | None = None
     wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
+    store: str = attrs.field(default="memory", repr=False)
     max_sessions: int | None = _within(10_000, 1)
     session_ttl: float | None = _within(3600.0, _TINY)
     session_max_entries: int | None = _within(1000, 1)
@@ -278,6 +282,8 @@ class RuntimeConfig:
         _check_types(self)
         if not self.pools:
             _refuse("pools", [], "at least one pool")
+        if not _STORE.fullmatch(self.store):
+            _refuse("store", "...", "'memory', 'sqlite:PATH' or 'redis://HOST'")
         seen: set[str] = set()
         for pool in self.pools:
             if pool.name in seen:

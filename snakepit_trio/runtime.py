@@ -18,21 +18,25 @@ import attrs
 import sniffio
 
 from snakepit_trio.config import PoolConfig, RuntimeConfig
-from snakepit_trio.errors import ConfigError, PoolNotFound, ToolNotFound, WorkerStartupError
+from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
 from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
-from snakepit_trio.wire import failures
-from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
+from snakepit_trio.sessions.directory import SessionDirectory
+from snakepit_trio.sessions.programs import ProgramStore
+from snakepit_trio.sessions.records import Limits
+from snakepit_trio.sessions.store import open_store
+from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.wire.transports import make_wire
 from snakepit_trio.workers.registry import open_run
 
 if TYPE_CHECKING:
+    from snakepit_trio.pool.ledger import Request
+    from snakepit_trio.sessions.store import Store
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.workers.registry import Run
-    from snakepit_trio.workers.worker import Worker
 
 __all__ = ["Runtime", "open_pool", "open_runtime", "run"]
 
@@ -50,11 +54,17 @@ class Runtime:
     Attributes:
         config: Its configuration.
         events: What happens in it; ``events.subscribe(...)``.
+        tools: The host's own tools, which the workers' tools may call.
+        sessions: The sessions of all pools.
+        programs: Named blobs.
         run_id: Its identity on this machine.
     """
 
-    def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str) -> None:
+    def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str, store: Store) -> None:
         self.config = config
+        self.sessions = SessionDirectory(store)
+        self.programs = ProgramStore(store, config.program_ttl)
+        self.tools = ToolRegistry()
         self.events = EventBus()
         self.run_id: str = run.run_id
         self._run = run
@@ -91,6 +101,25 @@ class Runtime:
         """After the end: by pool, the ids of the workers that had to be killed because they did not stop in time."""
         return {pool.name: tuple(pool.killed) for pool in self._pools.values() if pool.killed}
 
+    def expose(self, pool: str, *tools: str, prefix: str | None = None) -> None:
+        """Let the tools of all workers call tools of a pool, through the host.
+
+        Args:
+            pool: The pool whose tools are exposed.
+            tools: Which of them; all that give one result when none is named.
+            prefix: They are called ``PREFIX.TOOL`` as host tools; by default the pool's name.
+
+        Raises:
+            PoolNotFound: There is no such pool.
+            ToolNotFound: It has no such tool.
+            StreamingUnsupported: It gives a stream.
+            ToolExists, InvalidParameter: As from ``runtime.tools.register``; nothing was exposed.
+        """
+        target = self.pool(pool)
+        chosen = tools or tuple(spec.name for spec in target.tools() if not spec.streaming)
+        functions = {f"{prefix or pool}.{tool}": target.caller(tool) for tool in chosen}
+        self.tools.register_many(functions)
+
     def kill(self) -> None:
         """End every worker at once, for a close that nobody wants to wait for any longer."""
         for pool in self._pools.values():
@@ -109,6 +138,7 @@ class Runtime:
                 failed.append(exc)
                 _log.error("%s", exc.message, extra={"pool": pool.name})
 
+        nested: set[Request] = set()
         for config in self.config.pools:
             launcher = await stack.enter_async_context(local_launcher(config.start_method, self._run))
             parts = PoolParts(
@@ -121,7 +151,8 @@ class Runtime:
                 events=self.events,
                 ids=self._ids,
                 redact=redact,
-                host_call=self._host_call,
+                registries=self._registries,
+                nested=nested,
                 starting=starting,
             )
             self._pools[config.name] = Pool(config, parts, self)
@@ -142,10 +173,13 @@ class Runtime:
             if pool.killed:
                 _log.warning("pool %s: had to kill %s", pool.name, ", ".join(pool.killed), extra={"pool": pool.name})
 
-    def _host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        if isinstance(call, HostCall):
-            error = ToolNotFound(f"the host has no tool {call.name!r}", details={"tool": call.name})
-            worker.host_reply(HostReply(call.id, None, failures.to_info(error)))
+    def _registries(self, request: Request) -> tuple[ToolRegistry, ...]:
+        """Where the host tools of a request are looked for, the nearest first."""
+        if request.session is not None:
+            known = self.sessions.known(request.session)
+            if known is not None and known.tools is not None:
+                return known.tools, self.tools
+        return (self.tools,)
 
 
 @asynccontextmanager
@@ -167,11 +201,13 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     async with AsyncExitStack() as stack:
         run = stack.enter_context(open_run(config.state_dir))
         await stack.enter_async_context(wire)
-        runtime = Runtime(config, run, wire, backend)
+        store = await stack.enter_async_context(open_store(config.store, limits_of(config)))
+        runtime = Runtime(config, run, wire, backend, store)
         stack.callback(runtime.events.close)
         try:
             async with anyio.create_task_group() as nursery:
                 try:
+                    nursery.start_soon(runtime.sessions.keep)
                     await runtime._open(nursery, stack)
                     yield runtime
                     await runtime._close(drain=True)
@@ -192,6 +228,11 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             runtime._report()
     if raised is not None:
         raise raised
+
+
+def limits_of(config: RuntimeConfig) -> Limits:
+    """The quotas of a configuration."""
+    return Limits(**{field.name: getattr(config, field.name) for field in attrs.fields(Limits)})
 
 
 def _known(options: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.tools.schemas import compile_check
+from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.wire.shared import Budget, available
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.events import EventBus
+    from snakepit_trio.tools.registry import ToolRegistry
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
@@ -57,7 +59,8 @@ class PoolParts:
         events: EventBus,
         ids: Iterator[int],
         redact: Callable[[str], str],
-        host_call: Callable[[Worker, HostCall | HostCancel], None],
+        registries: Callable[[Request], tuple[ToolRegistry, ...]],
+        nested: set[Request],
         starting: anyio.Semaphore,
     ) -> None:
         self.run_id = run_id
@@ -69,7 +72,9 @@ class PoolParts:
         self.events = events
         self.ids = ids
         self.redact = redact
-        self.host_call = host_call
+        self.registries = registries
+        #: Requests that wait for a worker while tools wait for them, of all pools.
+        self.nested = nested
         self.starting = starting
 
 
@@ -137,6 +142,7 @@ class Crew:
         #: Places of workers that are kept warm and take no calls before they are moved to a slot.
         self._spares: list[Slot] = []
         self._seats: dict[Worker, Seats] = {}
+        self._servers: dict[Worker, HostToolServer] = {}
         self._rng = random.Random(secrets.randbits(64))
         limit = config.shm_limit if available() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
@@ -233,7 +239,7 @@ class Crew:
         """
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
-        self._check_open()
+        self.check_open()
         surplus = self.slots[size:]
         del self.slots[size:]
         self.size = size
@@ -251,7 +257,7 @@ class Crew:
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
         """
-        self._check_open()
+        self.check_open()
         for slot in list(self.slots):
             if slot.current is not None and not await slot.replace("rolling restart") and slot in self.slots:
                 raise self._startup_error()
@@ -286,7 +292,7 @@ class Crew:
 
     # ---- slots -----------------------------------------------------------------------------------
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
         if self._ledger.closed is not None:
             raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
 
@@ -381,7 +387,14 @@ class Crew:
             raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        self._parts.host_call(worker, call)
+        server = self._servers.get(worker)
+        if server is None:
+            server = self._servers[worker] = HostToolServer(worker, self._parts.registries, self.config.max_payload)
+        if isinstance(call, HostCancel):
+            server.cancel(call.id)
+        else:
+            request = self._seats[worker].running.get(call.call_id)
+            worker.start_soon(server.run, call, request, server.begin(call.id))
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
         if not self._events.active:
@@ -397,6 +410,7 @@ class Crew:
         self._replace_soon(worker, reason)
 
     def worker_gone(self, worker: Worker, exit: Exit) -> None:
+        self._servers.pop(worker, None)
         seats = self._seats.pop(worker, None)
         if seats is not None:
             error: WorkerCrashed | PoolClosed

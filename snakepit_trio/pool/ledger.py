@@ -86,15 +86,17 @@ class Binding:
     """A session's tie to a worker, made when its first request is dispatched.
 
     Attributes:
+        affinity: ``"hint"``, ``"strict_queue"`` or ``"strict_fail_fast"``.
         strict: Only the worker that it is tied to may run the session's requests.
         fail_fast: A strict request is refused at once when that worker has no seat free.
         seats: The incarnation that the session is tied to, None before the first dispatch.
         lost: The incarnation that a strict session was tied to has ended.
     """
 
-    __slots__ = ("fail_fast", "lost", "seats", "strict")
+    __slots__ = ("affinity", "fail_fast", "lost", "seats", "strict")
 
     def __init__(self, affinity: str) -> None:
+        self.affinity = affinity
         self.strict = affinity != "hint"
         self.fail_fast = affinity == "strict_fail_fast"
         self.seats: Seats | None = None
@@ -111,12 +113,14 @@ class Request:
         chunk: Called with each chunk of a stream.
         released: Called when the worker holds it no longer, which after a cancel is later than its end.
         until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
+        chain: The requests whose tools wait for this one by way of the host, the outermost first.
         time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
     """
 
     __slots__ = (
         "attempt",
         "binding",
+        "chain",
         "chunk",
         "credits",
         "deadline",
@@ -168,6 +172,7 @@ class Request:
         released: Callable[[], object] | None = None,
         until: float = math.inf,
         time_limit: float | None = None,
+        chain: tuple[Request, ...] = (),
     ) -> None:
         self.id = id
         self.tool = tool
@@ -187,6 +192,7 @@ class Request:
         self.released = released
         self.until = until
         self.time_limit = time_limit
+        self.chain = chain
         self.phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None
@@ -450,6 +456,18 @@ class Ledger:
         """
         self._leave(request, Outcome.CANCELLED, None, now)
 
+    def end(self, request: Request, error: SnakepitError, now: float) -> None:
+        """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
+        self._leave(request, Outcome.FAILED, _copy(error), now)
+
+    def stuck_on(self, blocked: Container[Request]) -> bool:
+        """Whether no seat can come free, because each is held by a request of these."""
+        return all(
+            not seats.leaving and seats.load >= seats.capacity and all(r in blocked for r in seats.running.values())
+            for seats in self._all
+            if seats.open
+        )
+
     @protected
     def expire(self, now: float) -> None:
         """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
@@ -607,6 +625,9 @@ class Ledger:
         request.dispatched_at = now
         binding = request.binding
         if binding is not None and binding.seats is not seats:
+            if binding.strict and binding.seats is None and request.session is not None:
+                # Those that wait behind it were made when no worker was chosen yet.
+                self._queue.pin(request.session, binding, seats)
             binding.seats = seats
         self._observe("dispatched", request, now)
         seats.port.start(request)

@@ -7,9 +7,11 @@ of them in its nursery, are one per slot and one clock that ends what is overdue
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+import secrets
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -21,10 +23,15 @@ from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     InvalidParameter,
     PoolClosed,
+    RequestCancelled,
     RequestTimeout,
+    SnakepitError,
     StreamingUnsupported,
     ToolNotFound,
+    WouldDeadlock,
 )
+from snakepit_trio.sessions.records import check_name
+from snakepit_trio.tools.serving import CHAIN
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import Payload
 
@@ -34,6 +41,7 @@ from .ledger import Binding, Ledger, Phase, Request
 from .mapping import MapResults
 from .proxy import bind
 from .queue import RequestQueue
+from .session import AFFINITIES, OnLost, Session
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
 
@@ -53,6 +61,10 @@ STREAM_WINDOW = 64
 #: Metadata of one request: how many entries, and how many characters in all.
 METADATA_ENTRIES = 64
 METADATA_SIZE = 8192
+#: How many calls of host tools and workers may lie inside one another.
+_DEEPEST = 16
+#: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
+_LEAVE = 10.0
 
 
 class _Unset:
@@ -134,6 +146,22 @@ class Pool:
             WorkerStartupError: No worker can ever serve it.
             PoolClosed: The pool is closing or closed.
         """
+        return await self._execute(
+            tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
+        )
+
+    async def _execute(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+    ) -> Any:
         await anyio.lowlevel.checkpoint_if_cancelled()
         done = anyio.Event()
         request = self._request(
@@ -144,13 +172,20 @@ class Pool:
             priority=priority,
             metadata=metadata,
             idempotent=idempotent,
+            session=session.id if session is not None else None,
+            binding=binding,
         )
         self._submit(request)
+        if session is not None:
+            session.begin(request, functools.partial(self._end_call, request))
         try:
             await done.wait()
         except BaseException:
             self._ledger.cancel(request, anyio.current_time())
             raise
+        finally:
+            if session is not None:
+                session.finish(request)
         error = request.error
         if error is not None:
             if isinstance(error, RequestTimeout) and request.until < request.deadline:
@@ -159,8 +194,7 @@ class Pool:
             raise error
         return self._decode(request.result)
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None = None,
@@ -168,7 +202,7 @@ class Pool:
         timeout: float | _Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
-    ) -> AsyncIterator[ChunkStream]:
+    ) -> AbstractAsyncContextManager[ChunkStream]:
         """Run a streaming tool; the block gets an async iterator of what it yields.
 
         Leaving the block, at any chunk and in any way, closes the generator in the worker. A block left in good order or
@@ -178,6 +212,20 @@ class Pool:
         Args and errors are those of :meth:`execute`; ``timeout`` is for the whole stream. Errors of the tool come out of
         the iteration.
         """
+        return self._stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+    ) -> AsyncIterator[ChunkStream]:
         await anyio.lowlevel.checkpoint_if_cancelled()
         chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._decode)
         request = self._request(
@@ -189,11 +237,17 @@ class Pool:
             metadata=metadata,
             idempotent=False,
             stream=chunks,
+            session=session.id if session is not None else None,
+            binding=binding,
         )
         self._submit(request)
+        if session is not None:
+            session.begin(request, functools.partial(self._end_call, request))
         try:
             yield chunks
         finally:
+            if session is not None:
+                session.finish(request)
             chunks.leave()
             running = request.phase is Phase.RUNNING
             self._ledger.cancel(request, anyio.current_time())
@@ -291,6 +345,67 @@ class Pool:
         """What the pool's workers offer, by name; empty until one has been ready."""
         return tuple(self._crew.tools[name] for name in sorted(self._crew.tools))
 
+    @asynccontextmanager
+    async def session(
+        self,
+        id: str | None = None,
+        *,
+        affinity: str | None = None,
+        ttl: float | _Unset | None = UNSET,
+        metadata: Mapping[str, str] | None = None,
+        on_lost: OnLost = "error",
+        detach: bool = False,
+    ) -> AsyncIterator[Session]:
+        """Open a session, or resume the one of this id; the block gets a :class:`~snakepit_trio.Session`.
+
+        Leaving the block cancels what still runs of it. The last block of a session to be left closes it and frees what it
+        has; with ``detach`` it stays in the store, until its TTL, to be resumed by its id.
+
+        Args:
+            id: Printable text of up to 256 bytes; None: a new one.
+            affinity: ``"hint"``: its worker if that is free, any other if not. ``"strict_queue"``: its worker only; calls
+                wait for it. ``"strict_fail_fast"``: its worker only; ``WorkerBusy`` when that is busy. None: the pool's.
+                The worker is the one that gets the first call.
+            ttl: Seconds without use after which it is gone; None: it stays. By default the runtime's ``session_ttl``. An
+                existing session keeps its own. A running call is a use.
+            metadata: Text that says more about it.
+            on_lost: When its worker has died, and the affinity is strict: ``"error"``: its calls raise
+                ``SessionWorkerUnavailable`` from now on; ``"rebind"``: the next call begins anew with another worker; an
+                async function: it is called with the session before that call, to rebuild in the new worker what was lost.
+            detach: Leave it in the store.
+
+        Raises:
+            QuotaExceeded: There are ``max_sessions`` already.
+            InvalidParameter: An argument is refused.
+            PoolClosed: The pool is closing or closed.
+        """
+        affinity = self.config.affinity if affinity is None else affinity
+        if affinity not in AFFINITIES:
+            raise InvalidParameter(
+                f"affinity must be one of {', '.join(AFFINITIES)}, not {affinity!r}", details={"path": "affinity"}
+            )
+        if not callable(on_lost) and on_lost not in ("error", "rebind"):
+            raise InvalidParameter(
+                f"on_lost must be 'error', 'rebind' or an async function, not {on_lost!r}", details={"path": "on_lost"}
+            )
+        life = self._runtime.config.session_ttl if isinstance(ttl, _Unset) else ttl
+        if life is not None and not (isinstance(life, int | float) and not isinstance(life, bool) and life > 0):
+            raise InvalidParameter(
+                f"ttl must be a positive number of seconds or None, not {ttl!r}", details={"path": "ttl"}
+            )
+        if metadata:
+            _check_metadata(metadata)
+        self._crew.check_open()
+        id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
+        directory = self._runtime.sessions
+        known = await directory.open(id, life, dict(metadata or {}))
+        session = Session(self, directory, known, affinity=affinity, on_lost=on_lost)
+        try:
+            yield session
+        finally:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+                await session.leave(detach=detach)
+
     def bind(self, declaration: Callable[..., Declared]) -> Declared:
         """The pool's tools as methods of an object, so that a type checker sees their arguments and results.
 
@@ -310,6 +425,24 @@ class Pool:
         """
         found: Declared = bind(self, declaration)  # type: ignore[arg-type]
         return found
+
+    def caller(self, tool: str) -> Callable[..., Awaitable[Any]]:
+        """A function of keyword arguments that runs this tool.
+
+        Raises:
+            ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
+        """
+        spec = self._crew.tools.get(tool)
+        if spec is None:
+            raise self._tool_not_found(tool)
+        if spec.streaming:
+            raise _wrong_kind(spec)
+
+        async def call(**params: Any) -> Any:
+            return await self.execute(tool, params)
+
+        call.__name__, call.__doc__ = tool, spec.description
+        return call
 
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
@@ -460,6 +593,7 @@ class Pool:
             metadata=metadata,
             until=math.inf if batch else anyio.current_effective_deadline(),
             time_limit=timeout if batch else None,
+            chain=CHAIN.get(),
         )
         if stream is not None:
             request.stream = True
@@ -471,11 +605,48 @@ class Pool:
 
     def _submit(self, request: Request) -> Request:
         now = anyio.current_time()
+        if request.chain:
+            self._check_depth(request)
         self._ledger.submit(request, now)
+        if request.chain and request.phase is Phase.QUEUED:
+            self._check_deadlock(request, now)
         scope = self._clock_scope
         if scope is not None and min(request.deadline, request.queue_deadline) < scope.deadline:
             scope.deadline = self._ledger.next_deadline()
         return request
+
+    def _check_depth(self, request: Request) -> None:
+        depth = len(request.chain)
+        if depth >= _DEEPEST:
+            raise WouldDeadlock(
+                f"{request.tool!r} is called by a tool that was called by a tool, {depth} deep",
+                details={"tool": request.tool, "depth": depth, "limit": _DEEPEST},
+            )
+
+    def _check_deadlock(self, request: Request, now: float) -> None:
+        """A nested request waits. Refuse it when all that could end its wait waits for it, or for one like it."""
+        nested = self._parts.nested
+        for other in [other for other in nested if other.phase is not Phase.QUEUED]:
+            nested.discard(other)
+        nested.add(request)
+        if self._crew.ready < self._crew.size:
+            return  # There is a worker to come.
+        blocked = {waiting for other in nested for waiting in other.chain}
+        if self._ledger.stuck_on(blocked):
+            nested.discard(request)
+            error = WouldDeadlock(
+                f"{request.tool!r} would wait for a worker of pool {self.name!r}, and each of them waits for a call like it",
+                details={"tool": request.tool, "pool": self.name},
+            )
+            self._ledger.end(request, error, now)
+
+    def _end_call(self, request: Request, error: SnakepitError | None = None) -> None:
+        """End a session's call, whose session is no more."""
+        ended = RequestCancelled(
+            f"session {request.session!r} was closed while {request.tool!r} was under way",
+            details={"session": request.session, "tool": request.tool},
+        )
+        self._ledger.end(request, ended, anyio.current_time())
 
     def _take(self, request: Request) -> Any:
         if request.error is not None:

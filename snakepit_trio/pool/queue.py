@@ -37,6 +37,7 @@ class Queued(Protocol):
     priority: int
     session: str | None
     share: str | None
+    binding: Any
     pin: Any
     queue_node: Any
 
@@ -213,6 +214,18 @@ class RequestQueue(Generic[E]):
             return False
         self._take(node, entry)
         return True
+
+    def pin(self, session: str, binding: Any, worker: Any) -> None:
+        """From now on only this worker may run what waits of a session and has this binding. Its order is kept."""
+        nodes = [node for node in self._sessions.get(session, ()) if node.entry is not None]
+        for node in nodes:
+            entry = node.entry
+            assert entry is not None
+            if entry.binding is not binding:
+                continue
+            self._take(node, entry)
+            entry.pin = worker
+            self._put(_Node(entry, node.number, node.arrival), entry, front=False)
 
     def drop_pin(self, pin: Any) -> list[E]:
         """Take out all that is pinned to a worker, oldest first."""

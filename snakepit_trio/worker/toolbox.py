@@ -103,7 +103,12 @@ class Tool:
     def __repr__(self) -> str:
         return f"<Tool {self.name!r} {self.kind.value}>"
 
-    def bind(self, params: Any, context: ToolContext) -> tuple[list[Any], dict[str, Any]]:
+    @property
+    def takes_context(self) -> bool:
+        """Whether a parameter asks for the call's context."""
+        return self._context is not None
+
+    def bind(self, params: Any, context: ToolContext | None) -> tuple[list[Any], dict[str, Any]]:
         """The positional and keyword arguments for a call.
 
         Raises:

@@ -150,6 +150,7 @@ class Worker:
         self._host = host
         self._prefix = request_prefix
         self._redact = redact
+        self._nursery: anyio.abc.TaskGroup | None = None
         self._shm_prefix = f"sp-{spec.run_id}-{spec.worker_id}-"
         self._arena = Arena(f"{self._shm_prefix}i", shm if spec.shm_limit else Budget(0))
         self._borrower = Borrower(f"{self._shm_prefix}o")
@@ -212,6 +213,11 @@ class Worker:
                 reply.payload = self._arena.lend(reply.payload)
             self._rpc.send(encode(reply))
 
+    def start_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
+        """Run something in the worker's nursery, so that it ends with the worker."""
+        if self._nursery is not None and self._cause is None:
+            self._nursery.start_soon(function, *arguments)
+
     @property
     def was_killed(self) -> bool:
         """Whether it had to be killed to make it end."""
@@ -228,6 +234,7 @@ class Worker:
         """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it."""
         try:
             async with anyio.create_task_group() as nursery:
+                self._nursery = nursery
                 if self._cause is None:
                     nursery.start_soon(self._live, nursery)
                 await self._over.wait()

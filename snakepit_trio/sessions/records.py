@@ -1,0 +1,91 @@
+"""What a store tells of sessions and programs, and what it may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from snakepit_trio.errors import InvalidParameter, QuotaExceeded
+
+__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "over_quota"]
+
+_LONGEST_NAME = 256
+
+
+@attrs.frozen(kw_only=True)
+class SessionInfo:
+    """A session at one moment. Times are seconds on the store's clock; sizes are bytes.
+
+    Attributes:
+        id: Its id.
+        ttl: How long it lives without being used; None: for ever.
+        metadata: Text that it was opened with.
+        created_at, used_at: When it was opened, and last used.
+        expires_in: Seconds until it expires unless it is used; None: never.
+        entries, size: How many values it holds, and of how many bytes.
+    """
+
+    id: str
+    ttl: float | None
+    metadata: Mapping[str, str]
+    created_at: float
+    used_at: float
+    expires_in: float | None
+    entries: int
+    size: int
+
+
+@attrs.frozen(kw_only=True)
+class ProgramInfo:
+    """A program, that is a named blob, at one moment.
+
+    Attributes:
+        name: Its name.
+        session: The session that it belongs to; None: to all.
+        size: Bytes.
+        expires_in: Seconds until it expires; None: never.
+    """
+
+    name: str
+    session: str | None
+    size: int
+    expires_in: float | None
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """Quotas; None for no limit. See ``snakepit_trio.RuntimeConfig`` for each."""
+
+    max_sessions: int | None = None
+    session_max_entries: int | None = None
+    session_max_bytes: int | None = None
+    max_programs: int | None = None
+    program_max_bytes: int | None = None
+    programs_max_bytes: int | None = None
+
+
+def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
+    """The error of a write that was refused, with nothing of it done."""
+    return QuotaExceeded(
+        f"{quota} is {limit}: {used} are used, {asked} more were asked for",
+        details={"quota": quota, "limit": limit, "used": used, "asked": asked},
+    )
+
+
+def check_name(value: object, what: str) -> str:
+    """An id, key or name, if it is one.
+
+    Raises:
+        InvalidParameter: It is not text of 1 to 256 bytes without control characters.
+    """
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value.encode(errors="surrogatepass")) <= _LONGEST_NAME
+        or not value.isprintable()
+    ):
+        raise InvalidParameter(
+            f"{what} must be printable text of 1 to {_LONGEST_NAME} bytes, not {ascii(value)[:80]}",
+            details={"path": what},
+        )
+    return value

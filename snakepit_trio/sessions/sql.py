@@ -1,0 +1,335 @@
+"""Sessions and programs in SQLite: in memory, or in a file that survives a restart.
+
+Each method is one transaction: what it refuses has changed nothing. What has expired is not there, whether it has been
+swept or not. The clock is the caller's: ``now`` is in seconds, and only differences count.
+"""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import msgspec
+
+from snakepit_trio.errors import SessionNotFound
+
+from .records import Limits, ProgramInfo, SessionInfo, over_quota
+
+__all__ = ["SqlTables", "session_not_found"]
+
+_BUSY = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sessions (
+    id TEXT PRIMARY KEY, ttl REAL, metadata BLOB NOT NULL, created REAL NOT NULL, used REAL NOT NULL, expires REAL,
+    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS items (
+    session TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (session, key)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS programs (
+    session TEXT NOT NULL, name TEXT NOT NULL, data BLOB NOT NULL, expires REAL, PRIMARY KEY (session, name)
+);
+CREATE INDEX IF NOT EXISTS programs_expiry ON programs (expires) WHERE expires IS NOT NULL;
+CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
+"""
+
+
+def session_not_found(id: str) -> SessionNotFound:
+    """The error for a session that is not there, or no longer."""
+    return SessionNotFound(f"there is no session {id!r}", details={"session": id})
+
+
+class SqlTables:
+    """The tables of one store.
+
+    Args:
+        path: A file, or ``":memory:"``.
+        limits: What it may hold.
+
+    Raises:
+        sqlite3.Error: The file can't be opened.
+    """
+
+    def __init__(self, path: str, limits: Limits) -> None:
+        self._limits = limits
+        self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+        try:
+            if path != ":memory:":
+                self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+            self._db.executescript(_SCHEMA)
+        except BaseException:
+            self._db.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+        except BaseException:
+            self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    def _total(self, name: str) -> int:
+        row: tuple[int] = self._db.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()
+        return row[0]
+
+    def _add(self, name: str, amount: int) -> None:
+        self._db.execute("UPDATE totals SET value = value + ? WHERE name = ?", (amount, name))
+
+    # ---- sessions ----------------------------------------------------------------------------------
+
+    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> bool:
+        """Make a session, or use the one of that id. Returns whether it was made.
+
+        Raises:
+            QuotaExceeded: There are as many as may be, and this is not one of them.
+        """
+        with self._transaction():
+            if self._touch(id, now):
+                return False
+            self._expire(now)
+            limit, used = self._limits.max_sessions, self._total("sessions")
+            if limit is not None and used >= limit:
+                raise over_quota("max_sessions", limit, used, 1)
+            self._db.execute(
+                "INSERT INTO sessions (id, ttl, metadata, created, used, expires) VALUES (?, ?, ?, ?, ?, ?)",
+                (id, ttl, msgspec.json.encode(metadata), now, now, None if ttl is None else now + ttl),
+            )
+            self._add("sessions", 1)
+            return True
+
+    def touch(self, id: str, now: float) -> bool:
+        """The session is used, or was at that time. Returns whether it was there then."""
+        with self._transaction():
+            return self._touch(id, now)
+
+    def info(self, id: str, now: float) -> SessionInfo | None:
+        """What there is to say of a session. Does not count as a use."""
+        row = self._db.execute("SELECT * FROM sessions WHERE id = ? AND coalesce(expires > ?, 1)", (id, now)).fetchone()
+        return None if row is None else _session(row, now)
+
+    def sessions(self, now: float) -> list[SessionInfo]:
+        """All of them, by id."""
+        rows = self._db.execute("SELECT * FROM sessions WHERE coalesce(expires > ?, 1) ORDER BY id", (now,))
+        return [_session(row, now) for row in rows]
+
+    def remove(self, id: str) -> bool:
+        """End a session, with its values and programs. Returns whether it was there."""
+        with self._transaction():
+            return self._remove(id)
+
+    def due(self, now: float) -> list[str]:
+        """The ids of the sessions that have expired unless somebody knows of a later use."""
+        return [id for (id,) in self._db.execute("SELECT id FROM sessions WHERE expires <= ?", (now,))]
+
+    def expire(self, now: float) -> list[str]:
+        """Remove what has expired. Returns the ids of the sessions."""
+        with self._transaction():
+            return self._expire(now)
+
+    def next_expiry(self) -> float:
+        """When something expires at the earliest; infinity when nothing will."""
+        row = self._db.execute(
+            "SELECT min(coalesce((SELECT min(expires) FROM sessions WHERE expires IS NOT NULL), ?1),"
+            " coalesce((SELECT min(expires) FROM programs WHERE expires IS NOT NULL), ?1))",
+            (math.inf,),
+        ).fetchone()
+        return float(row[0])
+
+    # ---- their values --------------------------------------------------------------------------------
+
+    def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None:
+        """Store a value. Returns its version, from 1 up; None when ``expect`` is not the version that is there (0: none).
+
+        Raises:
+            SessionNotFound: There is no such session.
+            QuotaExceeded: It does not fit into the session.
+        """
+        with self._transaction():
+            if not self._touch(id, now):
+                raise session_not_found(id)
+            old = self._db.execute(
+                "SELECT version, length(data) FROM items WHERE session = ? AND key = ?", (id, key)
+            ).fetchone()
+            version, old_size = old or (0, 0)
+            if expect is not None and expect != version:
+                return None
+            entries, size = self._db.execute("SELECT entries, size FROM sessions WHERE id = ?", (id,)).fetchone()
+            key_size = len(key.encode())
+            more_entries, more = (0, len(data) - old_size) if old else (1, len(data) + key_size)
+            limit = self._limits.session_max_entries
+            if limit is not None and entries + more_entries > limit:
+                raise over_quota("session_max_entries", limit, entries, more_entries)
+            limit = self._limits.session_max_bytes
+            if limit is not None and more > 0 and size + more > limit:
+                raise over_quota("session_max_bytes", limit, size, more)
+            self._db.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", (id, key, data, version + 1))
+            self._db.execute(
+                "UPDATE sessions SET entries = entries + ?, size = size + ? WHERE id = ?", (more_entries, more, id)
+            )
+            return int(version) + 1
+
+    def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None:
+        """A value and its version; None when there is none.
+
+        Raises:
+            SessionNotFound: There is no such session.
+        """
+        with self._transaction():
+            if not self._touch(id, now):
+                raise session_not_found(id)
+            row: tuple[bytes, int] | None = self._db.execute(
+                "SELECT data, version FROM items WHERE session = ? AND key = ?", (id, key)
+            ).fetchone()
+            return row
+
+    def discard(self, id: str, key: str, now: float) -> bool:
+        """Delete a value. Returns whether it was there.
+
+        Raises:
+            SessionNotFound: There is no such session.
+        """
+        with self._transaction():
+            if not self._touch(id, now):
+                raise session_not_found(id)
+            row = self._db.execute(
+                "DELETE FROM items WHERE session = ? AND key = ? RETURNING length(data)", (id, key)
+            ).fetchone()
+            if row is None:
+                return False
+            self._db.execute(
+                "UPDATE sessions SET entries = entries - 1, size = size - ? WHERE id = ?",
+                (row[0] + len(key.encode()), id),
+            )
+            return True
+
+    def keys(self, id: str, now: float) -> list[str]:
+        """The keys of a session's values, sorted.
+
+        Raises:
+            SessionNotFound: There is no such session.
+        """
+        with self._transaction():
+            if not self._touch(id, now):
+                raise session_not_found(id)
+            return [key for (key,) in self._db.execute("SELECT key FROM items WHERE session = ? ORDER BY key", (id,))]
+
+    # ---- programs ------------------------------------------------------------------------------------
+
+    def put_program(self, session: str | None, name: str, data: bytes, ttl: float | None, now: float) -> None:
+        """Store a program, in the place of one of that name.
+
+        Raises:
+            SessionNotFound: There is no such session.
+            QuotaExceeded: It is too large, or does not fit.
+        """
+        with self._transaction():
+            if session is not None and not self._touch(session, now):
+                raise session_not_found(session)
+            limit = self._limits.program_max_bytes
+            if limit is not None and len(data) > limit:
+                raise over_quota("program_max_bytes", limit, 0, len(data))
+            self._expire(now)
+            old = self._db.execute(
+                "SELECT length(data) FROM programs WHERE session = ? AND name = ?", (session or "", name)
+            ).fetchone()
+            more_programs, more = (0, len(data) - old[0]) if old else (1, len(data))
+            limit, used = self._limits.max_programs, self._total("programs")
+            if limit is not None and used + more_programs > limit:
+                raise over_quota("max_programs", limit, used, more_programs)
+            limit, used = self._limits.programs_max_bytes, self._total("program_bytes")
+            if limit is not None and more > 0 and used + more > limit:
+                raise over_quota("programs_max_bytes", limit, used, more)
+            self._db.execute(
+                "INSERT OR REPLACE INTO programs VALUES (?, ?, ?, ?)",
+                (session or "", name, data, None if ttl is None else now + ttl),
+            )
+            self._add("programs", more_programs)
+            self._add("program_bytes", more)
+
+    def program(self, session: str | None, name: str, now: float) -> bytes | None:
+        """A program; None when there is none."""
+        row = self._db.execute(
+            "SELECT data FROM programs WHERE session = ? AND name = ? AND coalesce(expires > ?, 1)",
+            (session or "", name, now),
+        ).fetchone()
+        if row is None or (session is not None and self.info(session, now) is None):
+            return None
+        return bytes(row[0])
+
+    def discard_program(self, session: str | None, name: str, now: float) -> bool:
+        """Delete a program. Returns whether it was there."""
+        with self._transaction():
+            self._expire(now)
+            return bool(self._discard_programs("session = ? AND name = ?", (session or "", name)))
+
+    def programs(self, session: str | None, now: float) -> list[ProgramInfo]:
+        """The programs of a session, or those of none, by name."""
+        if session is not None and self.info(session, now) is None:
+            return []
+        rows = self._db.execute(
+            "SELECT name, length(data), expires FROM programs WHERE session = ? AND coalesce(expires > ?, 1) ORDER BY name",
+            (session or "", now),
+        )
+        return [
+            ProgramInfo(name=name, session=session, size=size, expires_in=None if expires is None else expires - now)
+            for name, size, expires in rows
+        ]
+
+    # ---- inside a transaction --------------------------------------------------------------------------
+
+    def _touch(self, id: str, now: float) -> bool:
+        # A use that is told late never takes back what a later one has given.
+        changed = self._db.execute(
+            "UPDATE sessions SET used = max(used, ?1), expires = max(expires, ?1 + ttl)"
+            " WHERE id = ?2 AND coalesce(expires > ?1, 1)",
+            (now, id),
+        )
+        return changed.rowcount == 1
+
+    def _remove(self, id: str) -> bool:
+        found = self._db.execute("DELETE FROM sessions WHERE id = ?", (id,)).rowcount == 1
+        if found:
+            self._add("sessions", -1)
+            self._db.execute("DELETE FROM items WHERE session = ?", (id,))
+            self._discard_programs("session = ?", (id,))
+        return found
+
+    def _expire(self, now: float) -> list[str]:
+        ids = [id for (id,) in self._db.execute("SELECT id FROM sessions WHERE expires <= ?", (now,))]
+        for id in ids:
+            self._remove(id)
+        self._discard_programs("expires <= ?", (now,))
+        return ids
+
+    def _discard_programs(self, which: str, values: tuple[object, ...]) -> int:
+        rows = self._db.execute(f"DELETE FROM programs WHERE {which} RETURNING length(data)", values).fetchall()
+        if rows:
+            self._add("programs", -len(rows))
+            self._add("program_bytes", -sum(size for (size,) in rows))
+        return len(rows)
+
+
+def _session(row: Any, now: float) -> SessionInfo:
+    id, ttl, metadata, created, used, expires, entries, size = row
+    return SessionInfo(
+        id=id,
+        ttl=ttl,
+        metadata=msgspec.json.decode(metadata, type=dict[str, str]),
+        created_at=created,
+        used_at=used,
+        expires_in=None if expires is None else expires - now,
+        entries=entries,
+        size=size,
+    )

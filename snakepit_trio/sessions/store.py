@@ -1,0 +1,133 @@
+"""Where sessions and programs are kept, as the event loop sees it: in memory, in a SQLite file, or on a Redis server.
+
+Memory answers at once. The others may wait for a disk or a network, so they are asked in a worker thread, which the
+caller waits for even when it is cancelled: a write is done or not, never half.
+"""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Protocol, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from snakepit_trio.errors import ConfigError, SnakepitError
+
+from .records import Limits, ProgramInfo, SessionInfo
+from .sql import SqlTables
+
+__all__ = ["Store", "Tables", "open_store"]
+
+T = TypeVar("T")
+
+
+class Tables(Protocol):
+    """What every kind of store does, blocking; see :class:`snakepit_trio.sessions.sql.SqlTables` for what each means."""
+
+    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> bool: ...
+    def touch(self, id: str, now: float) -> bool: ...
+    def info(self, id: str, now: float) -> SessionInfo | None: ...
+    def sessions(self, now: float) -> list[SessionInfo]: ...
+    def remove(self, id: str) -> bool: ...
+    def due(self, now: float) -> list[str]: ...
+    def expire(self, now: float) -> list[str]: ...
+    def next_expiry(self) -> float: ...
+    def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None: ...
+    def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None: ...
+    def discard(self, id: str, key: str, now: float) -> bool: ...
+    def keys(self, id: str, now: float) -> list[str]: ...
+    def put_program(self, session: str | None, name: str, data: bytes, ttl: float | None, now: float) -> None: ...
+    def program(self, session: str | None, name: str, now: float) -> bytes | None: ...
+    def discard_program(self, session: str | None, name: str, now: float) -> bool: ...
+    def programs(self, session: str | None, now: float) -> list[ProgramInfo]: ...
+    def close(self) -> None: ...
+
+
+class Store:
+    """Asks tables from the event loop.
+
+    Args:
+        tables: What keeps the data.
+        clock: Its clock, in seconds.
+        blocking: Whether it may wait, and is asked in a thread.
+        shared: Other processes may change what is in it.
+        failures: What it raises when it can't be reached.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        *,
+        clock: Callable[[], float],
+        blocking: bool,
+        shared: bool,
+        failures: tuple[type[Exception], ...],
+    ) -> None:
+        self.tables = tables
+        self.clock = clock
+        self.shared = shared
+        self._blocking = blocking
+        self._failures = failures
+        # One at a time: SQLite's connection is one, and order is kept.
+        self._limiter = anyio.CapacityLimiter(1)
+
+    async def ask(self, method: Callable[..., T], *arguments: Any) -> T:
+        """Call one of the tables' methods. A cancellation comes before it or after it."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        try:
+            if not self._blocking:
+                return method(*arguments)
+            return await anyio.to_thread.run_sync(functools.partial(method, *arguments), limiter=self._limiter)
+        except self._failures as exc:
+            raise SnakepitError(f"the store of sessions can't be used: {exc}", retryable=True) from exc
+
+
+@asynccontextmanager
+async def open_store(place: str, limits: Limits) -> AsyncIterator[Store]:
+    """Open ``"memory"``, ``"sqlite:PATH"`` or ``"redis://..."``.
+
+    Raises:
+        ConfigError: It can't be opened; says why.
+    """
+    tables: Tables
+    clock: Callable[[], float] = time.time
+    failures: tuple[type[Exception], ...] = (sqlite3.Error,)
+    if place == "memory":
+        tables, clock = SqlTables(":memory:", limits), anyio.current_time
+    elif place.startswith("sqlite:"):
+        try:
+            tables = await anyio.to_thread.run_sync(SqlTables, place.removeprefix("sqlite:"), limits)
+        except sqlite3.Error as exc:
+            raise _unusable(place, exc) from exc
+    else:
+        try:
+            import redis
+
+            from .redis_tables import RedisTables
+        except ImportError as exc:
+            raise _unusable(place, "install snakepit-trio[redis]") from exc
+        failures = (redis.RedisError, OSError)
+        try:
+            tables = await anyio.to_thread.run_sync(RedisTables, place, limits)
+        except (redis.RedisError, OSError, ValueError) as exc:
+            raise _unusable(place, exc) from exc
+    store = Store(tables, clock=clock, blocking=place != "memory", shared=place != "memory", failures=failures)
+    try:
+        yield store
+    finally:
+        tables.close()
+
+
+def _unusable(place: str, why: object) -> ConfigError:
+    from snakepit_trio.observe.redaction import redact
+
+    return ConfigError(
+        f"store: {redact(place)} can't be used: {redact(str(why))}",
+        details={"source": "code", "key": "store", "expected": "'memory', 'sqlite:PATH' or 'redis://HOST'"},
+    )

@@ -1,0 +1,248 @@
+"""The host's own tools, which the workers' tools may call: checked when they are registered, found in one look-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, overload
+
+import attrs
+
+from snakepit_trio.errors import ConfigError, InvalidParameter, ToolExists, ToolNotFound
+from snakepit_trio.worker.adapter import TOOL_NAME, ToolOptions, options_of
+from snakepit_trio.worker.toolbox import Tool
+
+__all__ = ["RESERVED", "HostTool", "ToolRegistry"]
+
+#: Names that begin so are the library's.
+RESERVED = "snakepit."
+_MOST_TOOLS = 10_000
+_METADATA_ENTRIES, _METADATA_SIZE = 64, 8192
+_LONGEST_DESCRIPTION = 8192
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@attrs.frozen(kw_only=True)
+class HostTool:
+    """A registered tool.
+
+    Attributes:
+        name: What workers call it.
+        description: What it does.
+        metadata: Text that says more about it.
+        critical: It can't be replaced or removed.
+        tool: Its function, signature and schemas.
+    """
+
+    name: str
+    description: str
+    metadata: Mapping[str, str]
+    critical: bool
+    tool: Tool = attrs.field(repr=False)
+
+    @property
+    def parameters_schema(self) -> str:
+        """JSON Schema of its parameters, as JSON text."""
+        return self.tool.parameters_schema
+
+
+class ToolRegistry:
+    """Host tools by name. A session's registry holds that session's own, which go before the runtime's."""
+
+    def __init__(self) -> None:
+        self._tools: dict[str, HostTool] = {}
+
+    def __repr__(self) -> str:
+        return f"<ToolRegistry {len(self._tools)} tools>"
+
+    def __len__(self) -> int:
+        return len(self._tools)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tools
+
+    def __iter__(self) -> Iterator[HostTool]:
+        return iter(self.list())
+
+    @overload
+    def host_tool(self, function: F, /) -> F: ...
+    @overload
+    def host_tool(
+        self,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        critical: bool = False,
+        replace: bool = False,
+    ) -> Callable[[F], F]: ...
+    def host_tool(
+        self,
+        function: Any = None,
+        /,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        critical: bool = False,
+        replace: bool = False,
+    ) -> Any:
+        """Register a function under its own name, as a decorator; arguments and errors as in :meth:`register`."""
+
+        def mark(fn: Any) -> Any:
+            self.register(
+                getattr(fn, "__name__", "") if name is None else name,
+                fn,
+                description=description,
+                metadata=metadata,
+                critical=critical,
+                replace=replace,
+            )
+            return fn
+
+        return mark if function is None else mark(function)
+
+    def register(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        *,
+        description: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+        critical: bool = False,
+        replace: bool = False,
+    ) -> HostTool:
+        """Let workers call a function, sync or async, by this name.
+
+        An async one runs in the runtime's event loop, under the deadline of the request that calls it, and is cancelled with
+        it; a sync one runs in a thread.
+
+        Args:
+            name: A letter, then up to 63 letters, digits, ``_``, ``.`` or ``-``; not beginning with ``snakepit.``.
+            function: Its parameters are found by name; annotated ones are checked.
+            description: What it does; the first paragraph of its docstring by default.
+            metadata: Text that says more about it: up to 64 entries, 8192 characters.
+            critical: It can't be replaced or removed.
+            replace: It may take the place of another one.
+
+        Raises:
+            InvalidParameter: An argument is refused; nothing was registered.
+            ToolExists: There is one of that name.
+        """
+        made = _make(name, function, description, metadata, critical=critical)
+        self._check_place(name, replace=replace)
+        self._check_room(1)
+        self._tools[name] = made
+        return made
+
+    def register_many(self, functions: Mapping[str, Callable[..., Any]], *, replace: bool = False) -> None:
+        """Register functions by name: all of them, or, when one is refused, none.
+
+        Raises:
+            InvalidParameter, ToolExists: As :meth:`register`, for the first that is refused.
+        """
+        made = {name: _make(name, function, None, None, critical=False) for name, function in functions.items()}
+        for name in made:
+            self._check_place(name, replace=replace)
+        self._check_room(len(made.keys() - self._tools.keys()))
+        self._tools.update(made)
+
+    def unregister(self, name: str) -> None:
+        """Remove a tool; calls of it that are under way go on.
+
+        Raises:
+            ToolNotFound: There is none of that name.
+            ToolExists: It is critical, and stays.
+        """
+        found = self._tools.get(name)
+        if found is None:
+            raise _not_found(name)
+        if found.critical:
+            raise ToolExists(f"host tool {name!r} is critical and can't be removed", details={"tool": name})
+        del self._tools[name]
+
+    def get(self, name: str) -> HostTool:
+        """The tool of this name.
+
+        Raises:
+            ToolNotFound: There is none.
+        """
+        found = self._tools.get(name)
+        if found is None:
+            raise _not_found(name)
+        return found
+
+    def list(self) -> tuple[HostTool, ...]:
+        """All of them, by name."""
+        return tuple(self._tools[name] for name in sorted(self._tools))
+
+    def _check_place(self, name: str, *, replace: bool) -> None:
+        found = self._tools.get(name)
+        if found is not None and (found.critical or not replace):
+            why = (
+                "is critical and can't be replaced" if found.critical else "is there already; replace=True replaces it"
+            )
+            raise ToolExists(f"host tool {name!r} {why}", details={"tool": name, "critical": found.critical})
+
+    def _check_room(self, more: int) -> None:
+        if len(self._tools) + more > _MOST_TOOLS:
+            raise InvalidParameter(f"there may be at most {_MOST_TOOLS} host tools", details={"path": "name"})
+
+
+def _not_found(name: object) -> ToolNotFound:
+    return ToolNotFound(f"the host has no tool {name!r}", details={"tool": name})
+
+
+def _make(
+    name: object,
+    function: Any,
+    description: str | None,
+    metadata: Mapping[str, str] | None,
+    *,
+    critical: bool,
+) -> HostTool:
+    if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
+        raise InvalidParameter(
+            f"a host tool can't be called {ascii(name)[:100]}: a letter, then up to 63 letters, digits, '_', '.' or '-'",
+            details={"path": "name"},
+        )
+    if name.lower().startswith(RESERVED):
+        raise InvalidParameter(f"{name!r}: names that begin with {RESERVED!r} are reserved", details={"path": "name"})
+    if not callable(function):
+        raise InvalidParameter(
+            f"host tool {name!r} must be a function, not {type(function).__name__}", details={"path": "function"}
+        )
+    given = options_of(function)
+    if description is None:
+        description = (
+            given.description if given else " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
+        )
+    if not isinstance(description, str) or len(description) > _LONGEST_DESCRIPTION:
+        raise InvalidParameter(
+            f"host tool {name!r}: the description must be text of up to {_LONGEST_DESCRIPTION} characters",
+            details={"path": "description"},
+        )
+    metadata = dict(metadata or {})
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidParameter(f"host tool {name!r}: metadata must be text", details={"path": f"metadata[{key!r}]"})
+    size = sum(len(key) + len(value) for key, value in metadata.items())
+    if len(metadata) > _METADATA_ENTRIES or size > _METADATA_SIZE:
+        raise InvalidParameter(
+            f"host tool {name!r}: metadata has {len(metadata)} entries of {size} characters; "
+            f"the limits are {_METADATA_ENTRIES} and {_METADATA_SIZE}",
+            details={"path": "metadata"},
+        )
+    try:
+        tool = Tool(function, ToolOptions(name, description, critical))
+    except (ConfigError, ValueError, TypeError) as exc:
+        raise InvalidParameter(f"host tool {name!r}: {exc}", details={"path": "function"}) from exc
+    if tool.takes_context:
+        raise InvalidParameter(
+            f"host tool {name!r} asks for a ToolContext, which belongs to workers", details={"path": "function"}
+        )
+    if tool.kind.streaming:
+        raise InvalidParameter(
+            f"host tool {name!r} gives a stream; a host tool gives one result", details={"path": "function"}
+        )
+    return HostTool(name=name, description=description, metadata=metadata, critical=critical, tool=tool)
