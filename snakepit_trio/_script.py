@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -76,6 +77,9 @@ def run_script(
             code = 1
         else:
             raise
+    if received and threading.current_thread() is threading.main_thread():
+        # The process is about to exit, as it was asked to: one Ctrl-C more has nothing to add.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     for runtime in opened:
         for pool, workers in runtime.killed.items():
             print(f"snakepit: pool {pool}: had to kill {', '.join(workers)}", file=sys.stderr)  # noqa: T201

@@ -279,7 +279,7 @@ def run(
     Returns:
         What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
         printed), 2 for a configuration that is refused, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's
-        number, as shells count).
+        number, as shells count). After a signal the process is expected to exit: SIGINT is ignored from then on.
     """
     from snakepit_trio._script import run_script
 
