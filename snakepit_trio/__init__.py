@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snakepit_trio import hardware as hardware
     from snakepit_trio.config import BridgeConfig as BridgeConfig
     from snakepit_trio.config import PoolConfig as PoolConfig
     from snakepit_trio.config import RuntimeConfig as RuntimeConfig
@@ -71,11 +72,14 @@ _MODULES = {
     "worker.context": ["ToolContext"],
 }  # fmt: skip
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
+_SUBMODULES = frozenset({"hardware"})
 
-__all__ = sorted(_WHERE)  # noqa: PLE0605
+__all__ = sorted({*_WHERE, *_SUBMODULES})  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     try:
         module = _WHERE[name]
     except KeyError:

@@ -144,6 +144,8 @@ def _from_text(text: str, hint: Any, variable: str, key: str) -> Any:
                 return option(text)
             except ValueError:
                 continue
+        if typing.get_origin(option) is tuple:
+            return tuple(part.strip() for part in text.split(","))
         if option is str or (typing.get_origin(option) is Literal and text in typing.get_args(option)):
             return text
     from snakepit_trio.config import _describe

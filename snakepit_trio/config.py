@@ -19,6 +19,7 @@ from typing import Any, Literal
 import attrs
 
 from snakepit_trio.errors import ConfigError
+from snakepit_trio.hardware import visibility
 
 __all__ = ["BridgeConfig", "PoolConfig", "RuntimeConfig", "TlsConfig"]
 
@@ -69,7 +70,7 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is not None and issubclass(origin, Mapping):
         return isinstance(value, Mapping) and all(type(k) is str and type(v) is str for k, v in value.items())
     if origin is tuple:
-        return isinstance(value, tuple)
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     return isinstance(value, hint)
 
 
@@ -104,6 +105,10 @@ def _start_method() -> str:
 
 
 _TINY = 1e-3
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 @attrs.frozen(kw_only=True)
@@ -150,6 +155,9 @@ class PoolConfig:
         unserializable: What becomes of a result that can't be sent: ``"error"``, or ``"marker"``, a map in its place that
             names its type.
         python: Another interpreter for the workers; it must have snakepit_trio installed. Implies ``"spawn"``.
+        devices: Ties the worker of each slot to one accelerator, in turn, by the environment: ``["cuda:0", "cuda:1"]``, or
+            ``"auto"`` for all that this process may use. What ``env`` says of the same variable wins. An adapter that
+            initialises its device at import is too early; ``setup`` is the place.
         env: Added to the workers' environment.
         cwd: The workers' directory.
     """
@@ -195,6 +203,7 @@ class PoolConfig:
     shm_limit: int | None = _within(1 << 30, 0)
     unserializable: Literal["error", "marker"] = "error"
     python: str | None = None
+    devices: Literal["auto"] | tuple[str, ...] | None = attrs.field(default=None, converter=_as_tuple)
     env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
     cwd: str | None = None
 
@@ -204,6 +213,16 @@ class PoolConfig:
             _refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
         if not _POOL_NAME.fullmatch(self.name):
             _refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
+        if isinstance(self.devices, tuple):
+            if not self.devices:
+                _refuse("devices", [], "'auto' or at least one device")
+            for device in self.devices:
+                try:
+                    visibility(device)
+                except ValueError:
+                    _refuse("devices", device, "devices such as 'cuda:0'")
+        if self.devices is not None and self.spares:
+            _refuse("spares", self.spares, "0 when devices are given: a warm worker would be tied to the wrong one")
         for name, value in (self.env or {}).items():
             if not name or "=" in name or "\0" in name or "\0" in value:
                 _refuse("env", name, "names without '=' and no NUL in names or values")
@@ -241,10 +260,6 @@ class BridgeConfig:
             _refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
 
 
-def _frozen(pools: Sequence[PoolConfig]) -> Sequence[PoolConfig]:
-    return tuple(pools) if isinstance(pools, list) else pools
-
-
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
     """A runtime: its pools and what they share.
@@ -262,7 +277,7 @@ class RuntimeConfig:
             large one, how large all, how long.
     """
 
-    pools: Sequence[PoolConfig] = attrs.field(converter=_frozen)
+    pools: Sequence[PoolConfig] = attrs.field(converter=_as_tuple)
     bridge: BridgeConfig | None = None
     state_dir: str | None = None
     wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"

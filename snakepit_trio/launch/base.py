@@ -49,7 +49,11 @@ class WorkerSpec:
     python: str | None = None
     #: Added to the inherited environment.
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    #: Of this worker alone: set in the process before any user code runs in it, if ``env`` does not name it already.
+    own_env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     cwd: str | None = None
+    #: What ``own_env`` ties it to, such as "cuda:0".
+    device: str | None = None
 
 
 @attrs.frozen

@@ -23,6 +23,8 @@ class Boot(msgspec.Struct, kw_only=True):
     #: Bytes of shared memory that the worker may use for what it sends; 0 for none, on both sides.
     shm_limit: int = 0
     unserializable: str = "error"
+    #: Variables of this worker alone, which its template does not have.
+    env: dict[str, str] = {}
     #: Entries of ``sys.path`` that the worker puts before its own, so that it finds what the host finds.
     path: list[str] = []
 

@@ -42,6 +42,7 @@ def boot_message(spec: WorkerSpec) -> bytes:
             max_payload=spec.max_payload,
             shm_limit=spec.shm_limit,
             unserializable=spec.unserializable,
+            env={name: value for name, value in spec.own_env.items() if name not in spec.env},
             path=import_path(spec),
         )
     )

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
+import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
+from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.tools.schemas import compile_check
 from snakepit_trio.tools.serving import HostToolServer
@@ -142,6 +144,7 @@ class Crew:
         #: Places of workers that are kept warm and take no calls before they are moved to a slot.
         self._spares: list[Slot] = []
         self._seats: dict[Worker, Seats] = {}
+        self._devices = () if config.devices in (None, "auto") else config.devices
         self._servers: dict[Worker, HostToolServer] = {}
         self._rng = random.Random(secrets.randbits(64))
         limit = config.shm_limit if available() else 0
@@ -181,6 +184,9 @@ class Crew:
             WorkerStartupError: None of them has got a worker.
         """
         self._nursery = nursery
+        if self.config.devices == "auto":
+            hardware = await anyio.to_thread.run_sync(detect)
+            self._devices = tuple(device.id for device in hardware.accelerators)
         for _ in range(self.size):
             self._add_slot(self.slots)
         for _ in range(self.config.spares):
@@ -434,6 +440,7 @@ class Crew:
 
     def make_worker(self, slot: int, incarnation: int) -> Worker:
         config, parts = self.config, self._parts
+        device = self._devices[slot % len(self._devices)] if self._devices else None
         return Worker(
             WorkerSpec(
                 worker_id=secrets.token_hex(6),
@@ -450,7 +457,9 @@ class Crew:
                 unserializable=config.unserializable,
                 python=config.python,
                 env=dict(config.env or {}),
+                own_env={} if device is None else visibility(device),
                 cwd=config.cwd,
+                device=device,
             ),
             settings=config,
             launcher=parts.launcher,
@@ -518,6 +527,7 @@ def _info(slot: Slot, worker: Worker) -> WorkerInfo:
         rss=worker.rss,
         last_heartbeat=worker.last_heartbeat,
         tainted=worker.tainted,
+        device=worker.spec.device,
         next_attempt=slot.next_attempt if worker.ended.is_set() and worker is slot.current else None,
         reason=slot.reason if failed else (worker.exit.message if worker.exit is not None else ""),
     )

@@ -65,6 +65,7 @@ class WorkerInfo:
         rss: Resident memory in bytes, as last reported; 0 when not known yet.
         last_heartbeat: Wall-clock time of its last sign of life; None before the first.
         tainted: It has shown a fault and gets no new calls.
+        device: What it is tied to, such as ``"cuda:0"``; None: nothing.
         next_attempt: When its slot starts another worker, on the event loop's clock (``anyio.current_time()``); None while
             there is no need to.
         reason: Why it is in this state, when there is something to say.
@@ -83,5 +84,6 @@ class WorkerInfo:
     rss: int
     last_heartbeat: float | None
     tainted: bool
+    device: str | None = None
     next_attempt: float | None = None
     reason: str = ""

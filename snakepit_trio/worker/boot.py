@@ -50,6 +50,7 @@ def run_worker(lifeline_fd: int, report_fd: int, marks_fd: int) -> int:
     os.close(marks_fd)
     boot = read_boot(lifeline_fd)
     lifeline = Lifeline(lifeline_fd)
+    os.environ.update(boot.env)
     known = set(sys.path)
     sys.path[:] = [*(entry for entry in boot.path if entry not in known), *sys.path] if boot.path else sys.path
     unreported = [report_fd]

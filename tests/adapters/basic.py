@@ -133,3 +133,9 @@ def unencodable() -> object:
 @sp.tool
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+@sp.tool
+def environment(name: str) -> str | None:
+    """A variable of the worker's environment."""
+    return os.environ.get(name)
