@@ -18,8 +18,7 @@ import anyio.abc
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError
 
-from .records import SessionInfo
-from .sql import session_not_found
+from .records import SessionInfo, session_not_found
 from .store import Store
 
 __all__ = ["KnownSession", "SessionDirectory"]

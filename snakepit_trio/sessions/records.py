@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import attrs
 
-from snakepit_trio.errors import InvalidParameter, QuotaExceeded
+from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound
 
-__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "over_quota"]
+__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "over_quota", "session_not_found"]
 
 _LONGEST_NAME = 256
 
@@ -71,6 +71,11 @@ def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
         f"{quota} is {limit}: {used} are used, {asked} more were asked for",
         details={"quota": quota, "limit": limit, "used": used, "asked": asked},
     )
+
+
+def session_not_found(id: str) -> SessionNotFound:
+    """The error for a session that is not there, or no longer."""
+    return SessionNotFound(f"there is no session {id!r}", details={"session": id})
 
 
 def check_name(value: object, what: str) -> str:

@@ -14,11 +14,9 @@ from typing import Any
 
 import msgspec
 
-from snakepit_trio.errors import SessionNotFound
+from .records import Limits, ProgramInfo, SessionInfo, over_quota, session_not_found
 
-from .records import Limits, ProgramInfo, SessionInfo, over_quota
-
-__all__ = ["SqlTables", "session_not_found"]
+__all__ = ["SqlTables"]
 
 _BUSY = 5.0
 _SCHEMA = """
@@ -37,11 +35,6 @@ CREATE INDEX IF NOT EXISTS programs_expiry ON programs (expires) WHERE expires I
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
 """
-
-
-def session_not_found(id: str) -> SessionNotFound:
-    """The error for a session that is not there, or no longer."""
-    return SessionNotFound(f"there is no session {id!r}", details={"session": id})
 
 
 class SqlTables:

@@ -69,6 +69,8 @@ class ToolRegistry:
     @overload
     def host_tool(
         self,
+        function: None = None,
+        /,
         *,
         name: str | None = None,
         description: str | None = None,

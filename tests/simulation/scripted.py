@@ -301,7 +301,8 @@ class World(Launcher, Wire):
             events=self.events,
             ids=itertools.count(1),
             redact=str,
-            host_call=lambda *_: None,
+            registries=lambda _: (),
+            nested=set(),
             starting=anyio.Semaphore(4),
         )
         return Pool(config, parts, None)  # type: ignore[arg-type]
