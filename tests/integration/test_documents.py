@@ -1,61 +1,86 @@
-"""The README's code and commands do what it says."""
+"""The documents' code does what they say; :mod:`tests.documents` has the rules."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+from tests.documents import ROOT, Block, Page, matches, pages
+
+PAGES = pages()
+RUNNABLE = ("python", "console", "toml")
 
 
-@pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A directory with the README's files."""
-    for language, text in BLOCKS:
-        name = re.match(r"# (\w+\.py)\n", text)
-        if language == "python" and name:
-            (tmp_path / name[1]).write_text(text)
-    return tmp_path
-
-
-def run(command: list[str], cwd: Path, stdin: str = "") -> str:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(command: list[str] | str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": f"{cwd}{os.pathsep}{ROOT}", "COLUMNS": "100", "NO_COLOR": "1"}
+    if isinstance(command, str):
+        # The commands of this checkout, whatever is on the path.
+        snakepit, python = f"{shlex.quote(sys.executable)} -m snakepit_trio", shlex.quote(sys.executable)
+        functions = f'snakepit() {{ {snakepit} "$@"; }}; python() {{ {python} "$@"; }}; set -e -o pipefail; '
+        command = ["bash", "-c", functions + command]
     done = subprocess.run(
-        command, cwd=cwd, input=stdin, capture_output=True, text=True, timeout=90, check=False, env=environment
-    )
-    assert done.returncode == 0, done.stderr
+        command, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=90, check=False,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
     return done.stdout
 
 
-def test_the_program_prints_what_it_says(checkout: Path) -> None:
-    (wanted,) = [text for language, text in BLOCKS if language == "text"]
-    assert run([sys.executable, "main.py"], checkout) == wanted
+def write_files(page: Page, place: Path) -> None:
+    for block in page.blocks:
+        if block.name:
+            (place / block.name).parent.mkdir(parents=True, exist_ok=True)
+            (place / block.name).write_text(block.text)
 
 
-def test_the_program_runs_on_asyncio_too(checkout: Path) -> None:
-    main = checkout / "main.py"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_every_block_runs(page: Page, tmp_path: Path) -> None:
+    write_files(page, tmp_path)
+    for block in page.blocks:
+        if block.language in RUNNABLE and not block.excuse:
+            run_block(page, block, tmp_path)
+
+
+def run_block(page: Page, block: Block, place: Path) -> None:
+    where = f"{page.path}:{block.line}"
+    if block.language == "console":
+        assert block.commands(), f"{where}: no line begins with '$ '"
+        for command, expected in block.commands():
+            printed = run(command, place)
+            assert matches(expected, printed), f"{where}: {command!r} printed\n{printed}"
+    elif block.name is None:
+        pytest.fail(f"{where}: this {block.language} block is not run; name it, or say why it is not")
+    elif block.expected is not None:
+        printed = run([sys.executable, block.name], place)
+        assert matches(block.expected, printed), f"{where}: {block.name} printed\n{printed}"
+    elif block.language == "python":
+        run([sys.executable, "-c", f"import {block.name.removesuffix('.py').replace('/', '.')}"], place)
+    elif Path(block.name).name.startswith("snakepit"):
+        load = f"import snakepit_trio as sp; sp.RuntimeConfig.load({block.name!r}, environ={{}})"
+        run([sys.executable, "-c", load], place)
+
+
+def test_the_readmes_program_runs_on_asyncio_too(tmp_path: Path) -> None:
+    write_files(PAGES[0], tmp_path)
+    main = tmp_path / "main.py"
     main.write_text(main.read_text().replace('backend="trio"', 'backend="asyncio"'))
-    assert run([sys.executable, "main.py"], checkout).startswith("3\n")
+    assert run([sys.executable, "main.py"], tmp_path).startswith("3\n")
 
 
-def test_the_commands(checkout: Path) -> None:
-    snakepit = [sys.executable, "-m", "snakepit_trio"]
-    assert "Add two numbers." in run([*snakepit, "tools", "sums"], checkout)
-    assert run([*snakepit, "call", "sums", "add", '{"a": 1, "b": 2}'], checkout) == "3\n"
-    found = run([*snakepit, "map", "sums", "add", "-"], checkout, '{"a": 1, "b": 2}\n')
-    assert json.loads(found)["result"] == 3
-    for command in re.findall(r"^snakepit (\w+)", README, re.MULTILINE):
-        assert command in {"tools", "call", "map", "demo"}
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_every_link_leads_somewhere(page: Page) -> None:
+    for name in re.findall(r"\]\((?!\w+:)([^)#]+)(?:#[^)]*)?\)", page.text):
+        assert ((ROOT / page.path).parent / name).exists(), name
 
 
-def test_every_link_leads_somewhere() -> None:
-    for name in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / name).exists(), name
+def test_what_stands_for_anything() -> None:
+    assert matches("a\n...\nd ... f", "a\nb\nc\nd e f")
+    assert matches("a\n...", "a")
+    assert not matches("a\nb", "a\nc")
+    assert not matches("a", "a\nb")
