@@ -90,6 +90,18 @@ def protos(session: nox.Session) -> None:
 
 
 @nox.session
+def events(session: nox.Session) -> None:
+    """Make docs/events.md anew and compare; with ``-- --write`` put it in place."""
+    session.install(".")
+    made = session.run("python", "-m", "snakepit_trio.observe.catalogue", silent=True)
+    kept = pathlib.Path("docs/events.md")
+    if "--write" in session.posargs:
+        kept.write_text(made)
+    elif kept.read_text() != made:
+        session.error(f"{kept} is not what the catalogue gives; nox -s events -- --write")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks, beside their peers."""
     session.install(".", *group("bench"))

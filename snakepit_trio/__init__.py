@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snakepit_trio import hardware as hardware
     from snakepit_trio.config import BridgeConfig as BridgeConfig
+    from snakepit_trio.config import CircuitConfig as CircuitConfig
+    from snakepit_trio.config import HedgeConfig as HedgeConfig
+    from snakepit_trio.config import LimitConfig as LimitConfig
+    from snakepit_trio.config import MetricsConfig as MetricsConfig
     from snakepit_trio.config import PoolConfig as PoolConfig
+    from snakepit_trio.config import RetryConfig as RetryConfig
     from snakepit_trio.config import RuntimeConfig as RuntimeConfig
     from snakepit_trio.config import TlsConfig as TlsConfig
     from snakepit_trio.errors import AuthenticationFailed as AuthenticationFailed
@@ -54,7 +59,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "config": ["BridgeConfig", "PoolConfig", "RuntimeConfig", "TlsConfig"],
+    "config": [
+        "BridgeConfig", "CircuitConfig", "HedgeConfig", "LimitConfig", "MetricsConfig", "PoolConfig", "RetryConfig",
+        "RuntimeConfig", "TlsConfig",
+    ],
     "errors": [
         "AuthenticationFailed", "CircuitOpen", "ConfigError", "InvalidParameter", "InvalidPayload", "PoolClosed",
         "PoolNotFound", "ProtocolMismatch", "QueueFull", "QueueTimeout", "QuotaExceeded", "RequestCancelled",

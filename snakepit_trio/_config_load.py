@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import attrs
 
-from snakepit_trio.config import BridgeConfig, PoolConfig, RuntimeConfig, TlsConfig
+from snakepit_trio._config_checks import describe
+from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError
 
 __all__ = ["load"]
@@ -33,29 +35,13 @@ def _fail(source: str, key: str, expected: str, got: str = "") -> NoReturn:
 def load(cls: type[RuntimeConfig], path: Path | None, environ: Mapping[str, str]) -> RuntimeConfig:
     """See :meth:`snakepit_trio.config.RuntimeConfig.load`."""
     source, table = _read(path)
-    pools = table.pop("pools", [])
-    bridge = table.pop("bridge", None)
+    pools = table.setdefault("pools", [])
     if not isinstance(pools, list) or not all(isinstance(pool, dict) for pool in pools):
         _fail(source, "pools", "[[pools]] tables")
-    if bridge is not None and not isinstance(bridge, dict):
-        _fail(source, "bridge", "a [bridge] table")
     # Where each value came from, for the message about a bad one.
     origins: dict[tuple[str, ...], str] = {}
-    _overlay(environ, table, pools, bridge_holder := {"bridge": bridge}, origins)
-    bridge = bridge_holder["bridge"]
-    made_pools = []
-    for index, pool in enumerate(pools):
-        name = pool.get("name", "default")
-        made_pools.append(_make(PoolConfig, pool, source, f"pools[{index}]", origins, ("pools", str(name).lower())))
-    made_bridge = None
-    if bridge is not None:
-        tls = bridge.pop("tls", None)
-        if tls is not None:
-            if not isinstance(tls, dict):
-                _fail(source, "bridge.tls", "a table")
-            bridge["tls"] = _make(TlsConfig, tls, source, "bridge.tls", origins, ("bridge", "tls"))
-        made_bridge = _make(BridgeConfig, bridge, source, "bridge", origins, ("bridge",))
-    made: RuntimeConfig = _make(cls, {**table, "pools": made_pools, "bridge": made_bridge}, source, "", origins, ())
+    _overlay(environ, cls, table, origins)
+    made: RuntimeConfig = _make(cls, table, source, "", origins, ())
     return made
 
 
@@ -84,47 +70,60 @@ def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
 
 
 def _overlay(
-    environ: Mapping[str, str],
-    table: dict[str, Any],
-    pools: list[dict[str, Any]],
-    holder: dict[str, Any],
-    origins: dict[tuple[str, ...], str],
+    environ: Mapping[str, str], cls: type[RuntimeConfig], table: dict[str, Any], origins: dict[tuple[str, ...], str]
 ) -> None:
     for variable in sorted(environ):
         if not variable.startswith(_PREFIX) or variable in _OTHERS or variable.startswith(_OTHER_PREFIXES):
             continue
         parts = [part.lower() for part in variable.removeprefix(_PREFIX).split("__")]
-        text = environ[variable]
-        place: tuple[str, ...]
-        owner: type
+        target: dict[str, Any] = table
+        owner: type = cls
+        place: tuple[str, ...] = ()
         if parts[0] == "pools":
-            if len(parts) != 3:
+            if len(parts) < 3:
                 _fail(variable, "name", f"{_PREFIX}POOLS__NAME__KEY")
-            _, name, key = parts
-            found = [pool for pool in pools if _folded(pool.get("name", "default")) == _folded(name)]
-            if len(found) > 1:
-                _fail(variable, name, "the name of one pool only")
-            if not found:
-                found = [{"name": name}]
-                pools.append(found[0])
-            target, place, owner = found[0], ("pools", str(found[0].get("name", "default")).lower(), key), PoolConfig
-        elif parts[0] == "bridge":
-            if holder["bridge"] is None:
-                holder["bridge"] = {}
-            target, key, place, owner = holder["bridge"], parts[-1], tuple(parts), BridgeConfig
-            if len(parts) == 3 and parts[1] == "tls":
-                target, owner = target.setdefault("tls", {}), TlsConfig
-            elif len(parts) != 2:
-                _fail(variable, "name", f"{_PREFIX}BRIDGE__KEY")
-        elif len(parts) == 1:
-            target, key, place, owner = table, parts[0], (parts[0],), RuntimeConfig
-        else:
-            _fail(variable, "name", f"{_PREFIX}KEY, {_PREFIX}POOLS__NAME__KEY or {_PREFIX}BRIDGE__KEY")
+            target, owner, parts = _pool_named(table["pools"], parts[1], variable), PoolConfig, parts[2:]
+            place = _place_of("pools", target, 0)
+        while len(parts) > 1:
+            inner, many = _tables_of(owner, parts[0])
+            if inner is None or many:
+                _fail(variable, "name", f"{_PREFIX}KEY, {_PREFIX}POOLS__NAME__KEY or {_PREFIX}TABLE__KEY")
+            nested = target.get(parts[0])
+            if not isinstance(nested, dict):
+                nested = target[parts[0]] = {}
+            target, owner, place, parts = nested, inner, (*place, parts[0]), parts[1:]
+        (key,) = parts
         hint = typing.get_type_hints(owner).get(key)
         if hint is None:
             _unknown(variable, key, owner)
-        target[key] = _from_text(text, hint, variable, key)
-        origins[place] = variable
+        target[key] = _from_text(environ[variable], hint, variable, key)
+        origins[*place, key] = variable
+
+
+def _pool_named(pools: list[dict[str, Any]], name: str, variable: str) -> dict[str, Any]:
+    found = [pool for pool in pools if _folded(pool.get("name", "default")) == _folded(name)]
+    if len(found) > 1:
+        _fail(variable, name, "the name of one pool only")
+    if not found:
+        found = [{"name": name}]
+        pools.append(found[0])
+    return found[0]
+
+
+def _place_of(key: str, values: Mapping[str, Any], index: int) -> tuple[str, ...]:
+    return (key, str(values.get("name", "default")).lower() if key == "pools" else str(index))
+
+
+def _tables_of(cls: type, key: str) -> tuple[type | None, bool]:
+    """The configuration class of a key's table, None for a plain value; whether there may be many such tables."""
+    hint = typing.get_type_hints(cls).get(key)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        many = typing.get_origin(option) is Sequence
+        inner = typing.get_args(option)[0] if many else option
+        if isinstance(inner, type) and attrs.has(inner):
+            return inner, many
+    return None, False
 
 
 def _folded(name: object) -> str:
@@ -146,11 +145,14 @@ def _from_text(text: str, hint: Any, variable: str, key: str) -> Any:
                 continue
         if typing.get_origin(option) is tuple:
             return tuple(part.strip() for part in text.split(","))
+        if typing.get_origin(option) is Sequence:
+            try:
+                return json.loads(text)
+            except ValueError:
+                _fail(variable, key, "a list as JSON", repr(text[:60]))
         if option is str or (typing.get_origin(option) is Literal and text in typing.get_args(option)):
             return text
-    from snakepit_trio.config import _describe
-
-    _fail(variable, key, _describe(hint), repr(text[:60]))
+    _fail(variable, key, describe(hint), repr(text[:60]))
 
 
 def _unknown(source: str, key: str, cls: type, where: str = "") -> NoReturn:
@@ -175,8 +177,25 @@ def _make(
     missing = [f.name for f in attrs.fields(cls) if f.default is attrs.NOTHING and f.name not in values]
     if missing:
         _fail(source, f"{where}.{missing[0]}" if where else missing[0], "a value", "none")
+    made = dict(values)
+    for key, value in values.items():
+        inner, many = _tables_of(cls, key)
+        full = f"{where}.{key}" if where else key
+        if inner is None or value is None:
+            continue
+        if many:
+            if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+                _fail(source, full, f"[[{key}]] tables")
+            made[key] = [
+                _make(inner, item, source, f"{full}[{index}]", origins, (*place, *_place_of(key, item, index)))
+                for index, item in enumerate(value)
+            ]
+        elif not isinstance(value, dict):
+            _fail(source, full, f"a [{key}] table")
+        else:
+            made[key] = _make(inner, value, source, full, origins, (*place, key))
     try:
-        return cls(**values)
+        return cls(**made)
     except ConfigError as exc:
         key = str(exc.details.get("key", ""))
         origin = origins.get((*place, key), source)

@@ -10,88 +10,32 @@ import math
 import os
 import re
 import sys
-import types
-import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
-from snakepit_trio.errors import ConfigError
+from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
 from snakepit_trio.hardware import visibility
+from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
-__all__ = ["BridgeConfig", "PoolConfig", "RuntimeConfig", "TlsConfig"]
+__all__ = [
+    "BridgeConfig",
+    "CircuitConfig",
+    "HedgeConfig",
+    "LimitConfig",
+    "MetricsConfig",
+    "PoolConfig",
+    "RetryConfig",
+    "RuntimeConfig",
+    "TlsConfig",
+]
 
 _ADAPTER = re.compile(r"[^\s:]+(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
 _ADDRESS = re.compile(r"unix:.+|tcp:[^:]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1,5}")
-
-
-def _refuse(key: str, value: object, expected: str) -> typing.NoReturn:
-    shown = repr(value)
-    raise ConfigError(
-        f"{key}: expected {expected}, got {shown if len(shown) <= 100 else shown[:97] + '...'}",
-        details={"source": "code", "key": key, "expected": expected},
-    )
-
-
-def _describe(hint: Any) -> str:
-    origin = typing.get_origin(hint)
-    if hint is None or hint is type(None):
-        return "None"
-    if origin is Literal:
-        return " or ".join(map(repr, typing.get_args(hint)))
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(arg) for arg in typing.get_args(hint))
-    if origin is not None:
-        return {"Mapping": "a mapping of text to text", "tuple": "a list"}.get(origin.__name__, str(hint))
-    return {int: "an int", float: "a number", str: "text", bool: "true or false"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of a type, strictly: True is no int, nan is no number; an int is a float."""
-    origin = typing.get_origin(hint)
-    if hint is None or hint is type(None):
-        return value is None
-    if origin is Literal:
-        return isinstance(value, str) and value in typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in typing.get_args(hint))
-    if hint is float:
-        return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
-    if hint in (int, str, bool):
-        return type(value) is hint
-    if origin is not None and origin is not tuple and issubclass(origin, Sequence):
-        return isinstance(value, tuple)
-    if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(type(k) is str and type(v) is str for k, v in value.items())
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
-    return isinstance(value, hint)
-
-
-def _check_types(instance: Any) -> None:
-    hints = _hints(type(instance))
-    for field in attrs.fields(type(instance)):
-        value = getattr(instance, field.name)
-        if not _fits(value, hints[field.name]):
-            _refuse(field.name, "..." if not field.repr else value, _describe(hints[field.name]))
-        low, high = field.metadata.get("range", (None, None))
-        if value is not None and low is not None and not low <= value <= high:
-            top = "" if high == math.inf else f" to {high:g}"
-            _refuse(field.name, value, f"at least {low:g}{top}" if not top else f"{low:g}{top}")
-
-
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _within(default: Any, low: float, high: float = math.inf) -> Any:
-    return attrs.field(default=default, metadata={"range": (low, high)})
 
 
 def _cores() -> int:
@@ -104,11 +48,13 @@ def _start_method() -> str:
     return "fork_server" if sys.platform == "linux" else "spawn"
 
 
-_TINY = 1e-3
+def _by_profile(name: str) -> Any:
+    def default(config: PoolConfig) -> float | None:
+        # A profile that does not exist is refused by the check of types.
+        found: float | None = getattr(TIMEOUTS.get(config.timeouts, TIMEOUTS["balanced"]), name)
+        return found
 
-
-def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return attrs.field(default=attrs.Factory(default, takes_self=True), metadata={"range": (TINY, math.inf)})
 
 
 @attrs.frozen(kw_only=True)
@@ -120,6 +66,7 @@ class PoolConfig:
         name: Letters, digits, ``_ . -``; at most 64.
         size: How many workers; by default the CPU cores that this process may use.
         max_queue: How many requests may wait; more are refused at once. None: no limit.
+        timeouts: The profile that the next three come from where they are not given; see docs/resilience.md.
         queue_timeout: How long a request may wait for a worker.
         timeout: For a whole call, waiting included, when the caller gives none.
         stream_timeout: For a whole stream, when the caller gives none.
@@ -160,72 +107,80 @@ class PoolConfig:
             initialises its device at import is too early; ``setup`` is the place.
         env: Added to the workers' environment.
         cwd: The workers' directory.
+        retry, circuit, limits, hedge: See :mod:`snakepit_trio.policies`; each off unless given.
     """
 
     adapter: str
     name: str = "default"
     size: int = attrs.field(factory=_cores, metadata={"range": (1, 10_000)})
-    max_queue: int | None = _within(1000, 0)
-    queue_timeout: float | None = _within(10.0, _TINY)
-    timeout: float | None = _within(300.0, _TINY)
-    stream_timeout: float | None = _within(900.0, _TINY)
-    startup_timeout: float = _within(30.0, _TINY)
+    max_queue: int | None = within(1000, 0)
+    timeouts: Literal["balanced", "production", "production_strict", "development", "ml_inference", "batch"] = (
+        "balanced"
+    )
+    queue_timeout: float | None = _by_profile("queue_timeout")
+    timeout: float | None = _by_profile("timeout")
+    stream_timeout: float | None = _by_profile("stream_timeout")
+    startup_timeout: float = within(30.0, TINY)
     profile: Literal["process", "thread"] = "process"
-    threads: int = _within(1, 1, 1024)
+    threads: int = within(1, 1, 1024)
     start_method: Literal["fork_server", "spawn"] = attrs.field(factory=_start_method)
     worker_backend: Literal["auto", "trio", "asyncio"] = "auto"
     transport: Literal["auto", "unix", "tcp"] = "auto"
     launcher: Literal["local"] = "local"
     affinity: Literal["hint", "strict_queue", "strict_fail_fast"] = "hint"
-    cancel_grace: float = _within(1.0, 0)
+    cancel_grace: float = within(1.0, 0)
     on_cancel: Literal["kill", "abandon"] = "kill"
-    stop_grace: float = _within(5.0, 0)
-    max_requests: int | None = _within(None, 1)
-    max_age: float | None = _within(None, _TINY)
-    max_rss: int | None = _within(None, 1)
-    heartbeat_interval: float = _within(2.0, 0.01)
-    heartbeat_misses: int = _within(3, 1)
+    stop_grace: float = within(5.0, 0)
+    max_requests: int | None = within(None, 1)
+    max_age: float | None = within(None, TINY)
+    max_rss: int | None = within(None, 1)
+    heartbeat_interval: float = within(2.0, 0.01)
+    heartbeat_misses: int = within(3, 1)
     heartbeat_while_busy: bool = True
-    health_interval: float | None = _within(30.0, 0.01)
-    restart_limit: int = _within(5, 0)
-    restart_window: float = _within(10.0, _TINY)
-    backoff_base: float = _within(0.1, 0)
-    backoff_max: float = _within(10.0, 0)
-    spares: int = _within(0, 0, 1000)
-    surge: int = _within(1, 1)
-    poison_limit: int | None = _within(2, 1)
-    aging: float | None = _within(30.0, _TINY)
+    health_interval: float | None = within(30.0, 0.01)
+    restart_limit: int = within(5, 0)
+    restart_window: float = within(10.0, TINY)
+    backoff_base: float = within(0.1, 0)
+    backoff_max: float = within(10.0, 0)
+    spares: int = within(0, 0, 1000)
+    surge: int = within(1, 1)
+    poison_limit: int | None = within(2, 1)
+    aging: float | None = within(30.0, TINY)
     fair: bool = False
     reject_hopeless: bool = False
-    cancel_set_size: int = _within(1024, 0)
-    cancel_set_ttl: float = _within(60.0, 0)
-    max_payload: int = _within(64 * 1024 * 1024, 1024, 1 << 31)
-    shm_limit: int | None = _within(1 << 30, 0)
+    cancel_set_size: int = within(1024, 0)
+    cancel_set_ttl: float = within(60.0, 0)
+    max_payload: int = within(64 * 1024 * 1024, 1024, 1 << 31)
+    shm_limit: int | None = within(1 << 30, 0)
     unserializable: Literal["error", "marker"] = "error"
     python: str | None = None
-    devices: Literal["auto"] | tuple[str, ...] | None = attrs.field(default=None, converter=_as_tuple)
+    devices: Literal["auto"] | tuple[str, ...] | None = attrs.field(default=None, converter=as_tuple)
     env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
     cwd: str | None = None
+    retry: RetryConfig | None = None
+    circuit: CircuitConfig | None = None
+    limits: Sequence[LimitConfig] = attrs.field(default=(), converter=as_tuple)
+    hedge: HedgeConfig | None = None
 
     def __attrs_post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if not _ADAPTER.fullmatch(self.adapter):
-            _refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
+            refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
         if not _POOL_NAME.fullmatch(self.name):
-            _refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
+            refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
         if isinstance(self.devices, tuple):
             if not self.devices:
-                _refuse("devices", [], "'auto' or at least one device")
+                refuse("devices", [], "'auto' or at least one device")
             for device in self.devices:
                 try:
                     visibility(device)
                 except ValueError:
-                    _refuse("devices", device, "devices such as 'cuda:0'")
+                    refuse("devices", device, "devices such as 'cuda:0'")
         if self.devices is not None and self.spares:
-            _refuse("spares", self.spares, "0 when devices are given: a warm worker would be tied to the wrong one")
+            refuse("spares", self.spares, "0 when devices are given: a warm worker would be tied to the wrong one")
         for name, value in (self.env or {}).items():
             if not name or "=" in name or "\0" in name or "\0" in value:
-                _refuse("env", name, "names without '=' and no NUL in names or values")
+                refuse("env", name, "names without '=' and no NUL in names or values")
 
 
 @attrs.frozen(kw_only=True)
@@ -237,7 +192,7 @@ class TlsConfig:
     ca: str | None = None
 
     def __attrs_post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -255,9 +210,33 @@ class BridgeConfig:
     tls: TlsConfig | None = None
 
     def __attrs_post_init__(self) -> None:
-        _check_types(self)
+        check_types(self)
         if self.address is not None and not _ADDRESS.fullmatch(self.address):
-            _refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
+            refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
+
+
+@attrs.frozen(kw_only=True)
+class MetricsConfig:
+    """Metrics for Prometheus; needs the extra ``prometheus``.
+
+    Attributes:
+        address: Where ``/metrics``, ``/live`` and ``/ready`` are served over HTTP: ``"tcp:HOST:PORT"`` (port 0 is any free
+            one; ``runtime.metrics.address`` says which) or ``"unix:PATH"``. None: nowhere, for an application that
+            serves its own registry. There is no authentication: what is not loopback is for trusted networks.
+        max_connections: How many clients are served at once; more are turned away.
+        client_timeout: How long one client may take for its request and its answer, in seconds.
+        max_tools: How many tools have a label of their own; the others share ``"other"``.
+    """
+
+    address: str | None = "tcp:127.0.0.1:0"
+    max_connections: int = within(16, 1, 1000)
+    client_timeout: float = within(10.0, TINY)
+    max_tools: int = within(50, 1, 1000)
+
+    def __attrs_post_init__(self) -> None:
+        check_types(self)
+        if self.address is not None and not _ADDRESS.fullmatch(self.address):
+            refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
 
 
 @attrs.frozen(kw_only=True)
@@ -275,34 +254,49 @@ class RuntimeConfig:
         session_max_entries, session_max_bytes: What one session may hold.
         max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
             large one, how large all, how long.
+        metrics: For Prometheus; None: none.
+        telemetry: OpenTelemetry spans and metrics: ``"auto"`` when the application has set OpenTelemetry up, or ``"off"``.
+        redact_patterns: Regular expressions of what else is to be taken out of logs, events, errors and dumps.
+        recorder_size: How many events, and how many ended requests, the flight recorder keeps.
+        dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
     """
 
-    pools: Sequence[PoolConfig] = attrs.field(converter=_as_tuple)
+    pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
     bridge: BridgeConfig | None = None
     state_dir: str | None = None
     wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
     store: str = attrs.field(default="memory", repr=False)
-    max_sessions: int | None = _within(10_000, 1)
-    session_ttl: float | None = _within(3600.0, _TINY)
-    session_max_entries: int | None = _within(1000, 1)
-    session_max_bytes: int | None = _within(16 * 1024 * 1024, 1)
-    max_programs: int | None = _within(1000, 1)
-    program_max_bytes: int | None = _within(16 * 1024 * 1024, 1)
-    programs_max_bytes: int | None = _within(256 * 1024 * 1024, 1)
-    program_ttl: float | None = _within(None, _TINY)
+    max_sessions: int | None = within(10_000, 1)
+    session_ttl: float | None = within(3600.0, TINY)
+    session_max_entries: int | None = within(1000, 1)
+    session_max_bytes: int | None = within(16 * 1024 * 1024, 1)
+    max_programs: int | None = within(1000, 1)
+    program_max_bytes: int | None = within(16 * 1024 * 1024, 1)
+    programs_max_bytes: int | None = within(256 * 1024 * 1024, 1)
+    program_ttl: float | None = within(None, TINY)
+    metrics: MetricsConfig | None = None
+    telemetry: Literal["auto", "off"] = "auto"
+    redact_patterns: Sequence[str] = attrs.field(default=(), converter=as_tuple, repr=False)
+    recorder_size: int = within(1000, 0, 1_000_000)
+    dump_on_signal: bool = False
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.pools, tuple) or not all(isinstance(pool, PoolConfig) for pool in self.pools):
-            _refuse("pools", self.pools, "a list of PoolConfig")
-        _check_types(self)
+            refuse("pools", self.pools, "a list of PoolConfig")
+        check_types(self)
         if not self.pools:
-            _refuse("pools", [], "at least one pool")
+            refuse("pools", [], "at least one pool")
         if not _STORE.fullmatch(self.store):
-            _refuse("store", "...", "'memory', 'sqlite:PATH' or 'redis://HOST'")
+            refuse("store", "...", "'memory', 'sqlite:PATH' or 'redis://HOST'")
+        for pattern in self.redact_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                refuse("redact_patterns", "...", f"regular expressions; one has {exc.msg}")
         seen: set[str] = set()
         for pool in self.pools:
             if pool.name in seen:
-                _refuse("pools", pool.name, "pools with different names")
+                refuse("pools", pool.name, "pools with different names")
             seen.add(pool.name)
 
     @classmethod

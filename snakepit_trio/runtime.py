@@ -21,7 +21,8 @@ from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
 from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
-from snakepit_trio.observe.redaction import redact
+from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
+from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.sessions.directory import SessionDirectory
@@ -30,7 +31,7 @@ from snakepit_trio.sessions.records import Limits
 from snakepit_trio.sessions.store import open_store
 from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.wire.transports import make_wire
-from snakepit_trio.workers.registry import open_run
+from snakepit_trio.workers.registry import open_run, state_directory
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.ledger import Request
@@ -57,16 +58,21 @@ class Runtime:
         tools: The host's own tools, which the workers' tools may call.
         sessions: The sessions of all pools.
         programs: Named blobs.
+        recorder: The flight recorder; ``recorder.dump()``, ``recorder.write()``.
         run_id: Its identity on this machine.
     """
 
     def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str, store: Store) -> None:
         self.config = config
-        self.sessions = SessionDirectory(store)
-        self.programs = ProgramStore(store, config.program_ttl)
-        self.tools = ToolRegistry()
-        self.events = EventBus()
         self.run_id: str = run.run_id
+        self._redactor = Redactor(config.redact_patterns)
+        self.events = EventBus(config.recorder_size, self._redactor.value)
+        self.sessions = SessionDirectory(store, self.events)
+        self.programs = ProgramStore(store, config.program_ttl, self.events)
+        self.tools = ToolRegistry()
+        self.recorder = FlightRecorder(
+            self.events, self._look, state_directory(config.state_dir) / "recorder", self._redactor, run.run_id
+        )
         self._run = run
         self._wire = wire
         self._backend = backend
@@ -150,7 +156,7 @@ class Runtime:
                 wire=self._wire,
                 events=self.events,
                 ids=self._ids,
-                redact=redact,
+                redact=self._redactor.text,
                 registries=self._registries,
                 nested=nested,
                 starting=starting,
@@ -166,6 +172,14 @@ class Runtime:
         async with anyio.create_task_group() as closing:
             for pool in self._pools.values():
                 closing.start_soon(functools.partial(pool.aclose, drain=drain))
+
+    def _look(self) -> dict[str, Any]:
+        """How things stand, for the flight recorder."""
+        return {
+            "run_id": self.run_id,
+            "backend": self._backend,
+            "pools": {pool.name: pool.snapshot() for pool in self._pools.values()},
+        }
 
     def _report(self) -> None:
         """Say what did not end by itself."""
@@ -198,6 +212,7 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     backend = sniffio.current_async_library()
     wire = make_wire(config.wire, backend)
     raised: BaseException | None = None
+    wreck: dict[str, Any] | None = None
     async with AsyncExitStack() as stack:
         run = stack.enter_context(open_run(config.state_dir))
         await stack.enter_async_context(wire)
@@ -208,11 +223,16 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             async with anyio.create_task_group() as nursery:
                 try:
                     nursery.start_soon(runtime.sessions.keep)
+                    if config.dump_on_signal:
+                        await nursery.start(dump_on_signal, runtime.recorder)
                     await runtime._open(nursery, stack)
                     yield runtime
                     await runtime._close(drain=True)
                 except BaseException as exc:
                     cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
+                    if cancelled and nursery.cancel_scope.cancel_called:
+                        # A task of our own has failed, and takes everything down.
+                        wreck = runtime.recorder.dump()
                     with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCELLED_CLOSE):
                         await runtime._close(drain=False)
                     if cancelled:
@@ -221,6 +241,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
                     raised = exc
                 nursery.cancel_scope.cancel()
         except BaseExceptionGroup as group:
+            if wreck is not None:
+                runtime.recorder.write("crash", wreck)
             if raised is None:
                 raise
             _log.error("the runtime failed while it was closing", exc_info=group)

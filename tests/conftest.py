@@ -11,6 +11,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from snakepit_trio.observe.catalogue import check
+from snakepit_trio.observe.events import EventBus
 from tests.leaks import Footprint
 
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, derandomize=True)
@@ -55,6 +57,12 @@ def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(tempfile, "tempdir", place)
         yield
         patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def events_are_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every emission is what the catalogue says."""
+    monkeypatch.setattr(EventBus, "check", staticmethod(check))
 
 
 @pytest.fixture(autouse=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import anyio.lowlevel
 import attrs
 
+from .catalogue import CATALOGUE, EVENT_NAME
+from .redaction import redact_value
+
 __all__ = ["Event", "EventBus", "EventStream"]
+
+_log = logging.getLogger("snakepit_trio.events")
 
 
 @attrs.frozen
@@ -80,23 +86,67 @@ class EventStream:
 
 
 class EventBus:
-    """Where events are emitted and subscribed to. One per runtime."""
+    """Where events are emitted and subscribed to. One per runtime.
 
-    def __init__(self) -> None:
+    Args:
+        keep: How many of the last events that come singly are kept for the flight recorder.
+        redact: Takes secrets out of metadata.
+
+    Attributes:
+        history: The last events that were emitted by :meth:`emit`, the oldest first.
+    """
+
+    #: Set by tests: called with each emission, which it checks.
+    check: ClassVar[Callable[[str, Mapping[str, float], Mapping[str, Any]], None] | None] = None
+
+    def __init__(self, keep: int = 0, redact: Callable[[Any], Any] = redact_value) -> None:
+        self.history: deque[Event] = deque(maxlen=keep)
+        self._redact = redact
         self._streams: dict[EventStream, None] = {}
         self._closed = False
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens: an emitter may save itself the making of an event."""
+        """Whether anybody listens: who would publish an event may save itself the making of it."""
         return bool(self._streams)
 
     def emit(self, name: str, measurements: Mapping[str, float] | None = None, /, **metadata: Any) -> None:
-        """Tell the subscribers. Never waits, never raises for a slow one."""
+        """Tell the subscribers, and remember it. For what happens now and then. Never waits, never raises for a slow one."""
+        if self._streams or self.history.maxlen:
+            found = measurements or {}
+            cls = type(self)
+            if cls.check is not None:
+                cls.check(name, found, metadata)
+            event = Event(name, found, self._redact(metadata))
+            self.history.append(event)
+            self._offer(event)
+            if _log.isEnabledFor(logging.DEBUG):
+                _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
+
+    def publish(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+        """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets."""
         if self._streams:
-            event = Event(name, measurements or {}, metadata)
-            for stream in self._streams:
-                stream._offer(event)
+            cls = type(self)
+            if cls.check is not None:
+                cls.check(name, measurements, metadata)
+            self._offer(Event(name, measurements, metadata))
+
+    def tell(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+        """Tell the subscribers of an event that is not the library's own: a tool's.
+
+        Raises:
+            ValueError: Its name is none, or one of the library's, or it measures what is no number.
+        """
+        if name in CATALOGUE or not EVENT_NAME.fullmatch(name):
+            raise ValueError(f"{name[:100]!r} is no name for an event of a tool")
+        for key, value in measurements.items():
+            if not isinstance(key, str) or isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"the measurements of {name} are not numbers by name")
+        self._offer(Event(name, measurements, self._redact(metadata)))
+
+    def _offer(self, event: Event) -> None:
+        for stream in self._streams:
+            stream._offer(event)
 
     @asynccontextmanager
     async def subscribe(self, *prefixes: str, capacity: int = 10_000) -> AsyncIterator[EventStream]:

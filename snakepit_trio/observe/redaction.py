@@ -1,21 +1,32 @@
 """Takes secrets out of text and values before they reach logs, events, errors or status pages.
 
 By name: the value of whatever is called password, token, api_key and the like. By pattern: bearer and basic credentials,
-URLs with credentials, well-known key formats, JSON Web Tokens, private-key blocks. What is too long is cut.
+URLs with credentials, well-known key formats, JSON Web Tokens, private-key blocks; and by whatever patterns the application
+adds. What is too long is cut, and a long run without a space (an encoded blob) is named by its size.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
-__all__ = ["MASK", "redact", "redact_value"]
+__all__ = ["MASK", "Redactor", "redact", "redact_value"]
 
 MASK = "[redacted]"
 #: Characters of one text that are kept, at most.
 LONGEST = 64 * 1024
 _DEEPEST = 20
+_HARMLESS = (bool, int, float, complex, date, time, timedelta, Decimal, UUID)
+#: Items of one collection that are shown, at most.
+_MOST = 1000
+#: More characters than this without a space are no text for people.
+_LONGEST_RUN = 4096
+_BLOB = re.compile(rf"[^\s\[\]]{{{_LONGEST_RUN},}}")
 
 _NAME = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|private[_-]?key|auth(?:orization)?"
@@ -59,15 +70,58 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
-def redact(text: str) -> str:
-    """The text without secrets, cut when it is too long. Idempotent; linear in the length of the text."""
-    if len(text) > LONGEST:
-        text = f"{text[:LONGEST]}[... {len(text) - LONGEST} characters left out ...]"
-    if not _SUSPECT.search(text):
+class Redactor:
+    """Takes out what is secret everywhere, and what matches the patterns given.
+
+    Args:
+        patterns: Regular expressions; all that one of them matches is masked.
+    """
+
+    def __init__(self, patterns: Iterable[str] = ()) -> None:
+        self._extra = tuple(re.compile(pattern) for pattern in patterns)
+
+    def __repr__(self) -> str:
+        return f"<Redactor patterns={len(self._extra)}>"
+
+    def text(self, text: str) -> str:
+        """The text without secrets, cut when it is too long. Idempotent; but for extra patterns linear in its length."""
+        for pattern in self._extra:
+            text = pattern.sub(MASK, text)
+        if len(text) > LONGEST:
+            text = f"{text[:LONGEST]}[... {len(text) - LONGEST} characters left out ...]"
+        if _SUSPECT.search(text):
+            for pattern, replacement in _PATTERNS:
+                text = pattern.sub(replacement, text)
+        if len(text) > _LONGEST_RUN:
+            text = _BLOB.sub(lambda found: f"<{len(found[0])} characters>", text)
         return text
-    for pattern, replacement in _PATTERNS:
-        text = pattern.sub(replacement, text)
-    return text
+
+    def value(self, value: Any, depth: int = 0) -> Any:
+        """The value without secrets: maps by the names of their keys, text by pattern, binary values by their size.
+
+        What is not plain is shown by the name of its class.
+        """
+        if value is None or isinstance(value, _HARMLESS):
+            return value
+        if isinstance(value, str):
+            return self.text(value)
+        if isinstance(value, bytes | bytearray | memoryview):
+            return f"<{len(value)} bytes>"
+        if depth > _DEEPEST:
+            return "..."
+        if isinstance(value, Mapping):
+            return {
+                self.text(key) if isinstance(key, str) else key: MASK
+                if isinstance(key, str) and is_secret_name(key) and item is not None
+                else self.value(item, depth + 1)
+                for key, item in itertools.islice(value.items(), _MOST)
+            }
+        if isinstance(value, list | tuple | set | frozenset):
+            items = [self.value(item, depth + 1) for item in itertools.islice(value, _MOST)]
+            if len(value) > _MOST:
+                items.append(f"... {len(value) - _MOST} more")
+            return type(value)(items) if type(value) in (list, tuple, set, frozenset) else items
+        return f"<{type(value).__name__}>"
 
 
 def is_secret_name(name: str) -> bool:
@@ -75,25 +129,7 @@ def is_secret_name(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def redact_value(value: Any, depth: int = 0) -> Any:
-    """The value without secrets: maps by the names of their keys, text by pattern, binary values by their size."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, bytes | bytearray | memoryview):
-        return f"<{len(value)} bytes>"
-    if depth > _DEEPEST:
-        return "..."
-    if isinstance(value, Mapping):
-        return {
-            key: MASK
-            if isinstance(key, str) and is_secret_name(key) and item is not None
-            else redact_value(item, depth + 1)
-            for key, item in value.items()
-        }
-    if isinstance(value, list | tuple | set | frozenset):
-        return (
-            type(value)(redact_value(item, depth + 1) for item in value)
-            if type(value) in (list, tuple, set, frozenset)
-            else [redact_value(item, depth + 1) for item in value]
-        )
-    return value
+_plain = Redactor()
+#: What is secret everywhere.
+redact = _plain.text
+redact_value = _plain.value

@@ -7,6 +7,7 @@ import logging
 import math
 import random
 import secrets
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.tools.schemas import compile_check
 from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.wire.shared import Budget, available
 from snakepit_trio.workers.slot import Slot
@@ -29,6 +31,7 @@ from snakepit_trio.workers.worker import Worker
 
 from .ledger import Ledger, Request, Seats, UnexpectedReply
 from .stats import WorkerInfo
+from .watch import Timings
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -64,6 +67,7 @@ class PoolParts:
         registries: Callable[[Request], tuple[ToolRegistry, ...]],
         nested: set[Request],
         starting: anyio.Semaphore,
+        timings: Timings | None = None,
     ) -> None:
         self.run_id = run_id
         self.token = token
@@ -78,6 +82,7 @@ class PoolParts:
         #: Requests that wait for a worker while tools wait for them, of all pools.
         self.nested = nested
         self.starting = starting
+        self.timings = timings
 
 
 class _WorkerPort:
@@ -155,6 +160,7 @@ class Crew:
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
         self._replacing: set[Slot] = set()
+        self._failed: set[Slot] = set()
         self._settled = anyio.Event()
         self._opening = True
 
@@ -197,8 +203,9 @@ class Crew:
         self._opening = False
         if not self.ready:
             error = self._startup_error()
-            self._ledger.fail_all(error, anyio.current_time())
+            self._fail(error)
             raise error
+        self._events.emit("pool.opened", {"size": self.size, "ready": self.ready}, pool=self.name)
 
     async def stop(self) -> None:
         """Stop every worker, each step bounded."""
@@ -246,6 +253,7 @@ class Crew:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
         self.check_open()
+        self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name)
         surplus = self.slots[size:]
         del self.slots[size:]
         self.size = size
@@ -265,7 +273,10 @@ class Crew:
         """
         self.check_open()
         for slot in list(self.slots):
-            if slot.current is not None and not await slot.replace("rolling restart") and slot in self.slots:
+            if slot.current is None:
+                continue
+            self._recycles(slot.current, "rolling_restart")
+            if not await slot.replace("rolling restart") and slot in self.slots:
                 raise self._startup_error()
 
     async def recycle(self, worker_id: str) -> bool:
@@ -278,6 +289,7 @@ class Crew:
         """
         for slot in self.slots:
             if slot.current is not None and slot.current.id == worker_id:
+                self._recycles(slot.current, "on_demand")
                 return await slot.replace("on demand")
         raise _no_such_worker(worker_id)
 
@@ -347,6 +359,10 @@ class Crew:
 
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
         if old is WorkerState.STARTING and new is WorkerState.READY:
+            self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self._who(worker))
+        elif not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
+            self._events.emit(f"worker.{new.value}", None, **self._who(worker))
+        if old is WorkerState.STARTING and new is WorkerState.READY:
             for tool in worker.tools:
                 known = self.tools.get(tool.name)
                 if known is None or known.parameters_schema != tool.parameters_schema:
@@ -358,8 +374,6 @@ class Crew:
             seats_now = self._seats.get(worker)
             if seats_now is not None:
                 self._ledger.cordon(seats_now)
-        if self._events.active and not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
-            self._events.emit(f"worker.{new.value}", None, **self._who(worker))
 
     def _admit(self, worker: Worker) -> None:
         """A worker takes calls from now on."""
@@ -376,8 +390,11 @@ class Crew:
         if reason != "cancel_grace":
             self._replace_soon(worker, reason)
 
+    def worker_missed(self, worker: Worker, silence: float) -> None:
+        self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self._who(worker))
+
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        error = None if reply.error is None else failures.from_info(reply.error)
+        error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
         now = anyio.current_time()
         try:
             self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
@@ -395,7 +412,9 @@ class Crew:
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         server = self._servers.get(worker)
         if server is None:
-            server = self._servers[worker] = HostToolServer(worker, self._parts.registries, self.config.max_payload)
+            server = self._servers[worker] = HostToolServer(
+                worker, self._parts.registries, self.config.max_payload, self._parts.redact
+            )
         if isinstance(call, HostCancel):
             server.cancel(call.id)
         else:
@@ -406,11 +425,11 @@ class Crew:
         if not self._events.active:
             return
         try:
-            measurements, metadata = codec.decode(emit.payload, what="event", limit=self.config.max_payload)
-            fields = {**dict(metadata), **self._who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
-            self._events.emit(emit.name, dict(measurements), **fields)
-        except (SnakepitError, TypeError, ValueError):
-            _log.warning("worker %s emitted an event that can't be read", worker.id)
+            measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)
+            fields = {**metadata, **self._who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
+            self._events.tell(emit.name, dict(measurements), fields)
+        except (SnakepitError, TypeError, ValueError) as exc:
+            _log.warning("worker %s emitted an event that is refused: %s", worker.id, exc, extra=self._who(worker))
 
     def worker_due(self, worker: Worker, reason: str) -> None:
         self._replace_soon(worker, reason)
@@ -429,7 +448,13 @@ class Crew:
             self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
         if self._ledger.closed is not None and worker.was_killed:
             self.killed.append(worker.id)
-        self._events.emit("worker.gone", None, reason=exit.reason, expected=exit.expected, **self._who(worker))
+        self._events.emit(
+            "worker.gone",
+            {"uptime": time.time() - worker.started_at, "requests": worker.served},
+            reason=exit.reason,
+            expected=exit.expected,
+            **self._who(worker),
+        )
         level = logging.INFO if exit.expected else logging.WARNING
         _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
 
@@ -441,7 +466,7 @@ class Crew:
     def make_worker(self, slot: int, incarnation: int) -> Worker:
         config, parts = self.config, self._parts
         device = self._devices[slot % len(self._devices)] if self._devices else None
-        return Worker(
+        worker = Worker(
             WorkerSpec(
                 worker_id=secrets.token_hex(6),
                 run_id=parts.run_id,
@@ -471,6 +496,8 @@ class Crew:
             redact=parts.redact,
             shm=self._shm,
         )
+        self._events.emit("worker.starting", None, **self._who(worker))
+        return worker
 
     def take_spare(self, slot: int, incarnation: int) -> Worker | None:
         if slot < 0:
@@ -485,18 +512,40 @@ class Crew:
 
     def slot_restarted(self, slot: Slot) -> None:
         self.restarts += 1
+        self._events.emit("slot.restarted", None, pool=self.name, slot=slot.index, reason=slot.reason)
 
     def slot_settled(self, slot: Slot) -> None:
         self._settled.set()
+        if slot.failed != (slot in self._failed):
+            self._note_failure(slot)
         if slot.failed and not self._opening and all(other.failed for other in self.slots):
-            self._ledger.fail_all(self._startup_error(), anyio.current_time())
+            self._fail(self._startup_error())
+
+    def _note_failure(self, slot: Slot) -> None:
+        if slot.failed:
+            self._failed.add(slot)
+            wait = (slot.next_attempt or 0.0) - anyio.current_time()
+            self._events.emit(
+                "slot.failed", {"next_attempt": wait}, pool=self.name, slot=slot.index, reason=slot.reason
+            )
+        else:
+            self._failed.discard(slot)
+            self._events.emit("slot.recovered", None, pool=self.name, slot=slot.index)
+
+    def _fail(self, error: WorkerStartupError) -> None:
+        """No worker can serve."""
+        self._ledger.fail_all(error, anyio.current_time())
+        self._events.emit("pool.failed", None, pool=self.name, reason=error.message)
 
     def _replace_soon(self, worker: Worker, reason: str) -> None:
         for slot in [*self.slots, *self._spares]:
             if slot.current is worker and slot not in self._replacing and self._nursery is not None:
                 self._replacing.add(slot)
-                self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
+                self._recycles(worker, reason)
                 self._nursery.start_soon(self._replace, slot, reason)
+
+    def _recycles(self, worker: Worker, reason: str) -> None:
+        self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
 
     @protected
     async def _replace(self, slot: Slot, reason: str) -> None:

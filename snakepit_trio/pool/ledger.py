@@ -147,8 +147,10 @@ class Request:
         "submitted_at",
         "time_limit",
         "tool",
+        "trace",
         "until",
         "wake",
+        "worker_id",
     )
 
     def __init__(
@@ -199,6 +201,9 @@ class Request:
         self.error: SnakepitError | None = None
         self.seats: Seats | None = None
         self.pin: Seats | None = None
+        #: Follows it; None: nobody does. And the worker that has or had it.
+        self.trace: Any = None
+        self.worker_id: str | None = None
         self.attempt = 0
         self.deaths = 0
         self.submitted_at = math.nan
@@ -363,6 +368,12 @@ class Ledger:
             cancel_set_size=len(self._cancel_set),
         )
 
+    def requests(self) -> Iterable[Request]:
+        """Every request that has not ended: those that run, then those that wait."""
+        for seats in self._all:
+            yield from seats.running.values()
+        yield from self._queue
+
     def next_deadline(self) -> float:
         """When :meth:`expire` has something to do at the earliest; infinity when nothing is due ever."""
         return min(self._wheel.next_deadline(), self._cancel_set.next_expiry())
@@ -385,9 +396,10 @@ class Ledger:
         request.submitted_at = now
         try:
             seats = self._admit(request, now)
-        except SnakepitError:
+        except SnakepitError as exc:
             self._rejected += 1
             request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
+            request.error = _copy(exc)
             self._observe(Outcome.REJECTED.value, request, now)
             raise
         self._accepted += 1

@@ -42,8 +42,10 @@ from .mapping import MapResults
 from .proxy import bind
 from .queue import RequestQueue
 from .session import AFFINITIES, OnLost, Session
+from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
+from .watch import RequestWatch
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -92,12 +94,20 @@ class Pool:
         self._events = parts.events
         self._idle = anyio.Event()
         self._clock_scope: anyio.CancelScope | None = None
+        self.watch = RequestWatch(
+            config.name,
+            f"{parts.run_id}-",
+            parts.events,
+            runtime.config.recorder_size if runtime is not None else 0,
+            parts.timings,
+            lambda: self._ledger.queued,
+        )
         self._ledger = Ledger(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
             poison_limit=config.poison_limit,
             reject_hopeless=config.reject_hopeless,
-            observer=self._observe,
+            observer=self.watch,
             on_idle=self._note_idle,
         )
         self._crew = Crew(config, parts, self._ledger)
@@ -490,6 +500,10 @@ class Pool:
         """
         self._crew.cordon(worker_id, cordoned=cordoned)
 
+    def snapshot(self) -> dict[str, Any]:
+        """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
+        return snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())
+
     # ---- opening and closing, for the runtime ------------------------------------------------------
 
     async def open(self, nursery: anyio.abc.TaskGroup) -> None:
@@ -504,6 +518,8 @@ class Pool:
     async def aclose(self, *, drain: bool) -> None:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
+        found = {"in_flight": self._ledger.in_flight, "queued": self._ledger.queued}
+        self._events.emit("pool.closing", found, pool=self.name)
         self._ledger.close(error, anyio.current_time())
         if drain:
             with anyio.move_on_after(self.config.stop_grace):
@@ -512,6 +528,7 @@ class Pool:
                     await self._idle.wait()
         self._ledger.abort(error, anyio.current_time())
         await self._crew.stop()
+        self._events.emit("pool.closed", None, pool=self.name)
 
     def kill(self) -> None:
         """End every worker at once. The pool is closing already, or starts others."""
@@ -669,28 +686,6 @@ class Pool:
         close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return ToolNotFound(f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name})
-
-    def _observe(self, event: str, request: Request, now: float) -> None:
-        if not self._events.active:
-            return
-        measurements: dict[str, float] = {}
-        metadata: dict[str, Any] = {
-            "request_id": f"{self._crew.request_prefix}{request.id}",
-            "pool": self.name,
-            "tool": request.tool,
-        }
-        if request.session is not None:
-            metadata["session_id"] = request.session
-        if request.seats is not None:
-            metadata["worker_id"] = request.seats.port.worker.id  # type: ignore[attr-defined]
-        if event == "dispatched":
-            measurements["queue_wait"] = now - request.submitted_at
-            metadata["attempt"] = request.attempt
-        elif event != "queued":
-            measurements["duration"] = now - request.submitted_at
-            if request.error is not None:
-                metadata["error"] = request.error.code
-        self._events.emit(f"request.{event}", measurements, **metadata)
 
     def _note_idle(self) -> None:
         self._idle.set()

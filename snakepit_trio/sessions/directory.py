@@ -17,6 +17,7 @@ import anyio.abc
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError
+from snakepit_trio.observe.events import EventBus
 
 from .records import SessionInfo, session_not_found
 from .store import Store
@@ -88,10 +89,12 @@ class SessionDirectory:
 
     Args:
         store: Where they are kept.
+        events: Where their beginnings and ends are told.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, events: EventBus) -> None:
         self._store = store
+        self._events = events
         self._known: dict[str, KnownSession] = {}
         self._changed = anyio.Event()
 
@@ -126,7 +129,10 @@ class SessionDirectory:
         known = self._known.pop(id, None)
         if known is not None:
             known.end(session_not_found(id))
-        return await self._store.ask(self._store.tables.remove, id)
+        found: bool = await self._store.ask(self._store.tables.remove, id)
+        if found:
+            self._events.emit("session.closed", None, session_id=id)
+        return found
 
     # ---- for the pools -----------------------------------------------------------------------------
 
@@ -156,6 +162,8 @@ class SessionDirectory:
         known.used_at = store.clock()
         known.handles += 1
         self._changed.set()
+        if made:
+            self._events.emit("session.opened", None, session_id=id)
         return known
 
     async def use(self, known: KnownSession) -> None:
@@ -184,7 +192,8 @@ class SessionDirectory:
         if self._known.get(known.id) is known:
             del self._known[known.id]
         known.end(session_not_found(known.id))
-        await self._store.ask(self._store.tables.expire, self._store.clock())
+        for id in await self._store.ask(self._store.tables.expire, self._store.clock()):
+            self._events.emit("session.expired", None, session_id=id)
 
     @protected
     async def keep(self) -> None:
@@ -221,6 +230,7 @@ class SessionDirectory:
                 # It was used later than the store has heard, or is in use.
                 await store.ask(store.tables.touch, id, now if known.running else known.used_at)
         for id in await store.ask(store.tables.expire, now):
+            self._events.emit("session.expired", None, session_id=id)
             gone = self._known.pop(id, None)
             if gone is not None:
                 gone.end(session_not_found(id))

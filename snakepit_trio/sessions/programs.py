@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, overload
 
 from snakepit_trio.errors import InvalidParameter
+from snakepit_trio.observe.events import EventBus
 
 from .records import ProgramInfo, check_name
 from .store import Store
@@ -18,10 +19,12 @@ class ProgramStore:
     Args:
         store: Where they are kept.
         ttl: How long one lives that is stored without a word about it, in seconds; None: for ever.
+        events: Where changes are told.
     """
 
-    def __init__(self, store: Store, ttl: float | None) -> None:
+    def __init__(self, store: Store, ttl: float | None, events: EventBus) -> None:
         self._store = store
+        self._events = events
         self._ttl = ttl
 
     async def put(self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None) -> None:
@@ -47,7 +50,9 @@ class ProgramStore:
             raise InvalidParameter(f"ttl must be a positive number of seconds, not {ttl!r}", details={"path": "ttl"})
         store = self._store
         life = self._ttl if ttl is None else ttl
-        await store.ask(store.tables.put_program, session, name, bytes(data), life, store.clock())
+        kept = bytes(data)
+        await store.ask(store.tables.put_program, session, name, kept, life, store.clock())
+        self._events.emit("program.stored", {"size": len(kept)}, **_names(name, session))
 
     @overload
     async def get(self, name: str, *, session: str | None = None) -> bytes | None: ...
@@ -60,8 +65,15 @@ class ProgramStore:
 
     async def delete(self, name: str, *, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one."""
-        return await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
+        found: bool = await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
+        if found:
+            self._events.emit("program.deleted", None, **_names(name, session))
+        return found
 
     async def list(self, *, session: str | None = None) -> tuple[ProgramInfo, ...]:
         """The programs that belong to a session, or to none, by name."""
         return tuple(await self._store.ask(self._store.tables.programs, session, self._store.clock()))
+
+
+def _names(name: str, session: str | None) -> dict[str, str]:
+    return {"program": name} if session is None else {"program": name, "session_id": session}

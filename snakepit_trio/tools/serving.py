@@ -12,7 +12,6 @@ import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, ToolNotFound
-from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostReply
 
@@ -40,12 +39,20 @@ class HostToolServer:
         caller: The worker.
         registries: Where a request's tools are looked for, the nearest first.
         limit: Largest result, in bytes.
+        redact: Takes secrets out of what the tools raise.
     """
 
-    def __init__(self, caller: Caller, registries: Callable[[Any], tuple[ToolRegistry, ...]], limit: int) -> None:
+    def __init__(
+        self,
+        caller: Caller,
+        registries: Callable[[Any], tuple[ToolRegistry, ...]],
+        limit: int,
+        redact: Callable[[str], str],
+    ) -> None:
         self._caller = caller
         self._registries = registries
         self._limit = limit
+        self._redact = redact
         self._scopes: dict[int, anyio.CancelScope] = {}
 
     def begin(self, id: int) -> anyio.CancelScope:
@@ -77,7 +84,7 @@ class HostToolServer:
                 try:
                     reply.payload = await self._run(call, request)
                 except Exception as exc:
-                    reply.error = failures.describe_exception(exc, redact=redact)
+                    reply.error = failures.describe_exception(exc, redact=self._redact)
             if scope.cancelled_caught:
                 if deadline is None or anyio.current_time() < deadline:
                     return  # Nobody waits for it.

@@ -35,8 +35,8 @@ def to_info(error: SnakepitError) -> ErrorInfo:
     return info
 
 
-def from_info(info: ErrorInfo) -> SnakepitError:
-    """The exception to raise on this side."""
+def from_info(info: ErrorInfo, *, redact: Callable[[str], str] = str) -> SnakepitError:
+    """The exception to raise on this side; ``redact`` takes out of its text what this side calls a secret."""
     details: dict[str, Any] = {}
     if info.details is not None:
         try:
@@ -48,12 +48,12 @@ def from_info(info: ErrorInfo) -> SnakepitError:
     if info.code == ToolError.default_code:
         return tool_error(
             tuple(info.remote_types),
-            info.remote_message,
-            info.remote_traceback,
+            redact(info.remote_message),
+            redact(info.remote_traceback),
             details=details,
             retryable=info.retryable,
         )
-    return class_for_code(info.code)(info.message, code=info.code, details=details, retryable=info.retryable)
+    return class_for_code(info.code)(redact(info.message), code=info.code, details=details, retryable=info.retryable)
 
 
 def describe_exception(exc: BaseException, *, redact: Callable[[str], str]) -> ErrorInfo:

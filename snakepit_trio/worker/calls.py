@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snakepit_trio.errors import RequestCancelled, RequestTimeout, SnakepitError
+from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, SnakepitError
 from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
 
 from .context import ToolContext
@@ -192,9 +193,28 @@ class Call:
         self.payload = NO_PAYLOAD
         self._send(Reply(self.id, None, failures.describe_exception(exc, redact=redact)))
 
-    def emit(self, name: str, measurements: dict[str, float], metadata: dict[str, Any]) -> None:
-        """Send an event."""
-        self._send(Emit(self.id, name, codec.encode([measurements, metadata], what="event", limit=self.limit)))
+    def emit(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+        """Send an event, without secrets."""
+        from snakepit_trio.observe.catalogue import CATALOGUE, EVENT_NAME
+        from snakepit_trio.observe.redaction import redact_value
+
+        if not isinstance(name, str) or not EVENT_NAME.fullmatch(name) or name in CATALOGUE:
+            raise InvalidParameter(
+                f"an event of a tool can't be called {name!r}: a letter, then up to 127 letters, digits, '_', '.' or '-', "
+                "and none of the library's own names",
+                details={"path": "event"},
+            )
+        for what, given in (("measurements", measurements), ("metadata", metadata)):
+            for key, value in given.items():
+                if not isinstance(key, str):
+                    raise InvalidParameter(f"{what}: {key!r} is no name", details={"path": what})
+                if what == "measurements" and (isinstance(value, bool) or not isinstance(value, int | float)):
+                    raise InvalidParameter(
+                        f"measurements[{key!r}] must be a number, not {type(value).__name__}",
+                        details={"path": f"measurements[{key!r}]"},
+                    )
+        payload = codec.encode([dict(measurements), redact_value(metadata)], what="event", limit=EVENT_LIMIT)
+        self._send(Emit(self.id, name, payload))
 
     def send(self, frame: Frame) -> None:
         """Send any other frame that belongs to this call."""

@@ -98,9 +98,16 @@ class ToolContext:
         measurements: Mapping[str, float] | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """Emit an event; it arrives in ``runtime.events`` with this worker's and request's ids.
+        """Emit an event; it arrives in ``runtime.events`` with this worker's and request's ids, and without secrets.
+
+        Events never hold a tool up: those that come faster than they can be sent are dropped.
+
+        Args:
+            event: Its name: a letter, then letters, digits, ``_``, ``.`` or ``-``; none of the library's own.
+            measurements: Numbers by name.
+            metadata: Plain values by name; with the measurements at most 16 KiB.
 
         Raises:
-            InvalidParameter: The measurements or the metadata can't be sent.
+            InvalidParameter: The name, the measurements or the metadata are refused.
         """
-        self._call.emit(event, dict(measurements or {}), dict(metadata or {}))
+        self._call.emit(event, measurements or {}, metadata or {})

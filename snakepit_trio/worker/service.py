@@ -17,6 +17,7 @@ from grpclib.exceptions import GRPCError
 
 from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.events import EVENTS_WAITING
 from snakepit_trio.wire.generated.snakepit.v1 import (
     ExecuteRequest,
     ExecuteResponse,
@@ -45,6 +46,8 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _LARGEST_FAMILY = 200
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
+#: While the host reads so slowly that more bytes than this wait for it, events are dropped.
+_EVENTS_UNSENT = 1024 * 1024
 
 
 class PipeServer(grpclib.server.Server):
@@ -330,6 +333,8 @@ class WorkerService:
 
     def _send(self, frame: frames.Frame) -> None:
         """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
+        if len(self._outbox) >= EVENTS_WAITING and isinstance(frame, frames.Emit):
+            return
         self._outbox.append(frame)
         if not self._waking:
             self._waking = True
@@ -349,6 +354,8 @@ class WorkerService:
     def _write(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Reply):
             self._calls.pop(frame.id, None)
+        elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
+            return
         if self._pipe is not None:
             self._pipe.send(frames.encode(frame))
         if self._stopping:

@@ -77,6 +77,9 @@ class WorkerHost(Protocol):
     def worker_due(self, worker: Worker, reason: str) -> None:
         """It is well, and is to be replaced: ``reason`` names the limit that it has reached."""
 
+    def worker_missed(self, worker: Worker, silence: float) -> None:
+        """It has not answered a heartbeat before the next was due; it was heard last ``silence`` seconds ago."""
+
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
         """A call has ended. Raises ValueError when there was no such call."""
 
@@ -171,6 +174,7 @@ class Worker:
         self._graced = anyio.Event()
         self._heard = math.inf
         self._pings = 0
+        self._answered = 0
 
     def __repr__(self) -> str:
         where = f"{self.pool}/{self.slot}.{self.incarnation}"
@@ -331,8 +335,11 @@ class Worker:
         report = await process.report()
         if report.code:
             raise WorkerStartupError(
-                report.message,
-                details={"remote_types": list(report.remote_types), "remote_traceback": report.remote_traceback},
+                self._redact(report.message),
+                details={
+                    "remote_types": list(report.remote_types),
+                    "remote_traceback": self._redact(report.remote_traceback),
+                },
             )
         if not report.address:
             status = await process.wait()
@@ -401,6 +408,8 @@ class Worker:
         while True:
             now = anyio.current_time()
             if now >= next_ping:
+                if self._answered < self._pings and now - self._heard >= interval / 2:
+                    self._host.worker_missed(self, now - self._heard)
                 self._pings += 1
                 assert self._rpc is not None
                 self._rpc.send(encode(Ping(self._pings)))
@@ -487,6 +496,7 @@ class Worker:
                 self.rss = frame.rss
                 self.lag = frame.lag_us / 1e6
                 self.last_heartbeat = time.time()
+                self._answered = frame.sequence
                 limit = self._settings.max_rss
                 if limit is not None and self.rss > limit:
                     self._host.worker_due(self, "max_rss")

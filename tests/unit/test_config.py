@@ -117,3 +117,60 @@ def test_what_is_refused(tmp_path: Path, text: str, environ: dict[str, str], sou
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(sp.ConfigError, match="readable TOML file"):
         sp.RuntimeConfig.load(tmp_path / "none.toml", environ={})
+
+
+NESTED = """
+redact_patterns = ["acct-[0-9]+"]
+[metrics]
+max_tools = 3
+[[pools]]
+adapter = "m"
+timeouts = "batch"
+timeout = 5
+[pools.retry]
+attempts = 4
+[[pools.limits]]
+tools = ["render"]
+concurrency = 2
+[[pools.limits]]
+per = "session"
+rate = 0.5
+"""
+
+
+def test_nested_tables_and_their_variables(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(NESTED)
+    environ = {"SNAKEPIT_POOLS__DEFAULT__RETRY__DELAY": "0.5", "SNAKEPIT_METRICS__ADDRESS": "none"}
+    config = sp.RuntimeConfig.load(path, environ=environ)
+    (pool,) = config.pools
+    assert pool.retry == sp.RetryConfig(attempts=4, delay=0.5)
+    assert [limit.concurrency for limit in pool.limits] == [2, None]
+    assert pool.limits[1].per == "session"
+    assert (pool.timeout, pool.stream_timeout, pool.queue_timeout) == (5, None, 300.0)
+    assert config.metrics == sp.MetricsConfig(address=None, max_tools=3)
+    assert config.redact_patterns == ("acct-[0-9]+",)
+    assert "acct" not in repr(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ('[[pools]]\nadapter = "m"\n[pools.retry]\nattempts = 1', "pools[0].retry.attempts"),
+        ('[[pools]]\nadapter = "m"\n[pools.retry]\nattempt = 3', "pools[0].retry.attempt"),
+        ('[[pools]]\nadapter = "m"\nretry = 3', "pools[0].retry"),
+        ('[[pools]]\nadapter = "m"\n[[pools.limits]]\ntools = ["x"]', "pools[0].limits[0].concurrency"),
+        ('[[pools]]\nadapter = "m"\n[[pools.limits]]\nrate = 1\ntools = [1]', "pools[0].limits[0].tools"),
+        ('[[pools]]\nadapter = "m"\n[pools.hedge]\ntools = []', "pools[0].hedge.delay"),
+        ('[[pools]]\nadapter = "m"\ntimeouts = "soon"', "pools[0].timeouts"),
+        ('redact_patterns = ["["]\n[[pools]]\nadapter = "m"', "redact_patterns"),
+        ('metrics = 1\n[[pools]]\nadapter = "m"', "metrics"),
+    ],
+)
+def test_a_bad_value_in_a_nested_table_is_named(tmp_path: Path, text: str, key: str) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(text)
+    with pytest.raises(sp.ConfigError) as caught:
+        sp.RuntimeConfig.load(path, environ={})
+    assert caught.value.details["key"] == key
+    assert str(path) in str(caught.value)

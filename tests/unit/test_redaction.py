@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.observe.redaction import MASK, redact, redact_value
+from snakepit_trio.observe.redaction import MASK, Redactor, redact, redact_value
 
 SECRET = "hunter2hunter2"
 
@@ -56,3 +56,17 @@ def test_redaction_is_idempotent(text: str) -> None:
 )
 def test_no_text_takes_long(piece: str, times: int) -> None:
     redact((piece * times)[:60_000])
+
+
+def test_patterns_of_the_application() -> None:
+    redactor = Redactor([r"acct-\d+"])
+    assert redactor.text("of acct-12345.") == f"of {MASK}."
+    assert redactor.value({"note": ["acct-1", {"acct-2": 1}]}) == {"note": [MASK, {MASK: 1}]}
+    assert redact("of acct-12345.") == "of acct-12345."
+
+
+def test_large_things_are_named_by_their_size() -> None:
+    assert redact("a " + "Qk1" * 2000 + " z") == "a <6000 characters> z"
+    assert len(redact("word " * 100_000)) < 70_000
+    assert redact_value(list(range(5000)))[-1] == "... 4000 more"
+    assert redact_value({"x": object()}) == {"x": "<object>"}

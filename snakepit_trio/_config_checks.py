@@ -1,0 +1,92 @@
+"""What every configuration class checks its values by: types strictly, ranges, and one clear error."""
+
+from __future__ import annotations
+
+import math
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import attrs
+
+from snakepit_trio.errors import ConfigError
+
+__all__ = ["TINY", "as_tuple", "check_types", "describe", "refuse", "within"]
+
+#: The shortest time that may be asked for, in seconds.
+TINY = 1e-3
+
+
+def refuse(key: str, value: object, expected: str) -> typing.NoReturn:
+    """Raise a ConfigError about a value."""
+    shown = repr(value)
+    raise ConfigError(
+        f"{key}: expected {expected}, got {shown if len(shown) <= 100 else shown[:97] + '...'}",
+        details={"source": "code", "key": key, "expected": expected},
+    )
+
+
+def describe(hint: Any) -> str:
+    """A type in words."""
+    origin = typing.get_origin(hint)
+    if hint is None or hint is type(None):
+        return "None"
+    if origin is Literal:
+        return " or ".join(map(repr, typing.get_args(hint)))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(describe(arg) for arg in typing.get_args(hint))
+    if origin is not None and issubclass(origin, Sequence):
+        return f"a list of {describe(typing.get_args(hint)[0]).removeprefix('a ').removeprefix('an ')}"
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping of text to text"
+    return {int: "an int", float: "a number", str: "text", bool: "true or false"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a value is of a type, strictly: True is no int, nan is no number; an int is a float."""
+    origin = typing.get_origin(hint)
+    if hint is None or hint is type(None):
+        return value is None
+    if origin is Literal:
+        return isinstance(value, str) and value in typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in typing.get_args(hint))
+    if hint is float:
+        return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
+    if hint in (int, str, bool):
+        return type(value) is hint
+    if origin is tuple or (origin is not None and issubclass(origin, Sequence)):
+        return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if origin is not None and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(type(k) is str and type(v) is str for k, v in value.items())
+    return isinstance(value, hint)
+
+
+def check_types(instance: Any) -> None:
+    """Check every field of an attrs instance by its type and its range.
+
+    Raises:
+        ConfigError: One does not fit.
+    """
+    hints = typing.get_type_hints(type(instance))
+    for field in attrs.fields(type(instance)):
+        value = getattr(instance, field.name)
+        if not _fits(value, hints[field.name]):
+            refuse(field.name, "..." if not field.repr else value, describe(hints[field.name]))
+        low, high = field.metadata.get("range", (None, None))
+        if value is not None and low is not None and not low <= value <= high:
+            top = "" if high == math.inf else f" to {high:g}"
+            refuse(field.name, value, f"at least {low:g}{top}" if not top else f"{low:g}{top}")
+
+
+def within(default: Any, low: float, high: float = math.inf) -> Any:
+    """A field with a default, and the range of its values."""
+    return attrs.field(default=default, metadata={"range": (low, high)})
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, for a field that is to stay as it is; anything else is left for the check."""
+    return tuple(value) if isinstance(value, list) else value

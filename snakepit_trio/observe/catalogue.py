@@ -1,0 +1,196 @@
+"""Every event that the library emits: its name, when, and what it carries. docs/events.md is made from this.
+
+``python -m snakepit_trio.observe.catalogue`` prints the document; ``nox -s events`` compares it with the one that is kept, and
+``nox -s events -- --write`` puts it in place. In the project's tests each emission is checked against the catalogue.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["CATALOGUE", "EVENT_NAME", "FINAL", "EventSpec", "check", "document"]
+
+#: What an event may be called, one that a tool emits too.
+EVENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
+
+
+class EventSpec(NamedTuple):
+    """One event.
+
+    Attributes:
+        name: Dotted.
+        when: When it is emitted.
+        measurements: By name: the unit, and what it is.
+        metadata: By key: what it is.
+        optional: Keys of either that may be missing.
+    """
+
+    name: str
+    when: str
+    measurements: Mapping[str, str]
+    metadata: Mapping[str, str]
+    optional: frozenset[str]
+
+
+_POOL = {"pool": "the pool's name"}
+_REQUEST = {
+    "request_id": "the request's id, the same as the tool's `ctx.request_id`",
+    **_POOL,
+    "tool": "the tool's name",
+    "session_id": "the caller's session",
+    "worker_id": "the worker that has or had it",
+}
+_WORKER = {
+    "worker_id": "the worker's id, the same as in `pool.workers()`",
+    **_POOL,
+    "pid": "its process id, 0 before there is one",
+    "slot": "its place in the pool",
+}
+_SLOT = {**_POOL, "slot": "its number"}
+_SESSION = {"session_id": "the session's id"}
+_PROGRAM = {"program": "its name", "session_id": "the session that it belongs to"}
+_CIRCUIT = {**_POOL, "tool": "the tool, `*` for the whole pool's circuit"}
+_CALL = {**_POOL, "tool": "the tool's name"}
+
+
+def _event(
+    name: str,
+    when: str,
+    measurements: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    *,
+    optional: Iterable[str] = (),
+) -> EventSpec:
+    return EventSpec(name, when, measurements or {}, metadata or {}, frozenset(optional))
+
+
+def _final(name: str, when: str, *, error: bool) -> EventSpec:
+    metadata = {**_REQUEST, "error": "the error's code"} if error else _REQUEST
+    duration = {"duration": "s, from its arrival to its end"}
+    return _event(name, when, duration, metadata, optional=("session_id", "worker_id"))
+
+
+_ALL = (
+    _event("request.queued", "A request waits for a worker, at first or again.", {}, _REQUEST,
+           optional=("session_id", "worker_id")),
+    _event("request.dispatched", "A request goes to a worker.", {"queue_wait": "s, since its arrival"},
+           {**_REQUEST, "attempt": "1 on the first try"}, optional=("session_id",)),
+    _final("request.completed", "A request ends with a result.", error=False),
+    _final("request.failed", "A request ends with an error: the tool's, or the loss of its worker.", error=True),
+    _final("request.cancelled", "A request ends because its caller has gone.", error=False),
+    _final("request.expired", "A request ends because its `timeout` or `queue_timeout` is spent.", error=True),
+    _final("request.rejected", "A request is refused: the queue is full, the pool closed, its session's worker busy.",
+           error=True),
+    _event("queue.saturated", "The first request is refused because the queue is full.",
+           {"queued": "requests that wait"}, _POOL),
+    _event("queue.relieved", "After that, no more than half of what may wait does.", {"queued": "requests that wait"},
+           _POOL),
+    _event("worker.starting", "A worker is about to be started.", {}, _WORKER),
+    _event("worker.ready", "A worker takes calls.", {"startup": "s, since the order to start it"}, _WORKER),
+    _event("worker.draining", "A worker takes no more calls and finishes those that it has.", {}, _WORKER),
+    _event("worker.stopped", "A worker ends because it was asked to.", {}, _WORKER),
+    _event("worker.crashed", "A worker ends unbidden.", {}, _WORKER),
+    _event("worker.gone", "A worker's process has ended, and everything of it is given back.",
+           {"uptime": "s, since the order to start it", "requests": "calls that came to an end in it"},
+           {**_WORKER, "reason": "how: `exited`, `segfault`, `killed`, `heartbeat`, ...",
+            "expected": "whether somebody asked for it"}),
+    _event("worker.heartbeat_missed", "A worker has not answered within a heartbeat's interval.",
+           {"silence": "s, since its last sign of life"}, _WORKER),
+    _event("worker.tainted", "A worker has shown a fault and gets no more calls.", {},
+           {**_WORKER, "reason": "`cancel_grace` or `unhealthy`"}),
+    _event("worker.recycled", "A worker is about to be replaced.", {},
+           {**_WORKER, "reason": "`max_requests`, `max_age`, `max_rss`, `unhealthy`, `rolling_restart`, `on_demand`"}),
+    _event("slot.restarted", "A slot starts a worker in place of one that ended unbidden.", {},
+           {**_SLOT, "reason": "how that one ended"}),
+    _event("slot.failed", "A slot has used up its restarts.", {"next_attempt": "s, until it tries once more"},
+           {**_SLOT, "reason": "why its last worker ended"}),
+    _event("slot.recovered", "A slot that had failed has a worker again.", {}, _SLOT),
+    _event("pool.opened", "A pool takes requests.", {"size": "workers", "ready": "workers that take calls"}, _POOL),
+    _event("pool.failed", "Every slot of a pool has failed: its requests fail at once.", {},
+           {**_POOL, "reason": "why no worker could start"}),
+    _event("pool.resized", "A pool's size was changed.", {"before": "workers", "size": "workers"}, _POOL),
+    _event("pool.closing", "A pool takes no more requests.", {"in_flight": "running calls", "queued": "waiting requests"},
+           _POOL),
+    _event("pool.closed", "A pool's workers have gone.", {}, _POOL),
+    _event("session.opened", "A session is made.", {}, _SESSION),
+    _event("session.closed", "A session is closed.", {}, _SESSION),
+    _event("session.expired", "A session's time has come.", {}, _SESSION),
+    _event("program.stored", "A program is stored.", {"size": "bytes"}, _PROGRAM, optional=("session_id",)),
+    _event("program.deleted", "A program is deleted on demand.", {}, _PROGRAM, optional=("session_id",)),
+    _event("circuit.opened", "A circuit opens: calls are refused.",
+           {"failures": "failed calls in the window", "calls": "calls in the window"}, _CIRCUIT),
+    _event("circuit.half_open", "A circuit lets a probe through.", {}, _CIRCUIT),
+    _event("circuit.closed", "A circuit closes: its probes have succeeded.", {}, _CIRCUIT),
+    _event("policy.retried", "A call has failed and is tried again after a pause.",
+           {"attempt": "the number of the attempt that failed", "pause": "s"}, {**_CALL, "error": "the error's code"}),
+    _event("policy.hedged", "A call is slow and is sent a second time.", {}, _CALL),
+    _event("policy.limited", "A call comes too early by a limit: it waits, or is refused.", {},
+           {**_CALL, "limit": "`rate` or `concurrency`", "refused": "whether it was refused"}),
+    _event("recorder.dumped", "The flight recorder has written a dump.", {},
+           {"reason": "`crash`, `signal` or `demand`", "path": "the file"}),
+)  # fmt: skip
+
+#: By name.
+CATALOGUE: Mapping[str, EventSpec] = {spec.name: spec for spec in _ALL}
+#: Of each request exactly one.
+FINAL = frozenset({"request.completed", "request.failed", "request.cancelled", "request.expired", "request.rejected"})
+
+
+def check(name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+    """Check an emission against the catalogue.
+
+    Raises:
+        ValueError: It is not in it, or does not carry what it says.
+    """
+    spec = CATALOGUE.get(name)
+    if spec is None:
+        raise ValueError(f"{name}: no such event in the catalogue")
+    for what, given, known in (
+        ("measurements", measurements, spec.measurements),
+        ("metadata", metadata, spec.metadata),
+    ):
+        missing = known.keys() - given.keys() - spec.optional
+        if missing or given.keys() - known.keys():
+            raise ValueError(f"{name}: {what} are {sorted(given)}, by the catalogue {sorted(known)}")
+    for key, value in measurements.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            raise ValueError(f"{name}: {key} is {value!r}, no number")
+
+
+def document() -> str:
+    """The catalogue as Markdown."""
+    lines = [
+        "# Events",
+        "",
+        "<!-- Made from snakepit_trio/observe/catalogue.py by `nox -s events -- --write`. -->",
+        "",
+        '`runtime.events.subscribe("worker.", "request.")` gives an async iterator of events whose names begin so;',
+        "without a prefix, of all. Times are in seconds (s), sizes in bytes. Each request ends with exactly one of",
+        f"{', '.join(f'`{name}`' for name in sorted(FINAL))}.",
+        "Events that tools emit (`ctx.emit`) come under the names that the tools give them, with `worker_id`, `pool`, `pid`,",
+        "`slot` and `request_id` beside their own metadata; a name of this catalogue is not theirs to use.",
+        "[Observability](observability.md) says more.",
+    ]
+    group = ""
+    for spec in CATALOGUE.values():
+        if spec.name.split(".")[0] != group:
+            group = spec.name.split(".")[0]
+            lines += ["", f"## {group}"]
+        lines += ["", f"### `{spec.name}`", "", spec.when, ""]
+        for title, fields in (("Measurements", spec.measurements), ("Metadata", spec.metadata)):
+            if fields:
+                lines += [f"{title}:", ""]
+                lines += [
+                    f"- `{key}`: {text}{' (where there is one)' if key in spec.optional else ''}"
+                    for key, text in fields.items()
+                ]
+                lines += [""]
+        lines.pop()
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(document(), end="")  # noqa: T201
