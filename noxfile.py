@@ -121,9 +121,11 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def soak(session: nox.Session, backend: str) -> None:
-    """The property tests at length."""
-    session.install(".", *group("test", "protos"))
+    """The property tests at length, and a million calls of every kind while everything is broken."""
+    session.install(".", *group("test", "protos", "bench"))
     session.run(
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
     )  # fmt: skip
+    record = f"benchmarks/results/soak-{backend}.json"
+    session.run("python", "benchmarks/soak.py", "--backend", backend, "--json", record)
