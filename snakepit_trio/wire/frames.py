@@ -104,6 +104,7 @@ class Call(msgspec.Struct):
 
 class Cancel(msgspec.Struct):
     id: int
+    recall: bool = False
 
 
 class Credit(msgspec.Struct):
@@ -292,7 +293,7 @@ def _host_call(f: HostCall) -> bytes:
 
 _ENCODERS = {
     Call: (b"\x0a", _call),
-    Cancel: (b"\x12", lambda f: _uint(b"\x08", f.id)),
+    Cancel: (b"\x12", lambda f: _uint(b"\x08", f.id) + (b"\x10\x01" if f.recall else b"")),
     Credit: (b"\x1a", lambda f: _uint(b"\x08", f.id) + _uint(b"\x10", f.chunks)),
     Ping: (b"\x22", lambda f: _uint(b"\x08", f.sequence)),
     HostReply: (b"\x2a", _outcome),
@@ -495,6 +496,16 @@ def _decode_id(data: bytes) -> int:
     return identity
 
 
+def _decode_cancel(data: bytes) -> Cancel:
+    cancel = Cancel(0)
+    for tag, value in _fields(data, 0, len(data)):
+        if tag == 0x08:
+            cancel.id = value  # type: ignore[assignment]
+        elif tag == 0x10:
+            cancel.recall = bool(value)
+    return cancel
+
+
 def _decode_credit(data: bytes) -> Credit:
     credit = Credit(0, 0)
     for tag, value in _fields(data, 0, len(data)):
@@ -566,7 +577,7 @@ def _decode_emit(data: bytes) -> Emit:
 
 _HOST_DECODERS = {
     0x0A: _decode_call,
-    0x12: lambda data: Cancel(_decode_id(data)),
+    0x12: _decode_cancel,
     0x1A: _decode_credit,
     0x22: lambda data: Ping(_decode_id(data)),
     0x2A: lambda data: _decode_outcome(HostReply, data),

@@ -40,6 +40,7 @@ class Call:
 
     __slots__ = (
         "_begin",
+        "_claim",
         "_credits",
         "_lend",
         "_lock",
@@ -88,6 +89,8 @@ class Call:
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
+        # Whoever takes what is in it decides what becomes of the call; one operation of a list is never torn.
+        self._claim = [None]
         self._lend = lend
         self._unserializable = unserializable
         self._credits = credits
@@ -102,6 +105,14 @@ class Call:
             metadata=metadata,
             deadline=self.deadline,
         )
+
+    def claim(self) -> bool:
+        """Decide what becomes of the call: to run it, or to answer it unrun. True for the first who asks, in any thread."""
+        try:
+            self._claim.pop()
+        except IndexError:
+            return False
+        return True
 
     # ---- from the I/O thread -----------------------------------------------------------------------
 

@@ -36,7 +36,13 @@ class Answer(Protocol):
 
 
 class Runner(Protocol):
-    """Runs calls. ``submit`` and ``stop`` may be called from any thread."""
+    """Runs calls. ``submit`` and ``stop`` may be called from any thread.
+
+    Attributes:
+        in_order: Runs one call at a time, in the order in which they came.
+    """
+
+    in_order: bool
 
     def submit(self, call: Call) -> None:
         """Run this call."""
@@ -62,6 +68,8 @@ class Runner(Protocol):
 
 def run_sync(call: Call) -> None:
     """Run a sync tool, or advance a sync generator, in this thread. Never raises what the tool does."""
+    if not call.claim():
+        return  # It was taken back before it began.
     try:
         positional, keywords = call.arguments()
         if call.tool.kind is Kind.GENERATOR:
@@ -119,7 +127,7 @@ class SyncRunner:
 
     def __init__(self, threads: int) -> None:
         self._threads = _Threads(threads)
-        self._in_main = threads == 1
+        self._in_main = self.in_order = threads == 1
         self.submit = self._threads.put
         self.stop = self._threads.stop
 
@@ -154,6 +162,7 @@ class LoopRunner:
     """
 
     def __init__(self, backend: str, threads: int) -> None:
+        self.in_order = False
         self._backend = backend
         self._threads = _Threads(threads)
         self._run_soon: Callable[[Callable[[], object]], object] | None = None
@@ -278,6 +287,8 @@ class LoopRunner:
     async def _run(self, call: Call) -> None:
         import anyio
 
+        if not call.claim():
+            return
         scope = anyio.CancelScope()
         if call.deadline is not None:
             scope.deadline = anyio.current_time() + max(0.0, call.deadline - time.monotonic())

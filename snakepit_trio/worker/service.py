@@ -15,7 +15,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as RpcHandler
 from grpclib.exceptions import GRPCError
 
-from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.wire import failures, frames
 from snakepit_trio.wire.events import EVENTS_WAITING
 from snakepit_trio.wire.generated.snakepit.v1 import (
@@ -114,6 +114,9 @@ class WorkerService:
         self._prefix = ""
         self._pipe: FramePipe | None = None
         self._calls: dict[int, Call] = {}
+        #: With one seat, calls of the exchange that wait for the one before them to end.
+        self._line: deque[Call] | None = deque() if boot.threads == 1 and not runner.in_order else None
+        self._running: Call | None = None
         self._plain_ids = itertools.count(1 << 62)
         self._host_calls = HostCalls(runner.portal)
         self._outbox: deque[frames.Frame] = deque()
@@ -255,9 +258,7 @@ class WorkerService:
                 if call is not None:
                     call.credit(frame.chunks)
             case frames.Cancel():
-                call = self._calls.get(frame.id)
-                if call is not None:
-                    call.cancel()
+                self._on_cancel(frame)
             case frames.Ping():
                 self._reply_to_ping(frame)
             case frames.HostReply():
@@ -281,9 +282,38 @@ class WorkerService:
             self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
             return
         self._calls[frame.id] = call
-        self._runner.submit(call)
+        if self._line is None:
+            self._runner.submit(call)
+        else:
+            self._line.append(call)
+            self._next_in_line()
         if self._stopping:
+            self._cancel(call)
+
+    def _on_cancel(self, frame: frames.Cancel) -> None:
+        call = self._calls.get(frame.id)
+        if call is None:
+            return
+        if not frame.recall:
+            self._cancel(call)
+        elif call.claim():
+            self._write(frames.Reply(call.id, None, frames.ErrorInfo("recalled")))
+
+    def _cancel(self, call: Call) -> None:
+        """The caller is gone: a call that has not begun is answered at once, so that its place does not wait for others."""
+        if call.claim():
+            call.cancelled = True
+            call.fail(RequestCancelled("cancelled before it began"))
+        else:
             call.cancel()
+
+    def _next_in_line(self) -> None:
+        assert self._line is not None
+        while self._running is None and self._line:
+            call = self._line.popleft()
+            if call.id in self._calls:
+                self._running = call
+                self._runner.submit(call)
 
     def _make_call(
         self,
@@ -353,7 +383,10 @@ class WorkerService:
 
     def _write(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Reply):
-            self._calls.pop(frame.id, None)
+            call = self._calls.pop(frame.id, None)
+            if call is not None and call is self._running:
+                self._running = None
+                self._next_in_line()
         elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
             return
         if self._pipe is not None:
@@ -393,7 +426,7 @@ class WorkerService:
 
     def _cancel_all(self) -> None:
         for call in list(self._calls.values()):
-            call.cancel()
+            self._cancel(call)
 
     def _note_drained(self) -> None:
         if self._stopping and not self._calls and self._on_drained is not None:

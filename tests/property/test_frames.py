@@ -33,7 +33,7 @@ calls = st.builds(
 )  # fmt: skip
 host_frames = (
     calls
-    | st.builds(frames.Cancel, u64)
+    | st.builds(frames.Cancel, u64, st.booleans())
     | st.builds(frames.Credit, u64, u32)
     | st.builds(frames.Ping, u64)
     | st.builds(lambda i, o: frames.HostReply(i, *o), u64, outcomes)

@@ -151,10 +151,16 @@ default_message_pool.register_message("snakepit.v1", "Call", Call)
 class Cancel(betterproto2.Message):
     """
     The caller is gone. The worker stops the call as soon as it can, and still answers with one Reply: until then the
-    host counts the call's place as taken.
+    host counts the call's place as taken. A call that has not begun is answered at once and never runs.
     """
 
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+
+    recall: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
+    """
+    The host wants the call back, to run it elsewhere: when it has not begun, the worker answers at once with an error
+    of the code "recalled" and never runs it; when it has, the frame means nothing. Sent to workers with "prefetch".
+    """
 
 
 default_message_pool.register_message("snakepit.v1", "Cancel", Cancel)
@@ -314,7 +320,8 @@ class HandshakeResponse(betterproto2.Message):
 
     capabilities: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
-    "exchange", "cancel", "credits", "host_calls", "shared_memory", "health".
+    "exchange", "cancel", "credits", "host_calls", "shared_memory", "health", "prefetch": the worker may be given more
+    calls than it has threads; it begins them in the order in which they came, and knows Cancel.recall.
     """
 
     backend: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
