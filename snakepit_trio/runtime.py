@@ -23,6 +23,7 @@ from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor
+from snakepit_trio.policies.options import TIMEOUTS
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.sessions.directory import SessionDirectory
@@ -284,6 +285,10 @@ async def open_pool(adapter: str | PoolConfig, **options: Any) -> AsyncIterator[
         WorkerStartupError: No worker could start; ``details`` name the pool and the reason.
     """
     if isinstance(adapter, PoolConfig):
+        if "timeouts" in options:
+            # A profile that is chosen now goes before what the old one gave.
+            profile = TIMEOUTS.get(options["timeouts"], TIMEOUTS["balanced"])
+            options = {**profile._asdict(), **options}
         config = attrs.evolve(adapter, **_known(options))
     else:
         config = PoolConfig(adapter=adapter, **_known(options))

@@ -13,7 +13,7 @@ import math
 import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 import anyio
 import anyio.abc
@@ -30,6 +30,7 @@ from snakepit_trio.errors import (
     ToolNotFound,
     WouldDeadlock,
 )
+from snakepit_trio.policies.guard import Guard
 from snakepit_trio.sessions.records import check_name
 from snakepit_trio.tools.serving import CHAIN
 from snakepit_trio.wire import codec
@@ -111,6 +112,7 @@ class Pool:
             on_idle=self._note_idle,
         )
         self._crew = Crew(config, parts, self._ledger)
+        self._guard = Guard.of(config, parts.events)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -171,8 +173,23 @@ class Pool:
         idempotent: bool | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
+        guarded: bool = False,
     ) -> Any:
         await anyio.lowlevel.checkpoint_if_cancelled()
+        if self._guard is not None and not guarded:
+            spec = self._crew.tools.get(tool)
+            limit = self.config.timeout if isinstance(timeout, _Unset) else timeout
+            if spec is not None and (limit is None or _is_time(limit)):
+                return await self._guard.execute(
+                    lambda left: self._execute(
+                        tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
+                        session=session, binding=binding, guarded=True,
+                    ),
+                    tool=tool,
+                    timeout=limit,
+                    idempotent=spec.idempotent if idempotent is None else idempotent,
+                    session=None if session is None else session.id,
+                )  # fmt: skip
         done = anyio.Event()
         request = self._request(
             tool,
@@ -224,8 +241,7 @@ class Pool:
         """
         return self._stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
 
-    @asynccontextmanager
-    async def _stream(
+    def _stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
@@ -235,6 +251,26 @@ class Pool:
         metadata: Mapping[str, str] | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
+    ) -> AbstractAsyncContextManager[ChunkStream]:
+        limit = self.config.stream_timeout if isinstance(timeout, _Unset) else timeout
+        make = functools.partial(
+            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
+        )
+        if self._guard is not None and tool in self._crew.tools and (limit is None or _is_time(limit)):
+            return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
+        return make(timeout=limit)
+
+    @asynccontextmanager
+    async def _plain_stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+        session: Session | None,
+        binding: Binding | None,
     ) -> AsyncIterator[ChunkStream]:
         await anyio.lowlevel.checkpoint_if_cancelled()
         chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._decode)
@@ -242,7 +278,7 @@ class Pool:
             tool,
             params,
             wake=chunks.wake,
-            timeout=self.config.stream_timeout if timeout is UNSET else timeout,
+            timeout=timeout,
             priority=priority,
             metadata=metadata,
             idempotent=False,
@@ -502,7 +538,9 @@ class Pool:
 
     def snapshot(self) -> dict[str, Any]:
         """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
-        return snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())
+        found = snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())
+        found["circuits"] = {} if self._guard is None else self._guard.circuits()
+        return found
 
     # ---- opening and closing, for the runtime ------------------------------------------------------
 
@@ -586,7 +624,7 @@ class Pool:
         payload = codec.encode(params if type(params) is dict else dict(params), limit=config.max_payload)
         if timeout is UNSET:
             timeout = config.timeout
-        elif timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        elif timeout is not None and not _is_time(timeout):
             raise InvalidParameter(
                 f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
             )
@@ -689,6 +727,10 @@ class Pool:
 
     def _note_idle(self) -> None:
         self._idle.set()
+
+
+def _is_time(timeout: object) -> TypeGuard[float]:
+    return isinstance(timeout, int | float) and timeout > 0
 
 
 def _wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

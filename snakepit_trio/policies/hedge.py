@@ -1,0 +1,73 @@
+"""A second call beside a slow one; the first answer counts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+
+__all__ = ["Allowance", "hedged"]
+
+#: As many hedges as this may be saved up.
+_SAVED = 10.0
+
+
+class Allowance:
+    """Keeps the hedges to a part of the calls.
+
+    Args:
+        share: Hedges per call, on average.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self._saved = 1.0
+
+    def earn(self) -> None:
+        """A call was made."""
+        self._saved = min(_SAVED, self._saved + self._share)
+
+    def spend(self) -> bool:
+        """Whether one more hedge may be made; if so it is counted."""
+        if self._saved < 1.0:
+            return False
+        self._saved -= 1.0
+        return True
+
+
+async def hedged(call: Callable[[], Awaitable[Any]], delay: float, may: Callable[[], bool]) -> Any:
+    """Await ``call()``, and a second one when the first has not answered within ``delay`` seconds and ``may()`` says yes.
+
+    The first result counts, and the other call is cancelled. When one fails the other is waited for; when both do, the
+    failure of the first to fail is raised. A cancellation cancels both.
+    """
+    results: list[Any] = []
+    errors: list[Exception] = []
+    running = 0
+    over = anyio.Event()
+
+    async with anyio.create_task_group() as nursery:
+
+        async def run() -> None:
+            nonlocal running
+            running += 1
+            try:
+                results.append(await call())
+            except Exception as exc:
+                errors.append(exc)
+            finally:
+                running -= 1
+            if results:
+                nursery.cancel_scope.cancel()
+            if not running:
+                over.set()
+
+        nursery.start_soon(run)
+        with anyio.move_on_after(delay):
+            await over.wait()
+        if not over.is_set() and may():
+            nursery.start_soon(run)
+    if results:
+        return results[0]
+    raise errors[0]

@@ -1,0 +1,154 @@
+"""Circuit, token bucket and allowance: any order of calls, ends and time."""
+
+from __future__ import annotations
+
+import itertools
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from snakepit_trio.errors import CircuitOpen
+from snakepit_trio.policies.circuit import Circuit, Permit, State, Verdict
+from snakepit_trio.policies.hedge import Allowance
+from snakepit_trio.policies.limits import TokenBucket
+from snakepit_trio.policies.options import CircuitConfig
+
+CONFIG = CircuitConfig(failure_rate=0.5, min_calls=4, window=10.0, open_for=5.0, probes=2)
+
+
+class Breaker(RuleBasedStateMachine):
+    """The log of all ends is the model: what may be seen of the circuit follows from it."""
+
+    permits = Bundle("permits")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 1000.0
+        self.changes: list[tuple[State, int, int]] = []
+        self.circuit = Circuit(CONFIG, "it", lambda *change: self.changes.append(change))
+        self.log: list[tuple[float, Verdict]] = []
+        self.since = self.now
+        self.era = 0
+        self.out: dict[Permit, int] = {}
+        self.passed = 0
+
+    def note_change(self) -> None:
+        if len(self.changes) > self.era:
+            self.era = len(self.changes)
+            self.since = self.now
+            self.log.clear()
+            self.passed = 0
+
+    @rule(seconds=st.floats(0, 12))
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(target=permits)
+    def ask(self) -> Permit:
+        before, left = self.circuit.state, self.since + CONFIG.open_for - self.now
+        probing = sum(era == self.era for era in self.out.values())
+        permit: Permit | None = None
+        refusal: CircuitOpen | None = None
+        try:
+            permit = self.circuit.acquire(self.now)
+        except CircuitOpen as exc:
+            refusal = exc
+        if permit is None:
+            assert refusal is not None
+            assert before is not State.CLOSED
+            if before is State.OPEN:
+                assert refusal.details["retry_after"] == pytest.approx(left)
+                assert left > 0
+            else:
+                assert probing + self.passed == CONFIG.probes
+            return Permit(self.circuit, -1)
+        if before is State.OPEN:
+            assert left <= 0
+            assert self.circuit.state is State.HALF_OPEN
+        elif before is State.HALF_OPEN:
+            assert probing + self.passed < CONFIG.probes
+        self.note_change()
+        self.out[permit] = self.era
+        return permit
+
+    @rule(permit=consumes(permits), verdict=st.sampled_from(Verdict), twice=st.booleans())
+    def end(self, permit: Permit, verdict: Verdict, twice: bool) -> None:
+        before, era = self.circuit.state, self.out.pop(permit, -1)
+        permit.settle(verdict, self.now)
+        if twice:
+            permit.settle(Verdict.FAILURE, self.now)
+        if era != self.era or verdict is Verdict.NONE:
+            assert len(self.changes) == self.era, "what comes late, or says nothing, changes nothing"
+            return
+        if before is State.CLOSED:
+            self.log.append((self.now, verdict))
+        else:
+            assert before is State.HALF_OPEN
+            self.passed += verdict is Verdict.SUCCESS
+            wanted = State.OPEN if verdict is Verdict.FAILURE else State.HALF_OPEN
+            assert self.circuit.state is (State.CLOSED if self.passed == CONFIG.probes else wanted)
+        if before is State.CLOSED and self.circuit.state is State.OPEN:
+            recent = [v for at, v in self.log if at >= self.now - CONFIG.window]
+            assert len(recent) >= CONFIG.min_calls
+            assert verdict is Verdict.FAILURE
+        elif before is State.CLOSED:
+            # What is surely in the window has not been enough.
+            recent = [v for at, v in self.log if at > self.now - CONFIG.window * 0.9]
+            old = len(recent) != len(self.log)
+            bad = recent.count(Verdict.FAILURE)
+            assert old or verdict is Verdict.SUCCESS or len(recent) < CONFIG.min_calls or bad < 0.5 * len(recent)
+        self.note_change()
+
+    @invariant()
+    def the_states_follow_each_other(self) -> None:
+        allowed = {
+            State.CLOSED: {State.OPEN},
+            State.OPEN: {State.HALF_OPEN},
+            State.HALF_OPEN: {State.OPEN, State.CLOSED},
+        }
+        states = [State.CLOSED, *(change[0] for change in self.changes)]
+        assert all(after in allowed[before] for before, after in itertools.pairwise(states))
+
+    def teardown(self) -> None:
+        # Never stuck: once all calls have ended and its time is over, it can be called.
+        for permit in self.out:
+            permit.settle(Verdict.NONE, self.now)
+        self.circuit.acquire(self.now + CONFIG.open_for)
+
+
+TestBreaker = Breaker.TestCase
+
+
+@given(rate=st.floats(0.1, 100), burst=st.integers(1, 10), gaps=st.lists(st.floats(0, 3), min_size=1, max_size=60))
+def test_no_stretch_of_time_gets_more_than_its_share(rate: float, burst: int, gaps: list[float]) -> None:
+    bucket = TokenBucket(rate, burst)
+    now, begun = 0.0, []
+    for gap in gaps:
+        now += gap
+        begun.append(now + bucket.take(now))
+    assert begun == sorted(begun)
+    for first, start in enumerate(begun):
+        for last in range(first, len(begun)):
+            assert last - first + 1 <= burst + rate * (begun[last] - start) + 1e-6
+
+
+def test_a_share_that_is_given_back_is_there_again() -> None:
+    bucket = TokenBucket(1.0, 1)
+    assert bucket.take(0.0) == 0.0
+    assert bucket.take(0.0) == 1.0
+    bucket.give_back()
+    assert bucket.delay(0.0) == 1.0
+    assert not bucket.rests(0.5)
+    assert bucket.rests(1.0)
+
+
+@given(st.lists(st.booleans(), max_size=200))
+def test_hedges_keep_to_their_share(wants: list[bool]) -> None:
+    allowance = Allowance(0.1)
+    hedges = 0
+    for want in wants:
+        allowance.earn()
+        hedges += want and allowance.spend()
+    assert hedges <= 1 + 0.1 * len(wants) + 1e-6
