@@ -1,7 +1,8 @@
 """One worker incarnation as the host sees it: started, connected, kept alive, ended, and everything given back.
 
-One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the heartbeat,
-the health check, the watch over cancelled calls. Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
+One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the link with its
+heartbeat, the health check, the watch over cancelled calls. How calls travel is the business of the link
+(:mod:`snakepit_trio.workers.link`). Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
 that moment on it takes no calls. Its exit is then classified, its host told, and its process and descriptors are given
 back before :meth:`Worker.run` returns, also when it is cancelled.
 """
@@ -9,7 +10,6 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,27 +19,11 @@ import anyio.abc
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
-from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure
-from snakepit_trio.wire.frames import (
-    Call,
-    Cancel,
-    Chunk,
-    Credit,
-    Emit,
-    FrameError,
-    HostCall,
-    HostCancel,
-    HostReply,
-    Ping,
-    Pong,
-    Reply,
-    Stop,
-    decode_worker_frame,
-    encode,
-)
-from snakepit_trio.wire.shared import Arena, Borrower, Budget, remove
+from snakepit_trio.wire.connection import Connection, RpcFailure
+from snakepit_trio.wire.frames import Call, Chunk, Emit, FrameError, HostCall, HostCancel, HostReply, Reply
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
+from .exchange import Exchange
 from .logs import Tail, pump
 from .states import TRANSITIONS, Exit, WorkerState, classify, oom_kills
 
@@ -50,6 +34,9 @@ if TYPE_CHECKING:
     from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.shared import Budget
+
+    from .link import Link
 
 __all__ = ["Worker", "WorkerHost"]
 
@@ -154,12 +141,10 @@ class Worker:
         self._prefix = request_prefix
         self._redact = redact
         self._nursery: anyio.abc.TaskGroup | None = None
-        self._shm_prefix = f"sp-{spec.run_id}-{spec.worker_id}-"
-        self._arena = Arena(f"{self._shm_prefix}i", shm if spec.shm_limit else Budget(0))
-        self._borrower = Borrower(f"{self._shm_prefix}o")
+        self._shm = shm
         self._process: WorkerProcess | None = None
         self._connection: Connection | None = None
-        self._rpc: Rpc | None = None
+        self._link: Link | None = None
         self._stderr = Tail()
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
@@ -172,9 +157,6 @@ class Worker:
         self._emptied = anyio.Event()
         self._grace: dict[int, float] = {}
         self._graced = anyio.Event()
-        self._heard = math.inf
-        self._pings = 0
-        self._answered = 0
 
     def __repr__(self) -> str:
         where = f"{self.pool}/{self.slot}.{self.incarnation}"
@@ -189,33 +171,30 @@ class Worker:
 
     def call(self, call: Call) -> None:
         """Send a call."""
-        assert self._rpc is not None
+        assert self._link is not None
         self._held.add(call.id)
-        call.payload = self._arena.lend(call.payload)
-        self._rpc.send(encode(call))
+        self._link.call(call)
         if self.state is WorkerState.READY:
             self._become(WorkerState.BUSY)
 
     def cancel(self, call_id: int) -> None:
         """The call's caller is gone. Unless the worker confirms within the grace, it is replaced, or left alone."""
-        if self._rpc is None or call_id not in self._held:
+        if self._link is None or call_id not in self._held:
             return
-        self._rpc.send(encode(Cancel(call_id)))
+        self._link.cancel(call_id)
         if self._settings.on_cancel == "kill":
             self._grace[call_id] = anyio.current_time() + self._settings.cancel_grace
             self._graced.set()
 
     def credit(self, call_id: int, chunks: int) -> None:
         """A stream's consumer has room for more."""
-        if self._rpc is not None and call_id in self._held:
-            self._rpc.send(encode(Credit(call_id, chunks)))
+        if self._link is not None and call_id in self._held:
+            self._link.credit(call_id, chunks)
 
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
-        if self._rpc is not None:
-            if reply.payload is not None:
-                reply.payload = self._arena.lend(reply.payload)
-            self._rpc.send(encode(reply))
+        if self._link is not None:
+            self._link.host_reply(reply)
 
     def start_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
         """Run something in the worker's nursery, so that it ends with the worker."""
@@ -269,7 +248,7 @@ class Worker:
         self._stopping = True
         if self.state in (WorkerState.READY, WorkerState.BUSY):
             self._become(WorkerState.DRAINING)
-        if self._rpc is None or self.state is not WorkerState.DRAINING:
+        if self._link is None or self.state is not WorkerState.DRAINING:
             self._end("stopped", "was stopped before it was ready")
             await self.ended.wait()
             return True
@@ -277,7 +256,7 @@ class Worker:
             while self._held:
                 self._emptied = anyio.Event()
                 await self._emptied.wait()
-        self._rpc.send(encode(Stop(0)))
+        self._link.stop()
         with anyio.move_on_after(self._settings.stop_grace):
             await self.ended.wait()
             return True
@@ -314,10 +293,10 @@ class Worker:
             return
         if self._cause is not None:
             return
-        self._heard = anyio.current_time()
+        assert self._link is not None
         self._become(WorkerState.READY)
         self.ready.set()
-        nursery.start_soon(self._heartbeat)
+        nursery.start_soon(self._link.watch)
         nursery.start_soon(self._watch_grace)
         if settings.max_age is not None:
             nursery.start_soon(self._age, settings.max_age)
@@ -352,9 +331,7 @@ class Worker:
         )
         nursery.start_soon(self._connection.serve)
         await self._handshake(self._connection)
-        self._rpc = self._connection.rpc(
-            _SERVICE + "Exchange", on_message=self._on_message, on_end=self._on_exchange_end
-        )
+        self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm)
 
     async def _handshake(self, connection: Connection) -> None:
         from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
@@ -399,33 +376,6 @@ class Worker:
             self._end("stopped", words)
         else:
             self._end(reason, words)
-
-    @protected
-    async def _heartbeat(self) -> None:
-        settings = self._settings
-        interval, limit = settings.heartbeat_interval, settings.heartbeat_interval * settings.heartbeat_misses
-        next_ping = anyio.current_time()
-        while True:
-            now = anyio.current_time()
-            if now >= next_ping:
-                if self._answered < self._pings and now - self._heard >= interval / 2:
-                    self._host.worker_missed(self, now - self._heard)
-                self._pings += 1
-                assert self._rpc is not None
-                self._rpc.send(encode(Ping(self._pings)))
-                next_ping = now + interval
-            due = min(next_ping, self._heard + limit)
-            await anyio.sleep_until(due)
-            now = anyio.current_time()
-            if now - due > interval / 2:
-                # This side was held up: the answers may be waiting to be read, so the count begins anew.
-                self._heard = now
-            elif now - self._heard >= limit:
-                if self._held and not settings.heartbeat_while_busy:
-                    self._heard = now
-                    continue
-                self._end("heartbeat", f"gave no sign of life for {now - self._heard:.3g} s")
-                return
 
     @protected
     async def _age(self, limit: float) -> None:
@@ -479,33 +429,9 @@ class Worker:
                 self.tainted = True
                 self._host.worker_tainted(self, "unhealthy")
 
-    # ---- what arrives --------------------------------------------------------------------------------
+    # ---- what its link tells: the interface LinkOwner ------------------------------------------------
 
-    def _on_message(self, message: bytes) -> None:
-        frame = decode_worker_frame(message)
-        self._heard = anyio.current_time()
-        # Mapped at once, so that what nobody takes is given back by being dropped.
-        if isinstance(frame, Reply | Chunk | HostCall | Emit) and frame.payload is not None and frame.payload.buffers:
-            frame.payload = self._borrower.borrow(frame.payload)
-        match frame:
-            case Reply():
-                self._on_reply(frame)
-            case Chunk():
-                self._host.worker_chunk(self, frame)
-            case Pong():
-                self.rss = frame.rss
-                self.lag = frame.lag_us / 1e6
-                self.last_heartbeat = time.time()
-                self._answered = frame.sequence
-                limit = self._settings.max_rss
-                if limit is not None and self.rss > limit:
-                    self._host.worker_due(self, "max_rss")
-            case HostCall() | HostCancel():
-                self._host.worker_host_call(self, frame)
-            case Emit():
-                self._host.worker_emit(self, frame)
-
-    def _on_reply(self, reply: Reply) -> None:
+    def link_reply(self, reply: Reply) -> None:
         if reply.id not in self._held:
             raise FrameError(f"a reply to call {reply.id}, which it does not hold")
         self._held.discard(reply.id)
@@ -519,7 +445,30 @@ class Worker:
             self._become(WorkerState.READY)
         self._emptied.set()
 
-    def _on_exchange_end(self, status: int, message: str) -> None:
+    def link_chunk(self, chunk: Chunk) -> None:
+        self._host.worker_chunk(self, chunk)
+
+    def link_host_call(self, call: HostCall | HostCancel) -> None:
+        self._host.worker_host_call(self, call)
+
+    def link_emit(self, emit: Emit) -> None:
+        self._host.worker_emit(self, emit)
+
+    def link_alive(self, rss: int, lag: float) -> None:
+        self.rss = rss
+        self.lag = lag
+        self.last_heartbeat = time.time()
+        limit = self._settings.max_rss
+        if limit is not None and self.rss > limit:
+            self._host.worker_due(self, "max_rss")
+
+    def link_missed(self, silence: float) -> None:
+        self._host.worker_missed(self, silence)
+
+    def link_silent(self, silence: float) -> None:
+        self._end("heartbeat", f"gave no sign of life for {silence:.3g} s")
+
+    def link_lost(self, message: str) -> None:
         if self._stopping:
             self._end("stopped", "closed its connection")
         else:
@@ -587,7 +536,5 @@ class Worker:
         if self._process is not None:
             self._killed = self._killed or not self._process.ended
             await self._process.aclose()
-        self._arena.close()
-        self._borrower.close()
-        if self.spec.shm_limit:
-            remove(self._shm_prefix)
+        if self._link is not None:
+            self._link.close()

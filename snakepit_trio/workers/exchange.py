@@ -1,0 +1,142 @@
+"""The link to a worker that serves the Exchange stream: everything is a frame on one RPC."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio.wire.frames import (
+    Call,
+    Cancel,
+    Chunk,
+    Credit,
+    Emit,
+    HostCall,
+    HostCancel,
+    HostReply,
+    Ping,
+    Pong,
+    Reply,
+    Stop,
+    decode_worker_frame,
+    encode,
+)
+from snakepit_trio.wire.shared import Arena, Borrower, Budget, remove
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.launch.base import WorkerSpec
+    from snakepit_trio.wire.connection import Connection
+
+    from .link import LinkOwner
+
+__all__ = ["Exchange"]
+
+_PATH = "/snakepit.v1.WorkerService/Exchange"
+
+
+class Exchange:
+    """See :class:`~snakepit_trio.workers.link.Link`.
+
+    Args:
+        connection: The connection; stays the caller's.
+        owner: The worker.
+        spec: What the worker was started as.
+        settings: Its pool's.
+        shm: What may be used of shared memory for what is sent.
+
+    Raises:
+        RpcFailure: The connection is over.
+    """
+
+    def __init__(
+        self, connection: Connection, owner: LinkOwner, spec: WorkerSpec, settings: PoolConfig, shm: Budget
+    ) -> None:
+        self._owner = owner
+        self._settings = settings
+        self._shm_prefix = f"sp-{spec.run_id}-{spec.worker_id}-" if spec.shm_limit else None
+        prefix = self._shm_prefix or ""
+        self._arena = Arena(f"{prefix}i", shm if spec.shm_limit else Budget(0))
+        self._borrower = Borrower(f"{prefix}o")
+        self._heard = anyio.current_time()
+        self._pings = 0
+        self._answered = 0
+        self._rpc = connection.rpc(_PATH, on_message=self._on_message, on_end=self._on_end)
+
+    # ---- the interface Link --------------------------------------------------------------------------
+
+    def call(self, call: Call) -> None:
+        call.payload = self._arena.lend(call.payload)
+        self._rpc.send(encode(call))
+
+    def cancel(self, call_id: int) -> None:
+        self._rpc.send(encode(Cancel(call_id)))
+
+    def credit(self, call_id: int, chunks: int) -> None:
+        self._rpc.send(encode(Credit(call_id, chunks)))
+
+    def host_reply(self, reply: HostReply) -> None:
+        if reply.payload is not None:
+            reply.payload = self._arena.lend(reply.payload)
+        self._rpc.send(encode(reply))
+
+    def stop(self) -> None:
+        self._rpc.send(encode(Stop(0)))
+
+    @protected
+    async def watch(self) -> None:
+        settings = self._settings
+        interval, limit = settings.heartbeat_interval, settings.heartbeat_interval * settings.heartbeat_misses
+        self._heard = next_ping = anyio.current_time()
+        while True:
+            now = anyio.current_time()
+            if now >= next_ping:
+                if self._answered < self._pings and now - self._heard >= interval / 2:
+                    self._owner.link_missed(now - self._heard)
+                self._pings += 1
+                self._rpc.send(encode(Ping(self._pings)))
+                next_ping = now + interval
+            due = min(next_ping, self._heard + limit)
+            await anyio.sleep_until(due)
+            now = anyio.current_time()
+            if now - due > interval / 2:
+                # This side was held up: the answers may be waiting to be read, so the count begins anew.
+                self._heard = now
+            elif now - self._heard >= limit:
+                if self._owner.in_flight and not settings.heartbeat_while_busy:
+                    self._heard = now
+                    continue
+                self._owner.link_silent(now - self._heard)
+                return
+
+    def close(self) -> None:
+        self._arena.close()
+        self._borrower.close()
+        if self._shm_prefix is not None:
+            remove(self._shm_prefix)
+
+    # ---- what arrives --------------------------------------------------------------------------------
+
+    def _on_message(self, message: bytes) -> None:
+        frame = decode_worker_frame(message)
+        self._heard = anyio.current_time()
+        # Mapped at once, so that what nobody takes is given back by being dropped.
+        if isinstance(frame, Reply | Chunk | HostCall | Emit) and frame.payload is not None and frame.payload.buffers:
+            frame.payload = self._borrower.borrow(frame.payload)
+        match frame:
+            case Reply():
+                self._owner.link_reply(frame)
+            case Chunk():
+                self._owner.link_chunk(frame)
+            case Pong():
+                self._answered = frame.sequence
+                self._owner.link_alive(frame.rss, frame.lag_us / 1e6)
+            case HostCall() | HostCancel():
+                self._owner.link_host_call(frame)
+            case Emit():
+                self._owner.link_emit(frame)
+
+    def _on_end(self, status: int, message: str) -> None:
+        self._owner.link_lost(message)

@@ -1,0 +1,74 @@
+"""How the calls of one worker travel: the interface between a worker's life and the way in which it is spoken to.
+
+A link is made when the handshake is done, and closed with the worker. There is one kind for workers that serve the
+Exchange stream, and one for those that serve plain RPCs; a worker's handshake says which it is. What is common to all,
+the books of what a worker holds, its grace for cancelled calls, its stop, is the worker's own.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, HostReply, Reply
+
+__all__ = ["Link", "LinkOwner"]
+
+
+class LinkOwner(Protocol):
+    """The worker, as its link sees it. None of these methods waits; those that get a frame raise ValueError for one that
+    makes no sense."""
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that the worker holds."""
+
+    def link_reply(self, reply: Reply) -> None:
+        """A call has ended, and the worker runs nothing of it any more."""
+
+    def link_chunk(self, chunk: Chunk) -> None:
+        """A stream has given a chunk."""
+
+    def link_host_call(self, call: HostCall | HostCancel) -> None:
+        """A tool calls the host, or no longer does."""
+
+    def link_emit(self, emit: Emit) -> None:
+        """A tool has emitted an event."""
+
+    def link_alive(self, rss: int, lag: float) -> None:
+        """A heartbeat was answered: resident bytes, and how late the worker's event loop was, in seconds."""
+
+    def link_missed(self, silence: float) -> None:
+        """A heartbeat was not answered before the next was due; the worker was heard last ``silence`` seconds ago."""
+
+    def link_silent(self, silence: float) -> None:
+        """The worker has given no sign of life for too long."""
+
+    def link_lost(self, message: str) -> None:
+        """The connection is over."""
+
+
+class Link(Protocol):
+    """One way to speak to a worker. Only :meth:`watch` waits."""
+
+    def call(self, call: Call) -> None:
+        """Send a call. Exactly one ``link_reply`` follows, in a later step, unless the worker ends."""
+
+    def cancel(self, call_id: int) -> None:
+        """The call's caller is gone; the reply is still to come, when the worker has stopped."""
+
+    def credit(self, call_id: int, chunks: int) -> None:
+        """A stream's consumer has room for more."""
+
+    def host_reply(self, reply: HostReply) -> None:
+        """Answer a tool's call to the host."""
+
+    def stop(self) -> None:
+        """Ask the worker to end in good order. It holds no calls that anybody waits for."""
+
+    @protected
+    async def watch(self) -> None:
+        """See to it that a worker which gives no sign of life is told of. Runs while the worker is ready."""
+
+    def close(self) -> None:
+        """Give back what the link holds; the connection is closed already, the process has ended."""
