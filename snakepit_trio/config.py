@@ -258,6 +258,7 @@ class RuntimeConfig:
         telemetry: OpenTelemetry spans and metrics: ``"auto"`` when the application has set OpenTelemetry up, or ``"off"``.
         redact_patterns: Regular expressions of what else is to be taken out of logs, events, errors and dumps.
         recorder_size: How many events, and how many ended requests, the flight recorder keeps.
+        control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
         dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
     """
 
@@ -278,6 +279,7 @@ class RuntimeConfig:
     telemetry: Literal["auto", "off"] = "auto"
     redact_patterns: Sequence[str] = attrs.field(default=(), converter=as_tuple, repr=False)
     recorder_size: int = within(1000, 0, 1_000_000)
+    control: bool = True
     dump_on_signal: bool = False
 
     def __attrs_post_init__(self) -> None:

@@ -18,6 +18,8 @@ import attrs
 import sniffio
 
 from snakepit_trio.config import PoolConfig, RuntimeConfig
+from snakepit_trio.control.operations import Operations
+from snakepit_trio.control.server import ControlServer
 from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
 from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
@@ -226,6 +228,9 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
                     nursery.start_soon(runtime.sessions.keep)
                     if config.dump_on_signal:
                         await nursery.start(dump_on_signal, runtime.recorder)
+                    if config.control and run.control is not None:
+                        operations = Operations(runtime, runtime._redactor.value, backend)
+                        await nursery.start(ControlServer(operations, runtime.events, run.control).serve)
                     await runtime._open(nursery, stack)
                     yield runtime
                     await runtime._close(drain=True)

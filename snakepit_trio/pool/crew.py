@@ -308,6 +308,31 @@ class Crew:
                 return
         raise _no_such_worker(worker_id)
 
+    async def drain(self, worker_id: str) -> None:
+        """Give one worker no more calls, and wait until it holds none. A cancellation leaves it without new ones.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        self.cordon(worker_id, cordoned=True)
+        for worker in self._seats:
+            if worker.id == worker_id:
+                await worker.drained()
+                return
+
+    def kill_worker(self, worker_id: str) -> None:
+        """End one worker at once; its slot gets another.
+
+        Raises:
+            InvalidParameter: The pool has no such worker that is alive.
+        """
+        for slot in [*self.slots, *self._retiring, *self._spares]:
+            for worker in slot.workers:
+                if worker.id == worker_id and not worker.ended.is_set():
+                    worker.kill()
+                    return
+        raise _no_such_worker(worker_id)
+
     # ---- slots -----------------------------------------------------------------------------------
 
     def check_open(self) -> None:

@@ -536,6 +536,24 @@ class Pool:
         """
         self._crew.cordon(worker_id, cordoned=cordoned)
 
+    async def drain(self, worker_id: str) -> None:
+        """Give one worker no more calls, and wait until it holds none. ``cordon(..., cordoned=False)`` undoes it.
+
+        A cancellation leaves the worker without new calls.
+
+        Raises:
+            InvalidParameter: The pool has no such worker that takes calls.
+        """
+        await self._crew.drain(worker_id)
+
+    def kill_worker(self, worker_id: str) -> None:
+        """End one worker at once; its calls fail or run elsewhere as after a crash, and its slot gets another worker.
+
+        Raises:
+            InvalidParameter: The pool has no such worker that is alive.
+        """
+        self._crew.kill_worker(worker_id)
+
     def snapshot(self) -> dict[str, Any]:
         """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
         found = snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())

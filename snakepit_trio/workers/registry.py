@@ -30,6 +30,7 @@ import attrs
 from snakepit_trio.wire import shared
 
 from .identity import boot_id, kill_tree, start_time, with_arguments
+from .runs import control_path, describe_run
 
 __all__ = ["Registry", "Run", "Swept", "open_run", "state_directory"]
 
@@ -124,6 +125,7 @@ class Registry:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
+            os.write(fd, describe_run(run_id, run_dir, self.control_path(run_id, run_dir)))
             self._db.execute("INSERT INTO runs VALUES (?, ?, ?, ?)", (run_id, str(run_dir), os.getpid(), time.time()))
         except BaseException:
             path.unlink(missing_ok=True)
@@ -135,7 +137,12 @@ class Registry:
         """Strike a run out, with all that belongs to it."""
         self._db.execute("DELETE FROM processes WHERE run_id = ?", (run_id,))
         self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
+        self._locks.joinpath(f"{run_id}.sock").unlink(missing_ok=True)
         self._lock_path(run_id).unlink(missing_ok=True)
+
+    def control_path(self, run_id: str, run_dir: Path) -> Path:
+        """Where a run's control socket is."""
+        return control_path(self._locks, run_id, run_dir)
 
     def reserve(self, run_id: str, process_id: str, kind: str, pool: str) -> None:
         """A process is about to be started."""
@@ -211,6 +218,7 @@ class Registry:
                 if path.stem not in known and time.time() - path.stat().st_mtime > _OPENING:
                     lock = self._try_lock(path.stem)
                     if lock is not None:
+                        path.with_suffix(".sock").unlink(missing_ok=True)
                         path.unlink(missing_ok=True)
                         os.close(lock)
 
@@ -222,12 +230,14 @@ class Run:
         run_id: Random, unique on this machine.
         run_dir: Private to this user (0700), short enough for socket paths, removed at the end.
         swept: What dead runs had left when this one began.
+        control: Where its control socket is to be; None without a usable state directory, where nobody would find it.
     """
 
     def __init__(self, run_id: str, run_dir: Path, registry: Registry | None, swept: list[Swept]) -> None:
         self.run_id = run_id
         self.run_dir = run_dir
         self.swept = swept
+        self.control = None if registry is None else registry.control_path(run_id, run_dir)
         self._registry = registry
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:

@@ -1,0 +1,94 @@
+"""What is said over a control socket: one line of JSON for each request, one for each answer.
+
+::
+
+    -> {"v": 1, "id": 7, "op": "status", "params": {"tree": true}}
+    <- {"v": 1, "id": 7, "ok": true, "result": {...}}
+    <- {"v": 1, "id": 7, "ok": false, "error": {"code": "invalid_parameter", "message": "..."}}
+
+``id`` is the client's and comes back as it was. ``events`` is answered by ``{"ok": true, "result": {}}`` and then by any number
+of ``{"v": 1, "id": 7, "event": {...}, "dropped": 0}``, until the client closes its side or sends anything more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+__all__ = [
+    "ANSWER_LIMIT",
+    "REQUEST_LIMIT",
+    "VERSION",
+    "Refusal",
+    "Request",
+    "event_line",
+    "failure",
+    "parse",
+    "success",
+]
+
+#: The version that we speak.
+VERSION = 1
+#: The longest request and the longest answer, in bytes.
+REQUEST_LIMIT = 64 * 1024
+ANSWER_LIMIT = 64 * 1024 * 1024
+
+
+class Refusal(Exception):
+    """A request that gets no result.
+
+    Attributes:
+        code: For programs, such as ``"invalid_parameter"``.
+        message: For people.
+    """
+
+    def __init__(self, code: str, message: str, id: int | str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.id = id
+
+
+class Request(msgspec.Struct):
+    """One request; ``id`` is the client's."""
+
+    v: int
+    op: str
+    id: int | str | None = None
+    params: dict[str, Any] = {}
+
+
+def parse(line: bytes) -> Request:
+    """Read a request.
+
+    Raises:
+        Refusal: It is none, or of a version that is not ours.
+    """
+    try:
+        request = msgspec.json.decode(line, type=Request)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise Refusal("bad_request", f"not a request: {exc}") from None
+    if request.v != VERSION:
+        raise Refusal("protocol_mismatch", f"the client speaks version {request.v}, this runtime {VERSION}", request.id)
+    return request
+
+
+def success(id: int | str | None, result: Mapping[str, Any]) -> bytes:
+    """A result, as a line. What JSON has no number for (nan, inf) becomes null."""
+    line = msgspec.json.encode({"v": VERSION, "id": id, "ok": True, "result": result}, enc_hook=str) + b"\n"
+    if len(line) > ANSWER_LIMIT:
+        return failure(id, "too_large", f"the answer has {len(line)} bytes; the limit is {ANSWER_LIMIT}")
+    return line
+
+
+def failure(id: int | str | None, code: str, message: str) -> bytes:
+    """A refusal, as a line."""
+    error = {"code": code, "message": message}
+    return msgspec.json.encode({"v": VERSION, "id": id, "ok": False, "error": error}) + b"\n"
+
+
+def event_line(id: int | str | None, event: Mapping[str, Any], dropped: int) -> bytes:
+    """An event, as a line; ``dropped`` counts those that were lost since the subscription because they were not read."""
+    return msgspec.json.encode({"v": VERSION, "id": id, "event": event, "dropped": dropped}, enc_hook=str) + b"\n"
