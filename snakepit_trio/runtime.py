@@ -17,6 +17,7 @@ import anyio.abc
 import attrs
 import sniffio
 
+from snakepit_trio import __version__
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
@@ -25,6 +26,7 @@ from snakepit_trio.launch.local import local_launcher
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor
+from snakepit_trio.observe.timings import RequestTimings
 from snakepit_trio.policies.options import TIMEOUTS
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
@@ -37,6 +39,8 @@ from snakepit_trio.wire.transports import make_wire
 from snakepit_trio.workers.registry import open_run, state_directory
 
 if TYPE_CHECKING:
+    from snakepit_trio.config import MetricsConfig
+    from snakepit_trio.observe.http import Metrics
     from snakepit_trio.pool.ledger import Request
     from snakepit_trio.sessions.store import Store
     from snakepit_trio.wire.connection import Wire
@@ -61,6 +65,7 @@ class Runtime:
         tools: The host's own tools, which the workers' tools may call.
         sessions: The sessions of all pools.
         programs: Named blobs.
+        metrics: For Prometheus, when they are configured: ``metrics.address``, ``metrics.collector``.
         recorder: The flight recorder; ``recorder.dump()``, ``recorder.write()``.
         run_id: Its identity on this machine.
     """
@@ -76,6 +81,8 @@ class Runtime:
         self.recorder = FlightRecorder(
             self.events, self._look, state_directory(config.state_dir) / "recorder", self._redactor, run.run_id
         )
+        self._timings = None if config.metrics is None else RequestTimings(config.metrics.max_tools)
+        self.metrics: Metrics | None = None if config.metrics is None else self._make_metrics(config.metrics)
         self._run = run
         self._wire = wire
         self._backend = backend
@@ -163,6 +170,7 @@ class Runtime:
                 registries=self._registries,
                 nested=nested,
                 starting=starting,
+                timings=self._timings,
             )
             self._pools[config.name] = Pool(config, parts, self)
         async with anyio.create_task_group() as opening:
@@ -175,6 +183,27 @@ class Runtime:
         async with anyio.create_task_group() as closing:
             for pool in self._pools.values():
                 closing.start_soon(functools.partial(pool.aclose, drain=drain))
+
+    def _make_metrics(self, config: MetricsConfig) -> Metrics:
+        try:
+            from snakepit_trio.observe.http import Metrics
+            from snakepit_trio.observe.prometheus import RuntimeCollector
+        except ImportError as exc:
+            raise ConfigError(
+                f"metrics: expected snakepit-trio[prometheus] to be installed: {exc}",
+                details={"source": "code", "key": "metrics", "expected": "snakepit-trio[prometheus] to be installed"},
+            ) from exc
+        assert self._timings is not None
+        collector = RuntimeCollector(__version__, lambda: self._pools.values(), self._timings)
+        return Metrics(config, collector, self._readiness)
+
+    def _readiness(self) -> dict[str, tuple[int, int]]:
+        """By pool: how many workers take calls, and how many there should be."""
+        found = {}
+        for pool in self._pools.values():
+            stats = pool.stats()
+            found[pool.name] = (0 if pool.closed else stats.ready, stats.size)
+        return found
 
     def _look(self) -> dict[str, Any]:
         """How things stand, for the flight recorder."""
@@ -226,6 +255,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             async with anyio.create_task_group() as nursery:
                 try:
                     nursery.start_soon(runtime.sessions.keep)
+                    if runtime.metrics is not None:
+                        await nursery.start(runtime.metrics.serve)
                     if config.dump_on_signal:
                         await nursery.start(dump_on_signal, runtime.recorder)
                     if config.control and run.control is not None:

@@ -554,11 +554,14 @@ class Pool:
         """
         self._crew.kill_worker(worker_id)
 
+    def circuits(self) -> Mapping[str, str]:
+        """The state of each circuit, ``"closed"``, ``"open"`` or ``"half_open"``, by tool; ``"*"`` is the whole pool's."""
+        return {} if self._guard is None else self._guard.circuits()
+
     def snapshot(self) -> dict[str, Any]:
         """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
         found = snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())
-        found["circuits"] = {} if self._guard is None else self._guard.circuits()
-        return found
+        return {**found, "circuits": self.circuits()}
 
     # ---- opening and closing, for the runtime ------------------------------------------------------
 
@@ -589,6 +592,11 @@ class Pool:
     def kill(self) -> None:
         """End every worker at once. The pool is closing already, or starts others."""
         self._crew.kill()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closing or closed."""
+        return self._ledger.closed is not None
 
     @property
     def killed(self) -> list[str]:

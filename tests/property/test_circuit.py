@@ -152,3 +152,23 @@ def test_hedges_keep_to_their_share(wants: list[bool]) -> None:
         allowance.earn()
         hedges += want and allowance.spend()
     assert hedges <= 1 + 0.1 * len(wants) + 1e-6
+
+
+@pytest.mark.parametrize("late", [Verdict.SUCCESS, Verdict.FAILURE, Verdict.NONE])
+def test_what_ends_late_is_not_held_against_the_new_state(late: Verdict) -> None:
+    circuit = Circuit(CONFIG)
+    old = [circuit.acquire(0.0) for _ in range(3)]
+    for _ in range(4):
+        circuit.acquire(0.0).settle(Verdict.FAILURE, 0.0)
+    assert circuit.state is State.OPEN
+    old[0].settle(late, 1.0)
+    probes = [circuit.acquire(5.0), circuit.acquire(5.0)]
+    old[1].settle(late, 5.0)
+    assert circuit.state is State.HALF_OPEN
+    with pytest.raises(CircuitOpen):
+        circuit.acquire(5.0)
+    for probe in probes:
+        probe.settle(Verdict.SUCCESS, 6.0)
+    assert circuit.state is State.CLOSED
+    old[2].settle(late, 6.0)
+    assert circuit._totals() == (0, 0)

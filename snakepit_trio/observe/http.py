@@ -1,0 +1,178 @@
+"""A small HTTP endpoint for scrapers and probes: ``/metrics``, ``/live`` and ``/ready``. Needs the extra ``prometheus``.
+
+One request per connection, a bounded number of connections, each within a bounded time; a client that is slow, silent or
+wrong costs itself.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+import h11
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import MetricsConfig
+
+    from .prometheus import RuntimeCollector
+
+__all__ = ["Metrics"]
+
+_log = logging.getLogger(__name__)
+
+#: Longest request line and headers, in bytes.
+_LONGEST_HEAD = 8 * 1024
+#: After a failure to accept a client, in seconds.
+_PAUSE = 0.5
+_TCP = re.compile(r"tcp:\[?(.+?)\]?:(\d+)")
+
+#: Tells, by pool, how many workers are ready and how many there should be.
+Readiness = Callable[[], Mapping[str, tuple[int, int]]]
+
+
+class Metrics:
+    """A runtime's metrics; ``runtime.metrics``.
+
+    Args:
+        config: Where they are served.
+        collector: Gives them.
+        readiness: Says whether the pools serve.
+
+    Attributes:
+        collector: For a registry of the application's own.
+        address: Where they are served; None: nowhere.
+    """
+
+    def __init__(self, config: MetricsConfig, collector: RuntimeCollector, readiness: Readiness) -> None:
+        self.collector = collector
+        self.address: str | None = None
+        self._config = config
+        self._readiness = readiness
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(collector)
+        self._clients = 0
+
+    def __repr__(self) -> str:
+        return f"<Metrics at {self.address or 'no address'} clients={self._clients}>"
+
+    @protected
+    async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Serve until cancelled.
+
+        Raises:
+            ConfigError: The address can't be listened at.
+        """
+        address = self._config.address
+        if address is None:
+            task_status.started()
+            return
+        try:
+            listener = await self._listen(address)
+        except OSError as exc:
+            raise ConfigError(
+                f"metrics.address: expected an address to listen at, got {address!r}: {exc}",
+                details={"source": "code", "key": "metrics.address", "expected": "an address to listen at"},
+            ) from exc
+        try:
+            async with listener:
+                task_status.started()
+                while True:
+                    try:
+                        await listener.serve(self._client)
+                    except* OSError as group:
+                        # Out of descriptors, most likely: others need them more.
+                        _log.warning("metrics can't be served for a moment: %s", group.exceptions[0])
+                    await anyio.sleep(_PAUSE)
+        finally:
+            if address.startswith("unix:"):
+                with anyio.CancelScope(shield=True):
+                    await anyio.Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+
+    async def _listen(self, address: str) -> anyio.abc.Listener[anyio.abc.SocketStream]:
+        found = _TCP.fullmatch(address)
+        if found is None:
+            unix = await anyio.create_unix_listener(address.removeprefix("unix:"), mode=0o600)
+            self.address = address
+            return unix
+        tcp = await anyio.create_tcp_listener(local_host=found[1], local_port=int(found[2]))
+        host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
+        self.address = f"tcp:[{host}]:{port}" if ":" in str(host) else f"tcp:{host}:{port}"
+        return tcp
+
+    @protected
+    async def _client(self, stream: anyio.abc.SocketStream) -> None:
+        self._clients += 1
+        try:
+            with anyio.move_on_after(self._config.client_timeout):
+                if self._clients > self._config.max_connections:
+                    return
+                await self._answer(stream)
+        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.ProtocolError):
+            pass  # The client has gone, or speaks something else.
+        finally:
+            self._clients -= 1
+            await anyio.aclose_forcefully(stream)
+
+    async def _answer(self, stream: anyio.abc.SocketStream) -> None:
+        connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_LONGEST_HEAD)
+        try:
+            request = await self._request(connection, stream)
+        except h11.RemoteProtocolError as exc:
+            request, status, kind, body = None, exc.error_status_hint, "text/plain; charset=utf-8", b"bad request\n"
+        else:
+            if request is None:
+                return
+            status, kind, body = self._page(request)
+        head = h11.Response(
+            status_code=status,
+            headers=[
+                ("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close"),
+                ("Cache-Control", "no-store"), *([("Allow", "GET, HEAD")] if status == 405 else []),
+            ],
+        )  # fmt: skip
+        if request is not None and request.method == b"HEAD":
+            body = b""
+        await stream.send((connection.send(head) or b"") + body)
+        await stream.send_eof()
+
+    @staticmethod
+    async def _request(connection: h11.Connection, stream: anyio.abc.SocketStream) -> h11.Request | None:
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Request):
+                return event
+            if event is not h11.NEED_DATA:
+                return None
+            try:
+                connection.receive_data(await stream.receive(_LONGEST_HEAD))
+            except anyio.EndOfStream:
+                return None
+
+    def _page(self, request: h11.Request) -> tuple[int, str, bytes]:
+        text = "text/plain; charset=utf-8"
+        if request.method not in (b"GET", b"HEAD"):
+            return 405, text, b"GET or HEAD\n"
+        path = request.target.partition(b"?")[0]
+        if path == b"/metrics":
+            accept = next((value.decode("latin-1") for name, value in request.headers if name == b"accept"), "")
+            encode, kind = choose_encoder(accept)
+            return 200, kind, encode(self._registry)
+        if path == b"/live":
+            return 200, text, b"live\n"
+        if path == b"/ready":
+            pools = self._readiness()
+            ready = bool(pools) and all(ready for ready, _ in pools.values())
+            shown = {name: {"ready": ready, "size": size} for name, (ready, size) in pools.items()}
+            body = json.dumps({"ready": ready, "pools": shown}) + "\n"
+            return 200 if ready else 503, "application/json", body.encode()
+        return 404, text, b"/metrics, /live or /ready\n"
