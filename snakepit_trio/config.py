@@ -73,6 +73,8 @@ class PoolConfig:
         startup_timeout: For a worker to become ready.
         profile: ``"process"``: isolation comes first; ``"thread"``: workers are meant to run several calls at once.
         threads: Calls that one worker runs at once, whatever the profile.
+        prefetch: Calls that a worker with one thread may hold besides the one that it runs, when its tools are so short that
+            the way to it and back counts. They are still queued, and are taken back when the call turns out long. 0: none.
         start_method: ``"fork_server"``: forked from a template that has imported the adapter; ``"spawn"``: a new interpreter.
         worker_backend: The event loop for async tools; ``"auto"`` goes by what the adapter's module imports.
         transport: ``"unix"`` or ``"tcp"`` sockets; ``"auto"`` is unix where there is one.
@@ -123,6 +125,7 @@ class PoolConfig:
     startup_timeout: float = within(30.0, TINY)
     profile: Literal["process", "thread"] = "process"
     threads: int = within(1, 1, 1024)
+    prefetch: int = within(16, 0, 256)
     start_method: Literal["fork_server", "spawn"] = attrs.field(factory=_start_method)
     worker_backend: Literal["auto", "trio", "asyncio"] = "auto"
     transport: Literal["auto", "unix", "tcp"] = "auto"

@@ -118,6 +118,12 @@ class _WorkerPort:
     def cancel(self, request: Request) -> None:
         self.worker.cancel(request.id)
 
+    def withdraw(self, request: Request) -> None:
+        self.worker.withdraw(request.id)
+
+    def recall(self, request: Request) -> None:
+        self.worker.withdraw(request.id, recall=True)
+
 
 class Crew:
     """The workers of one pool. What it is told by slots and workers goes into the ledger at once; nothing here waits but
@@ -180,7 +186,9 @@ class Crew:
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
         return tuple(
-            _info(slot, worker) for slot in [*self.slots, *self._retiring, *self._spares] for worker in slot.workers
+            _info(slot, worker, self._seats.get(worker))
+            for slot in [*self.slots, *self._retiring, *self._spares]
+            for worker in slot.workers
         )
 
     async def open(self, nursery: anyio.abc.TaskGroup) -> None:
@@ -402,7 +410,9 @@ class Crew:
 
     def _admit(self, worker: Worker) -> None:
         """A worker takes calls from now on."""
-        seats = Seats(None, worker.threads)  # type: ignore[arg-type]
+        # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
+        may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
+        seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
         seats.port = _WorkerPort(worker)
         self._seats[worker] = seats
         self._ledger.open(seats, anyio.current_time())
@@ -423,6 +433,12 @@ class Crew:
         now = anyio.current_time()
         try:
             self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+
+    def worker_returned(self, worker: Worker, call_id: int) -> None:
+        try:
+            self._ledger.returned(self._seats[worker], call_id, anyio.current_time())
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
 
@@ -584,7 +600,7 @@ def _no_such_worker(worker_id: str) -> InvalidParameter:
     return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})
 
 
-def _info(slot: Slot, worker: Worker) -> WorkerInfo:
+def _info(slot: Slot, worker: Worker, seats: Seats | None) -> WorkerInfo:
     failed = slot.failed and worker is slot.current
     spare = worker.slot < 0 and worker.state is WorkerState.READY
     return WorkerInfo(
@@ -597,7 +613,8 @@ def _info(slot: Slot, worker: Worker) -> WorkerInfo:
         state="failed" if failed else "spare" if spare else worker.state.value,
         started_at=worker.started_at,
         requests=worker.served,
-        in_flight=worker.in_flight,
+        # What stands in its line is still queued.
+        in_flight=worker.in_flight if seats is None else seats.load,
         rss=worker.rss,
         last_heartbeat=worker.last_heartbeat,
         tainted=worker.tainted,

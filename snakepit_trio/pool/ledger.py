@@ -12,25 +12,31 @@ A request is in one of three phases::
 Every method is synchronous, takes the time from its caller, and leaves the books in order; what has to be sent is sent
 through the :class:`Port` of a worker after the decision is made, and a waiter is woken through ``Request.wake``.
 
-A worker incarnation has one :class:`Seats` record: how many calls it may hold (``capacity``), which it is running, and
+A worker incarnation has one :class:`Seats` record: how many calls it may run (``capacity``), which it is running, and
 which it is *leaving*, that is: whose caller is gone while the worker has not confirmed yet that it stopped. A seat
 comes back only by a reply or with the end of the incarnation, so two requests can't overlap in one seat, and a cancel
 at the wrong moment can't lose a seat.
+
+A worker with one seat may also hold calls *ahead* of their time: they were sent to it, in line behind the one that runs,
+and it begins them one after the other. Such a request is QUEUED in every respect but where it waits, until the call
+before it has ended. It is asked back, by :meth:`Port.recall`, when the call that runs turns out long while others have
+room, when one of higher priority comes, and when the worker is to get no more calls; the worker then answers either that
+it gives it back unbegun (:meth:`Ledger.returned`), or in the usual way, for it had begun it by then.
 
 Invariants, checked by the model tests after every step:
 
 - ``accepted == completed + failed + cancelled + timed_out + in_flight + queued``
 - every request that was accepted ends exactly once
 - ``len(running) + len(leaving) <= capacity`` for every incarnation
-- no request waits while a seat that it may take is free
+- no request waits in the queue while a seat that it may take is free
+- nobody stands in line behind a free seat
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable, Mapping
-from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Container, Iterable
+from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
@@ -47,7 +53,11 @@ from snakepit_trio.errors import (
 
 from .cancel_set import CancelSet
 from .deadlines import DeadlineWheel
+from .endings import copy_error, deadline_passed, overdue, poisonous, worker_lost
+from .places import PATIENCE, Places
 from .queue import RequestQueue
+from .request import Binding, Outcome, Phase, Request
+from .seats import Port, Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload
@@ -59,171 +69,8 @@ __all__ = ["Binding", "Ledger", "Observer", "Outcome", "Phase", "Port", "Request
 _SMOOTHING = 0.1
 
 
-class Phase(Enum):
-    """Where a request is in its life."""
-
-    NEW = "new"
-    QUEUED = "queued"
-    RUNNING = "running"
-    DONE = "done"
-
-
-class Outcome(Enum):
-    """How a request ended; the value is the last word of its final event."""
-
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-    REJECTED = "rejected"
-
-
 class UnexpectedReply(Exception):
     """A worker answered a call that it was never given, or answered one twice."""
-
-
-class Binding:
-    """A session's tie to a worker, made when its first request is dispatched.
-
-    Attributes:
-        affinity: ``"hint"``, ``"strict_queue"`` or ``"strict_fail_fast"``.
-        strict: Only the worker that it is tied to may run the session's requests.
-        fail_fast: A strict request is refused at once when that worker has no seat free.
-        seats: The incarnation that the session is tied to, None before the first dispatch.
-        lost: The incarnation that a strict session was tied to has ended.
-    """
-
-    __slots__ = ("affinity", "fail_fast", "lost", "seats", "strict")
-
-    def __init__(self, affinity: str) -> None:
-        self.affinity = affinity
-        self.strict = affinity != "hint"
-        self.fail_fast = affinity == "strict_fail_fast"
-        self.seats: Seats | None = None
-        self.lost = False
-
-
-class Request:
-    """One request, from its acceptance to its end. Owned by the task that made it; changed by the ledger alone.
-
-    Args:
-        wake: Called when it has ended.
-        deadline: When the ledger ends it.
-        queue_deadline: When the ledger ends it if it still waits for a worker.
-        chunk: Called with each chunk of a stream.
-        released: Called when the worker holds it no longer, which after a cancel is later than its end.
-        until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
-        chain: The requests whose tools wait for this one by way of the host, the outermost first.
-        time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
-    """
-
-    __slots__ = (
-        "attempt",
-        "binding",
-        "chain",
-        "chunk",
-        "credits",
-        "deadline",
-        "deadline_node",
-        "deaths",
-        "dispatched_at",
-        "error",
-        "id",
-        "idempotent",
-        "metadata",
-        "outcome",
-        "payload",
-        "phase",
-        "pin",
-        "priority",
-        "queue_deadline",
-        "queue_node",
-        "released",
-        "result",
-        "seats",
-        "session",
-        "share",
-        "stream",
-        "submitted_at",
-        "time_limit",
-        "tool",
-        "trace",
-        "until",
-        "wake",
-        "worker_id",
-    )
-
-    def __init__(
-        self,
-        id: int,
-        tool: str,
-        payload: Payload,
-        *,
-        wake: Callable[[], object],
-        deadline: float = math.inf,
-        queue_deadline: float = math.inf,
-        priority: int = 0,
-        session: str | None = None,
-        share: str | None = None,
-        binding: Binding | None = None,
-        idempotent: bool = False,
-        metadata: Mapping[str, str] | None = None,
-        stream: bool = False,
-        credits: int = 0,
-        chunk: Callable[[Payload], object] | None = None,
-        released: Callable[[], object] | None = None,
-        until: float = math.inf,
-        time_limit: float | None = None,
-        chain: tuple[Request, ...] = (),
-    ) -> None:
-        self.id = id
-        self.tool = tool
-        self.payload = payload
-        self.wake = wake
-        self.deadline = deadline
-        self.queue_deadline = queue_deadline
-        self.priority = priority
-        self.session = session
-        self.share = share
-        self.binding = binding
-        self.idempotent = idempotent
-        self.metadata = metadata or {}
-        self.stream = stream
-        self.credits = credits
-        self.chunk = chunk
-        self.released = released
-        self.until = until
-        self.time_limit = time_limit
-        self.chain = chain
-        self.phase = Phase.NEW
-        self.outcome: Outcome | None = None
-        self.result: Payload | None = None
-        self.error: SnakepitError | None = None
-        self.seats: Seats | None = None
-        self.pin: Seats | None = None
-        #: Follows it; None: nobody does. And the worker that has or had it.
-        self.trace: Any = None
-        self.worker_id: str | None = None
-        self.attempt = 0
-        self.deaths = 0
-        self.submitted_at = math.nan
-        self.dispatched_at = math.nan
-        self.queue_node: Any = None
-        self.deadline_node: Any = None
-
-    def __repr__(self) -> str:
-        return f"<Request {self.id} {self.tool!r} {self.phase.value} attempt={self.attempt}>"
-
-
-class Port(Protocol):
-    """The way to one worker, as the ledger uses it. Neither method waits or calls back."""
-
-    def start(self, request: Request) -> None:
-        """Send the call."""
-
-    @protected
-    def cancel(self, request: Request) -> None:
-        """Tell the worker that the call's caller is gone, and see to it that the seat comes back."""
 
 
 class Observer(Protocol):
@@ -231,38 +78,6 @@ class Observer(Protocol):
 
     def __call__(self, event: str, request: Request, now: float) -> None:
         """``event`` is ``"queued"``, ``"dispatched"``, or the value of an :class:`Outcome`."""
-
-
-class Seats:
-    """The books of one worker incarnation.
-
-    Attributes:
-        port: The way to the worker.
-        capacity: How many calls it may hold at once.
-        open: New calls may be given to it.
-        running: Calls whose callers wait, by id.
-        leaving: Calls whose callers are gone, by id; the worker has not confirmed that it stopped them.
-        served: How many calls have come to an end here.
-    """
-
-    __slots__ = ("capacity", "leaving", "open", "port", "running", "served")
-
-    def __init__(self, port: Port, capacity: int) -> None:
-        self.port = port
-        self.capacity = capacity
-        self.open = False
-        self.running: dict[int, Request] = {}
-        self.leaving: dict[int, Request] = {}
-        self.served = 0
-
-    @property
-    def load(self) -> int:
-        """Seats that are taken."""
-        return len(self.running) + len(self.leaving)
-
-    def __repr__(self) -> str:
-        state = "open" if self.open else "closed"
-        return f"<Seats {state} running={len(self.running)} leaving={len(self.leaving)} of {self.capacity}>"
 
 
 @attrs.frozen
@@ -295,6 +110,7 @@ class Ledger:
         reject_hopeless: Refuse a request whose deadline would pass while it waits.
         observer: Hears of what happens to requests.
         on_idle: Called when the last running request has ended.
+        on_due: Called with a time when :meth:`expire` has to be called at that time, which may be earlier than was known.
     """
 
     def __init__(
@@ -306,6 +122,7 @@ class Ledger:
         reject_hopeless: bool = False,
         observer: Observer = _ignore,
         on_idle: Callable[[], object] = lambda: None,
+        on_due: Callable[[float], object] = lambda when: None,
     ) -> None:
         self._queue = queue
         self._cancel_set = cancel_set
@@ -316,15 +133,17 @@ class Ledger:
         self._service_time = 0.0
         self._observe = observer
         self._on_idle = on_idle
+        self._on_due = on_due
         self._all: dict[Seats, None] = {}
-        # Open incarnations with a free seat, by how many they have taken: the emptiest goes first, each bucket in turn.
-        self._free: list[dict[Seats, None]] = [{}]
+        self._places = Places()
+        # When to see whether somebody stands in line behind a long call while others have room.
+        self._look_at = math.inf
         self._closed: SnakepitError | None = None
         self._broken: SnakepitError | None = None
         self._in_flight = 0
         self._accepted = 0
         self._rejected = 0
-        self._ended = dict.fromkeys(Outcome, 0)
+        self._ended = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         self._late_replies = 0
 
     def __repr__(self) -> str:
@@ -340,7 +159,7 @@ class Ledger:
     @property
     def queued(self) -> int:
         """Requests that wait for a worker."""
-        return len(self._queue)
+        return len(self._queue) + self._places.waiting
 
     @property
     def seats(self) -> Iterable[Seats]:
@@ -358,12 +177,12 @@ class Ledger:
         return Totals(
             accepted=self._accepted,
             rejected=self._rejected,
-            completed=ended[Outcome.COMPLETED],
-            failed=ended[Outcome.FAILED],
-            cancelled=ended[Outcome.CANCELLED],
-            timed_out=ended[Outcome.EXPIRED],
+            completed=ended[Outcome.COMPLETED.value],
+            failed=ended[Outcome.FAILED.value],
+            cancelled=ended[Outcome.CANCELLED.value],
+            timed_out=ended[Outcome.EXPIRED.value],
             in_flight=self._in_flight,
-            queued=len(self._queue),
+            queued=len(self._queue) + self._places.waiting,
             late_replies=self._late_replies,
             cancel_set_size=len(self._cancel_set),
         )
@@ -372,11 +191,13 @@ class Ledger:
         """Every request that has not ended: those that run, then those that wait."""
         for seats in self._all:
             yield from seats.running.values()
+        for seats in self._all:
+            yield from (request for request in seats.ahead.values() if request.phase is Phase.QUEUED)
         yield from self._queue
 
     def next_deadline(self) -> float:
         """When :meth:`expire` has something to do at the earliest; infinity when nothing is due ever."""
-        return min(self._wheel.next_deadline(), self._cancel_set.next_expiry())
+        return min(self._wheel.next_deadline(), self._cancel_set.next_expiry(), self._look_at)
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -399,22 +220,25 @@ class Ledger:
         except SnakepitError as exc:
             self._rejected += 1
             request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
-            request.error = _copy(exc)
+            request.error = copy_error(exc)
             self._observe(Outcome.REJECTED.value, request, now)
             raise
         self._accepted += 1
-        if seats is not None:
+        if seats is not None and len(seats.running) + len(seats.leaving) < seats.capacity:
             if request.deadline != math.inf:
                 self._wheel.add(request, request.deadline)
             self._start(request, seats, now)
-        else:
-            request.phase = Phase.QUEUED
-            due = min(request.deadline, request.queue_deadline)
-            if due != math.inf:
-                self._wheel.add(request, due)
-            self._observe("queued", request, now)
+            return
+        request.phase = Phase.QUEUED
+        due = min(request.deadline, request.queue_deadline)
+        if due != math.inf:
+            self._wheel.add(request, due)
+        self._observe("queued", request, now)
+        if seats is not None:
+            self._line_up(request, seats, now)
 
     def _admit(self, request: Request, now: float) -> Seats | None:
+        """The incarnation that gets a request, to run it or to hold it in line; None when it has been put in the queue."""
         refused = self._closed or self._broken
         if refused is not None:
             raise refused.__class__(refused.message, details=refused.details)
@@ -422,7 +246,7 @@ class Ledger:
             raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
         binding = request.binding
         if binding is None:
-            seats = self._pick()
+            seats = self._places.seat()
         else:
             if binding.lost:
                 raise SessionWorkerUnavailable(
@@ -438,11 +262,20 @@ class Ledger:
                     )
                 seats, request.pin = None, tied
             else:
-                seats = self._pick()
+                seats = self._places.seat()
         if seats is None:
             if self._reject_hopeless:
                 self._check_hope(request, now)
-            self._queue.push(request, now)
+            places = self._places
+            late = places.waiting and places.overtaken(request, now)
+            if not len(self._queue) and request.pin is None and not late:
+                seats = places.line(request, now)
+            if seats is None:
+                self._queue.push(request, now, others=places.waiting)
+                if late:
+                    self._recall_below(request.priority)
+            else:
+                self._queue.admit(request, now, others=places.waiting)
         return seats
 
     def expected_wait(self) -> float:
@@ -450,7 +283,7 @@ class Ledger:
         capacity = sum(seats.capacity for seats in self._all if seats.open)
         if not capacity:
             return 0.0
-        return self._service_time * (len(self._queue) + 1) / capacity
+        return self._service_time * (self.queued + 1) / capacity
 
     def _check_hope(self, request: Request, now: float) -> None:
         wait = self.expected_wait()
@@ -470,7 +303,7 @@ class Ledger:
 
     def end(self, request: Request, error: SnakepitError, now: float) -> None:
         """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
-        self._leave(request, Outcome.FAILED, _copy(error), now)
+        self._leave(request, Outcome.FAILED, copy_error(error), now)
 
     def stuck_on(self, blocked: Container[Request]) -> bool:
         """Whether no seat can come free, because each is held by a request of these."""
@@ -485,7 +318,13 @@ class Ledger:
         """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
         self._cancel_set.expire(now)
         for request in self._wheel.expire(now):
-            self._leave(request, Outcome.EXPIRED, _overdue(request, now), now)
+            if request.phase is Phase.RUNNING and request.deadline > now:
+                # What has passed is the limit of its wait, which had ended in time.
+                self._wheel.add(request, request.deadline)
+            else:
+                self._leave(request, Outcome.EXPIRED, overdue(request, now), now)
+        if now >= self._look_at:
+            self._look(now)
 
     @protected
     def replied(
@@ -499,33 +338,84 @@ class Ledger:
             UnexpectedReply: The worker holds no such call.
         """
         request = seats.running.get(call_id)
-        if request is None:
-            left = seats.leaving.get(call_id)
+        if request is not None:
+            del seats.running[call_id]
+            self._in_flight -= 1
+            spent = now - request.dispatched_at
+            self._service_time += (spent - self._service_time) * (_SMOOTHING if self._service_time else 1.0)
+            if not request.stream:
+                self._places.note(request.tool, spent)
+            self._answer(request, result, error, now)
+        elif call_id in seats.ahead:
+            request = self._reply_ahead(seats, seats.ahead.pop(call_id), now, result, error)
+        else:
+            left = seats.leaving.pop(call_id, None)
             if left is None:
                 if self._cancel_set.seen(call_id, now):
                     self._late_replies += 1
                     return None
                 raise UnexpectedReply(f"a reply to call {call_id}, which is not under way")
-            if error is None or error.code != "request_cancelled":
-                self._late_replies += 1
-            self._give_back(seats, seats.leaving, call_id)
-            _release(left)
-        else:
-            self._give_back(seats, seats.running, call_id)
-            self._in_flight -= 1
-            spent = now - request.dispatched_at
-            self._service_time += (spent - self._service_time) * (_SMOOTHING if self._service_time else 1.0)
-            if error is None:
-                self._finish(request, Outcome.COMPLETED, result, None, now)
-            elif error.code == "request_timeout":
-                # The worker keeps the same deadline and may be the first to see it pass.
-                self._finish(request, Outcome.EXPIRED, None, _deadline_passed(request, now), now)
-            else:
-                self._finish(request, Outcome.FAILED, None, error, now)
+            self._let_go(left, error)
         seats.served += 1
-        self._fill(seats, now)
-        self._note_idle()
+        self._advance(seats, now)
         return request
+
+    @protected
+    def returned(self, seats: Seats, call_id: int, now: float) -> None:
+        """A worker gives a call back that it had not begun. The request returns to its place in the queue.
+
+        Raises:
+            UnexpectedReply: The worker holds no such call.
+        """
+        request = seats.ahead.pop(call_id, None)
+        if request is not None:
+            if request.phase is Phase.QUEUED:
+                self._places.left(request)
+        else:
+            request = seats.running.pop(call_id, None)
+            if request is not None:
+                # The call before it had ended, so it was taken to run.
+                self._in_flight -= 1
+            else:
+                request = seats.leaving.pop(call_id, None)
+                if request is None:
+                    raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
+        if request.phase is Phase.DONE:
+            _release(request)
+        else:
+            request.attempt -= 1
+            self._queue_again(request, now)
+        self._advance(seats, now)
+        self._fill_all(now)
+
+    def _answer(self, request: Request, result: Payload | None, error: SnakepitError | None, now: float) -> None:
+        if error is None:
+            self._finish(request, Outcome.COMPLETED, result, None, now)
+        elif error.code == "request_timeout":
+            # The worker keeps the same deadline and may be the first to see it pass.
+            self._finish(request, Outcome.EXPIRED, None, deadline_passed(request, now), now)
+        else:
+            self._finish(request, Outcome.FAILED, None, error, now)
+
+    def _reply_ahead(
+        self, seats: Seats, request: Request, now: float, result: Payload | None, error: SnakepitError | None
+    ) -> Request | None:
+        """A worker answers a call whose turn, as far as is known here, had not come: it refuses it, or it is quick."""
+        if request.phase is Phase.DONE:
+            self._let_go(request, error)
+            return None
+        self._places.left(request)
+        if error is None:
+            request.dispatched_at = now
+            self._observe("dispatched", request, now)
+        self._answer(request, result, error, now)
+        return request
+
+    def _let_go(self, request: Request, error: SnakepitError | None) -> None:
+        """A worker has confirmed that it is through with a call whose caller is gone."""
+        if error is None or error.code != "request_cancelled":
+            self._late_replies += 1
+        _release(request)
 
     # ---- workers ---------------------------------------------------------------------------------
 
@@ -535,24 +425,24 @@ class Ledger:
         self._all[seats] = None
         self._broken = None
         seats.open = True
-        while len(self._free) < seats.capacity:
-            self._free.append({})
-        self._place(seats)
+        self._places.admit(seats)
+        self._places.place(seats)
         self._fill(seats, now)
 
     @protected
     def cordon(self, seats: Seats) -> None:
-        """Give an incarnation no more calls; those that it has go on."""
+        """Give an incarnation no more calls; those that it runs go on, those that it has not begun are asked back."""
         if seats.open:
-            self._unplace(seats)
             seats.open = False
+            self._places.place(seats)
+            self._recall(seats)
 
     @protected
     def uncordon(self, seats: Seats, now: float) -> None:
         """Undo :meth:`cordon`."""
         if not seats.open and seats in self._all:
             seats.open = True
-            self._place(seats)
+            self._places.place(seats)
             self._fill(seats, now)
 
     @protected
@@ -570,22 +460,33 @@ class Ledger:
         """
         if seats not in self._all:
             return
-        self.cordon(seats)
+        seats.open = False
+        self._places.place(seats)
+        self._places.forget(seats)
         del self._all[seats]
-        running = list(seats.running.values())
+        held = [*seats.running.values(), *seats.ahead.values()]
         for request in seats.leaving.values():
             _release(request)
         seats.running.clear()
         seats.leaving.clear()
-        for request in running:
-            self._in_flight -= 1
+        seats.ahead.clear()
+        # The last first: each goes back to the front of those that came after it.
+        for request in reversed(held):
+            if request.phase is Phase.DONE:
+                _release(request)
+                continue
+            if request.phase is Phase.RUNNING:
+                self._in_flight -= 1
+            else:
+                self._places.left(request)
             request.seats = None
             self._retry_or_fail(request, error, now, started=request.id not in unbegun)
         for request in self._queue.drop_pin(seats):
             self._unbind(request)
-            self._end_queued(request, Outcome.FAILED, _worker_lost(request), now)
+            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
         self._fill_all(now)
-        self._note_idle()
+        if not self._in_flight:
+            self._on_idle()
 
     @protected
     def fail_all(self, error: SnakepitError, now: float) -> None:
@@ -604,36 +505,39 @@ class Ledger:
         """End every running request with ``error``; their calls are cancelled in the workers."""
         for seats in tuple(self._all):
             for request in tuple(seats.running.values()):
-                self._leave(request, Outcome.FAILED, _copy(error), now)
+                self._leave(request, Outcome.FAILED, copy_error(error), now)
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    def _pick(self) -> Seats | None:
-        for bucket in self._free:
-            if bucket:
-                return next(iter(bucket))
-        return None
-
-    def _place(self, seats: Seats) -> None:
-        if seats.open and seats.load < seats.capacity:
-            self._free[seats.load][seats] = None
-
-    def _unplace(self, seats: Seats) -> None:
-        if seats.load < seats.capacity:
-            self._free[seats.load].pop(seats, None)
-
     def _start(self, request: Request, seats: Seats, now: float) -> None:
-        if request.time_limit is not None and not request.attempt:
+        """Give a request a free seat."""
+        request.attempt += 1
+        self._begin(request, seats, now)
+        self._places.place(seats)
+        seats.port.start(request)
+
+    def _line_up(self, request: Request, seats: Seats, now: float) -> None:
+        """Send a request to a worker ahead of its time. It goes on waiting."""
+        request.attempt += 1
+        request.recalled = False
+        request.seats = seats
+        seats.ahead[request.id] = request
+        self._places.joined(seats, request)
+        self._places.place(seats)
+        seats.port.start(request)
+
+    def _begin(self, request: Request, seats: Seats, now: float) -> None:
+        """A request runs from now on."""
+        if request.time_limit is not None and math.isnan(request.dispatched_at):
             request.deadline = min(request.deadline, now + request.time_limit)
-            self._wheel.remove(request)
-            self._wheel.add(request, request.deadline)
-        self._unplace(seats)
+            self._wheel.move(request, request.deadline)
+            self._on_due(request.deadline)
         seats.running[request.id] = request
-        self._place(seats)
+        if seats.depth:
+            self._places.began(seats, now)
         self._in_flight += 1
         request.phase = Phase.RUNNING
         request.seats = seats
-        request.attempt += 1
         request.dispatched_at = now
         binding = request.binding
         if binding is not None and binding.seats is not seats:
@@ -642,50 +546,131 @@ class Ledger:
                 self._queue.pin(request.session, binding, seats)
             binding.seats = seats
         self._observe("dispatched", request, now)
-        seats.port.start(request)
 
-    def _give_back(self, seats: Seats, table: dict[int, Request], call_id: int) -> None:
-        self._unplace(seats)
-        del table[call_id]
-        self._place(seats)
+    def _advance(self, seats: Seats, now: float) -> None:
+        """A worker has ended a call: the next in its line runs now, and it gets more."""
+        places = self._places
+        while seats.ahead and len(seats.running) + len(seats.leaving) < seats.capacity:
+            call_id = next(iter(seats.ahead))
+            request = seats.ahead.pop(call_id)
+            if request.phase is Phase.QUEUED:
+                places.left(request)
+                self._begin(request, seats, now)
+            else:
+                # Its caller is gone, and it may have begun: its seat is taken until the worker confirms.
+                seats.leaving[call_id] = request
+                places.began(seats, now)
+                seats.port.cancel(request)
+        places.place(seats)
+        self._fill(seats, now)
+        if places.waiting and now > places.hostage_since() + PATIENCE:
+            self._look(now)
+        if not self._in_flight:
+            self._on_idle()
 
     def _fill(self, seats: Seats, now: float) -> None:
-        queue = self._queue
-        while seats.open and len(queue) and seats.load < seats.capacity:
-            request = queue.pop(now, seats)
-            if request is None:
+        """Give a worker what it may have of what waits: calls for its free seats, then some in line behind a short one."""
+        queue, places = self._queue, self._places
+        while len(queue) and seats.open:
+            if len(seats.running) + len(seats.leaving) < seats.capacity:
+                request = queue.pop(now, seats)
+            elif places.has_line(seats, now):
+                request = queue.pop(now, seats, lambda request: places.may_stand(request, now))
+            else:
                 return
+            if request is None:
+                break
             if min(request.deadline, request.queue_deadline) <= now:
                 # Its time ran out before the clock's owner could say so.
-                self._end_queued(request, Outcome.EXPIRED, _overdue(request, now), now)
-                continue
-            if request.queue_deadline < request.deadline:
-                self._wheel.move(request, request.deadline)
-            self._start(request, seats, now)
+                self._finish(request, Outcome.EXPIRED, None, overdue(request, now), now)
+            elif len(seats.running) + len(seats.leaving) < seats.capacity:
+                self._start(request, seats, now)
+            else:
+                self._line_up(request, seats, now)
+        if places.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
+            self._look_later()
 
     def _fill_all(self, now: float) -> None:
-        for bucket in self._free:
-            for seats in tuple(bucket):
-                if not len(self._queue):
-                    return
-                self._fill(seats, now)
+        if not len(self._queue):
+            return
+        for seats in self._places.seats():
+            self._fill(seats, now)
+
+    # ---- lines -----------------------------------------------------------------------------------
+
+    def _look_later(self) -> None:
+        """A seat is free while others stand in line: to be looked at again when the call before them has turned out long."""
+        due = self._places.hostage_since() + PATIENCE
+        if due < self._look_at:
+            self._look_at = due
+            self._on_due(due)
+
+    def _look(self, now: float) -> None:
+        """Ask those back who stand in line behind a call that has turned out long, if there is any other way for them."""
+        self._look_at = math.inf
+        if len(self._all) > 1:
+            for seats in self._places.holders():
+                if now >= seats.since + PATIENCE:
+                    self._recall(seats)
+            if self._places.seat() is not None:
+                self._look_later()
+
+    def _recall(self, seats: Seats) -> None:
+        """Ask a worker's line back."""
+        self._places.forget(seats)
+        for request in seats.ahead.values():
+            if request.phase is Phase.QUEUED and not request.recalled:
+                request.recalled = True
+                seats.port.recall(request)
+
+    def _recall_below(self, priority: int) -> None:
+        """Ask those back who stand in line and should come after somebody who came now."""
+        for seats in self._places.holders():
+            for request in seats.ahead.values():
+                if request.phase is Phase.QUEUED and not request.recalled and request.priority < priority:
+                    request.recalled = True
+                    seats.port.recall(request)
+
+    def _queue_again(self, request: Request, now: float) -> None:
+        """Put a request back where it was in the queue."""
+        ran = request.phase is Phase.RUNNING
+        request.phase = Phase.QUEUED
+        request.seats = None
+        due = min(request.deadline, request.queue_deadline)
+        self._wheel.move(request, due)
+        self._on_due(due)
+        self._queue.push_front(request, now)
+        if ran:
+            self._observe("queued", request, now)
 
     def _leave(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
         """End a request for its caller, wherever it is."""
         if request.phase is Phase.QUEUED:
-            self._queue.discard(request)
-            self._finish(request, outcome, None, error, now)
+            seats = request.seats
+            if seats is None:
+                self._queue.discard(request)
+                self._finish(request, outcome, None, error, now)
+            else:
+                # It stays in the line until the worker confirms that it has dropped it.
+                self._places.left(request)
+                self._cancel_set.add(request.id, now)
+                self._on_due(self._cancel_set.next_expiry())
+                self._finish(request, outcome, None, error, now)
+                seats.port.withdraw(request)
         elif request.phase is Phase.RUNNING:
             seats = request.seats
             assert seats is not None
-            # The seat stays taken: it moves from one table to the other within the same bucket.
+            # The seat stays taken: it moves from one table to the other.
             del seats.running[request.id]
             seats.leaving[request.id] = request
             self._in_flight -= 1
             self._cancel_set.add(request.id, now)
+            self._on_due(self._cancel_set.next_expiry())
             self._finish(request, outcome, None, error, now)
             seats.port.cancel(request)
-            self._note_idle()
+            self._places.place(seats)
+            if not self._in_flight:
+                self._on_idle()
 
     def _retry_or_fail(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, *, started: bool) -> None:
         if started:
@@ -694,20 +679,19 @@ class Ledger:
         if again and started:
             again = request.idempotent and not request.stream
         if again and self._poison_limit is not None and request.deaths >= self._poison_limit:
-            self._finish(request, Outcome.FAILED, None, _poisonous(request, error), now)
+            self._finish(request, Outcome.FAILED, None, poisonous(request, error), now)
         elif again and request.binding is not None and request.binding.strict:
             self._unbind(request)
-            self._finish(request, Outcome.FAILED, None, _worker_lost(request), now)
+            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
         elif again:
-            request.phase = Phase.QUEUED
-            request.queue_deadline = math.inf
-            self._queue.push_front(request, now)
-            self._observe("queued", request, now)
+            if request.phase is Phase.RUNNING:
+                request.queue_deadline = math.inf
+            self._queue_again(request, now)
         else:
-            failure: SnakepitError = _copy(error)
+            failure: SnakepitError = copy_error(error)
             if request.binding is not None and request.binding.strict:
                 self._unbind(request)
-                failure = _worker_lost(request)
+                failure = worker_lost(request)
             self._finish(request, Outcome.FAILED, None, failure, now)
 
     @staticmethod
@@ -715,69 +699,27 @@ class Ledger:
         if request.binding is not None and request.binding.strict:
             request.binding.lost = True
 
-    def _end_queued(self, request: Request, outcome: Outcome, error: SnakepitError, now: float) -> None:
-        """End a request that has been taken out of the queue already."""
-        self._finish(request, outcome, None, error, now)
-
     def _end_queue(self, error: SnakepitError, now: float) -> None:
+        for seats in self._all:
+            for request in tuple(seats.ahead.values()):
+                self._leave(request, Outcome.FAILED, copy_error(error), now)
         for request in list(self._queue):
-            self._queue.discard(request)
-            self._finish(request, Outcome.FAILED, None, _copy(error), now)
+            self._leave(request, Outcome.FAILED, copy_error(error), now)
 
     def _finish(
         self, request: Request, outcome: Outcome, result: Payload | None, error: SnakepitError | None, now: float
     ) -> None:
-        if request.deadline != math.inf or request.queue_deadline != math.inf:
+        if request.deadline_node is not None:
             self._wheel.remove(request)
         request.phase = Phase.DONE
         request.outcome = outcome
         request.result = result
         request.error = error
-        self._ended[outcome] += 1
-        self._observe(outcome.value, request, now)
+        self._ended[outcome._value_] += 1
+        self._observe(outcome._value_, request, now)
         request.wake()
-
-    def _note_idle(self) -> None:
-        if not self._in_flight:
-            self._on_idle()
 
 
 def _release(request: Request) -> None:
     if request.released is not None:
         request.released()
-
-
-def _copy(error: SnakepitError) -> SnakepitError:
-    """The same failure for another caller: a traceback belongs to one raise."""
-    return error.__class__(error.message, code=error.code, details=error.details, retryable=error.retryable)
-
-
-def _overdue(request: Request, now: float) -> SnakepitError:
-    """Which of its limits a request has reached."""
-    if request.phase is Phase.QUEUED and request.deadline > now:
-        waited = now - request.submitted_at
-        return QueueTimeout(f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool})
-    return _deadline_passed(request, now)
-
-
-def _deadline_passed(request: Request, now: float) -> RequestTimeout:
-    phase = "running" if request.phase is Phase.RUNNING else "queued"
-    spent = now - request.submitted_at
-    return RequestTimeout(
-        f"{request.tool!r} was {phase} when its time of {spent:.3g} s was spent",
-        details={"phase": phase, "tool": request.tool, "elapsed": spent},
-    )
-
-
-def _worker_lost(request: Request) -> SessionWorkerUnavailable:
-    return SessionWorkerUnavailable(
-        f"the worker of session {request.session!r} is gone", details={"session": request.session}
-    )
-
-
-def _poisonous(request: Request, error: SnakepitError) -> WorkerCrashed:
-    return WorkerCrashed(
-        f"{request.tool!r} has ended {request.deaths} workers and is not given to another; the last: {error.message}",
-        details={**error.details, "poison": True, "deaths": request.deaths},
-        retryable=False,
-    )

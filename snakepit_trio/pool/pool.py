@@ -110,6 +110,7 @@ class Pool:
             reject_hopeless=config.reject_hopeless,
             observer=self.watch,
             on_idle=self._note_idle,
+            on_due=self._note_due,
         )
         self._crew = Crew(config, parts, self._ledger)
         self._guard = Guard.of(config, parts.events)
@@ -691,9 +692,7 @@ class Pool:
         self._ledger.submit(request, now)
         if request.chain and request.phase is Phase.QUEUED:
             self._check_deadlock(request, now)
-        scope = self._clock_scope
-        if scope is not None and min(request.deadline, request.queue_deadline) < scope.deadline:
-            scope.deadline = self._ledger.next_deadline()
+        self._note_due(min(request.deadline, request.queue_deadline))
         return request
 
     def _check_depth(self, request: Request) -> None:
@@ -750,6 +749,11 @@ class Pool:
         close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return ToolNotFound(f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name})
+
+    def _note_due(self, when: float) -> None:
+        scope = self._clock_scope
+        if scope is not None and when < scope.deadline:
+            scope.deadline = self._ledger.next_deadline()
 
     def _note_idle(self) -> None:
         self._idle.set()

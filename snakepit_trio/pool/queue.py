@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from snakepit_trio.errors import QueueFull
@@ -69,12 +69,16 @@ class _Level(Generic[E]):
         self.live = 0
         self.dead = 0
 
-    def put(self, node: _Node[E], share: Hashable, *, front: bool) -> None:
+    def put(self, node: _Node[E], share: Hashable, *, back: bool) -> None:
         places = self.shares.get(share)
         if places is None:
             places = self.shares[share] = deque()
-        if front:
-            places.appendleft(node)
+        if back:
+            # Before those that came later: it is among the first, so the way to its place is short.
+            index = 0
+            while index < len(places) and places[index].number < node.number:
+                index += 1
+            places.insert(index, node)
         else:
             places.append(node)
         self.live += 1
@@ -155,25 +159,42 @@ class RequestQueue(Generic[E]):
                         if node.entry is not None:
                             yield node.entry
 
-    def push(self, entry: E, now: float) -> None:
+    def push(self, entry: E, now: float, *, others: int = 0) -> None:
         """Put a request at the end of its level.
+
+        Args:
+            others: How many wait elsewhere and count too.
 
         Raises:
             QueueFull: As many wait as may; nothing is changed.
         """
-        if self._live >= self._limit:
+        self._check_room(others)
+        self._put(_Node(entry, next(self._numbers), now), entry)
+
+    def admit(self, entry: E, now: float, *, others: int = 0) -> None:
+        """Give a request a place that waits elsewhere, so that it can come back to it with :meth:`push_front`.
+
+        Raises:
+            QueueFull: As many wait as may.
+        """
+        self._check_room(others)
+        node = entry.queue_node = _Node(entry, next(self._numbers), now)
+        node.entry = None
+
+    def _check_room(self, others: int) -> None:
+        waiting = self._live + others
+        if waiting >= self._limit:
             raise QueueFull(
-                f"{self._live} requests wait already, which is the limit",
-                details={"limit": self._limit, "queued": self._live},
+                f"{waiting} requests wait already, which is the limit",
+                details={"limit": self._limit, "queued": waiting},
             )
-        self._put(_Node(entry, next(self._numbers), now), entry, front=False)
 
     def push_front(self, entry: E, now: float) -> None:
         """Put a request back that was taken out but never done: it keeps its place, whatever the limit."""
         node = entry.queue_node
         arrival = node.arrival if isinstance(node, _Node) else now
         number = node.number if isinstance(node, _Node) else -1
-        self._put(_Node(entry, number, arrival), entry, front=True)
+        self._put(_Node(entry, number, arrival), entry, back=True)
 
     def has_for(self, worker: Any) -> bool:
         """Whether anything waits that this worker may run."""
@@ -182,8 +203,12 @@ class RequestQueue(Generic[E]):
         lane = self._pinned.get(worker)
         return lane is not None and lane.live > 0
 
-    def pop(self, now: float, worker: Any = None) -> E | None:
-        """Take out the next request that this worker may run, None when there is none."""
+    def pop(self, now: float, worker: Any = None, accept: Callable[[E], bool] | None = None) -> E | None:
+        """Take out the next request that this worker may run, None when there is none.
+
+        Args:
+            accept: Nothing is taken out when it says no to the one whose turn it is.
+        """
         best: _Node[E] | None = None
         best_key = (math.inf, math.inf)
         for lane in (self._any, self._pinned.get(worker)):
@@ -199,11 +224,13 @@ class RequestQueue(Generic[E]):
                     best, best_key = node, key
         if best is None:
             return None
-        if self._fair:
-            best.level.turn()
         chosen = self._eldest(best, worker)
         entry = chosen.entry
         assert entry is not None
+        if accept is not None and not accept(entry):
+            return None
+        if self._fair:
+            best.level.turn()
         self._take(chosen, entry)
         return entry
 
@@ -225,7 +252,7 @@ class RequestQueue(Generic[E]):
                 continue
             self._take(node, entry)
             entry.pin = worker
-            self._put(_Node(entry, node.number, node.arrival), entry, front=False)
+            self._put(_Node(entry, node.number, node.arrival), entry)
 
     def drop_pin(self, pin: Any) -> list[E]:
         """Take out all that is pinned to a worker, oldest first."""
@@ -252,7 +279,7 @@ class RequestQueue(Generic[E]):
             return -priority, node.number
         return node.arrival / self._aging - priority, node.number
 
-    def _put(self, node: _Node[E], entry: E, *, front: bool) -> None:
+    def _put(self, node: _Node[E], entry: E, *, back: bool = False) -> None:
         if entry.pin is None:
             lane = self._any
         else:
@@ -263,7 +290,7 @@ class RequestQueue(Generic[E]):
         level = lane.levels.get(entry.priority)
         if level is None:
             level = lane.levels[entry.priority] = _Level()
-        level.put(node, entry.share if self._fair else None, front=front)
+        level.put(node, entry.share if self._fair else None, back=back)
         node.lane, node.level = lane, level
         entry.queue_node = node
         lane.live += 1
@@ -273,8 +300,9 @@ class RequestQueue(Generic[E]):
             if sisters is None:
                 sisters = self._sessions[entry.session] = OrderedDict()
             sisters[node] = None
-            if front:
-                sisters.move_to_end(node, last=False)
+            if back:
+                for sister in [sister for sister in sisters if sister.number > node.number]:
+                    sisters.move_to_end(sister)
 
     def _eldest(self, node: _Node[E], worker: Any) -> _Node[E]:
         assert node.entry is not None

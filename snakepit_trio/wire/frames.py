@@ -20,6 +20,7 @@ __all__ = [
     "JSON",
     "MSGPACK",
     "NO_PAYLOAD",
+    "RECALLED",
     "Buffer",
     "Call",
     "Cancel",
@@ -47,6 +48,9 @@ __all__ = [
 
 JSON = 1
 MSGPACK = 2
+
+#: The code of the error with which a worker gives back a call that it had not begun; see Cancel.recall in worker.proto.
+RECALLED = "recalled"
 
 
 class FrameError(ValueError):

@@ -297,7 +297,7 @@ class WorkerService:
         if not frame.recall:
             self._cancel(call)
         elif call.claim():
-            self._write(frames.Reply(call.id, None, frames.ErrorInfo("recalled")))
+            self._write(frames.Reply(call.id, None, frames.ErrorInfo(frames.RECALLED)))
 
     def _cancel(self, call: Call) -> None:
         """The caller is gone: a call that has not begun is answered at once, so that its place does not wait for others."""

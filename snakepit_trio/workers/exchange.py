@@ -74,6 +74,9 @@ class Exchange:
     def cancel(self, call_id: int) -> None:
         self._rpc.send(encode(Cancel(call_id)))
 
+    def withdraw(self, call_id: int, *, recall: bool) -> None:
+        self._rpc.send(encode(Cancel(call_id, recall)))
+
     def credit(self, call_id: int, chunks: int) -> None:
         self._rpc.send(encode(Credit(call_id, chunks)))
 

@@ -57,6 +57,10 @@ class Link(Protocol):
     def cancel(self, call_id: int) -> None:
         """The call's caller is gone; the reply is still to come, when the worker has stopped."""
 
+    def withdraw(self, call_id: int, *, recall: bool) -> None:
+        """A call that the worker has not begun, as far as is known, is not wanted any more; with ``recall`` not from it.
+        Only asked of workers with the capability "prefetch"."""
+
     def credit(self, call_id: int, chunks: int) -> None:
         """A stream's consumer has room for more."""
 

@@ -9,6 +9,7 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import random
 import time
@@ -20,7 +21,7 @@ import anyio.abc
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, RpcFailure
-from snakepit_trio.wire.frames import Call, Chunk, Emit, FrameError, HostCall, HostCancel, HostReply, Reply
+from snakepit_trio.wire.frames import RECALLED, Call, Chunk, Emit, FrameError, HostCall, HostCancel, HostReply, Reply
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .exchange import Exchange
@@ -69,6 +70,9 @@ class WorkerHost(Protocol):
 
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
         """A call has ended. Raises ValueError when there was no such call."""
+
+    def worker_returned(self, worker: Worker, call_id: int) -> None:
+        """A call is given back that had not begun. Raises ValueError when there was no such call."""
 
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
         """A stream has given a chunk."""
@@ -153,7 +157,8 @@ class Worker:
         self._pumps: list[anyio.Event] = []
         self._over = anyio.Event()
         self._oom_kills = 0
-        self._held: set[int] = set()
+        #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
+        self._held: dict[int, None] = {}
         self._emptied = anyio.Event()
         self._grace: dict[int, float] = {}
         self._graced = anyio.Event()
@@ -172,7 +177,7 @@ class Worker:
     def call(self, call: Call) -> None:
         """Send a call."""
         assert self._link is not None
-        self._held.add(call.id)
+        self._held[call.id] = None
         self._link.call(call)
         if self.state is WorkerState.READY:
             self._become(WorkerState.BUSY)
@@ -185,6 +190,11 @@ class Worker:
         if self._settings.on_cancel == "kill":
             self._grace[call_id] = anyio.current_time() + self._settings.cancel_grace
             self._graced.set()
+
+    def withdraw(self, call_id: int, *, recall: bool = False) -> None:
+        """A call that it holds and has not begun, as far as is known, is not wanted any more; with ``recall`` not from it."""
+        if self._link is not None and call_id in self._held:
+            self._link.withdraw(call_id, recall=recall)
 
     def credit(self, call_id: int, chunks: int) -> None:
         """A stream's consumer has room for more."""
@@ -397,7 +407,7 @@ class Worker:
                 self.tainted = True
                 self._host.worker_tainted(self, "cancel_grace")
                 # Other calls in the same process are not made to pay for it: they have deadlines of their own.
-                while self._grace and any(call_id not in self._grace for call_id in self._held):
+                while self._grace and any(call_id not in self._grace for call_id in self._begun()):
                     self._emptied = anyio.Event()
                     await self._emptied.wait()
                 if self._grace:
@@ -405,6 +415,12 @@ class Worker:
                 if self._grace:
                     self._end("cancel_grace", "did not stop a cancelled call in time")
                     return
+                # It did stop in the end, but others were told already that it takes no more.
+                self._host.worker_due(self, "cancel_grace")
+
+    def _begun(self) -> list[int]:
+        """The calls that may be running: those that it has threads for."""
+        return list(itertools.islice(self._held, self.threads))
 
     @protected
     async def _health(self) -> None:
@@ -434,10 +450,13 @@ class Worker:
     def link_reply(self, reply: Reply) -> None:
         if reply.id not in self._held:
             raise FrameError(f"a reply to call {reply.id}, which it does not hold")
-        self._held.discard(reply.id)
+        del self._held[reply.id]
         self._grace.pop(reply.id, None)
-        self.served += 1
-        self._host.worker_reply(self, reply)
+        if reply.error is not None and reply.error.code == RECALLED:
+            self._host.worker_returned(self, reply.id)
+        else:
+            self.served += 1
+            self._host.worker_reply(self, reply)
         limit = self._settings.max_requests
         if limit is not None and self.served >= limit:
             self._host.worker_due(self, "max_requests")

@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from snakepit_trio.errors import PoolClosed, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
 from snakepit_trio.pool.cancel_set import CancelSet
 from snakepit_trio.pool.ledger import Binding, Ledger, Outcome, Phase, Request, Seats, UnexpectedReply
+from snakepit_trio.pool.places import PATIENCE
 from snakepit_trio.pool.queue import RequestQueue
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
@@ -23,27 +24,63 @@ NOTHING = Payload(MSGPACK, b"\xc0")
 
 
 class ScriptedWorker:
-    """Holds the calls that it was given until the test lets it answer."""
+    """Holds the calls that it was given until the test lets it answer; begins them in their order."""
 
-    def __init__(self, number: int, capacity: int, on_cancel: Callable[[int], None] = lambda number: None) -> None:
+    def __init__(
+        self, number: int, capacity: int, on_cancel: Callable[[int], None] = lambda number: None, depth: int = 0
+    ) -> None:
         self.number = number
         self.on_cancel = on_cancel
         self.capacity = capacity
+        self.depth = depth if capacity == 1 else 0
         self.holds: dict[int, Request] = {}
+        self.begun: set[int] = set()
         self.told_to_cancel: set[int] = set()
+        self.withdrawn: set[int] = set()
+        self.recalled: set[int] = set()
         self.answered: list[int] = []
-        self.seats = Seats(self, capacity)
+        self.seats = Seats(self, capacity, self.depth)
 
     def start(self, request: Request) -> None:
         assert request.id not in self.holds
-        assert len(self.holds) < self.capacity, "two calls in one seat"
+        assert len(self.holds) < self.capacity + self.depth, "two calls in one seat"
+        assert request.attempt > 0
         self.holds[request.id] = request
 
     def cancel(self, request: Request) -> None:
         assert request.id in self.holds
         assert request.id not in self.told_to_cancel, "cancelled twice"
         self.told_to_cancel.add(request.id)
+        if request.id not in self.withdrawn:
+            self.on_cancel(request.id)
+
+    def withdraw(self, request: Request) -> None:
+        assert request.id in self.holds
+        assert request.id not in self.withdrawn, "withdrawn twice"
+        self.withdrawn.add(request.id)
         self.on_cancel(request.id)
+
+    def recall(self, request: Request) -> None:
+        assert request.id in self.holds
+        assert request.id not in self.recalled, "asked for twice"
+        self.recalled.add(request.id)
+
+    def turns(self) -> list[int]:
+        """The calls that may be running."""
+        return list(self.holds)[: self.capacity]
+
+    def droppable(self) -> list[int]:
+        """The calls that it can answer without having begun them."""
+        return [n for n in self.holds if n not in self.begun and n in self.withdrawn | self.told_to_cancel]
+
+    def returnable(self) -> list[int]:
+        """The calls that it can give back."""
+        return [n for n in self.holds if n not in self.begun and n in self.recalled]
+
+    def release(self, number: int) -> Request:
+        for kept in (self.begun, self.told_to_cancel, self.withdrawn, self.recalled):
+            kept.discard(number)
+        return self.holds.pop(number)
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -54,12 +91,15 @@ class LedgerMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.woken: Counter[int] = Counter()
         self.events: list[tuple[str, int]] = []
+        self.alarm = math.inf
         self.ledger = Ledger(
             queue=RequestQueue(max_queue=limit, aging=10.0),
             cancel_set=CancelSet(3, 5.0),
             poison_limit=poison,
             observer=lambda event, request, now: self.events.append((event, request.id)),
+            on_due=self.told_of_due,
         )
+        self.limit = limit
         # What a late reply is told by; the set itself has a model of its own.
         self.remembered = CancelSet(3, 5.0)
         self.workers: list[ScriptedWorker] = []
@@ -69,11 +109,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.closed = False
         self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
 
-    @rule(capacity=st.integers(1, 3))
-    def worker_comes(self, capacity: int) -> None:
+    def told_of_due(self, when: float) -> None:
+        self.alarm = min(self.alarm, when)
+
+    @rule(capacity=st.sampled_from([1, 1, 2, 3]), depth=st.sampled_from([0, 1, 3]))
+    def worker_comes(self, capacity: int, depth: int) -> None:
         if len(self.workers) < 4:
             self.count += 1
-            worker = ScriptedWorker(self.count, capacity, lambda number: self.remembered.add(number, self.now))
+            worker = ScriptedWorker(self.count, capacity, lambda number: self.remembered.add(number, self.now), depth)
             self.workers.append(worker)
             self.ledger.open(worker.seats, self.now)
 
@@ -103,6 +146,7 @@ class LedgerMachine(RuleBasedStateMachine):
             idempotent=idempotent,
             time_limit=time_limit,
         )
+        before = self.ledger.queued
         try:
             self.ledger.submit(request, self.now)
         except SnakepitError:
@@ -110,6 +154,9 @@ class LedgerMachine(RuleBasedStateMachine):
             assert request.outcome is Outcome.REJECTED
         else:
             self.requests.append(request)
+            self.told_of_due(min(request.deadline, request.queue_deadline))
+            if request.phase is Phase.QUEUED and self.limit is not None:
+                assert before < self.limit
 
     def alive(self) -> list[Request]:
         return [r for r in self.requests if r.phase is not Phase.DONE]
@@ -124,24 +171,71 @@ class LedgerMachine(RuleBasedStateMachine):
         assert request.phase is Phase.DONE
         assert request.outcome is (before if ended else Outcome.CANCELLED)
 
-    @rule(seconds=st.sampled_from([0.0, 0.3, 1.0, 6.0]))
+    @rule(seconds=st.sampled_from([0.0, 0.001, 0.005, PATIENCE, 0.3, 1.0, 6.0]))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.ledger.expire(self.now)
+        self.alarm = self.ledger.next_deadline()
+        assert self.alarm > self.now
+        if any(w.seats.open and w.seats.load < w.capacity for w in self.workers):
+            # Whoever stands in line behind a call that has turned out long has been asked back.
+            for worker in self.workers:
+                if self.now >= worker.seats.since + PATIENCE:
+                    wanted = {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED}
+                    assert wanted <= worker.recalled
         for request in self.alive():
             assert request.deadline > self.now - 0.002
             if request.phase is Phase.QUEUED:
                 assert request.queue_deadline > self.now - 0.002
 
     @precondition(lambda self: any(w.holds for w in self.workers))
+    @rule(data=st.data())
+    def begin_call(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.holds]))
+        number = data.draw(st.sampled_from(worker.turns()))
+        if number not in worker.withdrawn:
+            worker.begun.add(number)
+
+    @precondition(lambda self: any(w.holds for w in self.workers))
     @rule(data=st.data(), how=st.sampled_from(["result", "error", "timeout"]))
     def reply(self, data: st.DataObject, how: str) -> None:
         worker = data.draw(st.sampled_from([w for w in self.workers if w.holds]))
-        number = data.draw(st.sampled_from(list(worker.holds)))
-        request = worker.holds.pop(number)
+        number = data.draw(st.sampled_from(worker.turns()))
+        self.answer(worker, number, how)
+
+    @precondition(lambda self: any(w.seats.ahead for w in self.workers))
+    @rule(data=st.data())
+    def refuse_ahead(self, data: st.DataObject) -> None:
+        """A worker answers with an error at once: it has no such tool, or the call's time is spent."""
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.seats.ahead]))
+        number = data.draw(st.sampled_from(list(worker.seats.ahead)))
+        self.answer(worker, number, "error")
+
+    @precondition(lambda self: any(w.droppable() for w in self.workers))
+    @rule(data=st.data())
+    def drop(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.droppable()]))
+        self.answer(worker, data.draw(st.sampled_from(worker.droppable())), "error")
+
+    @precondition(lambda self: any(w.returnable() for w in self.workers))
+    @rule(data=st.data())
+    def give_back(self, data: st.DataObject) -> None:
+        worker = data.draw(st.sampled_from([w for w in self.workers if w.returnable()]))
+        number = data.draw(st.sampled_from(worker.returnable()))
+        request = worker.release(number)
+        ended, outcome, attempt = request.phase is Phase.DONE, request.outcome, request.attempt
+        self.ledger.returned(worker.seats, number, self.now)
+        if ended:
+            assert request.outcome is outcome
+        else:
+            again = request.seats is not None
+            assert request.phase is not Phase.DONE or request.outcome is Outcome.EXPIRED
+            assert request.attempt == attempt - (not again)
+
+    def answer(self, worker: ScriptedWorker, number: int, how: str) -> None:
+        cancelled = number in worker.told_to_cancel or number in worker.withdrawn
+        request = worker.release(number)
         worker.answered.append(number)
-        cancelled = number in worker.told_to_cancel
-        worker.told_to_cancel.discard(number)
         before = request.outcome
         late = self.ledger.totals().late_replies
         error: SnakepitError | None = None
@@ -173,15 +267,22 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.totals() == before
 
     @precondition(lambda self: self.workers)
-    @rule(data=st.data())
-    def worker_dies(self, data: st.DataObject) -> None:
+    @rule(data=st.data(), marks=st.booleans())
+    def worker_dies(self, data: st.DataObject, marks: bool) -> None:
         worker = data.draw(st.sampled_from(self.workers))
         self.workers.remove(worker)
-        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now)
-        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now)
+        unbegun = {n for n in worker.holds if n not in worker.begun} if marks else set()
+        deaths = {n: r.deaths for n, r in worker.holds.items()}
+        queued = {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED}
+        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
+        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
         assert worker.seats not in self.ledger.seats
-        for request in worker.holds.values():
+        for number, request in worker.holds.items():
             assert request.phase is Phase.DONE or request.seats is not worker.seats
+            if number in queued & unbegun and not self.closed:
+                # It was never run, so it is none of its business.
+                assert request.outcome in (None, Outcome.EXPIRED)
+                assert request.deaths == deaths[number]
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -214,6 +315,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert t.accepted == len(self.requests)
         assert t.rejected == self.rejected
         assert t.cancel_set_size <= 3
+        assert len(self.ledger._wheel) <= t.in_flight + t.queued
 
     @invariant()
     def each_has_one_end(self) -> None:
@@ -232,10 +334,21 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         for worker in self.workers:
             seats = worker.seats
-            assert {**seats.running, **seats.leaving} == worker.holds
-            assert not set(seats.running) & set(seats.leaving)
+            assert {**seats.running, **seats.leaving, **seats.ahead} == worker.holds
+            assert len(seats.running) + len(seats.leaving) + len(seats.ahead) == len(worker.holds)
             assert set(seats.leaving) == worker.told_to_cancel
             assert seats.load <= seats.capacity
+            assert len(seats.ahead) <= seats.depth
+            # Nobody stands in line behind a free seat, and the line is the one that the worker knows.
+            assert not seats.ahead or seats.load == seats.capacity
+            assert list(seats.ahead) == list(worker.holds)[len(worker.holds) - len(seats.ahead) :]
+            for number, request in seats.ahead.items():
+                assert request.phase in (Phase.QUEUED, Phase.DONE)
+                assert (request.phase is Phase.DONE) == (number in worker.withdrawn)
+                assert not request.session
+            assert all(r.phase is Phase.RUNNING for r in seats.running.values())
+        waiting = [r for r in self.alive() if r.phase is Phase.QUEUED]
+        assert len(waiting) == self.ledger.queued
         running = sum(len(w.seats.running) for w in self.workers)
         assert running == self.ledger.in_flight
 
@@ -244,11 +357,16 @@ class LedgerMachine(RuleBasedStateMachine):
         if not hasattr(self, "ledger"):
             return
         for request in self.alive():
-            if request.phase is Phase.QUEUED:
+            if request.phase is Phase.QUEUED and request.seats is None:
                 for worker in self.workers:
                     if worker.seats.open and worker.seats.load < worker.seats.capacity:
                         assert request.pin is not None
                         assert request.pin is not worker.seats
+
+    @invariant()
+    def somebody_will_look_in_time(self) -> None:
+        if hasattr(self, "ledger"):
+            assert self.ledger.next_deadline() >= self.alarm - 1e-9 or self.ledger.next_deadline() <= self.now
 
 
 LedgerMachine.TestCase.settings = settings(stateful_step_count=50, max_examples=300)
@@ -284,20 +402,44 @@ class Draws:
         return self.rng.choice(list(strategy.elements))
 
 
+STEPS = [
+    "come",
+    "submit",
+    "submit",
+    "submit",
+    "submit",
+    "cancel",
+    "time",
+    "time",
+    "begin",
+    "reply",
+    "reply",
+    "reply",
+    "again",
+    "die",
+    "cordon",
+    "drop",
+    "give_back",
+    "give_back",
+    "refuse",
+]
+
+
 def walk(seed: int, steps: int) -> LedgerMachine:
     """A random history from a seed. Hypothesis looks for short ones in odd corners, this for long ones in the middle."""
     rng = random.Random(seed)
     machine = LedgerMachine()
     machine.begin(limit=rng.choice([0, 2, 5, None]), poison=rng.choice([1, 2, None]))
     data: Any = Draws(rng)
+    # In every other history calls are quick and workers have lines.
+    quick = rng.random() < 0.5
+    spans = [0.0, 0.0, 0.001, 0.001, 0.005, PATIENCE] if quick else [0.0, 0.001, 0.005, PATIENCE, 0.3, 1.0, 6.0]
     for _ in range(steps):
-        step = rng.choice(
-            ["come", "submit", "submit", "submit", "cancel", "time", "reply", "reply", "again", "die", "cordon"]
-        )
+        step = rng.choice(STEPS)
         if step == "come":
-            machine.worker_comes(rng.randint(1, 3))
+            machine.worker_comes(1 if quick else rng.choice([1, 1, 2, 3]), 3 if quick else rng.choice([0, 1, 3]))
         elif step == "submit":
-            session = rng.choice([None, None, "h", "q", "f"])
+            session = rng.choice([None, None, None, None, "h", "q"] if quick else [None, None, "h", "q", "f"])
             machine.submit(
                 rng.choice([1.0, 3.0, math.inf]), rng.choice([0.5, 2.0, math.inf]), rng.randint(-1, 1), session,
                 rng.random() < 0.5, rng.choice([None, None, 2.0]),
@@ -305,13 +447,21 @@ def walk(seed: int, steps: int) -> LedgerMachine:
         elif step == "cancel" and machine.requests:
             machine.cancel(data)
         elif step == "time":
-            machine.time_passes(rng.choice([0.0, 0.3, 1.0, 6.0]))
+            machine.time_passes(rng.choice(spans))
+        elif step == "begin" and any(w.holds for w in machine.workers):
+            machine.begin_call(data)
+        elif step == "drop" and any(w.droppable() for w in machine.workers):
+            machine.drop(data)
+        elif step == "give_back" and any(w.returnable() for w in machine.workers):
+            machine.give_back(data)
+        elif step == "refuse" and any(w.seats.ahead for w in machine.workers) and rng.random() < 0.2:
+            machine.refuse_ahead(data)
         elif step == "reply" and any(w.holds for w in machine.workers):
             machine.reply(data, rng.choice(["result", "error", "timeout"]))
         elif step == "again" and any(w.answered for w in machine.workers):
             machine.reply_twice(data)
         elif step == "die" and machine.workers and rng.random() < 0.5:
-            machine.worker_dies(data)
+            machine.worker_dies(data, rng.random() < 0.7)
         elif step == "cordon" and machine.workers:
             (machine.cordon if rng.random() < 0.5 else machine.uncordon)(data)
             if rng.random() < 0.2:
@@ -320,6 +470,7 @@ def walk(seed: int, steps: int) -> LedgerMachine:
         machine.each_has_one_end()
         machine.seats_are_neither_lost_nor_shared()
         machine.nobody_waits_while_a_seat_is_free()
+        machine.somebody_will_look_in_time()
     return machine
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -56,7 +56,8 @@ class ScriptedWorker:
     """One worker: its process, its connection and its calls.
 
     Attributes:
-        running: The calls that it is running. More than its threads are never asked of it.
+        running: The calls that it is running, never more than its threads.
+        line: The calls that it has not begun.
         starts: How often each call was started, over all workers.
     """
 
@@ -66,6 +67,7 @@ class ScriptedWorker:
         world.pids += 1
         self.pid = world.pids
         self.running: dict[int, anyio.CancelScope] = {}
+        self.line: deque[frames.Call] = deque()
         self.taken: set[int] = set()
         self.credits: dict[int, int] = {}
         self.streams: set[int] = set()
@@ -163,7 +165,11 @@ class ScriptedWorker:
             ToolSpec(name=name, parameters_schema="{}", idempotent=name == "again", streaming=name == "stream")
             for name in TOOLS
         ]
-        return bytes(HandshakeResponse(protocol_version=1, pid=self.pid, tools=tools, threads=self.spec.threads))
+        return bytes(
+            HandshakeResponse(
+                protocol_version=1, pid=self.pid, tools=tools, threads=self.spec.threads, capabilities=["prefetch"]
+            )
+        )
 
     def rpc(self, path: str, *, on_message: Any, on_end: Any, timeout: float = math.inf) -> ScriptedWorker:
         if self.closed:
@@ -203,21 +209,25 @@ class ScriptedWorker:
     def _take(self, frame: Any, nursery: anyio.abc.TaskGroup) -> None:
         match frame:
             case frames.Call():
-                assert len(self.running) < self.spec.threads, "two calls in one seat"
-                self.taken.add(frame.id)
-                self.world.starts[frame.id] += 1
-                assert self.world.starts[frame.id] == 1 or TOOLS[frame.tool_index - 1] == "again", "run twice"
-                self.running[frame.id] = anyio.CancelScope()
-                self.credits[frame.id] = frame.credits
-                if frame.stream:
-                    self.streams.add(frame.id)
-                nursery.start_soon(self._run, frame)
+                self.world.held = max(self.world.held, len(self.running) + len(self.line))
+                self.line.append(frame)
+                self._begin(nursery)
             case frames.Cancel():
-                scope = self.running.get(frame.id)
-                # At a yield every generator listens.
-                deaf = frame.id not in self.streams and self.world.behaviour.chance(self.world.behaviour.deaf)
-                if scope is not None and not deaf:
-                    scope.cancel()
+                waiting = next((call for call in self.line if call.id == frame.id), None)
+                if waiting is not None:
+                    self.line.remove(waiting)
+                    error = frames.ErrorInfo(frames.RECALLED)
+                    if frame.recall:
+                        self.world.recalls += 1
+                    else:
+                        error = failures.to_info(RequestCancelled("cancelled before it began"))
+                    self.post(frames.Reply(frame.id, None, error))
+                elif not frame.recall:
+                    scope = self.running.get(frame.id)
+                    # At a yield every generator listens.
+                    deaf = frame.id not in self.streams and self.world.behaviour.chance(self.world.behaviour.deaf)
+                    if scope is not None and not deaf:
+                        scope.cancel()
             case frames.Credit():
                 if frame.id in self.credits:
                     self.credits[frame.id] += frame.chunks
@@ -228,7 +238,20 @@ class ScriptedWorker:
             case frames.Stop():
                 self.die(ExitStatus(code=0))
 
-    async def _run(self, call: frames.Call) -> None:
+    def _begin(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Begin what there are threads for, in the order in which it came."""
+        while self.line and len(self.running) < self.spec.threads:
+            call = self.line.popleft()
+            self.taken.add(call.id)
+            self.world.starts[call.id] += 1
+            assert self.world.starts[call.id] == 1 or TOOLS[call.tool_index - 1] == "again", "run twice"
+            self.running[call.id] = anyio.CancelScope()
+            self.credits[call.id] = call.credits
+            if call.stream:
+                self.streams.add(call.id)
+            nursery.start_soon(self._run, call, nursery)
+
+    async def _run(self, call: frames.Call, nursery: anyio.abc.TaskGroup) -> None:
         behaviour = self.world.behaviour
         params = codec.decode(call.payload)
         late = behaviour.chance(behaviour.late)
@@ -251,6 +274,7 @@ class ScriptedWorker:
             reply = frames.Reply(call.id, None, failures.to_info(RequestCancelled("cancelled")))
         del self.running[call.id], self.credits[call.id]
         self.post(reply)
+        self._begin(nursery)
 
     async def _die_some_day(self) -> None:
         await anyio.sleep(self.world.behaviour.rng.expovariate(1.0))
@@ -268,6 +292,9 @@ class World(Launcher, Wire):
         self.alive: set[ScriptedWorker] = set()
         self.starts: Counter[int] = Counter()
         self.events = EventBus()
+        # The most calls that one worker held when it got another; and how many were taken back.
+        self.held = 0
+        self.recalls = 0
 
     async def __aenter__(self) -> World:  # type: ignore[override]
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 from collections import Counter
@@ -20,10 +21,11 @@ SEEDS = int(os.environ.get("SNAKEPIT_TEST_SEEDS", "300"))
 BLOCK = 25
 
 
-async def one_request(pool: sp.Pool, rng: random.Random, outcomes: Counter[str]) -> None:
-    await anyio.sleep(rng.uniform(0, 1.5))
-    tool = rng.choice(["work", "work", "again", "stream"])
-    params: dict[str, Any] = {"seconds": rng.choice([0, 0.001, 0.01, 0.1])}
+async def one_request(pool: sp.Pool, rng: random.Random, outcomes: Counter[str], *, quick: bool) -> None:
+    """One of many. Quick ones come all at once and take no time, but for the one that does: lines form at the workers."""
+    await anyio.sleep(rng.uniform(0, 0.1 if quick else 1.5))
+    tool = rng.choice(["work", "work", "again", "work" if quick else "stream"])
+    params: dict[str, Any] = {"seconds": rng.choice([0] * 30 + [0.1] if quick else [0, 0.001, 0.01, 0.1])}
     timeout = rng.choice([None, 0.005, 0.05, 0.5])
     patience = rng.choice([float("inf"), float("inf"), 0, 0.003, 0.05])
     # A timeout and a scope at the same moment: either may win, and only one.
@@ -55,9 +57,16 @@ async def one_request(pool: sp.Pool, rng: random.Random, outcomes: Counter[str])
     outcomes[outcome] += 1
 
 
-async def simulate(seed: int) -> tuple[Counter[str], sp.PoolStats]:
+async def simulate(seed: int, seen: Counter[str]) -> tuple[Counter[str], sp.PoolStats]:
     rng = random.Random(seed)
-    world = World(seed, crash=rng.choice([0, 0.02, 0.1]), deaf=rng.choice([0, 0.3]), start_failure=rng.choice([0, 0.1]))
+    quick = rng.random() < 0.5
+    world = World(
+        seed,
+        crash=rng.choice([0, 0.02, 0.1]),
+        deaf=rng.choice([0, 0.3]),
+        start_failure=rng.choice([0, 0.1]),
+        delay=0.0002 if quick else 0.002,
+    )
     pool = world.pool(
         size=rng.randint(1, 4),
         threads=rng.choice([1, 1, 3]),
@@ -86,7 +95,7 @@ async def simulate(seed: int) -> tuple[Counter[str], sp.PoolStats]:
             with trio.fail_after(600):
                 async with anyio.create_task_group() as callers:
                     for _ in range(count):
-                        callers.start_soon(one_request, pool, rng, outcomes)
+                        callers.start_soon(functools.partial(one_request, pool, rng, outcomes, quick=quick))
                 assert outcomes.total() == count
                 # Every seat comes back, and every table is empty.
                 await pool.wait_ready()
@@ -107,14 +116,20 @@ async def simulate(seed: int) -> tuple[Counter[str], sp.PoolStats]:
         assert finals.total() == stats.accepted + stats.rejected
         await pool.aclose(drain=True)
         nursery.cancel_scope.cancel()
+    seen["in line"] += world.held > 0
+    seen["taken back"] += world.recalls
     return outcomes, stats
 
 
-def run(seed: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Counter[str], sp.PoolStats]:
+def run(
+    seed: int, monkeypatch: pytest.MonkeyPatch, seen: Counter[str] | None = None
+) -> tuple[Counter[str], sp.PoolStats]:
     # Trio shuffles its tasks: here by the seed, so that a schedule can be run again.
     monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr(trio._core._run, "_r", random.Random(seed))
-    return trio.run(simulate, seed, clock=trio.testing.MockClock(autojump_threshold=0))
+    return trio.run(
+        simulate, seed, Counter() if seen is None else seen, clock=trio.testing.MockClock(autojump_threshold=0)
+    )
 
 
 @pytest.mark.parametrize("block", range(0, SEEDS, BLOCK))
@@ -136,9 +151,18 @@ def test_schedules_have_every_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
     late = 0
     for seed in range(40):
-        outcomes, stats = run(seed, monkeypatch)
+        outcomes, stats = run(seed, monkeypatch, seen)
         seen += outcomes
         late += stats.late_replies
-    wanted = {"completed", "cancelled", "RequestTimeout", "QueueTimeout", "QueueFull", "WorkerCrashed"}
+    wanted = {
+        "completed",
+        "cancelled",
+        "RequestTimeout",
+        "QueueTimeout",
+        "QueueFull",
+        "WorkerCrashed",
+        "in line",
+        "taken back",
+    }
     assert wanted <= set(seen)
     assert late

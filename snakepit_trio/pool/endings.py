@@ -1,0 +1,51 @@
+"""The errors with which the ledger ends requests."""
+
+from __future__ import annotations
+
+from snakepit_trio.errors import (
+    QueueTimeout,
+    RequestTimeout,
+    SessionWorkerUnavailable,
+    SnakepitError,
+    WorkerCrashed,
+)
+
+from .request import Phase, Request
+
+__all__ = ["copy_error", "deadline_passed", "overdue", "poisonous", "worker_lost"]
+
+
+def copy_error(error: SnakepitError) -> SnakepitError:
+    """The same failure for another caller: a traceback belongs to one raise."""
+    return error.__class__(error.message, code=error.code, details=error.details, retryable=error.retryable)
+
+
+def overdue(request: Request, now: float) -> SnakepitError:
+    """Which of its limits a request has reached."""
+    if request.phase is Phase.QUEUED and request.deadline > now:
+        waited = now - request.submitted_at
+        return QueueTimeout(f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool})
+    return deadline_passed(request, now)
+
+
+def deadline_passed(request: Request, now: float) -> RequestTimeout:
+    phase = "running" if request.phase is Phase.RUNNING else "queued"
+    spent = now - request.submitted_at
+    return RequestTimeout(
+        f"{request.tool!r} was {phase} when its time of {spent:.3g} s was spent",
+        details={"phase": phase, "tool": request.tool, "elapsed": spent},
+    )
+
+
+def worker_lost(request: Request) -> SessionWorkerUnavailable:
+    return SessionWorkerUnavailable(
+        f"the worker of session {request.session!r} is gone", details={"session": request.session}
+    )
+
+
+def poisonous(request: Request, error: SnakepitError) -> WorkerCrashed:
+    return WorkerCrashed(
+        f"{request.tool!r} has ended {request.deaths} workers and is not given to another; the last: {error.message}",
+        details={**error.details, "poison": True, "deaths": request.deaths},
+        retryable=False,
+    )

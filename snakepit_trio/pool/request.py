@@ -1,0 +1,171 @@
+"""One request: what is asked, how it stands, how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snakepit_trio.errors import SnakepitError
+    from snakepit_trio.wire.frames import Payload
+
+    from .seats import Seats
+
+__all__ = ["Binding", "Outcome", "Phase", "Request"]
+
+
+class Phase(Enum):
+    """Where a request is in its life."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class Outcome(Enum):
+    """How a request ended; the value is the last word of its final event."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+class Binding:
+    """A session's tie to a worker, made when its first request is dispatched.
+
+    Attributes:
+        affinity: ``"hint"``, ``"strict_queue"`` or ``"strict_fail_fast"``.
+        strict: Only the worker that it is tied to may run the session's requests.
+        fail_fast: A strict request is refused at once when that worker has no seat free.
+        seats: The incarnation that the session is tied to, None before the first dispatch.
+        lost: The incarnation that a strict session was tied to has ended.
+    """
+
+    __slots__ = ("affinity", "fail_fast", "lost", "seats", "strict")
+
+    def __init__(self, affinity: str) -> None:
+        self.affinity = affinity
+        self.strict = affinity != "hint"
+        self.fail_fast = affinity == "strict_fail_fast"
+        self.seats: Seats | None = None
+        self.lost = False
+
+
+class Request:
+    """One request, from its acceptance to its end. Owned by the task that made it; changed by the ledger alone.
+
+    Args:
+        wake: Called when it has ended.
+        deadline: When the ledger ends it.
+        queue_deadline: When the ledger ends it if it still waits for a worker.
+        chunk: Called with each chunk of a stream.
+        released: Called when the worker holds it no longer, which after a cancel is later than its end.
+        until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
+        chain: The requests whose tools wait for this one by way of the host, the outermost first.
+        time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
+    """
+
+    __slots__ = (
+        "attempt",
+        "binding",
+        "chain",
+        "chunk",
+        "credits",
+        "deadline",
+        "deadline_node",
+        "deaths",
+        "dispatched_at",
+        "error",
+        "id",
+        "idempotent",
+        "metadata",
+        "outcome",
+        "payload",
+        "phase",
+        "pin",
+        "priority",
+        "queue_deadline",
+        "queue_node",
+        "recalled",
+        "released",
+        "result",
+        "seats",
+        "session",
+        "share",
+        "stream",
+        "submitted_at",
+        "time_limit",
+        "tool",
+        "trace",
+        "until",
+        "wake",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        tool: str,
+        payload: Payload,
+        *,
+        wake: Callable[[], object],
+        deadline: float = math.inf,
+        queue_deadline: float = math.inf,
+        priority: int = 0,
+        session: str | None = None,
+        share: str | None = None,
+        binding: Binding | None = None,
+        idempotent: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        stream: bool = False,
+        credits: int = 0,
+        chunk: Callable[[Payload], object] | None = None,
+        released: Callable[[], object] | None = None,
+        until: float = math.inf,
+        time_limit: float | None = None,
+        chain: tuple[Request, ...] = (),
+    ) -> None:
+        self.id = id
+        self.tool = tool
+        self.payload = payload
+        self.wake = wake
+        self.deadline = deadline
+        self.queue_deadline = queue_deadline
+        self.priority = priority
+        self.session = session
+        self.share = share
+        self.binding = binding
+        self.idempotent = idempotent
+        self.metadata = metadata or {}
+        self.stream = stream
+        self.credits = credits
+        self.chunk = chunk
+        self.released = released
+        self.until = until
+        self.time_limit = time_limit
+        self.chain = chain
+        self.phase = Phase.NEW
+        self.outcome: Outcome | None = None
+        self.result: Payload | None = None
+        self.error: SnakepitError | None = None
+        self.seats: Seats | None = None
+        self.pin: Seats | None = None
+        #: Follows it; None: nobody does. And the worker that has or had it.
+        self.trace: Any = None
+        self.worker_id: str | None = None
+        #: It stands in a worker's line, and was asked back.
+        self.recalled = False
+        self.attempt = 0
+        self.deaths = 0
+        self.submitted_at = math.nan
+        self.dispatched_at = math.nan
+        self.queue_node: Any = None
+        self.deadline_node: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Request {self.id} {self.tool!r} {self.phase.value} attempt={self.attempt}>"
