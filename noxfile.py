@@ -44,7 +44,7 @@ def group(*names: str) -> list[str]:
 @nox.parametrize("backend", BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
     """The tests, on each interpreter that is here and each event loop."""
-    session.install(".[numpy,trio-asyncio]", *group("test", "protos", "redis"))
+    session.install(".[numpy,trio-asyncio]", *group("test", "protos", "clients", "redis"))
     session.run("pytest", "--backend", backend, *session.posargs)
 
 
@@ -77,13 +77,14 @@ def protos(session: nox.Session) -> None:
         session.run(
             "python", "-m", "grpc_tools.protoc", "-I", "protos", f"--python_betterproto2_out={out}",
             "--python_betterproto2_opt=client_generation=async", "--python_betterproto2_opt=server_generation=async",
+            f"--descriptor_set_out={out}/descriptors.bin", "--include_imports",
             *map(str, sorted(pathlib.Path("protos").rglob("*.proto"))),
         )  # fmt: skip
         if "--write" in session.posargs:
             shutil.copytree(out, GENERATED, dirs_exist_ok=True)
             return
-        made = sorted(path.relative_to(out) for path in out.rglob("*.py"))
-        kept = sorted(path.relative_to(GENERATED) for path in GENERATED.rglob("*.py"))
+        made = sorted(path.relative_to(out) for path in out.rglob("*.*"))
+        kept = sorted(path.relative_to(GENERATED) for path in GENERATED.rglob("*.*") if path.suffix != ".pyc")
         differing = [str(p) for p in made if p not in kept or not filecmp.cmp(out / p, GENERATED / p, shallow=False)]
         if differing or made != kept:
             session.error(f"{GENERATED} is not what protos/ gives: {differing or 'files are missing or too many'}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from snakepit_trio.errors import AuthenticationFailed as AuthenticationFailed
     from snakepit_trio.errors import CircuitOpen as CircuitOpen
     from snakepit_trio.errors import ConfigError as ConfigError
+    from snakepit_trio.errors import ConnectionLost as ConnectionLost
     from snakepit_trio.errors import InvalidParameter as InvalidParameter
     from snakepit_trio.errors import InvalidPayload as InvalidPayload
     from snakepit_trio.errors import PoolClosed as PoolClosed
@@ -64,8 +65,8 @@ _MODULES = {
         "RuntimeConfig", "TlsConfig",
     ],
     "errors": [
-        "AuthenticationFailed", "CircuitOpen", "ConfigError", "InvalidParameter", "InvalidPayload", "PoolClosed",
-        "PoolNotFound", "ProtocolMismatch", "QueueFull", "QueueTimeout", "QuotaExceeded", "RequestCancelled",
+        "AuthenticationFailed", "CircuitOpen", "ConfigError", "ConnectionLost", "InvalidParameter", "InvalidPayload",
+        "PoolClosed", "PoolNotFound", "ProtocolMismatch", "QueueFull", "QueueTimeout", "QuotaExceeded", "RequestCancelled",
         "RequestTimeout", "SessionNotFound", "SessionWorkerUnavailable", "SnakepitError", "StreamingUnsupported",
         "ToolError", "ToolExists", "ToolNotFound", "WorkerBusy", "WorkerCrashed", "WorkerStartupError", "WouldDeadlock",
         "remote",

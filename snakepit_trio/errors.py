@@ -17,6 +17,7 @@ __all__ = [
     "AuthenticationFailed",
     "CircuitOpen",
     "ConfigError",
+    "ConnectionLost",
     "InvalidParameter",
     "InvalidPayload",
     "PoolClosed",
@@ -260,6 +261,16 @@ class AuthenticationFailed(SnakepitError):
     default_code = "authentication_failed"
 
 
+class ConnectionLost(SnakepitError, ConnectionError):
+    """A client has no connection to its runtime: it can't be reached, or went away before it answered.
+
+    In the latter case nobody knows whether the call has run.
+    """
+
+    default_code = "connection_lost"
+    default_retryable = True
+
+
 class ProtocolMismatch(SnakepitError):
     """The two sides speak no common version of the protocol. ``details``: ``ours``, ``theirs``."""
 
@@ -291,6 +302,9 @@ GRPC_STATUS: Mapping[str, int] = {
     "would_deadlock": 9,
     "config_error": 3,
     "authentication_failed": 16,
+    "connection_lost": 14,
+    # Of the bridge's program store; the exception is SnakepitError.
+    "program_not_found": 5,
     "protocol_mismatch": 9,
 }
 
@@ -320,6 +334,7 @@ _BY_CODE: Mapping[str, type[SnakepitError]] = {
         WouldDeadlock,
         ConfigError,
         AuthenticationFailed,
+        ConnectionLost,
         ProtocolMismatch,
     ]
 }

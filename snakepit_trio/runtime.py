@@ -39,6 +39,7 @@ from snakepit_trio.wire.transports import make_wire
 from snakepit_trio.workers.registry import open_run, state_directory
 
 if TYPE_CHECKING:
+    from snakepit_trio.bridge.server import Bridge
     from snakepit_trio.config import MetricsConfig
     from snakepit_trio.observe.http import Metrics
     from snakepit_trio.pool.ledger import Request
@@ -68,7 +69,10 @@ class Runtime:
         metrics: For Prometheus, when they are configured: ``metrics.address``, ``metrics.collector``.
         recorder: The flight recorder; ``recorder.dump()``, ``recorder.write()``.
         run_id: Its identity on this machine.
+        bridge: Its door for gRPC clients, when the configuration asks for one; ``bridge.address``, ``bridge.token``.
     """
+
+    bridge: Bridge | None = None
 
     def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str, store: Store) -> None:
         self.config = config
@@ -183,6 +187,9 @@ class Runtime:
         async with anyio.create_task_group() as closing:
             for pool in self._pools.values():
                 closing.start_soon(functools.partial(pool.aclose, drain=drain))
+        if self.bridge is not None:
+            # After the pools: its clients get the answers that they wait for.
+            await self.bridge.aclose(drain=drain)
 
     def _make_metrics(self, config: MetricsConfig) -> Metrics:
         try:
@@ -251,6 +258,10 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
         store = await stack.enter_async_context(open_store(config.store, limits_of(config)))
         runtime = Runtime(config, run, wire, backend, store)
         stack.callback(runtime.events.close)
+        if config.bridge is not None:
+            from snakepit_trio.bridge.server import bound_bridge
+
+            runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir)))
         try:
             async with anyio.create_task_group() as nursery:
                 try:
@@ -263,6 +274,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
                         operations = Operations(runtime, runtime._redactor.value, backend)
                         await nursery.start(ControlServer(operations, runtime.events, run.control).serve)
                     await runtime._open(nursery, stack)
+                    if runtime.bridge is not None:
+                        nursery.start_soon(runtime.bridge.serve)
                     yield runtime
                     await runtime._close(drain=True)
                 except BaseException as exc:

@@ -41,9 +41,12 @@ __all__ = [
     "SharedBlock",
     "Stop",
     "WorkerFrame",
+    "decode_error",
     "decode_host_frame",
     "decode_worker_frame",
     "encode",
+    "encode_error",
+    "read_fields",
 ]
 
 JSON = 1
@@ -219,7 +222,8 @@ def _buffer(buffer: Buffer) -> bytes:
     return b"".join((b"\x0a", _varint(memoryview(buffer).nbytes), buffer))
 
 
-def _error(error: ErrorInfo) -> bytes:
+def encode_error(error: ErrorInfo) -> bytes:
+    """The message ErrorInfo."""
     parts = [_text(b"\x0a", error.code), _text(b"\x12", error.message), b"\x18\x01" if error.retryable else b""]
     for name in error.remote_types:
         raw = name.encode()
@@ -263,7 +267,7 @@ def _outcome(f: Reply | HostReply) -> bytes:
         body = _payload(f.payload)
         return b"%b\x12%b%b" % (head, _varint(len(body)), body)
     if f.error is not None:
-        return head + _sized(b"\x1a", _error(f.error))
+        return head + _sized(b"\x1a", encode_error(f.error))
     return head
 
 
@@ -330,7 +334,7 @@ _FIXED32 = struct.Struct("<I")
 _Field: TypeAlias = "int | bytes"
 
 
-def _fields(data: bytes, position: int, end: int) -> list[tuple[int, _Field]]:
+def read_fields(data: bytes, position: int, end: int) -> list[tuple[int, _Field]]:
     """The fields of one message as (tag, value): an int for a varint, bytes for what has a length.
 
     Fixed-width fields and groups are skipped, for no message here has them.
@@ -394,7 +398,7 @@ def _decode_payload(data: bytes) -> Payload:
     encoding = 0
     body = b""
     buffers: list[Buffer] = []
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x12:
             body = value  # type: ignore[assignment]
         elif tag == 0x08:
@@ -408,12 +412,12 @@ def _decode_payload(data: bytes) -> Payload:
 
 def _decode_buffer(data: bytes) -> Buffer:
     buffer: Buffer = b""
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x0A:
             buffer = value  # type: ignore[assignment]
         elif tag == 0x12:
             name, offset, size = "", 0, 0
-            for inner, item in _fields(value, 0, len(value)):  # type: ignore[arg-type]
+            for inner, item in read_fields(value, 0, len(value)):  # type: ignore[arg-type]
                 if inner == 0x0A:
                     name = _as_text(item)
                 elif inner == 0x10:
@@ -424,10 +428,11 @@ def _decode_buffer(data: bytes) -> Buffer:
     return buffer
 
 
-def _decode_error(data: bytes) -> ErrorInfo:
+def decode_error(data: bytes) -> ErrorInfo:
+    """The message ErrorInfo, from its bytes."""
     error = ErrorInfo("")
     types: list[str] = []
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x0A:
             error.code = _as_text(value)
         elif tag == 0x12:
@@ -449,7 +454,7 @@ def _decode_error(data: bytes) -> ErrorInfo:
 def _decode_call(data: bytes) -> Call:
     call = Call(0)
     metadata: dict[str, str] = {}
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             call.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -470,7 +475,7 @@ def _decode_call(data: bytes) -> Call:
             call.session_id = _as_text(value)
         elif tag == 0x52:
             key = text = ""
-            for inner, item in _fields(value, 0, len(value)):  # type: ignore[arg-type]
+            for inner, item in read_fields(value, 0, len(value)):  # type: ignore[arg-type]
                 if inner == 0x0A:
                     key = _as_text(item)
                 elif inner == 0x12:
@@ -482,19 +487,19 @@ def _decode_call(data: bytes) -> Call:
 
 def _decode_outcome(cls: type[Reply] | type[HostReply], data: bytes) -> Reply | HostReply:
     reply = cls(0)
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             reply.id = value  # type: ignore[assignment]
         elif tag == 0x12:
             reply.payload, reply.error = _decode_payload(value), None  # type: ignore[arg-type]
         elif tag == 0x1A:
-            reply.payload, reply.error = None, _decode_error(value)  # type: ignore[arg-type]
+            reply.payload, reply.error = None, decode_error(value)  # type: ignore[arg-type]
     return reply
 
 
 def _decode_id(data: bytes) -> int:
     identity = 0
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             identity = value  # type: ignore[assignment]
     return identity
@@ -502,7 +507,7 @@ def _decode_id(data: bytes) -> int:
 
 def _decode_cancel(data: bytes) -> Cancel:
     cancel = Cancel(0)
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             cancel.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -512,7 +517,7 @@ def _decode_cancel(data: bytes) -> Cancel:
 
 def _decode_credit(data: bytes) -> Credit:
     credit = Credit(0, 0)
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             credit.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -522,7 +527,7 @@ def _decode_credit(data: bytes) -> Credit:
 
 def _decode_chunk(data: bytes) -> Chunk:
     chunk = Chunk(0)
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             chunk.id = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -533,7 +538,7 @@ def _decode_chunk(data: bytes) -> Chunk:
 def _decode_pong(data: bytes) -> Pong:
     pong = Pong(0)
     running: list[int] = []
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             pong.sequence = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -553,7 +558,7 @@ def _decode_pong(data: bytes) -> Pong:
 
 def _decode_host_call(data: bytes) -> HostCall:
     call = HostCall(0, 0, "")
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             call.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -569,7 +574,7 @@ def _decode_host_call(data: bytes) -> HostCall:
 
 def _decode_emit(data: bytes) -> Emit:
     emit = Emit(0, "")
-    for tag, value in _fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
             emit.call_id = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -618,7 +623,7 @@ def decode_worker_frame(data: bytes) -> WorkerFrame | None:
 def _decode(decoders: Mapping[int, object], data: bytes) -> Frame | None:
     frame: Frame | None = None
     try:
-        for tag, value in _fields(data, 0, len(data)):
+        for tag, value in read_fields(data, 0, len(data)):
             decoder = decoders.get(tag)
             if decoder is not None:
                 frame = decoder(value)  # type: ignore[operator]

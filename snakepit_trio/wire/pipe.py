@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from grpclib.protocol import Stream
 
-__all__ = ["FramePipe", "PipeProtocol"]
+__all__ = ["FramePipe", "PipeProtocol", "Processor"]
 
 #: What we let the peer put in one DATA frame, in bytes: large messages cost one pass of the engine per frame.
 MAX_FRAME = 1 << 20
@@ -65,7 +65,7 @@ class _Connection(Connection):
             super().flush()
 
 
-class _Processor(EventsProcessor):
+class Processor(EventsProcessor):
     """grpclib's processor, whose streams may be released while it tells each of them that the connection is over."""
 
     def close(self, reason: str = "Connection closed") -> None:
@@ -79,6 +79,20 @@ class PipeProtocol(H2Protocol):
     Whatever the peer sends, only the connection ends: no exception leaves :meth:`data_received`.
     """
 
+    #: What we let the peer put in one frame, in bytes.
+    max_frame = MAX_FRAME
+
+    def settings(self) -> dict[SettingCodes | int, int]:
+        """What we tell the peer first."""
+        return {
+            SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
+            SettingCodes.MAX_FRAME_SIZE: self.max_frame,
+        }
+
+    def make_processor(self) -> EventsProcessor:
+        """What takes the engine's events."""
+        return Processor(self.handler, self.connection)
+
     def connection_made(self, transport: BaseTransport) -> None:
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
@@ -88,25 +102,20 @@ class PipeProtocol(H2Protocol):
         h2.increment_flow_control_window(
             self.config.http2_connection_window_size - h2.local_settings.initial_window_size
         )
-        h2.update_settings(
-            {
-                SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
-                SettingCodes.MAX_FRAME_SIZE: MAX_FRAME,
-            }
-        )
+        h2.update_settings(self.settings())
         self.connection = _Connection(h2, cast("Transport", transport), config=self.config)
         self.connection.write_ready = _Ready()
         self.connection.write_ready.set()
         self.connection.flush()
         self.connection.initialize()
-        self.processor = _Processor(self.handler, self.connection)
+        self.processor = self.make_processor()
 
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
             # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
             waiting = self.connection._connection.incoming_buffer._data
-            if len(waiting) >= 9 and int.from_bytes(waiting[:3], "big") > MAX_FRAME:
+            if len(waiting) >= 9 and int.from_bytes(waiting[:3], "big") > self.max_frame:
                 raise ValueError("a frame is longer than was agreed")
         except Exception as exc:
             # The engine has no answer to some legal but unusual frames, and asserts on some illegal ones.
@@ -153,6 +162,12 @@ class FramePipe:
             after :meth:`close`.
         max_message: Longest message that is accepted, in bytes.
         call_soon: Runs a callback at the end of this tick of the event loop.
+        on_end: Called when the peer has ended its side in good order; the pipe then goes on sending. Without it, that is
+            the end of the pipe.
+        on_room: Called whenever everything that was sent has left.
+        on_refuse: Called once, instead of ``on_close``, when what arrives breaks the rules, with ``"too_long"``,
+            ``"compressed"``, ``"cut_off"`` or ``"refused"``, and the reason; the pipe then takes nothing more, and can
+            still send. Without it, the stream is reset.
     """
 
     def __init__(
@@ -163,6 +178,9 @@ class FramePipe:
         on_close: Callable[[str], None],
         max_message: int,
         call_soon: Callable[[Callable[[], None]], object],
+        on_end: Callable[[], None] | None = None,
+        on_room: Callable[[], None] | None = None,
+        on_refuse: Callable[[str, str], None] | None = None,
     ) -> None:
         assert stream.id is not None
         self._stream = stream
@@ -173,8 +191,13 @@ class FramePipe:
         self._on_close = on_close
         self._max_message = max_message
         self._call_soon = call_soon
+        self._on_end = on_end
+        self._on_room = on_room
+        self._on_refuse = on_refuse
+        self._refused = False
         self._flushing = False
         self._ending = False
+        self._trailers: list[tuple[str, str]] | None = None
         self._closed = False
         self._out: list[bytes] = []
         self._unsent: memoryview | None = None
@@ -219,16 +242,17 @@ class FramePipe:
         self._out.append(message)
         self._wake()
 
-    def end(self) -> None:
-        """End our side of the stream, after what is still to be sent."""
+    def end(self, trailers: list[tuple[str, str]] | None = None) -> None:
+        """End our side of the stream, after what is still to be sent; a server ends it with trailers."""
         if not self._closed and not self._ending:
             self._ending = True
+            self._trailers = trailers
             self._wake()
 
-    def close(self) -> None:
+    def close(self, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
         """Stop at once: reset the stream if it is open, drop what is unsent, call nobody back."""
         if self._detach() and self._stream.closable:
-            self._stream.reset_nowait(ErrorCodes.CANCEL)
+            self._stream.reset_nowait(code)
 
     def _wake(self) -> None:
         if not self._flushing and not self._closed:
@@ -264,10 +288,16 @@ class FramePipe:
                 self._connection.flush()
                 if not self._ready.is_set():
                     break
-            if self._ending and self._unsent is None and not self._out:
+            emptied = self._unsent is None and not self._out
+            if self._ending and emptied:
                 self._ending = False
-                h2.end_stream(stream_id)
+                if self._trailers is None:
+                    h2.end_stream(stream_id)
+                else:
+                    h2.send_headers(stream_id, self._trailers, end_stream=True)
             self._connection.flush()
+            if emptied and self._on_room is not None:
+                self._on_room()
         except ProtocolError as exc:
             # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
             self._lost(str(exc) or type(exc).__name__)
@@ -282,7 +312,7 @@ class FramePipe:
         except ProtocolError as exc:
             self._lost(str(exc) or type(exc).__name__)
             return
-        if self._closed:
+        if self._closed or self._refused:
             return
         if self._parts:
             self._parts.append(data)
@@ -298,11 +328,11 @@ class FramePipe:
                 self._need = _PREFIX
                 break
             if data[position]:
-                self._refuse("a message is compressed, or the stream is out of step")
+                self._refuse("compressed", "a message is compressed, or the stream is out of step")
                 return
             size = int.from_bytes(data[position + 1 : position + _PREFIX], "big")
             if size > self._max_message:
-                self._refuse(f"a message of {size} bytes is longer than the limit of {self._max_message}")
+                self._refuse("too_long", f"a message of {size} bytes is longer than the limit of {self._max_message}")
                 return
             if left < _PREFIX + size:
                 self._need = _PREFIX + size
@@ -311,7 +341,7 @@ class FramePipe:
             try:
                 self._on_message(data[position - size : position])
             except ValueError as exc:
-                self._refuse(str(exc))
+                self._refuse("refused", str(exc))
                 return
             if self._closed:
                 return
@@ -321,8 +351,13 @@ class FramePipe:
 
     def eof(self) -> None:
         """The peer has ended its side."""
+        if self._refused:
+            return
         if self._have:
-            self._refuse("the stream ended inside a message")
+            self._refuse("cut_off", "the stream ended inside a message")
+        elif self._on_end is not None:
+            if not self._closed:
+                self._on_end()
         else:
             self._lost("")
 
@@ -330,7 +365,12 @@ class FramePipe:
         """Bytes taken but not given back to the flow-control window: none, ever."""
         return 0
 
-    def _refuse(self, reason: str) -> None:
+    def _refuse(self, kind: str, reason: str) -> None:
+        if self._on_refuse is not None:
+            self._refused = True
+            self._parts.clear()
+            self._on_refuse(kind, reason or "a message was refused")
+            return
         if self._stream.closable:
             self._stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
         self._lost(reason or "a message was refused")

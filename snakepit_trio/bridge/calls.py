@@ -1,0 +1,359 @@
+"""One RPC on the server's side: its headers checked, its messages cut out, its handler run in a scope of its own.
+
+The scope ends with the stream. A client that resets the stream, a connection that is lost, a deadline that passes, each
+cancels it, and with it whatever the handler was doing: waiting in a queue, or running in a worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+import attrs
+from grpclib.protocol import Stream
+from h2.errors import ErrorCodes
+from h2.exceptions import H2Error
+
+from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
+from snakepit_trio.observe.redaction import redact, redact_value
+from snakepit_trio.wire import status
+from snakepit_trio.wire.pipe import FramePipe
+
+if TYPE_CHECKING:
+    from .connection import BridgeConnection
+
+__all__ = ["Method", "ServerCall", "Unimplemented", "read_timeout"]
+
+_log = logging.getLogger(__name__)
+
+_TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
+_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
+#: Messages of a client's stream that may wait for their handler.
+_MOST_WAITING = 1024
+#: After a deadline the handler, which knows it too and says more about it, has so long to say it, in seconds.
+_LAST_WORD = 0.25
+#: When to come again after RESOURCE_EXHAUSTED for a full queue, in seconds.
+_RETRY_AFTER = 0.1
+#: Unsent bytes of one stream that its handler need not wait for.
+_UNSENT = 64 * 1024
+
+
+class Unimplemented(SnakepitError):
+    """There is no such method."""
+
+    default_code = "streaming_unsupported"
+
+
+class _Message(Protocol):
+    """What a message class of betterproto2 has that is used here."""
+
+    def __bytes__(self) -> bytes: ...
+
+
+@attrs.frozen
+class Method:
+    """A method that is served.
+
+    Attributes:
+        handler: ``await handler(call, request)``; what it returns is the answer. A method that streams in or out sends and
+            receives by the call; it returns nothing, and gets no request when the client streams.
+        request: The request's message class.
+        streams_in, streams_out: Which side may send many messages.
+        public: A token is not asked for.
+        longest: Longest request message in bytes; None: the bridge's own limit.
+    """
+
+    handler: Callable[..., Awaitable[Any]]
+    request: Any
+    streams_in: bool = False
+    streams_out: bool = False
+    public: bool = False
+    longest: int | None = None
+
+
+def read_timeout(value: bytes) -> float:
+    """Seconds of a ``grpc-timeout`` header.
+
+    Raises:
+        ValueError: It is none.
+    """
+    found = _TIMEOUT.fullmatch(value)
+    if found is None:
+        raise ValueError("grpc-timeout is not up to 8 digits and a unit")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+class ServerCall:
+    """One RPC.
+
+    Attributes:
+        deadline: When its client gives up, on the event loop's clock; infinity: never.
+        metadata: Its request headers.
+    """
+
+    def __init__(
+        self,
+        connection: BridgeConnection,
+        stream: Stream,
+        release: Callable[[], None],
+        method: Method,
+        metadata: Mapping[bytes, bytes],
+        *,
+        deadline: float,
+        max_message: int,
+    ) -> None:
+        self.method = method
+        self.metadata = metadata
+        self.deadline = deadline
+        self._connection = connection
+        self._stream = stream
+        self._release: Callable[[], None] | None = release
+        self._scope: anyio.CancelScope | None = None
+        self._lost = False
+        self._refusal: SnakepitError | None = None
+        self._answered = False
+        self._finished = False
+        self._received: deque[bytes] = deque()
+        self._ended = False
+        self._news = anyio.Event()
+        self._room = anyio.Event()
+        self._pipe = FramePipe(
+            stream,
+            on_message=self._on_message,
+            on_close=self._on_close,
+            max_message=max_message if method.longest is None else min(method.longest, max_message),
+            call_soon=connection.transport.call_soon,
+            on_end=self._on_end,
+            on_room=self._on_room,
+            on_refuse=self._on_refuse,
+        )
+
+    def __repr__(self) -> str:
+        state = "lost" if self._lost else "waiting" if self._scope is None else "running"
+        return f"<ServerCall {state} {self._pipe!r}>"
+
+    @property
+    def waiting(self) -> bool:
+        """Whether its request has not arrived yet."""
+        return self._scope is None
+
+    def start(self) -> None:
+        """Take over what arrives."""
+        if self.method.streams_in:
+            self._connection.run(self)
+        self._pipe.start()
+
+    # ---- for the handlers --------------------------------------------------------------------------
+
+    @property
+    def time_left(self) -> float | None:
+        """Seconds until the deadline, at least a hair; None when there is none."""
+        return None if self.deadline == math.inf else max(self.deadline - anyio.current_time(), 0.001)
+
+    async def receive(self) -> Any | None:
+        """The next message of a client that streams; None when there are no more.
+
+        Raises:
+            InvalidPayload: It is not a message of the method's kind.
+        """
+        while not self._received:
+            if self._ended:
+                return None
+            self._news = anyio.Event()
+            await self._news.wait()
+        return self._parse(self._received.popleft())
+
+    async def send(self, message: _Message) -> None:
+        """Send one message of an answer that streams. Waits while the client has not made room for what was sent before."""
+        while self._pipe.unsent > _UNSENT:
+            self._room = anyio.Event()
+            await self._room.wait()
+        self._send(bytes(message))
+
+    def send_nowait(self, message: _Message) -> None:
+        """Send one small message, whether there is room or not."""
+        self._send(bytes(message))
+
+    def _send(self, data: bytes) -> None:
+        if not self._answered:
+            self._answer()
+        self._pipe.send(data)
+
+    # ---- what arrives ------------------------------------------------------------------------------
+
+    def _on_message(self, message: bytes) -> None:
+        if not self.method.streams_in and self._received:
+            raise ValueError("one message was due, and more came")
+        if len(self._received) >= _MOST_WAITING:
+            raise ValueError("messages came faster than they were taken")
+        self._received.append(message)
+        self._news.set()
+
+    def _on_end(self) -> None:
+        self._ended = True
+        self._news.set()
+        if not self.method.streams_in:
+            self._connection.run(self)
+
+    def _on_close(self, reason: str) -> None:
+        """The stream was reset, or the connection is lost, or the client broke the rules and we have reset it."""
+        self._lost = True
+        if self._scope is not None:
+            self._scope.cancel()
+        else:
+            self.finish()
+
+    def _on_refuse(self, kind: str, reason: str) -> None:
+        if kind == "too_long":
+            self._refusal = QuotaExceeded(reason, details={"quota": "max_message"})
+        elif kind == "compressed":
+            self._refusal = Unimplemented("compressed messages are not taken; grpc-accept-encoding is identity")
+        else:
+            self._refusal = InvalidPayload(f"the request was refused: {reason}")
+        if self._scope is not None:
+            self._scope.cancel()
+        else:
+            self.fail(self._refusal)
+            self.finish()
+
+    def give_up(self, error: SnakepitError) -> None:
+        """End it with this error before its request has arrived."""
+        self.fail(error)
+        self.finish()
+
+    def _on_room(self) -> None:
+        self._room.set()
+
+    def _parse(self, data: bytes) -> Any:
+        try:
+            return self.method.request.parse(data)
+        except Exception as exc:
+            raise InvalidPayload(
+                f"the request is not a {self.method.request.__name__} message: {type(exc).__name__}"
+            ) from None
+
+    # ---- its task ----------------------------------------------------------------------------------
+
+    def open_scope(self) -> None:
+        """Its task is about to be started."""
+        self._scope = anyio.CancelScope()
+
+    async def run(self) -> None:
+        """Run the handler and send its answer, or what went wrong."""
+        assert self._scope is not None
+        error: SnakepitError | None = None
+        try:
+            with self._scope as scope:
+                # The handler keeps to the deadline by itself; this one is for a handler that does not.
+                scope.deadline = self.deadline + _LAST_WORD
+                try:
+                    await self._handle()
+                except SnakepitError as exc:
+                    error = exc
+                except Exception as exc:
+                    if self._lost:
+                        return
+                    _log.exception("the bridge failed in %s", self.method.handler.__name__)
+                    # What it was may hold anything; whoever runs the host finds it in the log.
+                    error = SnakepitError(f"internal error ({type(exc).__name__})")
+            if scope.cancelled_caught:
+                error = self._refusal or RequestTimeout("the deadline has passed", details={"phase": "running"})
+            if not self._lost:
+                await self._end(error)
+        finally:
+            self.finish()
+
+    async def _handle(self) -> None:
+        method = self.method
+        if method.streams_in:
+            await method.handler(self)
+            return
+        if not self._received:
+            raise InvalidPayload("the request has no message")
+        answer = await method.handler(self, self._parse(self._received.popleft()))
+        if not method.streams_out and not self._lost:
+            data = bytes(answer)
+            # The answer and its trailers leave in one piece.
+            transport = self._connection.transport
+            transport.cork()
+            try:
+                self._send(data)
+                self._succeed()
+            finally:
+                transport.uncork()
+
+    async def _end(self, error: SnakepitError | None) -> None:
+        """Send the trailers, and stay until they are out: a client that reads slowly gets all of its answer."""
+        if self._finished:
+            pass
+        elif error is not None:
+            self.fail(error)
+        else:
+            if not self._answered:
+                self._answer()
+            self._succeed()
+        with anyio.CancelScope(deadline=self.deadline) as scope:
+            self._scope = scope
+            while self._pipe.unsent and not self._lost:
+                self._room = anyio.Event()
+                await self._room.wait()
+
+    def _succeed(self) -> None:
+        self._finished = True
+        self._pipe.end([("grpc-status", "0")])
+
+    def _answer(self) -> None:
+        self._answered = True
+        headers = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
+        self._connection.send_headers(self._stream, headers)
+
+    def fail(self, error: SnakepitError) -> None:
+        """End it with an error, after what has been sent."""
+        self._finished = True
+        retry_after = _RETRY_AFTER if error.code == "queue_full" else None
+        trailers = status.trailers_for(clean(error), room=self._connection.trailer_room, retry_after=retry_after)
+        if isinstance(error, Unimplemented):
+            trailers = [("grpc-status", "12"), trailers[1]]
+        if self._answered:
+            self._pipe.end(trailers)
+        else:
+            self._answered = True
+            self._connection.send_headers(
+                self._stream, [(":status", "200"), ("content-type", "application/grpc"), *trailers], end=True
+            )
+            self._pipe.close(ErrorCodes.NO_ERROR)
+
+    def finish(self) -> None:
+        """It is over: free what it had. Idempotent."""
+        release, self._release = self._release, None
+        if release is None:
+            return
+        # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
+        self._pipe.close(ErrorCodes.CANCEL if self._lost or not self._answered else ErrorCodes.NO_ERROR)
+        try:
+            release()
+        except (KeyError, H2Error):
+            pass  # The connection is over.
+        self._connection.done(self)
+
+
+def clean(error: SnakepitError) -> SnakepitError:
+    """The same error without secrets."""
+    message, details = redact(error.message), redact_value(error.details)
+    if isinstance(error, ToolError):
+        found: SnakepitError = type(error)(
+            message,
+            remote_type=error.remote_type,
+            remote_message=redact(error.remote_message),
+            remote_traceback=redact(error.remote_traceback),
+            remote_types=error.remote_types,
+            details=details,
+            retryable=error.retryable,
+        )
+        return found
+    return SnakepitError(message, code=error.code, details=details, retryable=error.retryable)

@@ -1,0 +1,226 @@
+"""Tools that a client serves: registered by RegisterTools, served over ServeTools, called by the workers' tools.
+
+To a worker such a tool is one of the host's. Its function here sends the call to the client and waits for the answer; when
+the worker's tool gives up, the client is told, and when the client goes, the calls fail and the tools are gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio.errors import ConnectionLost, InvalidParameter, InvalidPayload, SnakepitError, ToolExists
+from snakepit_trio.tools.registry import HostTool, ToolRegistry
+from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.frames import MSGPACK
+from snakepit_trio.wire.generated.snakepit import v1
+
+from .payloads import read, write
+
+if TYPE_CHECKING:
+    from snakepit_trio.runtime import Runtime
+
+    from .calls import ServerCall
+
+__all__ = ["ClientTools", "spec_of"]
+
+#: How long a client may take to open ServeTools after RegisterTools, in seconds.
+_TO_COME = 10.0
+#: Tools of one registration; registrations at once; calls of one client that wait for an answer.
+_MOST_TOOLS, _MOST_REGISTRATIONS, _MOST_CALLS = 256, 1000, 1000
+
+
+class _Registration:
+    """What one RegisterTools has announced."""
+
+    def __init__(self, names: list[str], registry: ToolRegistry, until: float, limit: int) -> None:
+        self.names = names
+        self.registry = registry
+        self.until = until
+        self.limit = limit
+        self.call: ServerCall | None = None
+        self._ids = itertools.count(1)
+        self._waiting: dict[int, tuple[anyio.Event, list[v1.ClientToolReply]]] = {}
+        self._ended = False
+
+    def function(self, name: str) -> Callable[..., Any]:
+        """What is registered under a name."""
+
+        async def call_client(**params: Any) -> Any:
+            return await self._ask(name, params)
+
+        return call_client
+
+    async def _ask(self, name: str, params: dict[str, Any]) -> Any:
+        if self.call is None or self._ended:
+            raise ConnectionLost(f"the client that serves {name!r} is not there", details={"tool": name})
+        if len(self._waiting) >= _MOST_CALLS:
+            raise SnakepitError(f"{name!r} has {_MOST_CALLS} calls waiting already", code="queue_full", retryable=True)
+        id = next(self._ids)
+        payload = write(params, MSGPACK, what="params", limit=self.limit)
+        answered = anyio.Event()
+        answers: list[v1.ClientToolReply] = []
+        self._waiting[id] = answered, answers
+        try:
+            await self.call.send(v1.ClientToolCall(call_id=id, tool=name, payload=payload))
+            await answered.wait()
+        except BaseException:
+            # The worker's tool waits for it no longer.
+            self.call.send_nowait(v1.ClientToolCall(call_id=id, cancelled=True))
+            raise
+        finally:
+            del self._waiting[id]
+        if not answers:
+            raise ConnectionLost(f"the client that serves {name!r} went before it answered", details={"tool": name})
+        (answer,) = answers
+        if answer.error is not None:
+            raise failures.from_info(frames.decode_error(bytes(answer.error)))
+        if answer.payload is None:
+            return None
+        return read(answer.payload, what=f"the result of {name}", limit=self.limit)
+
+    def answer(self, reply: v1.ClientToolReply) -> None:
+        """The client has answered; an answer that nobody waits for is dropped."""
+        found = self._waiting.get(reply.call_id)
+        if found is not None and not found[1]:
+            found[1].append(reply)
+            found[0].set()
+
+    def end(self) -> None:
+        """Take the tools out of the registry; the calls that wait fail. Idempotent."""
+        if self._ended:
+            return
+        self._ended = True
+        for name in self.names:
+            if name in self.registry:
+                self.registry.unregister(name)
+        for answered, _ in self._waiting.values():
+            answered.set()
+
+
+class ClientTools:
+    """The registrations of one runtime.
+
+    Args:
+        runtime: Whose host tools they become.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._registrations: dict[str, _Registration] = {}
+        self._changed = anyio.Event()
+
+    def host_tools(self, session_id: str) -> dict[str, HostTool]:
+        """The host's tools by name, those of a session before the runtime's."""
+        found = {tool.name: tool for tool in self._runtime.tools.list()}
+        known = self._runtime.sessions.known(session_id) if session_id else None
+        if known is not None and known.tools is not None:
+            found.update((tool.name, tool) for tool in known.tools.list())
+        return dict(sorted(found.items()))
+
+    async def _registry(self, session_id: str) -> ToolRegistry:
+        if not session_id:
+            return self._runtime.tools
+        await self._runtime.sessions.get(session_id)
+        known = self._runtime.sessions.known(session_id)
+        if known is None:
+            raise InvalidParameter(
+                "the session was opened by another host; open it here first", details={"path": "session_id"}
+            )
+        if known.tools is None:
+            known.tools = ToolRegistry()
+        found: ToolRegistry = known.tools
+        return found
+
+    async def register(self, call: ServerCall, request: v1.RegisterToolsRequest) -> v1.RegisterToolsResponse:
+        """All of the tools, or none."""
+        if not 0 < len(request.tools) <= _MOST_TOOLS:
+            raise InvalidParameter(f"tools: 1 to {_MOST_TOOLS} are expected", details={"path": "tools"})
+        if len(self._registrations) >= _MOST_REGISTRATIONS:
+            raise SnakepitError(
+                f"there are {_MOST_REGISTRATIONS} registrations already", code="quota_exceeded",
+                details={"quota": "registrations", "limit": _MOST_REGISTRATIONS},
+            )  # fmt: skip
+        registry = await self._registry(request.session_id)
+        limit = max(pool.config.max_payload for pool in self._runtime.pools.values())
+        made = _Registration([], registry, anyio.current_time() + _TO_COME, limit)
+        try:
+            for index, spec in enumerate(request.tools):
+                if spec.name in made.names:
+                    raise ToolExists(f"tools[{index}]: {spec.name!r} is there twice", details={"tool": spec.name})
+                if spec.critical or spec.streaming:
+                    raise InvalidParameter(
+                        f"tools[{index}]: a client's tool can be neither critical nor streaming",
+                        details={"path": f"tools[{index}]", "tool": spec.name},
+                    )
+                registry.register(
+                    spec.name, made.function(spec.name), description=spec.description, metadata=dict(spec.metadata)
+                )
+                made.names.append(spec.name)
+        except BaseException:
+            made.end()
+            raise
+        id = secrets.token_urlsafe(16)
+        self._registrations[id] = made
+        self._changed.set()
+        return v1.RegisterToolsResponse(registration_id=id, names=list(made.names))
+
+    async def serve(self, call: ServerCall) -> None:
+        """Carry calls to the client that announced the tools, and its answers back, until it goes."""
+        first = await call.receive()
+        id = "" if first is None else first.registration_id or ""
+        made = self._registrations.get(id)
+        if made is None or made.call is not None:
+            raise InvalidParameter(
+                "the first message must name a registration that is not served yet",
+                details={"path": "registration_id"},
+            )
+        made.call = call
+        try:
+            await call.send(v1.ClientToolCall(ready=True))
+            while (frame := await call.receive()) is not None:
+                if frame.reply is None:
+                    raise InvalidPayload("after the first message, each is a reply", details={"path": "frame"})
+                made.answer(frame.reply)
+        finally:
+            self._drop(id)
+
+    @protected
+    async def keep(self) -> None:
+        """Drop what is announced and not served in time."""
+        try:
+            while True:
+                self._changed = anyio.Event()
+                due = [made.until for made in self._registrations.values() if made.call is None]
+                with anyio.CancelScope() as scope:
+                    if due:
+                        scope.deadline = min(due)
+                    await self._changed.wait()
+                now = anyio.current_time()
+                for id, made in list(self._registrations.items()):
+                    if made.call is None and made.until <= now:
+                        self._drop(id)
+        finally:
+            for id in list(self._registrations):
+                self._drop(id)
+
+    def _drop(self, id: str) -> None:
+        made = self._registrations.pop(id, None)
+        if made is not None:
+            made.end()
+
+
+def spec_of(tool: HostTool) -> v1.ToolSpec:
+    """What there is to say of a host tool."""
+    return v1.ToolSpec(
+        name=tool.name,
+        description=tool.description,
+        parameters_schema=tool.parameters_schema,
+        critical=tool.critical,
+        metadata=dict(tool.metadata),
+    )

@@ -1,0 +1,383 @@
+"""One client's connection: grpclib's engine on the server's side, what is let in, and what ends it.
+
+grpclib's own server makes an asyncio task for each request. Here the engine is fed by a socket of either event loop
+(:mod:`snakepit_trio.wire.sockets`), and each request is a task in the connection's nursery. A request that is refused, for
+its token or for anything else in its headers, costs neither a task nor any of its body.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import anyio
+import anyio.abc
+import attrs
+from grpclib.config import Configuration
+from grpclib.protocol import AbstractHandler, EventsProcessor, Stream
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event, UnknownFrameReceived
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes
+
+from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
+from snakepit_trio.wire import status
+from snakepit_trio.wire.pipe import PipeProtocol, Processor
+from snakepit_trio.wire.sockets import SocketTransport
+
+from .calls import Method, ServerCall, Unimplemented, read_timeout
+from .guard import COSTS, EMPTY_DATA, REFUSED, Flooded, Guard
+
+__all__ = ["BridgeConnection", "Limits", "Services"]
+
+_log = logging.getLogger(__name__)
+
+#: What a client may have in flight before we take it, in bytes: in one stream, and in all.
+_STREAM_WINDOW = 1024 * 1024
+_WINDOW = 4 * 1024 * 1024
+_MAX_FRAME = 256 * 1024
+#: Before a client has shown its token, so much is read at once, in bytes, and an RPC's message is no longer than the other.
+_FIRST_READS = 4 * 1024
+_HEADERS, _CONTINUATION = 1, 9
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What one connection may do; see :class:`snakepit_trio.BridgeConfig` for each."""
+
+    max_streams: int
+    max_message: int
+    max_header_size: int
+    handshake_timeout: float
+    idle_timeout: float | None
+    receive_timeout: float
+    keepalive_interval: float | None
+    keepalive_timeout: float
+
+
+class Services(Protocol):
+    """What a bridge offers."""
+
+    methods: Mapping[bytes, Method]
+
+
+class _Processor(Processor):
+    """grpclib's processor, which also keeps accounts of what arrives."""
+
+    def __init__(self, handler: AbstractHandler, connection: Any, owner: BridgeConnection) -> None:
+        super().__init__(handler, connection)
+        self._owner = owner
+
+    def process(self, event: Event) -> None:
+        owner = self._owner
+        cost = COSTS.get(type(event), 0.0)
+        if isinstance(event, DataReceived) and not event.data and event.stream_ended is None:
+            cost = EMPTY_DATA
+        if cost:
+            owner.charge(cost)
+        if not isinstance(event, UnknownFrameReceived) and type(event) in getattr(self, "processors", ()):
+            super().process(event)
+
+
+class _Protocol(PipeProtocol):
+    """The engine with this connection's limits."""
+
+    max_frame = _MAX_FRAME
+
+    def __init__(self, owner: BridgeConnection) -> None:
+        super().__init__(
+            owner,
+            # With its defaults for servers grpclib asks for an asyncio loop, for a keepalive of its own.
+            Configuration(
+                http2_connection_window_size=_WINDOW, http2_stream_window_size=_STREAM_WINDOW
+            ).__for_client__(),
+            H2Configuration(
+                client_side=False,
+                # Bytes: what a client puts into its headers need not be text.
+                header_encoding=None,
+                validate_inbound_headers=True,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            ),
+        )
+        self._owner = owner
+
+    def settings(self) -> dict[SettingCodes | int, int]:
+        limits = self._owner.limits
+        return {
+            **super().settings(),
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_header_size,
+        }
+
+    def make_processor(self) -> EventsProcessor:
+        h2 = self.connection._connection
+        h2.decoder.max_header_list_size = self._owner.limits.max_header_size
+        return _Processor(self.handler, self.connection, self._owner)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        owner = self._owner
+        frames = self.connection._connection.incoming_buffer
+        # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.
+        waiting = frames._data
+        kept = sum(len(frame.data) for frame in frames._headers_buffer)
+        if len(waiting) >= 9 and waiting[3] in (_HEADERS, _CONTINUATION):
+            kept += int.from_bytes(waiting[:3], "big")
+        if kept > 2 * owner.limits.max_header_size:
+            owner.expel("headers are too long")
+
+
+class BridgeConnection(AbstractHandler):
+    """A connection that was accepted.
+
+    Args:
+        transport: Its socket, secured already.
+        services: What is offered.
+        limits: What it may do.
+        token: What it must show, as ``Bearer TOKEN``.
+        nursery: Where its requests' tasks run.
+        keepalive: Whether a peer that is gone may go unnoticed by the system: TCP.
+        on_known: Called once, when it has shown the token.
+    """
+
+    def __init__(
+        self,
+        transport: SocketTransport,
+        services: Services,
+        limits: Limits,
+        token: bytes,
+        nursery: anyio.abc.TaskGroup,
+        *,
+        keepalive: bool,
+        on_known: Callable[[], object],
+    ) -> None:
+        self.transport = transport
+        self.limits = limits
+        self.clock = anyio.current_time
+        now = self.clock()
+        self._guard = Guard(now)
+        self.authenticated = False
+        self.draining = False
+        self.began = now
+        self._services = services
+        self._on_known = on_known
+        self._expected = token
+        self._nursery = nursery
+        self._keepalive = limits.keepalive_interval if keepalive else None
+        self._calls: set[ServerCall] = set()
+        self._quiet_since = now
+        self._quiet = anyio.Event()
+        self._arrivals: dict[ServerCall, float] = {}
+        self._over = False
+        transport.read_size = _FIRST_READS
+        self._protocol = _Protocol(self)
+        transport.attach(self._protocol)
+
+    def __repr__(self) -> str:
+        known = "known" if self.authenticated else "unknown"
+        return f"<BridgeConnection {known} calls={len(self._calls)} {self.transport!r}>"
+
+    @property
+    def calls(self) -> int:
+        """How many requests it has."""
+        return len(self._calls)
+
+    @property
+    def trailer_room(self) -> int:
+        """Bytes of trailers that the client takes."""
+        theirs = self._protocol.connection._connection.remote_settings.max_header_list_size
+        return status.DEFAULT_ROOM if theirs is None else max(min(theirs // 2, 24 * 1024), 1024)
+
+    # ---- requests, as the engine tells of them -----------------------------------------------------
+
+    def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], None]) -> None:
+        """A request's headers have arrived."""
+        given: dict[bytes, bytes] = dict(headers)
+        if len(self._calls) >= self.limits.max_streams:
+            # The peer has reset some whose tasks are still ending.
+            stream.reset_nowait(ErrorCodes.REFUSED_STREAM)
+            release_stream()
+            return
+        if given.get(b":method") != b"POST" or not given.get(b"content-type", b"").startswith(b"application/grpc"):
+            code = "405" if given.get(b":method") != b"POST" else "415"
+            self.send_headers(stream, [(":status", code)], end=True)
+            self._dismiss(stream, release_stream)
+            return
+        method = self._services.methods.get(given.get(b":path", b""))
+        try:
+            call = self._admit(stream, given, release_stream, method)
+        except SnakepitError as exc:
+            trailers = status.trailers_for(exc)
+            if isinstance(exc, Unimplemented):
+                trailers = [("grpc-status", "12"), trailers[1], ("grpc-accept-encoding", "identity")]
+            head = [(":status", "200"), ("content-type", "application/grpc")]
+            self.send_headers(stream, [*head, *trailers], end=True)
+            self._dismiss(stream, release_stream)
+            self.charge(REFUSED)
+            return
+        self._calls.add(call)
+        self._arrivals[call] = self.clock() + self.limits.receive_timeout
+        call.start()
+
+    def _admit(
+        self, stream: Stream, headers: dict[bytes, bytes], release: Callable[[], None], method: Method | None
+    ) -> ServerCall:
+        public = method is not None and method.public
+        if hmac.compare_digest(headers.get(b"authorization", b""), self._expected):
+            if not self.authenticated:
+                self.authenticated = True
+                self.transport.read_size = 64 * 1024
+                self._on_known()
+        elif not public:
+            raise AuthenticationFailed("the token is missing or wrong: send authorization: Bearer TOKEN")
+        if method is None:
+            path = headers.get(b":path", b"").decode("ascii", "replace")[:200]
+            raise Unimplemented(f"there is no method {path}")
+        if self.draining:
+            raise PoolClosed("the host is closing")
+        if headers.get(b"grpc-encoding", b"identity") != b"identity":
+            raise Unimplemented("compressed messages are not taken; grpc-accept-encoding is identity")
+        deadline = math.inf
+        if b"grpc-timeout" in headers:
+            try:
+                deadline = self.clock() + read_timeout(headers[b"grpc-timeout"])
+            except ValueError as exc:
+                raise InvalidParameter(str(exc), details={"path": "grpc-timeout"}) from None
+        limit = self.limits.max_message if self.authenticated else 4 * 1024
+        return ServerCall(self, stream, release, method, headers, deadline=deadline, max_message=limit)
+
+    def _dismiss(self, stream: Stream, release: Callable[[], None]) -> None:
+        if stream.closable:
+            stream.reset_nowait(ErrorCodes.NO_ERROR)
+        release()
+
+    def cancel(self, stream: Stream) -> None:
+        """The peer has reset a stream; its call has been told."""
+
+    def close(self) -> None:
+        """The engine is done with the connection."""
+        self._over = True
+
+    # ---- for the calls -----------------------------------------------------------------------------
+
+    def send_headers(self, stream: Stream, headers: list[tuple[str, str]], *, end: bool = False) -> None:
+        """Send headers, or an answer that is nothing but its trailers."""
+        connection = self._protocol.connection
+        if connection.is_closing() or stream.id not in connection._connection.streams:
+            return
+        try:
+            connection._connection.send_headers(stream.id, headers, end_stream=end)
+        except H2Error:
+            return  # The stream is over.
+        connection.flush()
+
+    def run(self, call: ServerCall) -> None:
+        """A request is whole: start its task."""
+        self._arrivals.pop(call, None)
+        call.open_scope()
+        self._nursery.start_soon(call.run)
+
+    def done(self, call: ServerCall) -> None:
+        """A request is over."""
+        self._calls.discard(call)
+        self._arrivals.pop(call, None)
+        self._guard.refund()
+        if not self._calls:
+            self._quiet_since = self.clock()
+            self._quiet.set()
+
+    # ---- its life ----------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Serve it until it is over. A cancellation closes it."""
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(self._watch)
+            await self.transport.serve()
+            nursery.cancel_scope.cancel()
+
+    def charge(self, cost: float) -> None:
+        """Something came that costs the client some of its budget."""
+        try:
+            self._guard.charge(cost, self.clock())
+        except Flooded:
+            self.expel("too many frames that ask for nothing")
+
+    def expel(self, reason: str) -> None:
+        """End it: the client does what no honest one does."""
+        if not self._over:
+            _log.warning("a client of the bridge was sent away: %s", reason)
+            self._goodbye(ErrorCodes.ENHANCE_YOUR_CALM, reason)
+
+    def dismiss(self, reason: str) -> None:
+        """End it in good order: the client may come again."""
+        self._goodbye(ErrorCodes.NO_ERROR, reason)
+
+    def _goodbye(self, code: ErrorCodes, reason: str) -> None:
+        connection = self._protocol.connection
+        if not self._over and not connection.is_closing():
+            try:
+                connection._connection.close_connection(error_code=code, additional_data=reason.encode()[:100])
+                connection.flush()
+            except H2Error:
+                pass
+        self._protocol.processor.close(reason)
+
+    async def drain(self) -> None:
+        """Take no more requests, let those that run end, and go."""
+        self.draining = True
+        while self._calls:
+            self._quiet = anyio.Event()
+            await self._quiet.wait()
+        self.dismiss("the host is closing")
+
+    async def _watch(self) -> None:
+        """End it when it shows no token, does nothing, or is not there any more."""
+        limits = self.limits
+        pinged: float | None = None
+        heard, heard_at = self.transport.received, self.clock()
+        while not self._over:
+            now = self.clock()
+            if self.transport.received != heard:
+                heard, heard_at, pinged = self.transport.received, now, None
+            due = [now + limits.receive_timeout]
+            if not self.authenticated:
+                if now < self.began + limits.handshake_timeout:
+                    due.append(self.began + limits.handshake_timeout)
+                elif not self._calls:
+                    self.dismiss("no request with a token came in time")
+                    return
+            for call, until in list(self._arrivals.items()):
+                if now >= until:
+                    call.give_up(RequestTimeout("the request did not arrive in time", details={"phase": "arriving"}))
+                else:
+                    due.append(until)
+            if not self._calls and limits.idle_timeout is not None:
+                due.append(self._quiet_since + limits.idle_timeout)
+                if now >= due[-1]:
+                    self.dismiss("the connection was idle")
+                    return
+            if self._keepalive is not None:
+                if pinged is not None:
+                    due.append(pinged + limits.keepalive_timeout)
+                    if now >= due[-1]:
+                        _log.warning("a client of the bridge does not answer; its connection is closed")
+                        self._protocol.processor.close("the client does not answer")
+                        return
+                else:
+                    due.append(heard_at + self._keepalive)
+                    if now >= due[-1]:
+                        pinged = now
+                        self._ping()
+                        continue
+            await anyio.sleep_until(min(due))
+
+    def _ping(self) -> None:
+        connection = self._protocol.connection
+        if not connection.is_closing():
+            connection._connection.ping(b"snakepit")
+            connection.flush()

@@ -1,0 +1,198 @@
+"""Where a bridge listens: its socket, who may reach it, its token, its TLS."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import os
+import secrets
+import socket
+import ssl
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from snakepit_trio.errors import ConfigError
+from snakepit_trio.wire.transports import parse_address
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import BridgeConfig
+
+__all__ = ["held_token", "listen", "tls_context"]
+
+#: ``sun_path`` holds 107 bytes, see unix(7).
+_LONGEST_PATH = 107
+_BACKLOG = 1024
+_LONGEST_TOKEN_FILE = 8192
+
+
+def _refuse(key: str, message: str, expected: str) -> NoReturn:
+    raise ConfigError(
+        f"bridge.{key}: {message}", details={"source": "code", "key": f"bridge.{key}", "expected": expected}
+    )
+
+
+@contextmanager
+def listen(config: BridgeConfig, default: str) -> Iterator[tuple[socket.socket, str]]:
+    """Listen; gives the socket and the address that it has really got.
+
+    Args:
+        config: Where.
+        default: The Unix socket's path when the configuration names none.
+
+    Raises:
+        ConfigError: The address can't be used, or others would reach it without TLS.
+    """
+    place = parse_address(config.address or f"unix:{default}")
+    if isinstance(place, str):
+        yield from _listen_unix(place)
+    else:
+        with _bind_tcp(place, config) as sock:
+            host, port = sock.getsockname()[:2]
+            yield sock, f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+
+
+def _listen_unix(path: str) -> Iterator[tuple[socket.socket, str]]:
+    path = os.path.abspath(path)
+    if len(os.fsencode(path)) > _LONGEST_PATH:
+        _refuse("address", f"the path of a Unix socket may have {_LONGEST_PATH} bytes: {path}", "a shorter path")
+    _clear(path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.setblocking(False)
+        try:
+            sock.bind(path)
+            # Nobody can connect before it listens, so there is no moment in which others could.
+            os.chmod(path, 0o600)
+            sock.listen(_BACKLOG)
+        except OSError as exc:
+            _refuse("address", f"can't listen on unix:{path}: {exc.strerror}", "a path that can be listened on")
+        mine = os.stat(path)
+        try:
+            yield sock, f"unix:{path}"
+        finally:
+            # Whoever has taken the path since keeps it.
+            with contextlib.suppress(FileNotFoundError):
+                found = os.stat(path)
+                if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
+                    os.unlink(path)
+
+
+def _clear(path: str) -> None:
+    """Remove the socket that a dead process has left; refuse to take a living one's."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        _refuse("address", f"{path} is there, and is no socket", "a path that is free")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            return
+        except OSError:
+            pass
+        _refuse("address", f"another process listens on unix:{path}", "a path that is free")
+
+
+def _bind_tcp(place: tuple[str, int], config: BridgeConfig) -> socket.socket:
+    host, port = place
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as exc:
+        _refuse("address", f"{host!r} has no address: {exc}", "a host's name or address")
+    if config.tls is None and not config.allow_plaintext and not ipaddress.ip_address(address[0]).is_loopback:
+        _refuse(
+            "address",
+            f"tcp:{host}:{port} can be reached from other machines, and there is no TLS; give tls, or say "
+            "allow_plaintext=True when something else protects it",
+            "a loopback address, or tls",
+        )
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setblocking(False)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as exc:
+        sock.close()
+        _refuse("address", f"can't listen on tcp:{host}:{port}: {exc.strerror}", "an address that can be listened on")
+    return sock
+
+
+def tls_context(config: BridgeConfig) -> ssl.SSLContext | None:
+    """The server's TLS, from 1.2; with an authority, clients must show a certificate of its.
+
+    Raises:
+        ConfigError: A file can't be used; says which.
+    """
+    tls = config.tls
+    if tls is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_alpn_protocols(["h2"])
+    for key, path in (("cert", tls.cert), ("key", tls.key), ("ca", tls.ca)):
+        if path is not None and not os.access(path, os.R_OK):
+            _refuse(f"tls.{key}", f"{path} can't be read", "a readable PEM file")
+    try:
+        context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ValueError) as exc:
+        _refuse("tls.cert", f"{tls.cert} and {tls.key} are no certificate and its key: {exc}", "PEM files that fit")
+    if tls.ca is not None:
+        try:
+            context.load_verify_locations(tls.ca)
+        except (OSError, ValueError) as exc:
+            _refuse("tls.ca", f"{tls.ca} holds no certificates: {exc}", "certificates in PEM")
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@contextmanager
+def held_token(config: BridgeConfig) -> Iterator[str]:
+    """The token; a file that was made for it is removed at the end.
+
+    Raises:
+        ConfigError: The file can't be used.
+    """
+    if config.token_file is None:
+        yield config.token or secrets.token_urlsafe(32)
+        return
+    path = Path(config.token_file)
+    token = secrets.token_urlsafe(32)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        yield _read_token(path)
+        return
+    except OSError as exc:
+        _refuse("token_file", f"{path} can't be made: {exc.strerror}", "a path in a directory that can be written")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(token + "\n")
+    try:
+        yield token
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _read_token(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_mode & 0o022:
+                _refuse("token_file", f"{path} can be written by others", "a file that only its owner can write")
+            text = file.read(_LONGEST_TOKEN_FILE).decode("ascii", "replace").strip()
+    except OSError as exc:
+        _refuse("token_file", f"{path} can't be read: {exc.strerror}", "a readable file")
+    if not text or not text.isprintable() or " " in text or "\ufffd" in text:
+        _refuse("token_file", f"{path} does not hold a token", "one line of printable ASCII text without spaces")
+    return text

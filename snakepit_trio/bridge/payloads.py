@@ -1,0 +1,94 @@
+"""Payloads of the bridge's messages to values and back, and what JSON makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from snakepit_trio.errors import InvalidParameter, InvalidPayload
+from snakepit_trio.wire import codec
+from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
+from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
+from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+
+__all__ = ["check_encoding", "params_of", "read", "write"]
+
+
+def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
+    """The value of a payload.
+
+    Raises:
+        InvalidPayload: There is none, it does not decode, or it refers to shared memory, which no client has.
+    """
+    if message is None:
+        raise InvalidPayload(f"{what} is missing", details={"path": what})
+    buffers: list[bytes] = []
+    for index, buffer in enumerate(message.buffers):
+        if buffer.inline is None:
+            raise InvalidPayload(
+                f"{what}.buffers[{index}] has no inline bytes", details={"path": f"{what}.buffers[{index}]"}
+            )
+        buffers.append(buffer.inline)
+    try:
+        return codec.decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+    except InvalidPayload as exc:
+        exc.details["path"] = what
+        raise
+
+
+def params_of(message: PayloadMessage | None, *, limit: int) -> Mapping[str, Any]:
+    """A tool's arguments.
+
+    Raises:
+        InvalidPayload: The payload is malformed.
+        InvalidParameter: It holds something else than a map of names to values.
+    """
+    if message is None or (not message.data and int(message.encoding) == 0 and not message.buffers):
+        return {}
+    value = read(message, what="payload", limit=limit)
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise InvalidParameter(
+            f"payload must be a map of argument names to values, not {type(value).__name__}",
+            details={"path": "payload"},
+        )
+    return value
+
+
+def check_encoding(accept: Encoding | int, given: PayloadMessage | None) -> int:
+    """How an answer is to be encoded: as was asked for, else as the request is, else in JSON.
+
+    Raises:
+        InvalidParameter: There is no such encoding.
+    """
+    chosen = int(accept) or (int(given.encoding) if given is not None else 0) or JSON
+    if chosen not in (JSON, MSGPACK):
+        raise InvalidParameter(f"accept: the encoding {chosen} is not known", details={"path": "accept"})
+    return chosen
+
+
+def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
+    """A value as a payload. For JSON, tuples become arrays; nothing else is changed.
+
+    Raises:
+        InvalidPayload: The encoding has no form for it; the path says for what.
+    """
+    try:
+        payload = codec.encode(_arrays(value) if encoding == JSON else value, what=what, limit=limit, encoding=encoding)
+    except InvalidParameter as exc:
+        hint = "; ask for it in MSGPACK (accept)" if encoding == JSON else ""
+        raise InvalidPayload(f"{exc.message}{hint}", details=exc.details) from None
+    return PayloadMessage(
+        encoding=Encoding(payload.encoding),
+        data=payload.data,
+        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
+    )
+
+
+def _arrays(value: Any, depth: int = 0) -> Any:
+    if depth > 100:
+        return value  # The codec refuses it, and says where.
+    if type(value) is tuple or type(value) is list:
+        return [_arrays(item, depth + 1) for item in value]
+    if type(value) is dict:
+        return {key: _arrays(item, depth + 1) for key, item in value.items()}
+    return value

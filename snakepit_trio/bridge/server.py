@@ -1,0 +1,211 @@
+"""The bridge: it listens, lets clients in, and gives each a nursery for its requests."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio.wire.sockets import SocketTransport
+
+from .calls import Method
+from .connection import BridgeConnection, Limits
+from .health import HealthService
+from .listening import held_token, listen, tls_context
+from .reflection import ReflectionService
+from .service import BridgeService
+
+if TYPE_CHECKING:
+    from snakepit_trio.runtime import Runtime
+
+__all__ = ["Bridge", "bound_bridge"]
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of a request around its payload.
+_OVERHEAD = 64 * 1024
+#: Seconds to wait when the process has no descriptors left.
+_PAUSE = 0.1
+_EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+#: How long clients may take to get their last answers when the runtime closes, in seconds.
+_LAST_ANSWERS = 1.0
+
+
+class Bridge:
+    """The gRPC front door of a runtime. Made by :func:`snakepit_trio.open_runtime`, as ``runtime.bridge``.
+
+    Attributes:
+        address: Where it listens: ``unix:PATH``, or ``tcp:HOST:PORT`` with the port that it has really got.
+        token: What clients send as ``authorization: Bearer TOKEN``.
+    """
+
+    def __init__(
+        self, runtime: Runtime, sock: socket.socket, address: str, token: str, tls: ssl.SSLContext | None
+    ) -> None:
+        config = runtime.config.bridge
+        assert config is not None
+        self.address = address
+        self.token = token
+        self._config = config
+        self._sock = sock
+        self._tls = tls
+        self._service = BridgeService(runtime)
+        self._health = HealthService(runtime, public=config.public_health)
+        self.methods: Mapping[bytes, Method] = {
+            **self._service.methods,
+            **self._health.methods,
+            **(ReflectionService().methods if config.reflection else {}),
+        }
+        largest = max(pool.max_payload for pool in runtime.config.pools)
+        self._limits = Limits(
+            max_streams=config.max_streams,
+            max_message=largest + _OVERHEAD if config.max_message is None else config.max_message,
+            max_header_size=config.max_header_size,
+            handshake_timeout=config.handshake_timeout,
+            idle_timeout=config.idle_timeout,
+            receive_timeout=config.receive_timeout,
+            keepalive_interval=config.keepalive_interval,
+            keepalive_timeout=config.keepalive_timeout,
+        )
+        self._expected = f"Bearer {token}".encode()
+        # Scopes of the clients that have not shown the token, the oldest first, and how many there are of all.
+        self._strangers: dict[anyio.CancelScope, None] = {}
+        self._connections: set[BridgeConnection] = set()
+        self._count = 0
+        self._accepting = anyio.CancelScope()
+        # Sockets whose task has not begun, and never will when the runtime is cancelled at that moment.
+        self._unclaimed: set[socket.socket] = set()
+
+    def __repr__(self) -> str:
+        return f"<Bridge {self.address} connections={self._count}>"
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return self._count
+
+    @protected
+    async def serve(self) -> None:
+        """Let clients in, for as long as the runtime lives."""
+        try:
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(self._service.keep)
+                with self._accepting:
+                    while True:
+                        await anyio.wait_readable(self._sock)
+                        await self._accept(nursery)
+                await anyio.sleep_forever()
+        finally:
+            for sock in self._unclaimed:
+                sock.close()
+
+    async def _accept(self, nursery: anyio.abc.TaskGroup) -> None:
+        for _ in range(64):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as exc:
+                if exc.errno not in _EXHAUSTED:
+                    raise
+                _log.warning("no client can be let in: %s", os.strerror(exc.errno))
+                self._make_room()
+                await anyio.sleep(_PAUSE)
+                return
+            sock.setblocking(False)
+            if self._count >= self._config.max_connections and not self._make_room():
+                sock.close()
+                continue
+            scope = anyio.CancelScope()
+            self._strangers[scope] = None
+            self._count += 1
+            self._unclaimed.add(sock)
+            nursery.start_soon(self._welcome, sock, scope)
+
+    def _make_room(self) -> bool:
+        """Send the oldest client away that has not shown the token."""
+        for scope in self._strangers:
+            del self._strangers[scope]
+            scope.cancel()
+            return True
+        return False
+
+    @protected
+    async def _welcome(self, sock: socket.socket, scope: anyio.CancelScope) -> None:
+        """One client, from its first byte to its last."""
+        self._unclaimed.discard(sock)
+        try:
+            with scope:
+                try:
+                    transport = SocketTransport(sock, tls=self._tls, server_side=True)
+                except BaseException:
+                    sock.close()
+                    raise
+                try:
+                    with anyio.fail_after(self._config.handshake_timeout):
+                        await transport.handshake()
+                except (OSError, TimeoutError) as exc:
+                    _log.debug("a client did not come in: %s", exc)
+                    return
+                await self._serve(transport, sock, scope)
+        finally:
+            self._strangers.pop(scope, None)
+            self._count -= 1
+
+    async def _serve(self, transport: SocketTransport, sock: socket.socket, scope: anyio.CancelScope) -> None:
+        connection = None
+        try:
+            async with anyio.create_task_group() as requests:
+                connection = BridgeConnection(
+                    transport,
+                    self,
+                    self._limits,
+                    self._expected,
+                    requests,
+                    keepalive=sock.family != socket.AF_UNIX,
+                    on_known=lambda: self._strangers.pop(scope, None),
+                )
+                self._connections.add(connection)
+                await connection.serve()
+                requests.cancel_scope.cancel()
+        finally:
+            transport.abort()
+            if connection is not None:
+                self._connections.discard(connection)
+
+    async def aclose(self, *, drain: bool) -> None:
+        """Let nobody in any more; with ``drain``, those who are in get the answers that they wait for."""
+        self._accepting.cancel()
+        self._health.close()
+        if drain:
+            with anyio.move_on_after(_LAST_ANSWERS):
+                async with anyio.create_task_group() as nursery:
+                    for connection in list(self._connections):
+                        nursery.start_soon(connection.drain)
+
+
+@contextmanager
+def bound_bridge(runtime: Runtime, directory: str) -> Iterator[Bridge]:
+    """Listen, and give the bridge that will serve there; until it does, clients wait.
+
+    Args:
+        runtime: What it is the door of.
+        directory: Where its Unix socket is, unless the configuration says it.
+
+    Raises:
+        ConfigError: It can't listen as configured.
+    """
+    config = runtime.config.bridge
+    assert config is not None
+    tls = tls_context(config)
+    with held_token(config) as token, listen(config, os.path.join(directory, "bridge.sock")) as (sock, address):
+        yield Bridge(runtime, sock, address, token, tls)

@@ -1,0 +1,288 @@
+"""BridgeService: each RPC as a call of the runtime's own public methods."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio import __version__
+from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.pool.ledger import Binding
+from snakepit_trio.pool.pool import UNSET
+from snakepit_trio.pool.session import AFFINITIES
+from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.version import PROTOCOL_VERSION
+
+from .calls import Method, ServerCall
+from .client_tools import ClientTools, spec_of
+from .payloads import check_encoding, params_of, read, write
+
+if TYPE_CHECKING:
+    from snakepit_trio.pool.pool import Pool
+    from snakepit_trio.pool.session import Session
+    from snakepit_trio.runtime import Runtime
+    from snakepit_trio.sessions.records import SessionInfo
+
+__all__ = ["BridgeService"]
+
+_PREFIX = "/snakepit.v1.BridgeService/"
+
+
+class BridgeService:
+    """The service of one runtime.
+
+    Args:
+        runtime: Whose pools, sessions, programs and tools are offered.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._client_tools = ClientTools(runtime)
+        self.keep = self._client_tools.keep
+        methods: dict[str, Method] = {
+            "Ping": Method(self._ping, v1.PingRequest),
+            "ExecuteTool": Method(self._execute, v1.ExecuteToolRequest),
+            "ExecuteStreamingTool": Method(self._stream, v1.ExecuteToolRequest, streams_out=True),
+            "ListTools": Method(self._list_tools, v1.ListToolsRequest),
+            "GetTool": Method(self._get_tool, v1.GetToolRequest),
+            "RegisterTools": Method(self._client_tools.register, v1.RegisterToolsRequest),
+            "ServeTools": Method(self._client_tools.serve, v1.ClientToolFrame, streams_in=True, streams_out=True),
+            "OpenSession": Method(self._open_session, v1.OpenSessionRequest),
+            "GetSession": Method(self._get_session, v1.GetSessionRequest),
+            "Heartbeat": Method(self._heartbeat, v1.HeartbeatRequest),
+            "CloseSession": Method(self._close_session, v1.CloseSessionRequest),
+            "PutValue": Method(self._put_value, v1.PutValueRequest),
+            "GetValue": Method(self._get_value, v1.GetValueRequest),
+            "DeleteValue": Method(self._delete_value, v1.DeleteValueRequest),
+            "ListValues": Method(self._list_values, v1.ListValuesRequest),
+            "PutProgram": Method(self._put_program, v1.PutProgramRequest),
+            "GetProgram": Method(self._get_program, v1.GetProgramRequest),
+            "DeleteProgram": Method(self._delete_program, v1.DeleteProgramRequest),
+            "ListPrograms": Method(self._list_programs, v1.ListProgramsRequest),
+        }
+        self.methods: Mapping[bytes, Method] = {f"{_PREFIX}{name}".encode(): method for name, method in methods.items()}
+
+    def _pool(self, name: str) -> Pool:
+        pools = self._runtime.pools
+        if not name and "default" not in pools and len(pools) == 1:
+            return next(iter(pools.values()))
+        return self._runtime.pool(name or "default")
+
+    # ---- calls -------------------------------------------------------------------------------------
+
+    async def _ping(self, call: ServerCall, request: v1.PingRequest) -> v1.PingResponse:
+        pools = []
+        for name, pool in self._runtime.pools.items():
+            stats = pool.stats()
+            pools.append(
+                v1.PoolStatus(
+                    name=name,
+                    size=stats.size,
+                    ready=stats.ready,
+                    busy=stats.busy,
+                    queued=stats.queued,
+                    in_flight=stats.in_flight,
+                )
+            )
+        return v1.PingResponse(
+            message=request.message,
+            protocol_version=PROTOCOL_VERSION,
+            version=__version__,
+            run_id=self._runtime.run_id,
+            pools=pools,
+        )
+
+    async def _execute(self, call: ServerCall, request: v1.ExecuteToolRequest) -> v1.ExecuteToolResponse:
+        pool = self._pool(request.pool)
+        limit = pool.config.max_payload
+        params = params_of(request.payload, limit=limit)
+        encoding = check_encoding(request.accept, request.payload)
+        options = _options(call, request)
+        options["idempotent"] = request.idempotent
+        try:
+            if request.session_id:
+                async with self._session(request.session_id, pool) as session:
+                    value = await session.execute(request.tool, params, **options)
+            else:
+                value = await pool.execute(request.tool, params, **options)
+        except StreamingUnsupported as exc:
+            raise _in_our_words(exc) from None
+        return v1.ExecuteToolResponse(payload=write(value, encoding, what="result", limit=limit))
+
+    async def _stream(self, call: ServerCall, request: v1.ExecuteToolRequest) -> None:
+        pool = self._pool(request.pool)
+        limit = pool.config.max_payload
+        params = params_of(request.payload, limit=limit)
+        encoding = check_encoding(request.accept, request.payload)
+        options = _options(call, request)
+        try:
+            async with AsyncExitStack() as stack:
+                source: Pool | Session = pool
+                if request.session_id:
+                    source = await stack.enter_async_context(self._session(request.session_id, pool))
+                chunks = await stack.enter_async_context(source.stream(request.tool, params, **options))
+                async for chunk in chunks:
+                    await call.send(v1.ToolChunk(payload=write(chunk, encoding, what="chunk", limit=limit)))
+        except StreamingUnsupported as exc:
+            raise _in_our_words(exc) from None
+
+    # ---- tools -------------------------------------------------------------------------------------
+
+    async def _list_tools(self, call: ServerCall, request: v1.ListToolsRequest) -> v1.ListToolsResponse:
+        if request.host:
+            found = [spec_of(tool) for tool in self._client_tools.host_tools(request.session_id).values()]
+        else:
+            found = list(self._pool(request.pool).tools())
+        return v1.ListToolsResponse(tools=found)
+
+    async def _get_tool(self, call: ServerCall, request: v1.GetToolRequest) -> v1.GetToolResponse:
+        if request.host:
+            tool = self._client_tools.host_tools(request.session_id).get(request.tool)
+            if tool is None:
+                raise ToolNotFound(f"the host has no tool {request.tool!r}", details={"tool": request.tool})
+            return v1.GetToolResponse(tool=spec_of(tool))
+        pool = self._pool(request.pool)
+        for spec in pool.tools():
+            if spec.name == request.tool:
+                return v1.GetToolResponse(tool=spec)
+        raise ToolNotFound(
+            f"pool {pool.name!r} has no tool {request.tool!r}", details={"tool": request.tool, "pool": pool.name}
+        )
+
+    # ---- sessions ----------------------------------------------------------------------------------
+
+    def _session(self, id: str, pool: Pool) -> AbstractAsyncContextManager[Session]:
+        return _resumed(self._runtime, id, pool)
+
+    def _any_session(self, id: str) -> AbstractAsyncContextManager[Session]:
+        """For what has nothing to do with a pool."""
+        return _resumed(self._runtime, id, next(iter(self._runtime.pools.values())))
+
+    async def _open_session(self, call: ServerCall, request: v1.OpenSessionRequest) -> v1.OpenSessionResponse:
+        pool = self._pool(request.pool)
+        if request.affinity and request.affinity not in AFFINITIES:
+            raise InvalidParameter(
+                f"affinity must be one of {', '.join(AFFINITIES)}, not {request.affinity[:80]!r}",
+                details={"path": "affinity"},
+            )
+        ttl: Any = UNSET if request.ttl is None else None if request.ttl == 0 else request.ttl
+        async with pool.session(
+            request.session_id or None,
+            affinity=request.affinity or None,
+            ttl=ttl,
+            metadata=dict(request.metadata),
+            detach=True,
+        ) as session:
+            known = self._runtime.sessions.known(session.id)
+            if known is not None:
+                # Remembered for the calls to come: none of them says it again.
+                known.bindings.setdefault(pool.name, Binding(session.affinity))
+            return v1.OpenSessionResponse(session=_state(await session.info()))
+
+    async def _get_session(self, call: ServerCall, request: v1.GetSessionRequest) -> v1.GetSessionResponse:
+        return v1.GetSessionResponse(session=_state(await self._runtime.sessions.get(request.session_id)))
+
+    async def _heartbeat(self, call: ServerCall, request: v1.HeartbeatRequest) -> v1.HeartbeatResponse:
+        async with self._any_session(request.session_id) as session:
+            return v1.HeartbeatResponse(expires_in=session.ttl)
+
+    async def _close_session(self, call: ServerCall, request: v1.CloseSessionRequest) -> v1.CloseSessionResponse:
+        return v1.CloseSessionResponse(closed=await self._runtime.sessions.close(request.session_id))
+
+    async def _put_value(self, call: ServerCall, request: v1.PutValueRequest) -> v1.PutValueResponse:
+        value = read(request.payload, what="payload", limit=self._longest())
+        async with self._any_session(request.session_id) as session:
+            version = await session.put(request.key, value, expect=request.expect)
+        return v1.PutValueResponse(stored=version is not None, version=version or 0)
+
+    async def _get_value(self, call: ServerCall, request: v1.GetValueRequest) -> v1.GetValueResponse:
+        encoding = check_encoding(request.accept, None)
+        async with self._any_session(request.session_id) as session:
+            value, version = await session.get_versioned(request.key)
+        if not version:
+            return v1.GetValueResponse()
+        return v1.GetValueResponse(payload=write(value, encoding, what="value", limit=self._longest()), version=version)
+
+    async def _delete_value(self, call: ServerCall, request: v1.DeleteValueRequest) -> v1.DeleteValueResponse:
+        async with self._any_session(request.session_id) as session:
+            return v1.DeleteValueResponse(deleted=await session.delete(request.key))
+
+    async def _list_values(self, call: ServerCall, request: v1.ListValuesRequest) -> v1.ListValuesResponse:
+        async with self._any_session(request.session_id) as session:
+            return v1.ListValuesResponse(keys=list(await session.keys()))
+
+    def _longest(self) -> int:
+        return max(pool.config.max_payload for pool in self._runtime.pools.values())
+
+    # ---- programs ----------------------------------------------------------------------------------
+
+    async def _put_program(self, call: ServerCall, request: v1.PutProgramRequest) -> v1.PutProgramResponse:
+        await self._runtime.programs.put(
+            request.name, request.data, session=request.session_id or None, ttl=request.ttl
+        )
+        return v1.PutProgramResponse()
+
+    async def _get_program(self, call: ServerCall, request: v1.GetProgramRequest) -> v1.GetProgramResponse:
+        found = await self._runtime.programs.get(request.name, session=request.session_id or None)
+        if found is None:
+            raise SnakepitError(
+                f"there is no program {request.name[:256]!r}",
+                code="program_not_found",
+                details={"program": request.name[:256]},
+            )
+        return v1.GetProgramResponse(data=found)
+
+    async def _delete_program(self, call: ServerCall, request: v1.DeleteProgramRequest) -> v1.DeleteProgramResponse:
+        deleted = await self._runtime.programs.delete(request.name, session=request.session_id or None)
+        return v1.DeleteProgramResponse(deleted=deleted)
+
+    async def _list_programs(self, call: ServerCall, request: v1.ListProgramsRequest) -> v1.ListProgramsResponse:
+        found = await self._runtime.programs.list(session=request.session_id or None)
+        return v1.ListProgramsResponse(
+            programs=[v1.ProgramState(name=p.name, size=p.size, expires_in=p.expires_in) for p in found]
+        )
+
+
+@asynccontextmanager
+async def _resumed(runtime: Runtime, id: str, pool: Pool) -> AsyncIterator[Session]:
+    """A session that was opened before, held open for one RPC."""
+    # Not made by the way: one that is not there is an error.
+    await runtime.sessions.get(id)
+    known = runtime.sessions.known(id)
+    binding = None if known is None else known.bindings.get(pool.name)
+    affinity = None if binding is None else binding.affinity
+    async with pool.session(id, affinity=affinity, detach=True) as session:
+        yield session
+
+
+def _options(call: ServerCall, request: v1.ExecuteToolRequest) -> dict[str, Any]:
+    left = call.time_left
+    options: dict[str, Any] = {"priority": request.priority, "metadata": dict(request.metadata) or None}
+    if left is not None or request.unlimited:
+        options["timeout"] = left
+    return options
+
+
+def _in_our_words(error: StreamingUnsupported) -> StreamingUnsupported:
+    """The same, for a client that knows RPCs and no ``pool.stream``."""
+    tool = error.details.get("tool")
+    if error.details.get("streaming"):
+        text = f"{tool!r} gives a stream: call it by ExecuteStreamingTool"
+    else:
+        text = (
+            f"{tool!r} gives one result, not a stream: call it by ExecuteTool; to enable streaming, make the tool a "
+            "generator that yields its chunks"
+        )
+    return StreamingUnsupported(text, details=error.details)
+
+
+def _state(info: SessionInfo) -> v1.SessionState:
+    return v1.SessionState(
+        session_id=info.id,
+        ttl=info.ttl,
+        expires_in=info.expires_in,
+        metadata=dict(info.metadata),
+        entries=info.entries,
+        size=info.size,
+    )

@@ -1,0 +1,327 @@
+"""A socket that feeds grpclib's protocol engine, on either event loop, with TLS or without; for servers and clients.
+
+The engine does no I/O itself, and neither does :mod:`ssl` over memory buffers: what arrives goes through both in one call,
+and what they write is sent at once. Only what the socket does not take is kept, for a second task to write when there is
+room. Nothing here knows asyncio or Trio: readiness is waited for by anyio.
+
+While more than a bound is unsent, nothing more is read: a peer that makes us write and does not read what we write
+gets no further (answers to PING and SETTINGS are written by the engine, unasked).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+import anyio
+
+from snakepit_trio._interrupts import protected
+
+from .pipe import PipeProtocol
+
+if TYPE_CHECKING:
+    from asyncio import Transport
+
+__all__ = ["SocketTransport", "connect"]
+
+_READ_SIZE = 64 * 1024
+#: Above this many unsent bytes the engine is told to hold back, and nothing is read; below the lower one both go on.
+_HIGH_WATER = 256 * 1024
+_LOW_WATER = 64 * 1024
+#: Seconds between two attempts to connect to a Unix socket whose queue is full.
+_FULL_PAUSE = 0.01
+_CONNECTING = (BlockingIOError, InterruptedError)
+
+
+class SocketTransport:
+    """The part of an asyncio transport that grpclib's engine uses, over a connected non-blocking socket.
+
+    Args:
+        sock: The socket; closed at the end of :meth:`serve`, or by :meth:`abort` before that.
+        tls: The context to secure it with; None: plain.
+        server_side: Which end of the TLS handshake we are.
+        server_hostname: Whose certificate the server must show.
+
+    Attributes:
+        read_size: How much is read at once, in bytes.
+        received: Bytes that have arrived so far.
+    """
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        *,
+        tls: ssl.SSLContext | None = None,
+        server_side: bool = False,
+        server_hostname: str | None = None,
+    ) -> None:
+        self.read_size = _READ_SIZE
+        self.received = 0
+        self._sock = sock
+        self._protocol: PipeProtocol | None = None
+        self._unsent = bytearray()
+        self._corked = False
+        self._soon: list[Callable[[], None]] = []
+        self._held_back = False
+        self._closed = False
+        self._ending = False
+        self._serving = False
+        self._scope = anyio.CancelScope()
+        self._more = anyio.Event()
+        self._room = anyio.Event()
+        self._tls: ssl.SSLObject | None = None
+        if tls is not None:
+            self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self._tls = tls.wrap_bio(
+                self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+            )
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else "open"
+        return f"<SocketTransport {state} unsent={len(self._unsent)}>"
+
+    def attach(self, protocol: PipeProtocol) -> None:
+        """Start the engine on this socket."""
+        self._protocol = protocol
+        protocol.connection_made(cast("Transport", self))
+
+    # ---- what the engine calls -------------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._sock if name == "socket" else default
+
+    def is_closing(self) -> bool:
+        return self._closed or self._ending
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Run a callback now, or at the end of what is being received."""
+        if self._corked:
+            self._soon.append(callback)
+        else:
+            callback()
+
+    def write(self, data: bytes) -> None:
+        if self._closed or not data:
+            return
+        if self._tls is not None:
+            try:
+                self._tls.write(data)
+            except ssl.SSLError:
+                self.abort()
+                return
+            data = self._outgoing.read()
+        self._unsent += data
+        if not self._corked:
+            self._send()
+
+    def close(self) -> None:
+        """Close the socket when what has been written is out, or can't be sent at once. Idempotent."""
+        if self._closed or self._ending:
+            return
+        self._ending = True
+        if not self._corked:
+            self._send()
+            self.abort()
+
+    def abort(self) -> None:
+        """Close the socket now. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._scope.cancel()
+            if not self._serving:
+                self._sock.close()
+
+    def cork(self) -> None:
+        """Keep what is written from now on, until :meth:`uncork`, to send it together."""
+        self._corked = True
+
+    def uncork(self) -> None:
+        """Send what was kept."""
+        while self._soon:
+            callbacks, self._soon = self._soon, []
+            for callback in callbacks:
+                callback()
+        self._corked = False
+        self._send()
+        if self._ending:
+            self.abort()
+
+    def _send(self) -> None:
+        if not self._unsent or self._closed:
+            return
+        try:
+            sent = self._sock.send(self._unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            self.abort()
+            return
+        del self._unsent[:sent]
+        if self._unsent:
+            self._more.set()
+            if len(self._unsent) > _HIGH_WATER and not self._held_back:
+                self._held_back = True
+                self._room = anyio.Event()
+                if self._protocol is not None:
+                    self._protocol.pause_writing()
+
+    # ---- what the tasks do -----------------------------------------------------------------------
+
+    @protected
+    async def handshake(self) -> None:
+        """Secure the connection, before the engine is attached. A cancellation closes the socket.
+
+        Raises:
+            OSError: The peer is gone, or did not agree (``ssl.SSLError`` is one).
+        """
+        tls = self._tls
+        if tls is None:
+            return
+        try:
+            while True:
+                try:
+                    tls.do_handshake()
+                    done = True
+                except ssl.SSLWantReadError:
+                    done = False
+                except ssl.SSLError:
+                    # The peer is told why.
+                    self._unsent += self._outgoing.read()
+                    self._send()
+                    raise
+                self._unsent += self._outgoing.read()
+                while self._unsent:
+                    await anyio.wait_writable(self._sock)
+                    del self._unsent[: self._sock.send(self._unsent)]
+                if done:
+                    return
+                await anyio.wait_readable(self._sock)
+                data = self._sock.recv(_READ_SIZE)
+                if not data:
+                    raise ConnectionResetError("the peer left in the middle of the TLS handshake")
+                self._incoming.write(data)
+        except BaseException:
+            self.abort()
+            raise
+
+    @protected
+    async def serve(self) -> None:
+        """Move bytes until the connection is over. A cancellation closes it."""
+        assert self._protocol is not None
+        self._serving = True
+        try:
+            with self._scope:
+                async with anyio.create_task_group() as nursery:
+                    nursery.start_soon(self._write_rest)
+                    if self._tls is not None:
+                        self._feed(b"")  # What came together with the end of the handshake.
+                    await self._read()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self._closed = True
+            self._sock.close()
+            self._protocol.connection_lost(None)
+
+    @protected
+    async def _read(self) -> None:
+        sock, wait_readable = self._sock, anyio.wait_readable
+        while not self._closed:
+            if self._held_back:
+                await self._room.wait()
+            await wait_readable(sock)
+            try:
+                data = sock.recv(self.read_size)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not data or not self._feed(data):
+                return
+
+    def _feed(self, data: bytes) -> bool:
+        """Hand what has arrived to the engine; returns whether more can come."""
+        feed = self._protocol.data_received  # type: ignore[union-attr]
+        self.received += len(data)
+        self.cork()
+        try:
+            if self._tls is None:
+                feed(data)
+                return True
+            self._incoming.write(data)
+            try:
+                while plain := self._tls.read(_READ_SIZE):
+                    feed(plain)
+            except ssl.SSLWantReadError:
+                self._unsent += self._outgoing.read()
+                return True
+            except ssl.SSLError:
+                pass
+            return False
+        finally:
+            self.uncork()
+
+    @protected
+    async def _write_rest(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more = anyio.Event()
+            while self._unsent:
+                await anyio.wait_writable(self._sock)
+                if self._closed:
+                    return
+                try:
+                    del self._unsent[: self._sock.send(self._unsent)]
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self.abort()
+                    return
+                if self._held_back and len(self._unsent) < _LOW_WATER:
+                    self._held_back = False
+                    self._room.set()
+                    assert self._protocol is not None
+                    self._protocol.resume_writing()
+
+
+async def connect(place: str | tuple[str, int]) -> socket.socket:
+    """A connected non-blocking socket: to a Unix socket's path, or to a host and port. A cancellation leaves none open.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    if isinstance(place, str):
+        return await _connect(socket.AF_UNIX, place)
+    failure: OSError | None = None
+    for family, _, _, _, address in await anyio.getaddrinfo(*place, type=socket.SOCK_STREAM):
+        try:
+            return await _connect(family, address)
+        except OSError as exc:
+            failure = failure or exc
+    raise failure or OSError(f"{place[0]} has no address")
+
+
+async def _connect(family: int, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        while True:
+            try:
+                sock.connect(address)
+            except _CONNECTING:
+                if family == socket.AF_UNIX:
+                    # Its queue of connections is full, and nothing tells when that changes.
+                    await anyio.sleep(_FULL_PAUSE)
+                    continue
+            else:
+                return sock
+            await anyio.wait_writable(sock)
+            failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if failure:
+                raise OSError(failure, os.strerror(failure)) from None
+            return sock
+    except BaseException:
+        sock.close()
+        raise

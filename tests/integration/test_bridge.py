@@ -1,0 +1,206 @@
+"""The bridge as stock gRPC clients see it: grpcio sync and aio, from the `.proto` compiled here."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+import snakepit_trio as sp
+
+pytestmark = pytest.mark.anyio
+ROOT = Path(__file__).resolve().parents[2]
+STOCK = ROOT / "tests" / "clients" / "stock.py"
+
+
+@pytest.fixture(scope="module")
+def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What protoc makes of the project's files, for Python."""
+    for module in ("grpc_tools", "grpc_status", "grpc_health", "grpc_reflection"):
+        # Not imported: grpcio would keep its descriptors in this process.
+        if importlib.util.find_spec(module) is None:
+            pytest.skip(f"{module} is not installed")
+    out = tmp_path_factory.mktemp("stubs")
+    files = [f"protos/snakepit/v1/{name}.proto" for name in ("payload", "worker", "bridge")]
+    subprocess.run(
+        [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", f"--python_out={out}", f"--grpc_python_out={out}", *files],
+        cwd=ROOT, check=True, timeout=60,
+    )  # fmt: skip
+    return out
+
+
+@asynccontextmanager
+async def bridged(*pools: sp.PoolConfig, **options: Any) -> AsyncIterator[sp.Runtime]:
+    """A runtime with a bridge on a free port of the loopback, unless said otherwise."""
+    chosen = list(pools) or [sp.PoolConfig(adapter="tests.adapters.basic", size=1)]
+    bridge = sp.BridgeConfig(**{"address": "tcp:127.0.0.1:0", **options})
+    async with sp.open_runtime(sp.RuntimeConfig(pools=chosen, bridge=bridge)) as runtime:
+        yield runtime
+
+
+def environment(runtime: sp.Runtime, stubs: Path) -> dict[str, str]:
+    assert runtime.bridge is not None
+    return {**os.environ, "SNAKEPIT_TOKEN": runtime.bridge.token, "PYTHONPATH": str(stubs)}
+
+
+async def stock(kind: str, runtime: sp.Runtime, stubs: Path, steps: list[Any]) -> list[Any]:
+    """Run a script of RPCs in a client of its own; gives what came of each."""
+    assert runtime.bridge is not None
+    done = await anyio.run_process(
+        [sys.executable, str(STOCK), kind, runtime.bridge.address, json.dumps(steps)],
+        env=environment(runtime, stubs), check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr.decode()
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def payload(value: Any) -> dict[str, Any]:
+    return {"encoding": "ENCODING_JSON", "data": base64.b64encode(json.dumps(value).encode()).decode()}
+
+
+def raw(encoding: str, data: bytes) -> dict[str, Any]:
+    return {"encoding": encoding, "data": base64.b64encode(data).decode()}
+
+
+def value(message: dict[str, Any]) -> Any:
+    return json.loads(base64.b64decode(message["payload"]["data"]))
+
+
+def call(tool: str, params: Any = None, **fields: Any) -> list[Any]:
+    options = fields.pop("options", {})
+    return ["ExecuteTool", {"tool": tool, "payload": payload(params or {}), **fields}, options]
+
+
+@pytest.mark.parametrize("kind", ["sync", "aio"])
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+async def test_every_kind_of_call(kind: str, scheme: str, stubs: Path) -> None:
+    options = {"address": None} if scheme == "unix" else {}
+    async with bridged(**options) as runtime:
+        ping, total, chunks, some, listed, one = await stock(
+            kind, runtime, stubs,
+            [
+                ["Ping", {"message": "hello"}, {}],
+                call("add", {"a": 1, "b": 2}),
+                ["ExecuteStreamingTool", {"tool": "count", "payload": payload({"n": 300})}, {}],
+                ["ExecuteStreamingTool", {"tool": "count", "payload": payload({"n": 100_000})}, {"take": 5}],
+                ["ListTools", {}, {}],
+                ["GetTool", {"tool": "add"}, {}],
+            ],
+        )  # fmt: skip
+        assert ping["message"] == "hello"
+        assert ping["pools"][0]["ready"] == 1
+        assert value(total) == 3
+        assert [value(chunk) for chunk in chunks] == list(range(300))
+        assert [value(chunk) for chunk in some] == list(range(5))
+        assert {tool["name"] for tool in listed["tools"]} >= {"add", "count"}
+        assert one["tool"]["description"] == "Add two numbers."
+        with anyio.fail_after(5):
+            while runtime.pool().stats().in_flight:
+                await anyio.sleep(0.01)
+
+
+async def test_what_is_refused_and_how(stubs: Path) -> None:
+    async with bridged() as runtime:
+        found = await stock(
+            "sync", runtime, stubs,
+            [
+                call("nothing"),
+                call("add", {"a": 1, "b": 2}, pool="nowhere"),
+                call("add", {"a": 1, "b": 2}, session_id="nobody"),
+                call("add", {"a": 1, "b": "2"}),
+                call("add", {"a": 1}),
+                ["ExecuteTool", {"tool": "add", "payload": raw("ENCODING_JSON", b"{")}, {}],
+                ["ExecuteTool", {"tool": "add", "payload": raw("ENCODING_MSGPACK", b"\xc1")}, {}],
+                ["ExecuteTool", {"tool": "add", "payload": raw("ENCODING_UNSPECIFIED", b"{}")}, {}],
+                call("count", {"n": 1}),
+                ["ExecuteStreamingTool", {"tool": "add", "payload": payload({"a": 1, "b": 2})}, {}],
+                call("fail", {"message": "with password=hunter2"}),
+                call("sleep", {"seconds": 30}, options={"timeout": 0.3}),
+                call("add", {"a": 1, "b": 2}, options={"token": "wrong"}),
+                ["GetSession", {"session_id": "nobody"}, {}],
+                ["GetTool", {"tool": "nothing"}, {}],
+                ["GetProgram", {"name": "nothing"}, {}],
+            ],
+        )  # fmt: skip
+        codes = [item["code"] for item in found]
+        assert codes == [
+            "NOT_FOUND", "NOT_FOUND", "NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT",
+            "INVALID_ARGUMENT", "INVALID_ARGUMENT", "UNIMPLEMENTED", "UNIMPLEMENTED", "UNKNOWN", "DEADLINE_EXCEEDED",
+            "UNAUTHENTICATED", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND",
+        ]  # fmt: skip
+        assert "'nothing'" in found[0]["details"]
+        assert "'nowhere'" in found[1]["details"]
+        assert "'nobody'" in found[2]["details"]
+        assert 'params["b"]' in found[3]["details"]
+        assert found[3]["BadRequest"]["field_violations"][0]["field"] == 'params["b"]'
+        assert 'params["b"]' in found[4]["details"]
+        assert "payload" in found[5]["details"]
+        assert "ExecuteStreamingTool" in found[8]["details"]
+        assert "generator" in found[9]["details"]
+        assert found[10]["ErrorInfo"]["reason"] == "TOOL_ERROR"
+        assert found[10]["ErrorInfo"]["metadata"]["remote_type"] == "ValueError"
+        assert "hunter2" not in json.dumps(found)
+        assert runtime.bridge is not None
+        assert runtime.bridge.token not in json.dumps(found)
+        assert not any("bad_status" in item for item in found)
+
+
+async def test_a_full_queue_says_when_to_come_again(stubs: Path) -> None:
+    async with bridged(sp.PoolConfig(adapter="tests.adapters.basic", size=1, max_queue=0)) as runtime:
+        pool = runtime.pool()
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(pool.execute, "sleep", {"seconds": 60})
+            while not pool.stats().in_flight:
+                await anyio.sleep(0.001)
+            (full,) = await stock("sync", runtime, stubs, [call("add", {"a": 1, "b": 2})])
+            nursery.cancel_scope.cancel()
+        assert full["code"] == "RESOURCE_EXHAUSTED"
+        assert full["RetryInfo"]["retry_delay"]
+        assert full["ErrorInfo"]["reason"] == "QUEUE_FULL"
+
+
+async def test_sessions_and_programs(stubs: Path) -> None:
+    async with bridged(sp.PoolConfig(adapter="tests.adapters.basic", size=2)) as runtime:
+        found = await stock(
+            "aio", runtime, stubs,
+            [
+                ["OpenSession", {"session_id": "s", "affinity": "strict_queue", "ttl": 100, "metadata": {"k": "v"}}, {}],
+                call("whoami", session_id="s"),
+                call("whoami", session_id="s"),
+                ["PutValue", {"session_id": "s", "key": "k", "payload": payload([1, 2])}, {}],
+                ["GetValue", {"session_id": "s", "key": "k"}, {}],
+                ["ListValues", {"session_id": "s"}, {}],
+                ["Heartbeat", {"session_id": "s"}, {}],
+                ["GetSession", {"session_id": "s"}, {}],
+                ["PutProgram", {"name": "p", "data": base64.b64encode(b"code").decode()}, {}],
+                ["GetProgram", {"name": "p"}, {}],
+                ["ListPrograms", {}, {}],
+                ["DeleteProgram", {"name": "p"}, {}],
+                ["CloseSession", {"session_id": "s"}, {}],
+                ["Heartbeat", {"session_id": "s"}, {}],
+                ["OpenSession", {"affinity": "glue"}, {}],
+            ],
+        )  # fmt: skip
+        assert found[0]["session"]["ttl"] == 100
+        assert value(found[1])["pid"] == value(found[2])["pid"]
+        assert value(found[1])["session_id"] == "s"
+        assert found[3] == {"stored": True, "version": "1"}
+        assert value(found[4]) == [1, 2]
+        assert found[5]["keys"] == ["k"]
+        assert found[7]["session"]["metadata"] == {"k": "v"}
+        assert base64.b64decode(found[9]["data"]) == b"code"
+        assert found[10]["programs"][0]["size"] == "4"
+        assert found[11] == {"deleted": True}
+        assert found[12] == {"closed": True}
+        assert found[13]["code"] == "NOT_FOUND"
+        assert found[14]["code"] == "INVALID_ARGUMENT"
