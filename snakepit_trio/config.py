@@ -6,7 +6,6 @@ Times are in seconds, sizes in bytes; None means no limit. A value that is refus
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import sys
@@ -49,23 +48,31 @@ def _start_method() -> str:
     return "fork_server" if sys.platform == "linux" else "spawn"
 
 
-def _by_profile(name: str) -> Any:
-    def default(config: PoolConfig) -> float | None:
-        # A profile that does not exist is refused by the check of types.
-        found: float | None = getattr(TIMEOUTS.get(config.timeouts, TIMEOUTS["balanced"]), name)
-        return found
+class _Remembers:
+    """Knows which options it was made with, and which have their defaults."""
 
-    return attrs.field(default=attrs.Factory(default, takes_self=True), metadata={"range": (TINY, math.inf)})
+    __slots__ = ("_given",)
+    _given: frozenset[str]
+
+    def __new__(cls, **options: object) -> Any:
+        self = super().__new__(cls)
+        object.__setattr__(self, "_given", frozenset(options))
+        return self
 
 
 @attrs.frozen(kw_only=True)
-class PoolConfig:
+class PoolConfig(_Remembers):
     """One pool of workers.
 
     Attributes:
         adapter: ``"package.module"`` or ``"package.module:Class"``, imported in the workers.
         name: Letters, digits, ``_ . -``; at most 64.
         size: How many workers; by default the CPU cores that this process may use.
+        min_size, max_size: With a ``max_size`` the pool goes by its load, between these two; ``size`` is what it begins with,
+            and the least unless ``min_size`` says otherwise. With a least of 0 an idle pool has no workers, and its next
+            request wakes it. Workers that strict sessions are tied to stay.
+        target_wait: A request that has waited so long for a worker gets the pool another one.
+        scale_down_after: Workers that the load of so many seconds did not need go.
         max_queue: How many requests may wait; more are refused at once. None: no limit.
         timeouts: The profile that the next three come from where they are not given; see docs/resilience.md.
         queue_timeout: How long a request may wait for a worker.
@@ -116,13 +123,17 @@ class PoolConfig:
     adapter: str
     name: str = "default"
     size: int = attrs.field(factory=_cores, metadata={"range": (1, 10_000)})
+    min_size: int | None = within(None, 0, 10_000)
+    max_size: int | None = within(None, 1, 10_000)
+    target_wait: float = within(0.1, TINY)
+    scale_down_after: float = within(60.0, 0.01)
     max_queue: int | None = within(1000, 0)
     timeouts: Literal["balanced", "production", "production_strict", "development", "ml_inference", "batch"] = (
         "balanced"
     )
-    queue_timeout: float | None = _by_profile("queue_timeout")
-    timeout: float | None = _by_profile("timeout")
-    stream_timeout: float | None = _by_profile("stream_timeout")
+    queue_timeout: float | None = within(10.0, TINY)
+    timeout: float | None = within(300.0, TINY)
+    stream_timeout: float | None = within(900.0, TINY)
     startup_timeout: float = within(30.0, TINY)
     profile: Literal["process", "thread"] = "process"
     threads: int = within(1, 1, 1024)
@@ -168,10 +179,17 @@ class PoolConfig:
 
     def __attrs_post_init__(self) -> None:
         check_types(self)
+        for name, limit in TIMEOUTS[self.timeouts]._asdict().items():
+            if name not in self._given:
+                object.__setattr__(self, name, limit)
         if not _ADAPTER.fullmatch(self.adapter):
             refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
         if not _POOL_NAME.fullmatch(self.name):
             refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
+        if self.max_size is not None and self.max_size < self.size:
+            refuse("max_size", self.max_size, f"at least size, which is {self.size}")
+        if self.min_size is not None and (self.max_size is None or self.min_size > self.size):
+            refuse("min_size", self.min_size, f"at most size, which is {self.size}, and a max_size beside it")
         if isinstance(self.devices, tuple):
             if not self.devices:
                 refuse("devices", [], "'auto' or at least one device")

@@ -175,6 +175,7 @@ class Runtime:
                 nested=nested,
                 starting=starting,
                 timings=self._timings,
+                bindings=self.sessions.bindings,
             )
             self._pools[config.name] = Pool(config, parts, self)
         async with anyio.create_task_group() as opening:

@@ -8,7 +8,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -29,7 +29,8 @@ from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import Exit, WorkerState
 from snakepit_trio.workers.worker import Worker
 
-from .ledger import Ledger, Request, Seats, UnexpectedReply
+from .ledger import Binding, Ledger, Request, Seats, UnexpectedReply
+from .scaling import Load
 from .stats import WorkerInfo
 from .watch import Timings
 
@@ -68,6 +69,7 @@ class PoolParts:
         nested: set[Request],
         starting: anyio.Semaphore,
         timings: Timings | None = None,
+        bindings: Callable[[str], Iterable[Binding]] = lambda _: (),
     ) -> None:
         self.run_id = run_id
         self.token = token
@@ -83,6 +85,8 @@ class PoolParts:
         self.nested = nested
         self.starting = starting
         self.timings = timings
+        #: The ties of sessions to a pool's workers.
+        self.bindings = bindings
 
 
 class _WorkerPort:
@@ -161,7 +165,7 @@ class Crew:
         limit = config.shm_limit if available() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
         self._shm = Budget(None if limit is None else limit // 2)
-        workers = config.size + config.surge + config.spares
+        workers = max(config.size, config.max_size or 0) + config.surge + config.spares
         self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
@@ -240,7 +244,7 @@ class Crew:
                     raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
                 if self.ready >= (self.size if n is None else n):
                     return
-                if all(slot.failed for slot in self.slots):
+                if self.slots and all(slot.failed for slot in self.slots):
                     raise self._startup_error()
                 self._settled = anyio.Event()
                 await self._settled.wait()
@@ -261,17 +265,59 @@ class Crew:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
         self.check_open()
-        self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name)
         surplus = self.slots[size:]
-        del self.slots[size:]
-        self.size = size
-        new = [self._add_slot(self.slots) for _ in range(size - len(self.slots))]
-        self._retiring += surplus
+        grows = self._set_size(size, surplus, "resize")
         async with anyio.create_task_group() as nursery:
             for slot in surplus:
                 nursery.start_soon(self._retire, slot)
-        if new:
+        if grows:
             await self.wait_ready()
+
+    def scale(self, size: int, keep: Container[Seats]) -> None:
+        """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.
+
+        The new size is what could be done of it.
+        """
+        assert self._nursery is not None
+        idle = [slot for slot in reversed(self.slots) if self._is_idle(slot, keep)]
+        surplus = idle[: max(0, len(self.slots) - size)]
+        size = max(size, len(self.slots) - len(surplus))
+        if size == self.size:
+            return
+        for slot in surplus:
+            if slot.current in self._seats:
+                # At once: a call that came before the slot's task has run would find a worker that is to stop.
+                self._ledger.cordon(self._seats[slot.current])
+        self._set_size(size, surplus, "load")
+        for slot in surplus:
+            self._nursery.start_soon(self._retire, slot)
+
+    def _is_idle(self, slot: Slot, keep: Container[Seats]) -> bool:
+        seats = None if slot.current is None else self._seats.get(slot.current)
+        return slot.failed or (seats is not None and not seats.load and seats not in keep)
+
+    def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
+        """Write a new size down, and fill what is missing. Returns whether anything was."""
+        self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name, reason=reason)
+        self.slots[:] = [slot for slot in self.slots if slot not in surplus]
+        self._retiring += surplus
+        self.size = size
+        return bool([self._add_slot(self.slots) for _ in range(size - len(self.slots))])
+
+    def load(self) -> Load:
+        """The pool at this moment, for whoever decides how many workers it should have."""
+        now = anyio.current_time()
+        return Load(
+            size=self.size,
+            starting=sum(not slot.failed and not self._serves(slot) for slot in self.slots),
+            in_flight=self._ledger.in_flight,
+            queued=self._ledger.queued,
+            oldest_wait=self._ledger.oldest_wait(now),
+            service_time=self._ledger.service_time,
+        )
+
+    def _serves(self, slot: Slot) -> bool:
+        return slot.current is not None and slot.current in self._seats
 
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.

@@ -162,6 +162,15 @@ class Ledger:
         return len(self._queue) + self._places.waiting
 
     @property
+    def service_time(self) -> float:
+        """How long calls took of late, in seconds; 0 before the first."""
+        return self._service_time
+
+    def oldest_wait(self, now: float) -> float:
+        """How long the request has waited that came first of those that any worker may run; 0 when none waits."""
+        return max(0.0, now - self._queue.oldest_arrival())
+
+    @property
     def seats(self) -> Iterable[Seats]:
         """Every incarnation that is known here."""
         return self._all.keys()

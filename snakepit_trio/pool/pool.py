@@ -38,10 +38,11 @@ from snakepit_trio.wire.frames import Payload
 
 from .cancel_set import CancelSet
 from .crew import Crew, PoolParts
-from .ledger import Binding, Ledger, Phase, Request
+from .ledger import Binding, Ledger, Phase, Request, Seats
 from .mapping import MapResults
 from .proxy import bind
 from .queue import RequestQueue
+from .scaling import Autoscaler, ScaledCrew
 from .session import AFFINITIES, OnLost, Session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
@@ -114,6 +115,16 @@ class Pool:
         )
         self._crew = Crew(config, parts, self._ledger)
         self._guard = Guard.of(config, parts.events)
+        self._scaled: ScaledCrew | None = None
+        if config.max_size is not None:
+            autoscaler = Autoscaler(
+                minimum=config.size if config.min_size is None else config.min_size,
+                maximum=config.max_size,
+                threads=config.threads,
+                target_wait=config.target_wait,
+                down_after=config.scale_down_after,
+            )
+            self._scaled = ScaledCrew(self._crew, autoscaler, self._tied_seats)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -574,6 +585,8 @@ class Pool:
         """
         await nursery.start(self._clock)
         await self._crew.open(nursery)
+        if self._scaled is not None:
+            nursery.start_soon(self._scaled.run)
 
     async def aclose(self, *, drain: bool) -> None:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
@@ -690,10 +703,18 @@ class Pool:
         if request.chain:
             self._check_depth(request)
         self._ledger.submit(request, now)
-        if request.chain and request.phase is Phase.QUEUED:
-            self._check_deadlock(request, now)
+        if request.phase is Phase.QUEUED:
+            if self._scaled is not None:
+                self._scaled.poke()
+            if request.chain:
+                self._check_deadlock(request, now)
         self._note_due(min(request.deadline, request.queue_deadline))
         return request
+
+    def _tied_seats(self) -> frozenset[Seats]:
+        """The workers that strict sessions are tied to."""
+        bindings = self._parts.bindings(self.name)
+        return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
 
     def _check_depth(self, request: Request) -> None:
         depth = len(request.chain)

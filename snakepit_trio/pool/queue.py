@@ -196,6 +196,11 @@ class RequestQueue(Generic[E]):
         number = node.number if isinstance(node, _Node) else -1
         self._put(_Node(entry, number, arrival), entry, back=True)
 
+    def oldest_arrival(self) -> float:
+        """When the one came that has waited longest among those that any worker may run; infinity when none waits."""
+        firsts = [node for level in list(self._any.levels.values()) if (node := level.first()) is not None]
+        return min((node.arrival for node in firsts), default=math.inf)
+
     def has_for(self, worker: Any) -> bool:
         """Whether anything waits that this worker may run."""
         if self._any.live:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
@@ -135,6 +135,10 @@ class SessionDirectory:
         return found
 
     # ---- for the pools -----------------------------------------------------------------------------
+
+    def bindings(self, pool: str) -> Iterable[Any]:
+        """The ties of all sessions to workers of a pool."""
+        return [known.bindings[pool] for known in self._known.values() if pool in known.bindings]
 
     def known(self, id: str) -> KnownSession | None:
         """What this process has of a session."""

@@ -80,6 +80,9 @@ async def simulate(seed: int, seen: Counter[str]) -> tuple[Counter[str], sp.Pool
         cancel_set_ttl=1.0,
         stop_grace=2.0,
         reject_hopeless=rng.random() < 0.2,
+        **rng.choice(
+            [{}, {}, {"max_size": 6, "min_size": rng.choice([0, 1]), "target_wait": 0.02, "scale_down_after": 0.2}]
+        ),
     )
     outcomes: Counter[str] = Counter()
     finals: Counter[str] = Counter()

@@ -27,8 +27,8 @@ def test_every_final_event_is_there() -> None:
         ("pool.closed", {}, {}),
         ("pool.closed", {}, {"pool": "p", "colour": "red"}),
         ("pool.closed", {"size": 1}, {"pool": "p"}),
-        ("pool.resized", {"before": 1, "size": "2"}, {"pool": "p"}),
-        ("pool.resized", {"before": 1, "size": float("nan")}, {"pool": "p"}),
+        ("pool.resized", {"before": 1, "size": "2"}, {"pool": "p", "reason": "load"}),
+        ("pool.resized", {"before": 1, "size": float("nan")}, {"pool": "p", "reason": "load"}),
     ],
 )
 def test_what_the_catalogue_refuses(name: str, measurements: dict[str, float], metadata: dict[str, str]) -> None:
@@ -41,9 +41,9 @@ def test_what_the_catalogue_refuses(name: str, measurements: dict[str, float], m
 def test_a_bus_remembers_what_comes_singly_and_is_not_active_for_that() -> None:
     bus = EventBus(2)
     for size in range(3):
-        bus.emit("pool.resized", {"before": 0, "size": size}, pool="password=hunter2")
+        bus.emit("pool.resized", {"before": 0, "size": size}, pool="password=hunter2", reason="load")
     assert [event.measurements["size"] for event in bus.history] == [1, 2]
-    assert bus.history[0].metadata == {"pool": "password=[redacted]"}
+    assert bus.history[0].metadata == {"pool": "password=[redacted]", "reason": "load"}
     assert not bus.active
 
 

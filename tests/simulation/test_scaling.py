@@ -1,0 +1,98 @@
+"""Pools that go by their load, on a clock that jumps."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import trio
+import trio.testing
+
+import snakepit_trio as sp
+from tests.simulation.scripted import World
+
+
+def simulate(body: Callable[[sp.Pool], Awaitable[None]], **options: object) -> list[tuple[int, str]]:
+    """Run a body with a pool; returns the sizes that it has had, each with the reason."""
+    sizes: list[tuple[int, str]] = []
+
+    async def main() -> None:
+        world = World(1, crash=0, deaf=0, late=0, start_failure=0)
+        pool = world.pool(
+            **{"cancel_grace": 0.2, "target_wait": 0.1, "scale_down_after": 10.0, "queue_timeout": None, **options}
+        )
+        async with world, world.events.subscribe("pool.resized") as events, anyio.create_task_group() as nursery:
+            await pool.open(nursery)
+            with trio.fail_after(1000):
+                await body(pool)
+            while (event := events.receive_nowait()) is not None:
+                sizes.append((int(event.measurements["size"]), event.metadata["reason"]))
+            await pool.aclose(drain=True)
+            nursery.cancel_scope.cancel()
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    return sizes
+
+
+async def burst(pool: sp.Pool, count: int, seconds: float) -> float:
+    begun = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for _ in range(count):
+            nursery.start_soon(pool.execute, "work", {"seconds": seconds})
+    return trio.current_time() - begun
+
+
+def test_a_burst_gets_workers_and_the_silence_after_it_takes_them() -> None:
+    async def body(pool: sp.Pool) -> None:
+        assert await burst(pool, 40, 1.0) < 15
+        assert pool.stats().size > 4
+        await trio.sleep(30)
+        assert pool.stats().size == 1
+        assert len(pool.workers()) == 1
+        assert pool.stats().failed == 0
+
+    sizes = simulate(body, size=1, max_size=8)
+    assert {reason for _, reason in sizes} == {"load"}
+    assert max(size for size, _ in sizes) == 8
+
+
+def test_an_idle_pool_has_no_workers_and_its_next_request_wakes_it() -> None:
+    async def body(pool: sp.Pool) -> None:
+        for _ in range(3):
+            await trio.sleep(30)
+            assert (pool.stats().size, pool.workers()) == (0, ())
+            assert await burst(pool, 1, 0.01) < 1
+
+    simulate(body, size=1, min_size=0, max_size=2)
+
+
+def test_few_requests_do_not_make_a_pool_grow() -> None:
+    async def body(pool: sp.Pool) -> None:
+        for _ in range(50):
+            await burst(pool, 2, 0.05)
+            await trio.sleep(0.1)
+
+    assert simulate(body, size=2, max_size=8) == []
+
+
+def test_workers_that_cannot_start_do_not_stop_the_others() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world = pool._parts.launcher
+        assert isinstance(world, World)
+        world.behaviour.start_failure = 1.0
+        assert await burst(pool, 10, 0.5) < 6
+        world.behaviour.start_failure = 0.0
+        await trio.sleep(60)
+        assert pool.stats().size == 1
+
+    simulate(body, size=1, max_size=4, restart_limit=1, backoff_base=0.01)
+
+
+def test_a_size_that_is_asked_for_stays_between_the_two() -> None:
+    async def body(pool: sp.Pool) -> None:
+        await pool.resize(4)
+        assert pool.stats().size == 4
+        await trio.sleep(30)
+        assert pool.stats().size == 2
+
+    assert simulate(body, size=2, max_size=6) == [(4, "resize"), (2, "load")]
