@@ -59,9 +59,17 @@ class Footprint:
             for fd, target in self.descriptors.items()
             if before.descriptors.get(fd) != target and "/proc/" not in target and "sqlite" not in target
         ]
-        found += [f"shared memory {name}" for name in self.segments - before.segments]
+        grown = self.segments - before.segments
+        found += [f"shared memory {name}" for name in (grown - _of_others(grown) if grown else grown)]
         found += [f"temporary directory {name}" for name in self.directories - before.directories]
         return found
+
+
+def _of_others(segments: frozenset[str]) -> frozenset[str]:
+    """The segments of runs that other programs on this machine have at the same time, by their workers' command lines."""
+    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    others = {word for process in psutil.process_iter() if process.pid not in mine for word in _command(process)}
+    return frozenset(name for name in segments if name.split("-")[1] in others)
 
 
 def _command(process: psutil.Process) -> list[str]:
