@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from snakepit_trio.errors import WorkerStartupError as WorkerStartupError
     from snakepit_trio.errors import WouldDeadlock as WouldDeadlock
     from snakepit_trio.errors import remote as remote
+    from snakepit_trio.observe.correlation import CorrelationFilter as CorrelationFilter
     from snakepit_trio.observe.events import Event as Event
     from snakepit_trio.pool.pool import Pool as Pool
     from snakepit_trio.pool.stats import PoolStats as PoolStats
@@ -71,6 +72,7 @@ _MODULES = {
         "ToolError", "ToolExists", "ToolNotFound", "WorkerBusy", "WorkerCrashed", "WorkerStartupError", "WouldDeadlock",
         "remote",
     ],
+    "observe.correlation": ["CorrelationFilter"],
     "observe.events": ["Event"],
     "pool.pool": ["Pool"],
     "pool.session": ["Session"],

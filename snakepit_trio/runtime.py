@@ -27,6 +27,7 @@ from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.observe.timings import RequestTimings
+from snakepit_trio.observe.tracing import Telemetry
 from snakepit_trio.policies.options import TIMEOUTS
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
@@ -87,6 +88,7 @@ class Runtime:
         )
         self._timings = None if config.metrics is None else RequestTimings(config.metrics.max_tools)
         self.metrics: Metrics | None = None if config.metrics is None else self._make_metrics(config.metrics)
+        self._telemetry = Telemetry.of(config.telemetry, __version__, self._all_pools)
         self._run = run
         self._wire = wire
         self._backend = backend
@@ -176,6 +178,7 @@ class Runtime:
                 starting=starting,
                 timings=self._timings,
                 bindings=self.sessions.bindings,
+                telemetry=self._telemetry,
             )
             self._pools[config.name] = Pool(config, parts, self)
         async with anyio.create_task_group() as opening:
@@ -202,8 +205,11 @@ class Runtime:
                 details={"source": "code", "key": "metrics", "expected": "snakepit-trio[prometheus] to be installed"},
             ) from exc
         assert self._timings is not None
-        collector = RuntimeCollector(__version__, lambda: self._pools.values(), self._timings)
+        collector = RuntimeCollector(__version__, self._all_pools, self._timings)
         return Metrics(config, collector, self._readiness)
+
+    def _all_pools(self) -> list[Pool]:
+        return list(self._pools.values())
 
     def _readiness(self) -> dict[str, tuple[int, int]]:
         """By pool: how many workers take calls, and how many there should be."""
@@ -263,6 +269,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             from snakepit_trio.bridge.server import bound_bridge
 
             runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir)))
+        if runtime._telemetry is not None:
+            stack.callback(runtime._telemetry.close)
         try:
             async with anyio.create_task_group() as nursery:
                 try:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.events import EventBus
+    from snakepit_trio.observe.tracing import Telemetry
     from snakepit_trio.tools.registry import ToolRegistry
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
@@ -70,6 +71,7 @@ class PoolParts:
         starting: anyio.Semaphore,
         timings: Timings | None = None,
         bindings: Callable[[str], Iterable[Binding]] = lambda _: (),
+        telemetry: Telemetry | None = None,
     ) -> None:
         self.run_id = run_id
         self.token = token
@@ -87,6 +89,7 @@ class PoolParts:
         self.timings = timings
         #: The ties of sessions to a pool's workers.
         self.bindings = bindings
+        self.telemetry = telemetry
 
 
 class _WorkerPort:
@@ -500,7 +503,7 @@ class Crew:
         server = self._servers.get(worker)
         if server is None:
             server = self._servers[worker] = HostToolServer(
-                worker, self._parts.registries, self.config.max_payload, self._parts.redact
+                worker, self._parts.registries, self.config.max_payload, self._parts.redact, self.request_prefix
             )
         if isinstance(call, HostCancel):
             server.cancel(call.id)

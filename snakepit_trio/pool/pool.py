@@ -221,6 +221,8 @@ class Pool:
             await done.wait()
         except BaseException:
             self._ledger.cancel(request, anyio.current_time())
+            if request.trace is not None:
+                request.trace.end()
             raise
         finally:
             if session is not None:
@@ -231,6 +233,9 @@ class Pool:
                 # The worker saw the end of the caller's scope a moment before the scope itself does.
                 await anyio.sleep_until(request.until)
             raise error
+        if request.trace is not None:
+            with request.trace.decode():
+                return self._decode(request.result)
         return self._decode(request.result)
 
     def stream(
@@ -696,6 +701,11 @@ class Pool:
             request.chunk = stream.put
             request.released = stream.released.set
             stream.request = request
+        telemetry = self._parts.telemetry
+        if telemetry is not None:
+            id = f"{self._crew.request_prefix}{request.id}"
+            decodes = stream is None and not batch
+            request.trace = telemetry.begin(request, pool=self.name, request_id=id, decodes=decodes)
         return request
 
     def _submit(self, request: Request) -> Request:
@@ -719,6 +729,8 @@ class Pool:
     def _check_depth(self, request: Request) -> None:
         depth = len(request.chain)
         if depth >= _DEEPEST:
+            if request.trace is not None:
+                request.trace.end()
             raise WouldDeadlock(
                 f"{request.tool!r} is called by a tool that was called by a tool, {depth} deep",
                 details={"tool": request.tool, "depth": depth, "limit": _DEEPEST},

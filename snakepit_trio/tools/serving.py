@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, ToolNotFound
+from snakepit_trio.observe.correlation import CURRENT, Correlation
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostReply
 
@@ -40,6 +42,7 @@ class HostToolServer:
         registries: Where a request's tools are looked for, the nearest first.
         limit: Largest result, in bytes.
         redact: Takes secrets out of what the tools raise.
+        prefix: What a request's number is put behind, to make its id.
     """
 
     def __init__(
@@ -48,11 +51,13 @@ class HostToolServer:
         registries: Callable[[Any], tuple[ToolRegistry, ...]],
         limit: int,
         redact: Callable[[str], str],
+        prefix: str,
     ) -> None:
         self._caller = caller
         self._registries = registries
         self._limit = limit
         self._redact = redact
+        self._prefix = prefix
         self._scopes: dict[int, anyio.CancelScope] = {}
 
     def begin(self, id: int) -> anyio.CancelScope:
@@ -106,12 +111,15 @@ class HostToolServer:
             raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
         positional, keywords = found.tool.bind(params, None)
         token = CHAIN.set((*request.chain, request))
+        current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
         try:
-            if found.tool.kind.needs_loop:
-                result = await found.tool.function(*positional, **keywords)
-            else:
-                result = await anyio.to_thread.run_sync(lambda: found.tool.function(*positional, **keywords))
+            with nullcontext() if request.trace is None else request.trace.current():
+                if found.tool.kind.needs_loop:
+                    result = await found.tool.function(*positional, **keywords)
+                else:
+                    result = await anyio.to_thread.run_sync(lambda: found.tool.function(*positional, **keywords))
         finally:
+            CURRENT.reset(current)
             CHAIN.reset(token)
         return codec.encode_result(result, limit=self._limit)
 

@@ -13,11 +13,13 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, SnakepitError
+from snakepit_trio.observe.correlation import CURRENT
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
 
 from .context import ToolContext
+from .tracing import CallSpan, begin_span
 
 if TYPE_CHECKING:
     from .toolbox import Tool
@@ -35,6 +37,7 @@ class Call:
         stream: Chunks are wanted.
         deadline: On the clock of ``time.monotonic``; None when it has none.
         cancelled: The caller is gone.
+        span: Its OpenTelemetry span; None where nobody uses that.
         wake: Set by whoever runs the call on an event loop: called, in the I/O thread, after a cancel or a credit.
     """
 
@@ -45,6 +48,7 @@ class Call:
         "_lend",
         "_lock",
         "_send",
+        "_token",
         "_unserializable",
         "cancelled",
         "context",
@@ -53,6 +57,7 @@ class Call:
         "id",
         "limit",
         "payload",
+        "span",
         "stream",
         "tool",
         "wake",
@@ -86,6 +91,7 @@ class Call:
         self.limit = limit
         self.host_calls = host_calls
         self.cancelled = False
+        self.span: CallSpan | None = None
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
         self._begin = begin
@@ -135,6 +141,22 @@ class Call:
 
     # ---- from the thread that runs the tool ----------------------------------------------------------
 
+    def enter(self) -> None:
+        """Its tool is about to run in this task or thread: what is logged and traced here belongs to it."""
+        context = self.context
+        self._token = CURRENT.set(context)
+        self.span = begin_span(
+            self.tool.name,
+            context.metadata,
+            {"snakepit.request_id": context.request_id, "snakepit.worker_id": context.worker_id},
+        )
+
+    def leave(self) -> None:
+        """It has ended, and this task or thread goes on to something else."""
+        CURRENT.reset(self._token)
+        if self.span is not None:
+            self.span.leave()
+
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """Decode and bind the arguments.
 
@@ -178,6 +200,7 @@ class Call:
         except SnakepitError as exc:
             self.fail(exc)
         else:
+            self._end_span()
             self._send(Reply(self.id, payload))
 
     def _encode(self, value: Any, what: str) -> Payload:
@@ -194,6 +217,7 @@ class Call:
         if self.cancelled:
             self.fail(RequestCancelled("cancelled"))
         else:
+            self._end_span()
             self._send(Reply(self.id))
 
     def fail(self, exc: BaseException) -> None:
@@ -202,7 +226,13 @@ class Call:
 
         # What it lies in is wanted back now, not when this object's cycle is collected.
         self.payload = NO_PAYLOAD
-        self._send(Reply(self.id, None, failures.describe_exception(exc, redact=redact)))
+        info = failures.describe_exception(exc, redact=redact)
+        self._end_span(exc, info.remote_message or info.message)
+        self._send(Reply(self.id, None, info))
+
+    def _end_span(self, error: BaseException | None = None, message: str = "") -> None:
+        if self.span is not None:
+            self.span.end(error, message)
 
     def emit(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """Send an event, without secrets."""

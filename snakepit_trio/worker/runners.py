@@ -70,6 +70,7 @@ def run_sync(call: Call) -> None:
     """Run a sync tool, or advance a sync generator, in this thread. Never raises what the tool does."""
     if not call.claim():
         return  # It was taken back before it began.
+    call.enter()
     try:
         positional, keywords = call.arguments()
         if call.tool.kind is Kind.GENERATOR:
@@ -78,6 +79,8 @@ def run_sync(call: Call) -> None:
             call.finish(call.tool.function(*positional, **keywords))
     except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
         call.fail(exc)
+    finally:
+        call.leave()
 
 
 def _run_generator(call: Call, generator: Any) -> None:
@@ -285,10 +288,17 @@ class LoopRunner:
             answer(value, None)
 
     async def _run(self, call: Call) -> None:
-        import anyio
-
         if not call.claim():
             return
+        call.enter()
+        try:
+            await self._run_entered(call)
+        finally:
+            call.leave()
+
+    async def _run_entered(self, call: Call) -> None:
+        import anyio
+
         scope = anyio.CancelScope()
         if call.deadline is not None:
             scope.deadline = anyio.current_time() + max(0.0, call.deadline - time.monotonic())

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from snakepit_trio.errors import SnakepitError, qualified_name
 from snakepit_trio.launch.marks import Marks
 from snakepit_trio.launch.messages import Boot, Report
+from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
 
@@ -55,6 +56,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     for name in ("grpclib.server", "grpclib.protocol"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    in_worker()
     try:
         module, target = load_adapter(boot.adapter)
         tools = find_tools(target)
