@@ -175,8 +175,10 @@ async def main(options: argparse.Namespace) -> dict[str, Any]:
             f"{name:22} {figures['cpu_us']:6.1f} us CPU  {figures['switches']:5.2f} switches  "
             f"{figures['per_second']:8.0f}/s  {latency}"
         )
-    print(f"of one worker, each; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-          f"Python {platform.python_version()}")
+    print(
+        f"of one worker, each; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
+        f"Python {platform.python_version()}"
+    )
     return results
 
 

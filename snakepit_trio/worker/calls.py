@@ -50,6 +50,7 @@ class Call:
         "_send",
         "_token",
         "_unserializable",
+        "_wait",
         "cancelled",
         "context",
         "deadline",
@@ -70,6 +71,7 @@ class Call:
         payload: Payload,
         *,
         send: Callable[[Frame], None],
+        wait: Callable[[Callable[[], bool], float | None], bool],
         host_calls: HostCalls,
         stream: bool,
         credits: int,
@@ -102,6 +104,7 @@ class Call:
         self._credits = credits
         self._lock = threading.Condition()
         self._send = send
+        self._wait = wait
         self.context = ToolContext(
             self,
             request_id=request_id,
@@ -183,6 +186,8 @@ class Call:
 
     def wait_credit(self) -> bool:
         """Block the thread until a chunk may be made. Returns False when the caller is gone."""
+        if not self._credits and not self.cancelled:
+            self._wait(lambda: bool(self._credits) or self.cancelled, None)
         with self._lock:
             while not self._credits and not self.cancelled:
                 self._lock.wait()
@@ -278,10 +283,17 @@ class HostCalls:
 
     Args:
         portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
+        wait: Waits for a condition, and does the I/O meanwhile, in the thread whose business both are; see
+            ``WorkerService``. False in another thread, at once.
     """
 
-    def __init__(self, portal: Callable[[], Callable[[Callable[[], object]], object]]) -> None:
+    def __init__(
+        self,
+        portal: Callable[[], Callable[[Callable[[], object]], object]],
+        wait: Callable[[Callable[[], bool], float | None], bool],
+    ) -> None:
         self._portal = portal
+        self._wait = wait
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}
 
@@ -317,7 +329,9 @@ class HostCalls:
         answered = threading.Event()
         id, pending = self._begin(call, name, params, timeout, answered.set)
         try:
-            answered.wait(self._time_left(call, timeout))
+            left = self._time_left(call, timeout)
+            if not self._wait(answered.is_set, None if left is None else time.monotonic() + left):
+                answered.wait(left)
         finally:
             self._end(id, call)
         return self._answer(call, pending, name)

@@ -126,11 +126,12 @@ class _Threads:
 
 
 class SyncRunner:
-    """Runs an adapter that has nothing async."""
+    """Runs an adapter that has nothing async, several calls at once."""
+
+    in_order = False
 
     def __init__(self, threads: int) -> None:
         self._threads = _Threads(threads)
-        self._in_main = self.in_order = threads == 1
         self.submit = self._threads.put
         self.stop = self._threads.stop
 
@@ -138,11 +139,8 @@ class SyncRunner:
         before()
         try:
             ready()
-            if self._in_main:
-                self._threads.work()
-            else:
-                self._threads.start()
-                self._threads.join()
+            self._threads.start()
+            self._threads.join()
         finally:
             after()
 
@@ -164,8 +162,9 @@ class LoopRunner:
         threads: How many sync tools run at once.
     """
 
+    in_order = False
+
     def __init__(self, backend: str, threads: int) -> None:
-        self.in_order = False
         self._backend = backend
         self._threads = _Threads(threads)
         self._run_soon: Callable[[Callable[[], object]], object] | None = None

@@ -1,8 +1,8 @@
 """A worker process from its boot message to its exit code.
 
-Two threads: the I/O thread runs an asyncio loop with the gRPC server and never any user code, so that heartbeats are
-answered whatever a tool does; the main thread runs user code by way of a runner. The main thread starts the I/O thread
-and joins it.
+Two threads: one runs an asyncio loop with the gRPC server and never any user code, so that heartbeats are answered
+whatever a tool does; the main thread runs user code by way of a runner. Where the main thread runs one sync tool at a time
+it also does the I/O between them, and the I/O thread only relieves it (:mod:`.shared_loop`).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from snakepit_trio.wire import failures
 
 from .adapter import load_adapter
 from .backend import choose_backend
+from .lead import LeadRunner
 from .runners import LoopRunner, Runner, SyncRunner
 from .service import PipeServer, WorkerService
 from .toolbox import find_tools, toolbox_is_async
@@ -65,8 +66,8 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         return 1, False
     backend = choose_backend(boot.worker_backend, module, boot.host_backend)
     is_async = toolbox_is_async(target, tools)
-    runner: Runner = LoopRunner(backend, boot.threads) if is_async else SyncRunner(boot.threads)
-    io = _IoThread(boot, tools, runner, backend, target, marks)
+    runner = _runner(is_async, backend, boot.threads)
+    io = _Io(boot, tools, runner, backend, target, marks)
     signal.signal(signal.SIGTERM, lambda *_: io.request_stop())
     setting_up = True
 
@@ -88,6 +89,12 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     return 0, io.host_lost
 
 
+def _runner(is_async: bool, backend: str, threads: int) -> Runner:
+    if is_async:
+        return LoopRunner(backend, threads)
+    return LeadRunner() if threads == 1 else SyncRunner(threads)
+
+
 def _nothing() -> None:
     """The setup and teardown of an adapter that has none."""
 
@@ -105,8 +112,8 @@ def _failed(exc: BaseException) -> Report:
     )
 
 
-class _IoThread:
-    """The thread of the gRPC server."""
+class _Io:
+    """The gRPC server, and the loop that it runs on: a thread's own, or the one that the runner shares."""
 
     def __init__(self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any, marks: Marks) -> None:
         self._boot = boot
@@ -115,6 +122,7 @@ class _IoThread:
         self._runner = runner
         self._backend = backend
         self._health = getattr(target, "health", None)
+        self._shared = runner.shared if isinstance(runner, LeadRunner) else None
         self._thread = threading.Thread(target=self._run, name="snakepit-io")
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -133,6 +141,9 @@ class _IoThread:
         Raises:
             OSError: It can't listen.
         """
+        if self._shared is not None:
+            self._shared.start(self._main(), self._started.is_set)
+            return self._address
         self._thread.start()
         self._started.wait()
         if self._failure is not None:
@@ -149,6 +160,11 @@ class _IoThread:
 
     def join(self) -> None:
         """Let it write what is left, and wait until it has ended."""
+        if self._shared is not None:
+            if self._loop is not None:
+                self._done.set()
+            self._shared.close()
+            return
         if self._thread.ident is None:
             return
         if self._loop is not None:
@@ -180,7 +196,10 @@ class _IoThread:
             on_stop=self._on_stop,
             on_drained=self._runner.stop,
             marks=self._marks,
+            shared=self._shared,
         )
+        if isinstance(self._runner, LeadRunner):
+            self._runner.flush = service.flush
         server = PipeServer([service])
         directory = self._boot.socket_dir
         if directory is not None:

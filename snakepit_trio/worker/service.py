@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from snakepit_trio.launch.messages import Boot
 
     from .runners import Runner
+    from .shared_loop import SharedLoop
     from .toolbox import Tool
 
 __all__ = ["PipeServer", "WorkerService", "warm_up"]
@@ -48,6 +50,8 @@ _LARGEST_FAMILY = 200
 _FRAME_OVERHEAD = 64 * 1024
 #: While the host reads so slowly that more bytes than this wait for it, events are dropped.
 _EVENTS_UNSENT = 1024 * 1024
+#: So many chunks leave together, or what there is after this many seconds.
+_CHUNKS_TOGETHER, _CHUNKS_WAIT = 32, 0.0005
 
 
 class PipeServer(grpclib.server.Server):
@@ -84,6 +88,7 @@ class WorkerService:
         on_stop: Called once, when the host has asked for the end or is gone.
         on_drained: Called once, when after that no call is left.
         marks: Where the calls of the exchange that begin are written down.
+        shared: The loop, when the thread that runs the tools drives it as well.
 
     Attributes:
         host_lost: The exchange has ended without a word from the host.
@@ -100,6 +105,7 @@ class WorkerService:
         on_stop: Callable[[], None],
         on_drained: Callable[[], None],
         marks: Marks,
+        shared: SharedLoop | None,
     ) -> None:
         self._boot = boot
         self._tools = tools
@@ -118,9 +124,12 @@ class WorkerService:
         self._line: deque[Call] | None = deque() if boot.threads == 1 and not runner.in_order else None
         self._running: Call | None = None
         self._plain_ids = itertools.count(1 << 62)
-        self._host_calls = HostCalls(runner.portal)
+        self._shared = shared
+        self._host_calls = HostCalls(runner.portal, self._wait)
         self._outbox: deque[frames.Frame] = deque()
         self._waking = False
+        self._flushing = False
+        self._flushed_at = 0.0
         self._stopping = False
         self._marks = marks
         shm = f"sp-{boot.run_id}-{boot.worker_id}-"
@@ -182,7 +191,7 @@ class WorkerService:
             on_message=self._on_message,
             on_close=lambda reason: closed.set(),
             max_message=self._boot.max_payload + _FRAME_OVERHEAD,
-            call_soon=self._loop.call_soon,
+            call_soon=self._call_soon,
         )
         await stream.send_initial_metadata()
         self._pipe.start()
@@ -217,6 +226,7 @@ class WorkerService:
             call = self._make_call(
                 frame,
                 send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
+                wait=self._wait,
                 timeout=None if deadline is None else deadline.time_remaining(),
                 request_id=request.request_id,
                 begin=lambda call_id: None,
@@ -273,6 +283,7 @@ class WorkerService:
             call = self._make_call(
                 frame,
                 send=self._send,
+                wait=self._wait,
                 timeout=frame.timeout_us / 1e6 if frame.timeout_us else None,
                 request_id=f"{self._prefix}{frame.id}",
                 begin=self._marks.begin,
@@ -320,6 +331,7 @@ class WorkerService:
         frame: frames.Call,
         *,
         send: Callable[[frames.Frame], Any],
+        wait: Callable[[Callable[[], bool], float | None], bool],
         timeout: float | None,
         request_id: str,
         begin: Callable[[int], None],
@@ -343,6 +355,7 @@ class WorkerService:
             tool,
             frame.payload,
             send=send,
+            wait=wait,
             host_calls=self._host_calls,
             stream=frame.stream,
             credits=frame.credits,
@@ -369,10 +382,33 @@ class WorkerService:
         if not self._waking:
             self._waking = True
             try:
-                self._loop.call_soon_threadsafe(self._drain)
+                if self._shared is None:
+                    self._loop.call_soon_threadsafe(self._drain)
+                else:
+                    self._shared.poke(self._drain)
             except RuntimeError:
                 # The loop is closed: the host is gone, and with it whoever wanted this.
                 self._outbox.clear()
+        if (
+            isinstance(frame, frames.Chunk)
+            and self._shared is not None
+            and (len(self._outbox) >= _CHUNKS_TOGETHER or time.monotonic() - self._flushed_at > _CHUNKS_WAIT)
+            and self._shared.is_owner()
+        ):
+            # The first at once, those that follow each other quickly together.
+            self._shared.turn()
+
+    def _wait(self, condition: Callable[[], bool], until: float | None) -> bool:
+        """In a tool: drive the loop until the condition holds or the time has come, if this thread may. Whether it may."""
+        if self._shared is None or not self._shared.is_owner():
+            return False
+        self._shared.wait(condition, until)
+        return True
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        # What is sent in the course of a flush leaves with it.
+        if not self._flushing:
+            self._loop.call_soon(callback)
 
     def _drain(self) -> None:
         # Cleared first: a frame that is appended from now on either is seen below or wakes this thread again.
@@ -434,10 +470,16 @@ class WorkerService:
             on_drained()
 
     def flush(self) -> None:
-        """Write what the other threads have left."""
-        self._drain()
-        if self._pipe is not None:
-            self._pipe.flush()
+        """Write what the tools have left to be sent."""
+        if self._outbox:
+            self._flushing = True
+            try:
+                self._drain()
+                if self._pipe is not None:
+                    self._pipe.flush()
+            finally:
+                self._flushing = False
+                self._flushed_at = time.monotonic()
 
 
 def warm_up() -> None:

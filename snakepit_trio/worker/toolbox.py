@@ -7,6 +7,7 @@ import datetime as dt
 import decimal
 import inspect
 import json
+import math
 import typing
 import uuid
 from collections.abc import Callable
@@ -59,6 +60,7 @@ class Tool:
         options: What ``@tool`` was given.
         kind: How it gives its result.
         parameters_schema, result_schema: JSON Schema 2020-12, as JSON text.
+        took: How long its last run took, in seconds; infinite before that, and where it is not watched.
     """
 
     def __init__(self, function: Callable[..., Any], options: ToolOptions) -> None:
@@ -67,6 +69,7 @@ class Tool:
         self.name = options.name
         signature = inspect.signature(function)
         hints = _hints(function)
+        self.took = math.inf
         self._context: str | None = None
         self._positional: list[str] = []
         self._keyword: list[str] = []

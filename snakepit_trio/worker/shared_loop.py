@@ -1,0 +1,210 @@
+"""An event loop for I/O that the main thread drives itself, with a second thread to relieve it.
+
+A sync tool that takes microseconds would pay many times its own cost for two hops between a thread that does I/O and one
+that runs tools. So the main thread does both in turn: it drives the loop (:meth:`SharedLoop.step`) until calls have
+arrived, runs them, writes the replies, and drives the loop again. Between :meth:`SharedLoop.leave` and
+:meth:`SharedLoop.come_back` it runs user code; when that takes longer than :data:`PATIENCE`, the relief thread drives the
+loop until the main thread is back, so that heartbeats, cancels and credits are seen to whatever a tool does.
+
+The right to drive the loop is a lock, the baton. A tool never runs inside an iteration of the loop, so iterations never
+nest, and which thread runs the next one is of no consequence to the loop. The relief thread costs nothing while no tool
+runs, and a look every :data:`PATIENCE` while short ones follow each other.
+
+Where two threads look at each other's flags below, each first says what it does and then looks what the other does, so
+that at least one of them notices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from asyncio import _set_running_loop
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+__all__ = ["PATIENCE", "SharedLoop"]
+
+#: How long user code may run before the loop is driven beside it, in seconds.
+PATIENCE = 0.005
+
+
+class _Loop(asyncio.SelectorEventLoop):
+    """asyncio's own loop, driven one iteration at a time."""
+
+    def step(self) -> None:
+        """Run what is ready, or wait until something is."""
+        self._run_once()  # type: ignore[attr-defined]
+
+
+class SharedLoop:
+    """The loop, as its owner sees it: the thread that makes it, and drives it but for its excursions.
+
+    Args:
+        on_turn: Called by each thread that takes the loop over, before it drives it.
+
+    Attributes:
+        loop: The event loop.
+    """
+
+    def __init__(self, on_turn: Callable[[], None]) -> None:
+        self._runner = asyncio.Runner(loop_factory=_Loop)
+        loop = self._runner.get_loop()
+        assert isinstance(loop, _Loop)
+        self.loop = loop
+        self._on_turn = on_turn
+        self._owner = threading.get_ident()
+        self._baton = threading.Lock()
+        self._baton.acquire()
+        self._wanted = False
+        self._away = False
+        self._excursion = 0
+        self._parked = False
+        self._relieving = False
+        self._ended = False
+        #: True asks the relief thread to take over at once, False to look.
+        self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._relief = threading.Thread(target=self._relieve, name="snakepit-io")
+        self._task: asyncio.Task[None] | None = None
+
+    # ---- the owner ---------------------------------------------------------------------------------
+
+    def start(self, main: Coroutine[Any, Any, None], until: Callable[[], bool]) -> None:
+        """Begin this coroutine and drive the loop until the condition holds.
+
+        Raises:
+            BaseException: What the coroutine raised before that.
+        """
+        self._relief.start()
+        _set_running_loop(self.loop)
+        self._task = self.loop.create_task(main)
+        while not until():
+            self.loop.step()
+            if self._task.done():
+                self._task.result()
+
+    def step(self) -> None:
+        """One iteration of the loop: wait until something is ready, and run it."""
+        self.loop.step()
+
+    def look(self) -> None:
+        """One iteration of the loop that does not wait."""
+        self.loop.call_soon(_nothing)
+        self.loop.step()
+
+    def leave(self) -> None:
+        """User code comes next in this thread."""
+        _set_running_loop(None)
+        self._excursion += 1
+        self._away = True
+        self._baton.release()
+        if self._parked:
+            self._parked = False
+            self._signals.put(False)
+
+    def come_back(self) -> None:
+        """User code has ended, or waits for something that the loop brings: this thread drives the loop again."""
+        self._away = False
+        if not self._baton.acquire(blocking=False):
+            self._wanted = True
+            self.loop.call_soon_threadsafe(_nothing)
+            self._baton.acquire()
+            self._wanted = False
+        _set_running_loop(self.loop)
+
+    def wait(self, condition: Callable[[], bool], until: float | None) -> None:
+        """In user code: drive the loop until the condition holds, or ``time.monotonic()`` has reached ``until``."""
+        self.come_back()
+        self._on_turn()
+        timer = None if until is None else self.loop.call_at(until, _nothing)
+        try:
+            while not condition() and (until is None or self.loop.time() < until):
+                self.loop.step()
+        finally:
+            if timer is not None:
+                timer.cancel()
+            self.leave()
+
+    def close(self) -> None:
+        """Drive the loop until its coroutine has ended; join the relief thread, close the loop."""
+        if self._relief.ident is not None:
+            assert self._task is not None
+            try:
+                while not self._task.done():
+                    self.loop.step()
+            finally:
+                self._ended = True
+                self._signals.put(False)
+                self._relief.join()
+        _set_running_loop(None)
+        self._runner.close()
+        if self._task is not None:
+            self._task.result()
+
+    def turn(self) -> None:
+        """In user code: one iteration of the loop that does not wait, unless the relief thread drives it now."""
+        if self._baton.acquire(blocking=False):
+            _set_running_loop(self.loop)
+            try:
+                self._on_turn()
+                self.look()
+            finally:
+                _set_running_loop(None)
+                self._baton.release()
+
+    # ---- any thread --------------------------------------------------------------------------------
+
+    def is_owner(self) -> bool:
+        """Whether this is the thread that drives the loop when no user code runs."""
+        return threading.get_ident() == self._owner
+
+    def poke(self, callback: Callable[[], None]) -> None:
+        """Have the loop run this callback soon, or ``on_turn`` in its place. From any thread.
+
+        What the owner's own user code has to say waits until it is back, or is relieved: ``on_turn`` is called then.
+        """
+        if not self.is_owner():
+            self.loop.call_soon_threadsafe(callback)
+            if self._away and not self._relieving:
+                self._signals.put(True)
+        elif not self._away:
+            self.loop.call_soon(callback)
+        elif self._relieving:
+            self.loop.call_soon_threadsafe(callback)
+
+    # ---- the relief thread -------------------------------------------------------------------------
+
+    def _relieve(self) -> None:
+        while not self._ended:
+            excursion = self._excursion
+            try:
+                urgent = self._signals.get(timeout=PATIENCE)
+            except queue.Empty:
+                # Nothing has begun since then: either the same excursion still goes on, or nothing is going on.
+                urgent = excursion == self._excursion
+            if not urgent:
+                continue
+            if self._away:
+                if self._baton.acquire(blocking=False):
+                    self._drive()
+                continue
+            self._parked = True
+            if not self._away:
+                self._signals.get()
+            self._parked = False
+
+    def _drive(self) -> None:
+        _set_running_loop(self.loop)
+        self._relieving = True
+        try:
+            self._on_turn()
+            while not self._wanted:
+                self.loop.step()
+        finally:
+            self._relieving = False
+            _set_running_loop(None)
+            self._baton.release()
+
+
+def _nothing() -> None:
+    """Something to run for a loop that should not wait."""
