@@ -23,10 +23,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
-from h2.connection import H2Connection
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from h2.settings import SettingCodes
+
+from .lean_h2 import LeanH2Connection
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport, Transport
@@ -97,7 +98,7 @@ class PipeProtocol(H2Protocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        h2 = H2Connection(config=self.h2_config)
+        h2 = LeanH2Connection(config=self.h2_config)
         h2.initiate_connection()
         h2.increment_flow_control_window(
             self.config.http2_connection_window_size - h2.local_settings.initial_window_size
@@ -112,6 +113,9 @@ class PipeProtocol(H2Protocol):
 
     def data_received(self, data: bytes) -> None:
         try:
+            data = self._take_data(data)
+            if not data:
+                return
             super().data_received(data)
             # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
             waiting = self.connection._connection.incoming_buffer._data
@@ -121,6 +125,17 @@ class PipeProtocol(H2Protocol):
             # The engine has no answer to some legal but unusual frames, and asserts on some illegal ones.
             _log.debug("the peer broke the protocol", exc_info=True)
             self.processor.close(f"protocol error: {type(exc).__name__}")
+
+    def _take_data(self, data: bytes) -> bytes:
+        h2 = self.connection._connection
+        rest = h2.take_data(data, self._taker)  # type: ignore[attr-defined]
+        if rest is not data:
+            self.connection.flush()
+        return cast("bytes", rest)
+
+    def _taker(self, stream_id: int) -> Callable[[bytes, int], None] | None:
+        stream = self.processor.streams.get(stream_id)
+        return stream.buffer.add if stream is not None and isinstance(stream.buffer, FramePipe) else None
 
 
 class _Wake:
