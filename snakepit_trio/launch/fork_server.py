@@ -13,6 +13,7 @@ first byte of a message.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -28,6 +29,7 @@ import attrs
 
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.observe.redaction import redact
+from snakepit_trio.worker.lifeline import arm
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
 from .environment import import_path, interpreter_environment
@@ -123,6 +125,8 @@ class _Template:
                     cwd=spec.cwd,
                     start_new_session=True,
                 )
+                with contextlib.suppress(OSError):  # It has ended already.
+                    arm(lifeline_read, popen.pid)
             except BaseException:
                 os.close(lifeline_write)
                 os.close(output)
@@ -359,7 +363,7 @@ class ForkServerLauncher(LocalLauncher):
         except BaseException:
             descriptors.close_all()
             raise
-        descriptors.close(*descriptors.for_worker)
+        descriptors.started()
         if "error" in answer or len(fds) != 1:
             descriptors.close_all()
             for fd in fds:

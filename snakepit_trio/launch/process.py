@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,6 +15,7 @@ import anyio
 import msgspec
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.worker.lifeline import arm
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .environment import import_path
@@ -80,6 +82,17 @@ class Descriptors:
         """The worker's ends: lifeline, report, marks, stdout, stderr."""
         return self.lifeline_read, self.report_write, self.marks_file, self.stdout_write, self.stderr_write
 
+    def started(self) -> None:
+        """The worker has its ends: close ours of them, but for the lifeline's, which is yet to be armed."""
+        self.close(*self.for_worker[1:])
+
+    def arm_lifeline(self, group: int) -> None:
+        """Nothing more will be written to it: its hang-up ends the group from now on."""
+        if self.lifeline_read in self._open:
+            with contextlib.suppress(OSError):  # The process has ended already.
+                arm(self.lifeline_read, group)
+            self.close(self.lifeline_read)
+
     def close(self, *fds: int) -> None:
         """Close these, those that are open."""
         for fd in fds:
@@ -122,7 +135,7 @@ class LocalProcess:
     Args:
         pid: Its process id, which is also its process group's.
         pidfd: A descriptor of the process; owned from here on.
-        descriptors: Its pipes, the worker's ends closed already; owned from here on.
+        descriptors: Its pipes, the worker's ends closed already but for the lifeline's; owned from here on.
         boot: What it is to read from its lifeline.
         reaper: Its parent.
         on_end: Called once, when it has ended and is reaped.
@@ -166,16 +179,19 @@ class LocalProcess:
         return self._status is not None
 
     async def send_boot(self) -> None:
-        """Write the boot message; a worker that is slow to read it does not block the event loop."""
+        """Write the boot message, then arm the lifeline. A worker that is slow to read it does not block the event loop."""
         while self._boot:
             try:
                 sent = os.write(self._descriptors.lifeline_write, self._boot)
             except BlockingIOError:
+                # Longer than a pipe: the worker reads meanwhile, and arms it itself. If it dies, our end must not be the last.
+                self._descriptors.close(self._descriptors.lifeline_read)
                 await anyio.wait_writable(self._descriptors.lifeline_write)
             except BrokenPipeError:
-                return  # It has ended already; wait() tells how.
+                break  # It has ended already; wait() tells how.
             else:
                 self._boot = self._boot[sent:]
+        self._descriptors.arm_lifeline(self.pid)
 
     async def report(self) -> Report:
         fd = self._descriptors.report_read

@@ -69,5 +69,5 @@ class SpawnLauncher(LocalLauncher):
         except BaseException:
             descriptors.close_all()
             raise
-        descriptors.close(*descriptors.for_worker)
+        descriptors.started()
         hold(popen.pid, os.pidfd_open(popen.pid), descriptors, _PopenReaper(popen))

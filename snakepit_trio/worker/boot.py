@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 
@@ -10,7 +11,7 @@ import msgspec
 from snakepit_trio.launch.marks import Marks
 from snakepit_trio.launch.messages import Boot, Report
 
-from .lifeline import Lifeline
+from .lifeline import Lifeline, end_children
 
 __all__ = ["read_boot", "run_worker"]
 
@@ -45,6 +46,8 @@ def read_boot(fd: int) -> Boot:
 
 def run_worker(lifeline_fd: int, report_fd: int, marks_fd: int) -> int:
     """Be a worker until there is nothing left to do. Returns the exit code."""
+    # The first to be registered is the last to run: user code may end its children in its own way before.
+    atexit.register(end_children)
     os.set_inheritable(report_fd, False)
     marks = Marks(marks_fd)
     os.close(marks_fd)

@@ -3,11 +3,14 @@
 The host holds the write end of a pipe and nobody else does, so the pipe hangs up when the host is gone, however it went.
 On Linux the kernel is asked to send SIGKILL to the worker's whole process group at that moment (``O_ASYNC`` with
 ``F_SETSIG`` and ``F_SETOWN``, see fcntl(2)): no thread has to run for it, so it also reaches C code that holds the GIL, and
-the worker's children. Elsewhere a thread waits for the hang-up; :meth:`Lifeline.close` ends and joins it.
+the worker's children. The host asks for it first, as soon as it has said all that it has to say (:func:`arm`), so that an
+interpreter that is still starting is not left either; the worker asks again, and looks, for the host may have gone in
+between. Elsewhere a thread waits for the hang-up; :meth:`Lifeline.close` ends and joins it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -15,7 +18,38 @@ import signal
 import sys
 import threading
 
-__all__ = ["Lifeline"]
+__all__ = ["Lifeline", "arm", "end_children"]
+
+
+def arm(fd: int, group: int) -> None:
+    """Have the kernel kill a process group when the pipe's write end is closed for good. Does nothing elsewhere than on Linux.
+
+    What is set belongs to the pipe's end and not to this descriptor of it: it may be set by one process for another, and
+    stays as long as anybody has that end open. Whatever is written to the pipe afterwards kills, too.
+    """
+    if sys.platform == "linux":
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(fd, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def end_children() -> None:
+    """Kill what this process has started and not ended, as its last act.
+
+    Its host kills the group of a worker that has ended; a host that is itself killed in between would leave them for ever,
+    for the lifeline ends with the worker. Does nothing where the system does not tell a process's children.
+    """
+    group, me = os.getpgrp(), os.getpid()
+    family = [me]
+    for pid in family:
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    family += map(int, file.read().split())
+    for pid in family[1:]:
+        with contextlib.suppress(OSError):
+            if os.getpgid(pid) == group:
+                os.kill(pid, signal.SIGKILL)
 
 
 def _hung_up(fd: int, timeout: float | None) -> bool:
@@ -44,9 +78,7 @@ class Lifeline:
         self._wake_read = self._wake_write = -1
         os.set_inheritable(fd, False)
         if sys.platform == "linux":
-            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-            fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
-            fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+            arm(fd, os.getpgrp())
         else:
             self._wake_read, self._wake_write = os.pipe()
             self._thread = threading.Thread(target=self._watch, name="snakepit-lifeline")

@@ -28,6 +28,7 @@ from snakepit_trio.wire import failures
 from .adapter import load_adapter
 from .backend import choose_backend
 from .lead import LeadRunner
+from .lifeline import end_children
 from .runners import LoopRunner, Runner, SyncRunner
 from .service import PipeServer, WorkerService
 from .toolbox import find_tools, toolbox_is_async
@@ -156,6 +157,7 @@ class _Io:
         if loop is not None and service is not None:
             loop.call_soon_threadsafe(service.stop, 1.0)
         else:
+            end_children()
             os._exit(0)
 
     def join(self) -> None:
@@ -235,6 +237,7 @@ class _Io:
     @staticmethod
     def _give_up(service: WorkerService) -> None:
         if service.abandoned:
+            end_children()
             os._exit(EXIT_STUCK)
 
     async def _check_health(self) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import psutil
 
-__all__ = ["boot_id", "kill_tree", "start_time", "with_arguments"]
+__all__ = ["boot_id", "kill_tree", "of_run", "start_time"]
 
 #: How long a killed process may take to be gone, in seconds; one that stays longer hangs in the kernel.
 _GONE = 2.0
@@ -44,14 +44,23 @@ def start_time(pid: int) -> int | None:
         return None
 
 
-def with_arguments(*arguments: str) -> Iterator[int]:
-    """The ids of this user's processes whose command lines hold these arguments, one after another."""
-    wanted = "\0".join(["", *arguments, ""])
+def of_run(run_id: str) -> Iterator[int]:
+    """The ids of this user's processes that say that they belong to a run: on the command line, as a worker or a template
+    does, or in the environment, as the processes do that a worker has started."""
+    argument = f"\0--run\0{run_id}\0"
+    # Whoever asks may have been started by that run itself.
+    me = psutil.Process()
+    own = {me.pid, *(parent.pid for parent in me.parents())}
     for process in psutil.process_iter():
         try:
-            if process.uids().real == os.getuid() and wanted in "\0".join(["", *process.cmdline(), ""]):
+            if process.pid in own or process.uids().real != os.getuid():
+                continue
+            if (
+                argument in "\0".join(["", *process.cmdline(), ""])
+                or process.environ().get("SNAKEPIT_RUN_ID") == run_id
+            ):
                 yield process.pid
-        except psutil.Error:
+        except (psutil.Error, OSError):
             continue
 
 

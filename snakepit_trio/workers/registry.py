@@ -4,8 +4,8 @@ The state directory (0700) holds a SQLite file (0600) with the runs, each with i
 each with its process id, its start time and the system's boot id, written down before it is started and struck out when it
 is reaped. A live run holds a lock on a file of its own, which the system gives back when the run's process ends, however
 it ends: what belongs to a run whose lock is free is swept by whoever comes next. Swept are processes that are the ones
-that were written down, or carry the run's id on their command line; never a stranger with a used-again process id, never a
-live run's.
+that were written down, or carry the run's id on their command line or in their environment; never a stranger with a
+used-again process id, never a live run's.
 
 This is the second line: workers end with their host by themselves, see ``snakepit_trio.worker.lifeline``.
 """
@@ -29,7 +29,7 @@ import attrs
 
 from snakepit_trio.wire import shared
 
-from .identity import boot_id, kill_tree, start_time, with_arguments
+from .identity import boot_id, kill_tree, of_run, start_time
 from .runs import control_path, describe_run
 
 __all__ = ["Registry", "Run", "Swept", "open_run", "state_directory"]
@@ -96,13 +96,19 @@ class Registry:
         except sqlite3.DatabaseError as exc:
             if isinstance(exc, sqlite3.OperationalError):
                 raise
-            # It is no database, or was cut short. What it knew is lost; the lifelines were there first.
-            _log.warning("%s can't be read and is begun anew: %s", path, exc)
-            for name in (path, f"{path}-wal", f"{path}-shm"):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._put_aside(path, exc)
             self._db = self._connect(path)
+
+    @staticmethod
+    def _put_aside(path: Path, exc: Exception) -> None:
+        """It is no database, or was cut short. What it knew is lost to us; the lifelines were there first."""
+        aside = path.with_name(f"{path.name}.spoilt-{time.time_ns()}")
+        _log.warning("%s can't be read (%s): it is kept as %s, and begun anew", path, exc, aside.name)
+        os.replace(path, aside)
+        for name in (f"{path}-wal", f"{path}-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
     @staticmethod
     def _connect(path: Path) -> sqlite3.Connection:
@@ -110,6 +116,9 @@ class Registry:
         try:
             # A power cut needs no clean-up of processes, so nothing has to reach the disk at once.
             db.executescript(f"PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF; {_SCHEMA}")
+            [(verdict,)] = db.execute("PRAGMA quick_check(1)").fetchall()
+            if verdict != "ok":
+                raise sqlite3.DatabaseError(verdict)
         except BaseException:
             db.close()
             raise
@@ -195,8 +204,9 @@ class Registry:
         rows = self._db.execute("SELECT pid, start_time, boot_id FROM processes WHERE run_id = ?", (run_id,)).fetchall()
         now = boot_id()
         alive = {pid: started for pid, started, boot in rows if pid and boot == now and start_time(pid) == started}
-        # Those that were being started when the host was killed are in the books without an id.
-        for pid in with_arguments("--run", run_id):
+        # Those that were being started when the host was killed are in the books without an id, and what workers have
+        # started is not in them at all.
+        for pid in of_run(run_id):
             started = start_time(pid)
             if started is not None:
                 alive[pid] = started

@@ -101,6 +101,46 @@ async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> No
                 await process.aclose()
 
 
+async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: Launcher, tmp_path: Path) -> None:
+    """Its host may be killed before it has seen the end, and then there is nobody left to do it."""
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.has_children"))
+            try:
+                await process.report()
+                (child,) = psutil.Process(process.pid).children()
+                os.kill(process.pid, signal.SIGTERM)
+                while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+                    await anyio.sleep(0.005)
+                assert not process.ended
+                assert await process.wait() == ExitStatus(code=0)
+            finally:
+                await process.aclose()
+
+
+async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: Launcher, tmp_path: Path) -> None:
+    """What the kernel does needs nothing of the worker: a stopped one is gone, too."""
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.hanging_setup"))
+            try:
+                os.kill(process.pid, signal.SIGSTOP)
+                process._descriptors.close(process._descriptors.lifeline_write)  # type: ignore[attr-defined]
+                assert await process.wait() == ExitStatus(signal=signal.SIGKILL)
+            finally:
+                await process.aclose()
+
+
+async def test_a_boot_message_longer_than_a_pipe(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with launcher:
+            process = await launcher.start(spec(tmp_path, own_env={"LONG": "x" * 300_000}))
+            try:
+                assert (await process.report()).address
+            finally:
+                await process.aclose()
+
+
 async def test_a_start_that_is_cancelled_leaves_nothing(launcher: Launcher, tmp_path: Path) -> None:
     async with launcher:
         process = await launcher.start(spec(tmp_path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
@@ -23,8 +24,10 @@ class Sleepers:
     def __init__(self) -> None:
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen([*SLEEPER, *arguments], stdout=subprocess.PIPE, start_new_session=True)
+    def start(self, *arguments: str, **variables: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(
+            [*SLEEPER, *arguments], stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, **variables}
+        )
         self._started.append(process)
         assert process.stdout is not None
         process.stdout.readline()
@@ -117,6 +120,15 @@ def test_a_reused_process_id_is_a_stranger(tmp_path: Path, registry: Registry, s
     assert process.poll() is None
 
 
+def test_what_a_dead_runs_workers_have_started_goes_too(registry: Registry, tmp_path: Path, sleepers: Sleepers) -> None:
+    """Nobody has written it down, and its worker is gone."""
+    mine, anothers = sleepers.start(SNAKEPIT_RUN_ID="dead"), sleepers.start(SNAKEPIT_RUN_ID="deader")
+    die(registry, tmp_path / "none")
+    assert [run.pids for run in registry.sweep()] == [(mine.pid,)]
+    assert mine.wait(5) == -9
+    assert anothers.poll() is None
+
+
 def test_a_directory_that_no_run_has_made_is_left(tmp_path: Path, registry: Registry) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
@@ -139,11 +151,21 @@ def test_a_spoilt_file_is_begun_anew(tmp_path: Path, caplog: pytest.LogCaptureFi
     state = tmp_path / "state"
     with open_run(str(state)):
         pass
-    (state / "registry.sqlite3").write_bytes(b"no database at all" * 1000)
-    with open_run(str(state)) as run:
-        run.reserve("w1", "worker", "p")
-        run.ended("w1")
-    assert "begun anew" in caplog.text
+    path = state / "registry.sqlite3"
+    sound = path.read_bytes()
+    # No database; one whose second page makes no sense, which opening does not notice; one that was cut short.
+    for number, spoilt in enumerate(
+        [b"no database at all" * 1000, sound[:4096] + b"\xee" * 4096 + sound[8192:], sound[:5000]]
+    ):
+        caplog.clear()
+        path.write_bytes(spoilt)
+        with open_run(str(state)) as run:
+            run.reserve("w1", "worker", "p")
+            assert (state / "runs" / f"{run.run_id}.lock").exists()
+            run.ended("w1")
+        assert "begun anew" in caplog.text
+        kept = sorted(state.glob("registry.sqlite3.spoilt-*"))
+        assert len(kept) == number + 1 and kept[-1].read_bytes() == spoilt
 
 
 def test_a_run_goes_on_without_a_state_directory(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -154,3 +176,27 @@ def test_a_run_goes_on_without_a_state_directory(tmp_path: Path, caplog: pytest.
         run.begun("w1", os.getpid())
         run.ended("w1")
     assert "no state directory" in caplog.text
+
+
+@pytest.mark.parametrize("what", ["read-only", "full"])
+def test_a_run_goes_on_when_its_book_can_no_longer_be_written(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = tmp_path / "state"
+    connect = Registry._connect
+    opened: list[sqlite3.Connection] = []
+
+    def connecting(path: Path) -> sqlite3.Connection:
+        opened.append(connect(path))
+        return opened[-1]
+
+    monkeypatch.setattr(Registry, "_connect", staticmethod(connecting))
+    with open_run(str(state)) as run:
+        [(pages,)] = opened[0].execute("PRAGMA page_count")
+        opened[0].execute("PRAGMA query_only = 1" if what == "read-only" else f"PRAGMA max_page_count = {pages}")
+        for number in range(500):
+            run.reserve(f"w{number}", "worker", "p")
+        run.begun("w1", os.getpid())
+        run.ended("w1")
+    assert "the registry of processes can't be written" in caplog.text
+    assert not run.run_dir.exists()
