@@ -30,6 +30,8 @@ _NAMES: Mapping[type, str] = {
     list: "array",
     tuple: "array",
     dict: "object",
+    bytes: "bytes",
+    bytearray: "bytes",
 }
 #: Which of those may stand for a schema's type.
 _FITS: Mapping[str, frozenset[str]] = {
@@ -42,6 +44,9 @@ _FITS: Mapping[str, frozenset[str]] = {
     "object": frozenset({"object"}),
 }
 _WORDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool"}
+#: How many of the allowed values an error names, and how many characters of each.
+_CHOICES = 20
+_SHOWN = 60
 #: Of longer lists only so many items are looked at here.
 _ITEMS = 100
 
@@ -97,6 +102,8 @@ def _compile(schema: Any, definitions: Mapping[str, Any], depth: int) -> _Check 
         return _compile(definitions.get(reference.removeprefix("#/$defs/")), definitions, depth + 1)
     if "anyOf" in schema:
         return _any_of(schema["anyOf"], definitions)
+    if isinstance(schema.get("enum"), list):
+        return _one_of(schema["enum"])
     kind = str(schema.get("type"))
     if kind not in _FITS or (kind == "string" and schema.keys() & {"format", "contentEncoding"}):
         return None
@@ -113,6 +120,26 @@ def _compile(schema: Any, definitions: Mapping[str, Any], depth: int) -> _Check 
         return inner(value) if inner is not None else None
 
     return check
+
+
+def _one_of(allowed: list[Any]) -> _Check:
+    """For Literals, and for members of an Enum by their values."""
+    known = {(type(value), value) for value in allowed if type(value) in (str, int)}
+    kinds = {type(value) for value in allowed}
+    expected = ", ".join(_shown(value) for value in allowed[:_CHOICES]) + (", ..." if len(allowed) > _CHOICES else "")
+
+    def check(value: Any) -> tuple[str, str] | None:
+        # Of a kind that is not among them a worker may still make one of them, as 1.0 is 1.
+        if type(value) not in kinds or type(value) not in (str, int) or (type(value), value) in known:
+            return None
+        return "", f"expected one of {expected}, got {_shown(value)}"
+
+    return check
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _any_of(parts: list[Any], definitions: Mapping[str, Any]) -> _Check | None:

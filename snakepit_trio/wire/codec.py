@@ -101,7 +101,7 @@ def encode_result(
     Raises:
         InvalidPayload: The value, or something in it, can't travel; ``details["path"]`` says where it is.
     """
-    wrapper = Wrapper(threshold=buffer_threshold, convert=True, marker=unserializable == "marker")
+    wrapper = Wrapper(threshold=buffer_threshold, limit=limit, convert=True, marker=unserializable == "marker")
     try:
         return _encode(value, what, limit, MSGPACK, wrapper)
     except Refused as exc:

@@ -13,6 +13,7 @@ import datetime as dt
 import decimal
 import enum
 import json
+import math
 import sys
 import uuid
 import zoneinfo
@@ -64,13 +65,15 @@ class Wrapper:
 
     Args:
         threshold: Binary values of at least this many bytes go to ``buffers`` instead of into the data.
+        limit: Bytes that the value may have; what says that it is larger is not even converted.
         convert: Turn what has no place in the domain into something that has, by the object's own means.
         marker: With ``convert``: put a map that names the type in the place of what still has none.
     """
 
-    def __init__(self, *, threshold: int, convert: bool = False, marker: bool = False) -> None:
+    def __init__(self, *, threshold: int, limit: int = _LARGEST, convert: bool = False, marker: bool = False) -> None:
         self.buffers: list[memoryview] = []
         self._threshold = threshold
+        self._limit = limit
         self._convert = convert
         self._marker = marker
 
@@ -241,6 +244,9 @@ class Wrapper:
             method = getattr(type(value), name, None)
             if not callable(method):
                 continue
+            size = _least_size(value)
+            if size > self._limit:
+                raise Refused(path, f"a {type_name(value)} of at least {size} bytes; the limit is {self._limit}")
             try:
                 found = method(value)
             except Exception as exc:
@@ -282,6 +288,19 @@ def _shown(key: Any) -> str:
     return f"<{type_name(key)}>"
 
 
+def _least_size(value: Any) -> int:
+    """How many bytes a value will have at least, as far as it says so without being converted: each item takes one."""
+    found = 0
+    for ask in (lambda: value.nbytes, lambda: math.prod(value.shape), lambda: len(value)):
+        try:
+            size = ask()
+        except Exception:
+            continue  # It does not say.
+        if isinstance(size, int):
+            found = max(found, size)
+    return found
+
+
 def _record(value: Any) -> dict[str, Any] | None:
     """The fields of a dataclass, an attrs class or a msgspec Struct."""
     cls = type(value)
@@ -319,6 +338,7 @@ class Unwrapper:
 
     def __init__(self, buffers: Sequence[memoryview | bytes]) -> None:
         self._buffers: list[memoryview | bytes | None] = list(buffers)
+        self._depth = 0
         self._decoder = msgspec.msgpack.Decoder(ext_hook=self.unwrap)
 
     def decode(self, data: bytes) -> Any:
@@ -334,15 +354,22 @@ class Unwrapper:
             unwrapper = _UNWRAPPERS[code]
         except KeyError:
             raise ValueError(f"extension type {code} is not known") from None
-        return unwrapper(self, bytes(data))
+        return unwrapper(self, data)
 
-    def _sequence(self, data: bytes) -> list[Any]:
-        value = self._decoder.decode(data)
+    def _sequence(self, data: memoryview) -> list[Any]:
+        # Looked at where it lies: with a copy for each level, a few megabytes of nested extensions would fill the memory.
+        if self._depth > MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+        self._depth += 1
+        try:
+            value = self._decoder.decode(data)
+        finally:
+            self._depth -= 1
         if type(value) is not list:
             raise ValueError("an extension does not hold a sequence")
         return value
 
-    def _pairs(self, data: bytes) -> dict[Any, Any]:
+    def _pairs(self, data: memoryview) -> dict[Any, Any]:
         pairs = self._sequence(data)
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -357,7 +384,7 @@ class Unwrapper:
             raise ValueError("a buffer is referred to twice")
         return memoryview(buffer)
 
-    def _from_buffer(self, data: bytes) -> Any:
+    def _from_buffer(self, data: memoryview) -> Any:
         kind, index = self._sequence(data)
         view = self._buffer(index)
         if kind == 0:
@@ -368,15 +395,15 @@ class Unwrapper:
             return view.toreadonly()
         raise ValueError("a buffer of a kind that is not known")
 
-    def _datetime(self, data: bytes) -> dt.datetime:
+    def _datetime(self, data: memoryview) -> dt.datetime:
         *body, fold, zone = self._sequence(data)
         return dt.datetime(*body).replace(tzinfo=_unzone(zone), fold=fold)
 
-    def _time(self, data: bytes) -> dt.time:
+    def _time(self, data: memoryview) -> dt.time:
         *body, fold, zone = self._sequence(data)
         return dt.time(*body).replace(tzinfo=_unzone(zone), fold=fold)
 
-    def _ndarray(self, data: bytes) -> Any:
+    def _ndarray(self, data: memoryview) -> Any:
         import numpy
 
         descr, shape, body = self._sequence(data)
@@ -392,7 +419,7 @@ class Unwrapper:
     def _bulk(self, body: Any) -> memoryview:
         return memoryview(body) if type(body) is bytes else self._buffer(body)
 
-    def _array(self, data: bytes) -> array.array[Any]:
+    def _array(self, data: memoryview) -> array.array[Any]:
         code, size, body = self._sequence(data)
         found = array.array(code)
         if found.itemsize != size:
@@ -400,11 +427,11 @@ class Unwrapper:
         found.frombytes(self._bulk(body))
         return found
 
-    def _table(self, data: bytes) -> Any:
+    def _table(self, data: memoryview) -> Any:
         kind, body = self._sequence(data)
         return tables.from_stream(kind, self._bulk(body))
 
-    def _numpy_scalar(self, data: bytes) -> Any:
+    def _numpy_scalar(self, data: memoryview) -> Any:
         import numpy
 
         name, body = self._sequence(data)
@@ -444,15 +471,15 @@ def _unzone(zone: Any) -> dt.tzinfo | None:
     return dt.timezone(dt.timedelta(days, seconds, microseconds))
 
 
-def _float_pair(unwrapper: Unwrapper, data: bytes) -> complex:
+def _float_pair(unwrapper: Unwrapper, data: memoryview) -> complex:
     real, imaginary = unwrapper._sequence(data)
     return complex(real, imaginary)
 
 
-def _decimal(unwrapper: Unwrapper, data: bytes) -> decimal.Decimal:
+def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
     if len(data) > 1 << 20:
         raise ValueError("a Decimal of more than a million digits")
-    return decimal.Decimal(data.decode("ascii"))
+    return decimal.Decimal(str(data, "ascii"))
 
 
 _UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {
@@ -461,7 +488,7 @@ _UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {
     _SET: lambda u, data: set(u._sequence(data)),
     _FROZENSET: lambda u, data: frozenset(u._sequence(data)),
     _BYTEARRAY: lambda _, data: bytearray(data),
-    _MEMORYVIEW: lambda _, data: memoryview(data),
+    _MEMORYVIEW: lambda _, data: memoryview(bytes(data)),
     _PAIRS: Unwrapper._pairs,
     _BUFFER: Unwrapper._from_buffer,
     _DATETIME: Unwrapper._datetime,
@@ -469,7 +496,7 @@ _UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {
     _TIME: Unwrapper._time,
     _TIMEDELTA: lambda u, data: dt.timedelta(*u._sequence(data)),
     _DECIMAL: _decimal,
-    _UUID: lambda _, data: uuid.UUID(bytes=data),
+    _UUID: lambda _, data: uuid.UUID(bytes=bytes(data)),
     _COMPLEX: _float_pair,
     _NDARRAY: Unwrapper._ndarray,
     _NUMPY_SCALAR: Unwrapper._numpy_scalar,

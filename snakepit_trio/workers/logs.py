@@ -20,7 +20,7 @@ _LONGEST = 16 * 1024
 class Tail:
     """The last lines of a stream: at most ``lines`` of them and ``size`` characters."""
 
-    def __init__(self, lines: int = 20, size: int = 4096) -> None:
+    def __init__(self, lines: int = 60, size: int = 8192) -> None:
         self._lines: deque[str] = deque(maxlen=lines)
         self._size = size
 

@@ -1,0 +1,172 @@
+"""What can't travel, and where it is said to be: the same from both sides."""
+
+from __future__ import annotations
+
+import array
+import collections
+import datetime as dt
+import enum
+import fractions
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from snakepit_trio.errors import InvalidParameter, InvalidPayload
+from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire.extensions import MAX_DEPTH
+
+
+class Colour(enum.Enum):
+    RED = object()
+
+
+class Text(str):
+    __slots__ = ()
+
+
+class Zone(dt.tzinfo):
+    """One of the program's own."""
+
+
+class Stubborn:
+    def to_dict(self) -> dict[str, Any]:
+        raise RuntimeError("not today")
+
+
+class Huge:
+    """What says that it is large is not converted to find out."""
+
+    nbytes = 1 << 40
+
+    def __array__(self) -> Any:
+        raise AssertionError("was converted")
+
+
+class Endless:
+    def __len__(self) -> int:
+        return 1 << 40
+
+    def to_dict(self) -> Any:
+        raise AssertionError("was converted")
+
+
+def deep(levels: int, around: Callable[[Any], Any]) -> Any:
+    value: Any = 0
+    for _ in range(levels):
+        value = around(value)
+    return value
+
+
+circular: list[Any] = []
+circular.append(circular)
+released = memoryview(b"abc")
+released.release()
+
+#: Value, path below the root, words of the reason; what neither side sends.
+NEVER = [
+    (object(), "", "object"),
+    ({"a": [1, (2, {3: object()})]}, '["a"][1][1][3]', "object"),
+    ([{"k": frozenset({lambda: 0})}], '[0]["k"][0]', "function"),
+    ({(1, 2): threading.Lock()}, "[(1, 2)]", "lock"),
+    ({"x" * 100: object()}, f'["{"x" * 59}..."]', "object"),
+    ("\ud800", "", "surrogate"),
+    (["ok", {"a\udfff": 1}], '[1]["a\\udfff"]', "surrogate"),
+    (circular, None, "nested deeper"),
+    (deep(MAX_DEPTH + 2, lambda v: [v]), None, "nested deeper"),
+    (deep(MAX_DEPTH + 2, lambda v: (v,)), None, "nested deeper"),
+    (deep(100_000, lambda v: {"a": v}), None, "nested deeper"),
+    (iter([1]), "", "iterator"),
+    (range(3), "", "range"),
+    (fractions.Fraction(1, 3), "", "Fraction"),
+    (memoryview(array.array("i", [1, 2])), "", "memoryview"),
+    (memoryview(b"abcdef")[::2], "", "memoryview"),
+    (released, "", "memoryview"),
+    (np.array([object()], dtype=object), "", "objects"),
+    (dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1), "mine")), "", "timezone"),
+    (dt.time(1, tzinfo=Zone()), "", "time zone"),
+    (Exception("no"), "", "Exception"),
+]
+#: What only arguments may not be, because a result has means of its own.
+ONLY_ARGUMENTS = [
+    (Colour.RED, "", ".value"),
+    ([Text("a")], "[0]", "Text"),
+    ({"a": collections.OrderedDict(a=1)}, '["a"]', "OrderedDict"),
+]
+ONLY_RESULTS = [
+    ([Stubborn()], "[0]", "RuntimeError"),
+    ({"a": Huge()}, '["a"]', "at least 1099511627776 bytes"),
+    ([Endless()], "[0]", "at least 1099511627776 bytes"),
+]
+
+
+@pytest.mark.parametrize(("value", "path", "words"), [*NEVER, *ONLY_ARGUMENTS])
+def test_an_argument_that_is_refused(value: Any, path: str | None, words: str) -> None:
+    with pytest.raises(InvalidParameter) as caught:
+        codec.encode(value)
+    assert words in caught.value.details["reason"]
+    if path is not None:
+        assert caught.value.details["path"] == f"params{path}"
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize(("value", "path", "words"), [*NEVER, *ONLY_RESULTS])
+def test_a_result_that_is_refused(value: Any, path: str | None, words: str) -> None:
+    with pytest.raises(InvalidPayload) as caught:
+        codec.encode_result(value)
+    assert words in caught.value.details["reason"]
+    if path is not None:
+        assert caught.value.details["path"] == f"result{path}"
+
+
+def test_a_marker_stands_for_what_has_no_form_and_for_nothing_else() -> None:
+    def sent(value: Any) -> Any:
+        return codec.decode(codec.encode_result(value, unserializable="marker"))
+
+    marker = {"__snakepit_unserializable__": True, "type": "object"}
+    assert sent([1, {"a": object()}]) == [1, {"a": marker}]
+    with pytest.raises(InvalidPayload):
+        sent([Stubborn()])
+    with pytest.raises(InvalidPayload):
+        sent("\ud800")
+
+
+def nested_extensions(levels: int, body: bytes) -> bytes:
+    """A tuple in a tuple in a tuple, each an extension inside the one before."""
+    data = body
+    for _ in range(levels):
+        data = b"\xc9" + (len(data) + 1).to_bytes(4, "big") + b"\x02" + b"\x91" + data
+    return data
+
+
+def test_nested_extensions_are_bounded_and_not_copied_for_each_level() -> None:
+    import tracemalloc
+
+    assert codec.decode(frames.Payload(2, nested_extensions(MAX_DEPTH, b"\x00")))
+    for levels in (MAX_DEPTH + 2, 900, 5000):
+        with pytest.raises(InvalidPayload):
+            codec.decode(frames.Payload(2, nested_extensions(levels, b"\x00")))
+    filling = msgspec.msgpack.encode(b"x" * 1_000_000)
+    payload = frames.Payload(2, nested_extensions(MAX_DEPTH - 1, filling))
+    tracemalloc.start()
+    codec.decode(payload)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 5_000_000
+
+
+@pytest.mark.parametrize(
+    "header", [b"\xdd\xff\xff\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"]
+)
+def test_a_header_that_promises_gigabytes_allocates_nothing(header: bytes) -> None:
+    import tracemalloc
+
+    tracemalloc.start()
+    with pytest.raises(InvalidPayload):
+        codec.decode(frames.Payload(2, header + b"\xc0" * 10))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
