@@ -482,7 +482,7 @@ def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
     return decimal.Decimal(str(data, "ascii"))
 
 
-_UNWRAPPERS: dict[int, Callable[[Unwrapper, bytes], Any]] = {
+_UNWRAPPERS: dict[int, Callable[[Unwrapper, memoryview], Any]] = {
     _INT: lambda _, data: int.from_bytes(data, "big", signed=True),
     _TUPLE: lambda u, data: tuple(u._sequence(data)),
     _SET: lambda u, data: set(u._sequence(data)),

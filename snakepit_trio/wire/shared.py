@@ -93,6 +93,16 @@ def _map(name: str, flags: int, size: int) -> mmap.mmap:
         os.close(fd)
 
 
+def _copy(segment: mmap.mmap, buffer: Any, size: int) -> None:
+    """Fill the beginning of a segment."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        segment[:size] = buffer
+    else:
+        # Without the GIL, so that nobody waits for a hundred megabytes; and faster than mmap's own copy.
+        numpy.copyto(numpy.frombuffer(segment, numpy.uint8, size), numpy.frombuffer(buffer, numpy.uint8))
+
+
 class Arena:
     """The sender's side. Safe to use from several threads.
 
@@ -135,7 +145,7 @@ class Arena:
                 return buffer
             assert self._table is not None
             self._table[index] = _TAKEN
-        self._segments[index][:size] = buffer
+        _copy(self._segments[index], buffer, size)
         return SharedBlock(self._name(index), 0, size)
 
     def _name(self, index: int) -> str:
@@ -182,7 +192,8 @@ class Arena:
     def _drop(self, index: int) -> None:
         segment = self._segments.pop(index)
         self._budget.give(len(segment))
-        segment.close()
+        with contextlib.suppress(BufferError):  # Another thread is filling it; it goes with that thread's view.
+            segment.close()
         if self._table is not None and self._table[index] == _FREE:
             self._table[index] = _DROPPED
         with contextlib.suppress(FileNotFoundError):
