@@ -65,6 +65,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")
+    session.run("mypy", "tests/typing")
     session.run("lint-imports", env={"PYTHONPATH": os.getcwd()})
 
 
@@ -128,5 +129,17 @@ def soak(session: nox.Session, backend: str) -> None:
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
     )  # fmt: skip
+    if backend == BACKENDS[0] and session.python in (None, "3.11"):
+        # Its last wheels are for 3.11.
+        session.install("atheris>=2.3")
+        session.run(
+            "python",
+            "tests/fuzz/decoder.py",
+            "-max_total_time=600",
+            "-rss_limit_mb=512",
+            "-timeout=10",
+            f"{session.create_tmp()}/corpus",
+        )
+    session.run("pytest", "tests/chaos", "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_CHAOS_STEPS": "10"})
     record = f"benchmarks/results/soak-{backend}.json"
     session.run("python", "benchmarks/soak.py", "--backend", backend, "--json", record)

@@ -48,12 +48,15 @@ if TYPE_CHECKING:
     from snakepit_trio.observe.correlation import CorrelationFilter as CorrelationFilter
     from snakepit_trio.observe.events import Event as Event
     from snakepit_trio.pool.pool import Pool as Pool
+    from snakepit_trio.pool.session import Session as Session
     from snakepit_trio.pool.stats import PoolStats as PoolStats
     from snakepit_trio.pool.stats import WorkerInfo as WorkerInfo
     from snakepit_trio.runtime import Runtime as Runtime
     from snakepit_trio.runtime import open_pool as open_pool
     from snakepit_trio.runtime import open_runtime as open_runtime
     from snakepit_trio.runtime import run as run
+    from snakepit_trio.sessions.records import ProgramInfo as ProgramInfo
+    from snakepit_trio.sessions.records import SessionInfo as SessionInfo
     from snakepit_trio.worker.adapter import Adapter as Adapter
     from snakepit_trio.worker.adapter import tool as tool
     from snakepit_trio.worker.context import ToolContext as ToolContext

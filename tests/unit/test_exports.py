@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pickle
 import subprocess
@@ -16,6 +17,13 @@ def test_every_name_is_there_and_documented() -> None:
         assert inspect.getdoc(getattr(sp, name)), name
     assert set(errors.__all__) <= set(sp.__all__)
     assert not hasattr(sp, "nothing")
+
+
+def test_static_tools_see_every_name() -> None:
+    """They read the imports that are never run; ``mypy tests/typing`` checks how the names may be used."""
+    (block,) = [node for node in ast.parse(inspect.getsource(sp)).body if isinstance(node, ast.If)]
+    seen = {alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == set(sp.__all__)
 
 
 def test_the_adapters_side_imports_nothing_of_the_host() -> None:

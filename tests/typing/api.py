@@ -1,0 +1,106 @@
+"""The public interface as a type checker sees it. Never run: ``mypy tests/typing`` checks it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol, assert_type
+
+import msgspec
+
+import snakepit_trio as sp
+
+
+class Found(msgspec.Struct):
+    label: str
+    score: float
+
+
+class Vision(Protocol):
+    async def classify(self, image: bytes, top: int = 1) -> list[Found]: ...
+    def frames(self, n: int) -> AbstractAsyncContextManager[AsyncIterator[Found]]: ...
+
+
+class Math(sp.Adapter):
+    def setup(self) -> None: ...
+
+    @sp.tool
+    def add(self, a: int, b: int) -> int:
+        return a + b
+
+    @sp.tool(description="numbers", idempotent=True, critical=True)
+    def count(self, n: int) -> Iterator[int]:
+        yield from range(n)
+
+    @sp.tool
+    async def fetch(self, ctx: sp.ToolContext, url: str) -> dict[str, Any]:
+        assert_type(ctx.request_id, str)
+        assert_type(ctx.deadline, float | None)
+        ctx.raise_if_cancelled()
+        return {"found": await ctx.call_host("look", {"url": url}), "again": ctx.call_host_sync("look", {"url": url})}
+
+
+# A mark does not change what is marked.
+assert_type(Math().add(1, 2), int)
+assert_type(Math().count(3), Iterator[int])
+
+
+async def calls(pool: sp.Pool) -> None:
+    assert_type(await pool.execute("add", {"a": 1, "b": 2}, timeout=None, priority=1, metadata={"k": "v"}), Any)
+    async with pool.stream("count", {"n": 3}, timeout=60) as chunks:
+        async for chunk in chunks:
+            assert_type(chunk, Any)
+    async with pool.map("add", [{"a": 1, "b": 2}], limit=3, ordered=False, return_errors=True) as results:
+        async for result in results:
+            assert_type(result, Any)
+    async with pool.session("me", affinity="strict_queue", ttl=None) as session:
+        assert_type(session, sp.Session)
+        assert_type(session.id, str)
+        await session.put("k", 1)
+    assert_type(pool.stats(), sp.PoolStats)
+    assert_type(pool.stats().in_flight, int)
+    assert_type(pool.workers(), tuple[sp.WorkerInfo, ...])
+    assert_type(pool.runtime, sp.Runtime)
+    await pool.execute(3)  # type: ignore[arg-type]
+    await pool.execute("add", [1, 2])  # type: ignore[arg-type]
+    await pool.execute("add", {}, 5)  # type: ignore[call-arg]
+
+
+async def bound(pool: sp.Pool) -> None:
+    vision = pool.bind(Vision)
+    assert_type(await vision.classify(b"", top=3), list[Found])
+    async with vision.frames(3) as found:
+        async for one in found:
+            assert_type(one, Found)
+    await vision.classify("text")  # type: ignore[arg-type]
+    await vision.classify()  # type: ignore[call-arg]
+    await vision.classfy(b"")  # type: ignore[attr-defined]
+
+
+async def runtimes(config: sp.RuntimeConfig) -> None:
+    async with sp.open_runtime(config) as runtime, sp.open_pool("my_module:Math", size=4) as pool:
+        assert_type(runtime.pool("default"), sp.Pool)
+        assert_type(pool, sp.Pool)
+        async with runtime.events.subscribe("worker.", "request.") as events:
+            async for event in events:
+                assert_type(event, sp.Event)
+
+        @runtime.tools.host_tool
+        async def validate(record: dict[str, Any]) -> bool:
+            return bool(record)
+
+        assert_type(await validate({}), bool)
+    try:
+        await pool.execute("add")
+    except sp.remote(ValueError) as exc:
+        assert_type(exc, sp.ToolError)
+    except sp.QuotaExceeded as exc:
+        assert_type(exc.details, dict[str, Any])
+
+
+async def main(runtime: sp.Runtime) -> int:
+    return len(runtime.pools)
+
+
+assert_type(sp.run(main, "my_module:Math"), int)
+assert_type(sp.run(main, sp.PoolConfig(adapter="my_module:Math", size=2)), int)
