@@ -455,7 +455,7 @@ class Crew:
         elif new is WorkerState.DRAINING or new.over:
             seats_now = self._seats.get(worker)
             if seats_now is not None:
-                self._ledger.cordon(seats_now)
+                self._ledger.retire(seats_now, anyio.current_time())
 
     def _admit(self, worker: Worker) -> None:
         """A worker takes calls from now on."""

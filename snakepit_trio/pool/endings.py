@@ -7,12 +7,13 @@ from snakepit_trio.errors import (
     RequestTimeout,
     SessionWorkerUnavailable,
     SnakepitError,
+    WorkerBusy,
     WorkerCrashed,
 )
 
 from .request import Phase, Request
 
-__all__ = ["copy_error", "deadline_passed", "overdue", "poisonous", "worker_lost"]
+__all__ = ["copy_error", "deadline_passed", "overdue", "poisonous", "worker_busy", "worker_lost"]
 
 
 def copy_error(error: SnakepitError) -> SnakepitError:
@@ -41,6 +42,10 @@ def worker_lost(request: Request) -> SessionWorkerUnavailable:
     return SessionWorkerUnavailable(
         f"the worker of session {request.session!r} is gone", details={"session": request.session}
     )
+
+
+def worker_busy(request: Request) -> WorkerBusy:
+    return WorkerBusy(f"the worker of session {request.session!r} is busy", details={"session": request.session})
 
 
 def poisonous(request: Request, error: SnakepitError) -> WorkerCrashed:

@@ -45,15 +45,13 @@ from snakepit_trio.errors import (
     PoolClosed,
     QueueTimeout,
     RequestTimeout,
-    SessionWorkerUnavailable,
     SnakepitError,
-    WorkerBusy,
     WorkerCrashed,
 )
 
 from .cancel_set import CancelSet
 from .deadlines import DeadlineWheel
-from .endings import copy_error, deadline_passed, overdue, poisonous, worker_lost
+from .endings import copy_error, deadline_passed, overdue, poisonous, worker_busy, worker_lost
 from .places import PATIENCE, Places
 from .queue import RequestQueue
 from .request import Binding, Outcome, Phase, Request
@@ -258,17 +256,13 @@ class Ledger:
             seats = self._places.seat()
         else:
             if binding.lost:
-                raise SessionWorkerUnavailable(
-                    f"the worker of session {request.session!r} is gone", details={"session": request.session}
-                )
+                raise worker_lost(request)
             tied = binding.seats
             if tied is not None and tied.open and tied.load < tied.capacity:
                 seats = tied
             elif tied is not None and binding.strict:
                 if binding.fail_fast:
-                    raise WorkerBusy(
-                        f"the worker of session {request.session!r} is busy", details={"session": request.session}
-                    )
+                    raise worker_busy(request)
                 seats, request.pin = None, tied
             else:
                 seats = self._places.seat()
@@ -314,11 +308,11 @@ class Ledger:
         """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
         self._leave(request, Outcome.FAILED, copy_error(error), now)
 
-    def stuck_on(self, blocked: Container[Request]) -> bool:
-        """Whether no seat can come free, because each is held by a request of these."""
+    def hopeless(self, request: Request, blocked: Container[object]) -> bool:
+        """Whether no seat that a waiting request may take can come free: each is held by one of these."""
         return all(
             not seats.leaving and seats.load >= seats.capacity and all(r in blocked for r in seats.running.values())
-            for seats in self._all
+            for seats in (self._all if request.pin is None else (request.pin,))
             if seats.open
         )
 
@@ -447,9 +441,17 @@ class Ledger:
             self._recall(seats)
 
     @protected
+    def retire(self, seats: Seats, now: float) -> None:
+        """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""
+        self.cordon(seats)
+        seats.over = True
+        for request in self._queue.drop_pin(seats):
+            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
+
+    @protected
     def uncordon(self, seats: Seats, now: float) -> None:
         """Undo :meth:`cordon`."""
-        if not seats.open and seats in self._all:
+        if not seats.open and not seats.over and seats in self._all:
             seats.open = True
             self._places.place(seats)
             self._fill(seats, now)
@@ -469,9 +471,7 @@ class Ledger:
         """
         if seats not in self._all:
             return
-        seats.open = False
-        self._places.place(seats)
-        self._places.forget(seats)
+        self.retire(seats, now)
         del self._all[seats]
         held = [*seats.running.values(), *seats.ahead.values()]
         for request in seats.leaving.values():
@@ -490,9 +490,6 @@ class Ledger:
                 self._places.left(request)
             request.seats = None
             self._retry_or_fail(request, error, now, started=request.id not in unbegun)
-        for request in self._queue.drop_pin(seats):
-            self._unbind(request)
-            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
         self._fill_all(now)
         if not self._in_flight:
             self._on_idle()
@@ -552,7 +549,11 @@ class Ledger:
         if binding is not None and binding.seats is not seats:
             if binding.strict and binding.seats is None and request.session is not None:
                 # Those that wait behind it were made when no worker was chosen yet.
-                self._queue.pin(request.session, binding, seats)
+                waiting = self._queue.pin(request.session, binding, seats)
+                if binding.fail_fast:
+                    for other in waiting[seats.capacity - seats.load :]:
+                        self._queue.discard(other)
+                        self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
             binding.seats = seats
         self._observe("dispatched", request, now)
 
@@ -684,29 +685,20 @@ class Ledger:
     def _retry_or_fail(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, *, started: bool) -> None:
         if started:
             request.deaths += 1
-        again = isinstance(error, WorkerCrashed) and self._closed is None and request.deadline > now
+        crashed = isinstance(error, WorkerCrashed)
+        again = crashed and self._closed is None and request.deadline > now
         if again and started:
             again = request.idempotent and not request.stream
-        if again and self._poison_limit is not None and request.deaths >= self._poison_limit:
-            self._finish(request, Outcome.FAILED, None, poisonous(request, error), now)
-        elif again and request.binding is not None and request.binding.strict:
-            self._unbind(request)
+        if crashed and request.binding is not None and request.binding.strict:
             self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
+        elif again and self._poison_limit is not None and request.deaths >= self._poison_limit:
+            self._finish(request, Outcome.FAILED, None, poisonous(request, error), now)
         elif again:
             if request.phase is Phase.RUNNING:
                 request.queue_deadline = math.inf
             self._queue_again(request, now)
         else:
-            failure: SnakepitError = copy_error(error)
-            if request.binding is not None and request.binding.strict:
-                self._unbind(request)
-                failure = worker_lost(request)
-            self._finish(request, Outcome.FAILED, None, failure, now)
-
-    @staticmethod
-    def _unbind(request: Request) -> None:
-        if request.binding is not None and request.binding.strict:
-            request.binding.lost = True
+            self._finish(request, Outcome.FAILED, None, copy_error(error), now)
 
     def _end_queue(self, error: SnakepitError, now: float) -> None:
         for seats in self._all:

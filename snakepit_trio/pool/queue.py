@@ -247,8 +247,12 @@ class RequestQueue(Generic[E]):
         self._take(node, entry)
         return True
 
-    def pin(self, session: str, binding: Any, worker: Any) -> None:
-        """From now on only this worker may run what waits of a session and has this binding. Its order is kept."""
+    def pin(self, session: str, binding: Any, worker: Any) -> list[E]:
+        """From now on only this worker may run what waits of a session and has this binding. Its order is kept.
+
+        Returns those requests, in their order.
+        """
+        pinned: list[E] = []
         nodes = [node for node in self._sessions.get(session, ()) if node.entry is not None]
         for node in nodes:
             entry = node.entry
@@ -258,6 +262,8 @@ class RequestQueue(Generic[E]):
             self._take(node, entry)
             entry.pin = worker
             self._put(_Node(entry, node.number, node.arrival), entry)
+            pinned.append(entry)
+        return pinned
 
     def drop_pin(self, pin: Any) -> list[E]:
         """Take out all that is pinned to a worker, oldest first."""

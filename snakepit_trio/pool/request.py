@@ -8,6 +8,8 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import anyio
+
     from snakepit_trio.errors import SnakepitError
     from snakepit_trio.wire.frames import Payload
 
@@ -43,17 +45,22 @@ class Binding:
         strict: Only the worker that it is tied to may run the session's requests.
         fail_fast: A strict request is refused at once when that worker has no seat free.
         seats: The incarnation that the session is tied to, None before the first dispatch.
-        lost: The incarnation that a strict session was tied to has ended.
+        rebuilt: While what a lost worker held is rebuilt in another: set when that is done.
     """
 
-    __slots__ = ("affinity", "fail_fast", "lost", "seats", "strict")
+    __slots__ = ("affinity", "fail_fast", "rebuilt", "seats", "strict")
 
     def __init__(self, affinity: str) -> None:
         self.affinity = affinity
         self.strict = affinity != "hint"
         self.fail_fast = affinity == "strict_fail_fast"
         self.seats: Seats | None = None
-        self.lost = False
+        self.rebuilt: anyio.Event | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session is strict, and the worker that it is tied to takes calls no more."""
+        return self.strict and self.seats is not None and self.seats.over
 
 
 class Request:

@@ -38,6 +38,7 @@ class Seats:
         capacity: How many calls it runs at once.
         depth: How many more it may hold, in line behind those that run.
         open: New calls may be given to it.
+        over: They never will be again.
         running: Calls whose callers wait, by id.
         leaving: Calls whose callers are gone, by id; the worker has not confirmed that it stopped them.
         ahead: Calls that the worker holds and has not begun, by id, first in, first out. For everybody else those whose
@@ -47,13 +48,14 @@ class Seats:
         place: Where it stands among those that have room, for the ledger.
     """
 
-    __slots__ = ("ahead", "capacity", "depth", "leaving", "open", "place", "port", "running", "served", "since")
+    __slots__ = ("ahead", "capacity", "depth", "leaving", "open", "over", "place", "port", "running", "served", "since")
 
     def __init__(self, port: Port, capacity: int, depth: int = 0) -> None:
         self.port = port
         self.capacity = capacity
         self.depth = depth
         self.open = False
+        self.over = False
         self.running: dict[int, Request] = {}
         self.leaving: dict[int, Request] = {}
         self.ahead: dict[int, Request] = {}
