@@ -321,6 +321,7 @@ class RuntimeConfig:
         recorder_size: How many events, and how many ended requests, the flight recorder keeps.
         control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
         dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
+        host_threads: How many sync host tools may run at once, each in a thread.
     """
 
     pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
@@ -342,6 +343,7 @@ class RuntimeConfig:
     recorder_size: int = within(1000, 0, 1_000_000)
     control: bool = True
     dump_on_signal: bool = False
+    host_threads: int = within(32, 1)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.pools, tuple) or not all(isinstance(pool, PoolConfig) for pool in self.pools):

@@ -36,6 +36,8 @@ from snakepit_trio.sessions.programs import ProgramStore
 from snakepit_trio.sessions.records import Limits
 from snakepit_trio.sessions.store import open_store
 from snakepit_trio.tools.registry import ToolRegistry
+from snakepit_trio.tools.serving import HostThreads
+from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire.transports import make_wire
 from snakepit_trio.workers.registry import open_run, state_directory
 
@@ -81,7 +83,7 @@ class Runtime:
         self._redactor = Redactor(config.redact_patterns)
         self.events = EventBus(config.recorder_size, self._redactor.value)
         self.sessions = SessionDirectory(store, self.events)
-        self.programs = ProgramStore(store, config.program_ttl, self.events)
+        self.programs = ProgramStore(store, self.sessions, config.program_ttl, self.events)
         self.tools = ToolRegistry()
         self.recorder = FlightRecorder(
             self.events, self._look, state_directory(config.state_dir) / "recorder", self._redactor, run.run_id
@@ -160,7 +162,8 @@ class Runtime:
                 failed.append(exc)
                 _log.error("%s", exc.message, extra={"pool": pool.name})
 
-        nested: set[Request] = set()
+        waits = Waits()
+        host_threads = HostThreads(self.config.host_threads, waits)
         for config in self.config.pools:
             launcher = await stack.enter_async_context(local_launcher(config.start_method, self._run))
             parts = PoolParts(
@@ -174,7 +177,8 @@ class Runtime:
                 ids=self._ids,
                 redact=self._redactor.text,
                 registries=self._registries,
-                nested=nested,
+                waits=waits,
+                host_threads=host_threads,
                 starting=starting,
                 timings=self._timings,
                 bindings=self.sessions.bindings,

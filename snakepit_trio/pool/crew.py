@@ -20,7 +20,8 @@ from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, Wo
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.tools.schemas import compile_check
-from snakepit_trio.tools.serving import HostToolServer
+from snakepit_trio.tools.serving import HostThreads, HostToolServer
+from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
@@ -67,7 +68,8 @@ class PoolParts:
         ids: Iterator[int],
         redact: Callable[[str], str],
         registries: Callable[[Request], tuple[ToolRegistry, ...]],
-        nested: set[Request],
+        waits: Waits,
+        host_threads: HostThreads,
         starting: anyio.Semaphore,
         timings: Timings | None = None,
         bindings: Callable[[str], Iterable[Binding]] = lambda _: (),
@@ -83,8 +85,8 @@ class PoolParts:
         self.ids = ids
         self.redact = redact
         self.registries = registries
-        #: Requests that wait for a worker while tools wait for them, of all pools.
-        self.nested = nested
+        self.waits = waits
+        self.host_threads = host_threads
         self.starting = starting
         self.timings = timings
         #: The ties of sessions to a pool's workers.
@@ -95,10 +97,11 @@ class PoolParts:
 class _WorkerPort:
     """The ledger's way to one worker."""
 
-    __slots__ = ("_index", "worker")
+    __slots__ = ("_index", "_servers", "worker")
 
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer]) -> None:
         self.worker = worker
+        self._servers = servers
         self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
 
     def start(self, request: Request) -> None:
@@ -124,6 +127,9 @@ class _WorkerPort:
 
     def cancel(self, request: Request) -> None:
         self.worker.cancel(request.id)
+        server = self._servers.get(self.worker)
+        if server is not None:
+            server.cancel_for(request)
 
     def withdraw(self, request: Request) -> None:
         self.worker.withdraw(request.id)
@@ -189,6 +195,11 @@ class Crew:
     def busy(self) -> int:
         """Workers that hold at least one call."""
         return sum(1 for seats in self._seats.values() if seats.load)
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a worker is to come that will take calls."""
+        return any(slot.expecting for slot in self.slots)
 
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
@@ -360,6 +371,7 @@ class Crew:
             if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
                 if cordoned:
                     self._ledger.cordon(seats)
+                    self._parts.waits.check()
                 else:
                     self._ledger.uncordon(seats, anyio.current_time())
                 return
@@ -456,13 +468,17 @@ class Crew:
             seats_now = self._seats.get(worker)
             if seats_now is not None:
                 self._ledger.retire(seats_now, anyio.current_time())
+                self._parts.waits.check()
+            server = self._servers.get(worker)
+            if new.over and server is not None:
+                server.close()
 
     def _admit(self, worker: Worker) -> None:
         """A worker takes calls from now on."""
         # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
         may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
         seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
-        seats.port = _WorkerPort(worker)
+        seats.port = _WorkerPort(worker, self._servers)
         self._seats[worker] = seats
         self._ledger.open(seats, anyio.current_time())
 
@@ -470,6 +486,7 @@ class Crew:
         seats = self._seats.get(worker)
         if seats is not None:
             self._ledger.cordon(seats)
+            self._parts.waits.check()
         self._events.emit("worker.tainted", None, reason=reason, **self._who(worker))
         if reason != "cancel_grace":
             self._replace_soon(worker, reason)
@@ -481,9 +498,11 @@ class Crew:
         error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
         now = anyio.current_time()
         try:
-            self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
+            request = self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
+        if worker in self._servers and request is not None:
+            self._servers[worker].cancel_for(request)
 
     def worker_returned(self, worker: Worker, call_id: int) -> None:
         try:
@@ -502,14 +521,20 @@ class Crew:
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         server = self._servers.get(worker)
         if server is None:
+            assert self._nursery is not None
             server = self._servers[worker] = HostToolServer(
-                worker, self._parts.registries, self.config.max_payload, self._parts.redact, self.request_prefix
+                worker,
+                registries=self._parts.registries,
+                threads=self._parts.host_threads,
+                start=self._nursery.start_soon,
+                limit=self.config.max_payload,
+                redact=self._parts.redact,
+                prefix=self.request_prefix,
             )
         if isinstance(call, HostCancel):
             server.cancel(call.id)
         else:
-            request = self._seats[worker].running.get(call.call_id)
-            worker.start_soon(server.run, call, request, server.begin(call.id))
+            server.begin(call, self._seats[worker].running.get(call.call_id))
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
         if not self._events.active:
@@ -536,6 +561,7 @@ class Crew:
                     f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
                 )
             self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
+            self._parts.waits.check()
         if self._ledger.closed is not None and worker.was_killed:
             self.killed.append(worker.id)
         self._events.emit(
@@ -606,6 +632,7 @@ class Crew:
 
     def slot_settled(self, slot: Slot) -> None:
         self._settled.set()
+        self._parts.waits.check()
         if slot.failed != (slot in self._failed):
             self._note_failure(slot)
         if slot.failed and not self._opening and all(other.failed for other in self.slots):

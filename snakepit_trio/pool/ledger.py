@@ -309,11 +309,11 @@ class Ledger:
         self._leave(request, Outcome.FAILED, copy_error(error), now)
 
     def hopeless(self, request: Request, blocked: Container[object]) -> bool:
-        """Whether no seat that a waiting request may take can come free: each is held by one of these."""
-        return all(
+        """Whether no open seat that a waiting request may take can come free: each is held by one of these."""
+        seen = [seats for seats in (self._all if request.pin is None else (request.pin,)) if seats.open]
+        return bool(seen) and all(
             not seats.leaving and seats.load >= seats.capacity and all(r in blocked for r in seats.running.values())
-            for seats in (self._all if request.pin is None else (request.pin,))
-            if seats.open
+            for seats in seen
         )
 
     @protected
@@ -471,6 +471,9 @@ class Ledger:
         """
         if seats not in self._all:
             return
+        seats.open = False
+        self._places.place(seats)
+        self._places.forget(seats)
         self.retire(seats, now)
         del self._all[seats]
         held = [*seats.running.values(), *seats.ahead.values()]

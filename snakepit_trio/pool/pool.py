@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import secrets
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
@@ -25,14 +24,12 @@ from snakepit_trio.errors import (
     PoolClosed,
     RequestCancelled,
     RequestTimeout,
-    SnakepitError,
     StreamingUnsupported,
     ToolNotFound,
     WouldDeadlock,
 )
 from snakepit_trio.policies.guard import Guard
-from snakepit_trio.sessions.records import check_name
-from snakepit_trio.tools.serving import CHAIN
+from snakepit_trio.tools.waits import CHAIN, check_depth
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import Payload
 
@@ -43,7 +40,7 @@ from .mapping import MapResults
 from .proxy import bind
 from .queue import RequestQueue
 from .scaling import Autoscaler, ScaledCrew
-from .session import AFFINITIES, OnLost, Session
+from .session import OnLost, Session, open_session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
@@ -65,10 +62,6 @@ STREAM_WINDOW = 64
 #: Metadata of one request: how many entries, and how many characters in all.
 METADATA_ENTRIES = 64
 METADATA_SIZE = 8192
-#: How many calls of host tools and workers may lie inside one another.
-_DEEPEST = 16
-#: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
-_LEAVE = 10.0
 
 
 class _Unset:
@@ -103,6 +96,7 @@ class Pool:
             runtime.config.recorder_size if runtime is not None else 0,
             parts.timings,
             lambda: self._ledger.queued,
+            self._follow_nested,
         )
         self._ledger = Ledger(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
@@ -214,10 +208,10 @@ class Pool:
             session=session.id if session is not None else None,
             binding=binding,
         )
-        self._submit(request)
         if session is not None:
-            session.begin(request, functools.partial(self._end_call, request))
+            session.begin(request)
         try:
+            self._submit(request)
             await done.wait()
         except BaseException:
             self._ledger.cancel(request, anyio.current_time())
@@ -303,10 +297,10 @@ class Pool:
             session=session.id if session is not None else None,
             binding=binding,
         )
-        self._submit(request)
         if session is not None:
-            session.begin(request, functools.partial(self._end_call, request))
+            session.begin(request)
         try:
+            self._submit(request)
             yield chunks
         finally:
             if session is not None:
@@ -408,8 +402,7 @@ class Pool:
         """What the pool's workers offer, by name; empty until one has been ready."""
         return tuple(self._crew.tools[name] for name in sorted(self._crew.tools))
 
-    @asynccontextmanager
-    async def session(
+    def session(
         self,
         id: str | None = None,
         *,
@@ -418,7 +411,7 @@ class Pool:
         metadata: Mapping[str, str] | None = None,
         on_lost: OnLost = "error",
         detach: bool = False,
-    ) -> AsyncIterator[Session]:
+    ) -> AbstractAsyncContextManager[Session]:
         """Open a session, or resume the one of this id; the block gets a :class:`~snakepit_trio.Session`.
 
         Leaving the block cancels what still runs of it. The last block of a session to be left closes it and frees what it
@@ -442,32 +435,20 @@ class Pool:
             InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
-        affinity = self.config.affinity if affinity is None else affinity
-        if affinity not in AFFINITIES:
-            raise InvalidParameter(
-                f"affinity must be one of {', '.join(AFFINITIES)}, not {affinity!r}", details={"path": "affinity"}
-            )
-        if not callable(on_lost) and on_lost not in ("error", "rebind"):
-            raise InvalidParameter(
-                f"on_lost must be 'error', 'rebind' or an async function, not {on_lost!r}", details={"path": "on_lost"}
-            )
-        life = self._runtime.config.session_ttl if isinstance(ttl, _Unset) else ttl
-        if life is not None and not (isinstance(life, int | float) and not isinstance(life, bool) and life > 0):
-            raise InvalidParameter(
-                f"ttl must be a positive number of seconds or None, not {ttl!r}", details={"path": "ttl"}
-            )
         if metadata:
             _check_metadata(metadata)
         self._crew.check_open()
-        id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
-        directory = self._runtime.sessions
-        known = await directory.open(id, life, dict(metadata or {}))
-        session = Session(self, directory, known, affinity=affinity, on_lost=on_lost)
-        try:
-            yield session
-        finally:
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
-                await session.leave(detach=detach)
+        config = self._runtime.config
+        return open_session(
+            self,
+            self._runtime.sessions,
+            id,
+            affinity=self.config.affinity if affinity is None else affinity,
+            ttl=config.session_ttl if isinstance(ttl, _Unset) else ttl,
+            metadata=metadata or {},
+            on_lost=on_lost,
+            detach=detach,
+        )
 
     def bind(self, declaration: Callable[..., Declared]) -> Declared:
         """The pool's tools as methods of an object, so that a type checker sees their arguments and results.
@@ -677,6 +658,9 @@ class Pool:
             raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
         if metadata:
             _check_metadata(metadata)
+        chain = _chain()
+        if chain:
+            check_depth(chain, tool)
         now = anyio.current_time()
         request = Request(
             next(self._parts.ids),
@@ -693,7 +677,7 @@ class Pool:
             metadata=metadata,
             until=math.inf if batch else anyio.current_effective_deadline(),
             time_limit=timeout if batch else None,
-            chain=CHAIN.get(),
+            chain=chain,
         )
         if stream is not None:
             request.stream = True
@@ -709,15 +693,9 @@ class Pool:
         return request
 
     def _submit(self, request: Request) -> Request:
-        now = anyio.current_time()
-        if request.chain:
-            self._check_depth(request)
-        self._ledger.submit(request, now)
-        if request.phase is Phase.QUEUED:
-            if self._scaled is not None:
-                self._scaled.poke()
-            if request.chain:
-                self._check_deadlock(request, now)
+        self._ledger.submit(request, anyio.current_time())
+        if self._scaled is not None and request.phase is Phase.QUEUED:
+            self._scaled.poke()
         self._note_due(min(request.deadline, request.queue_deadline))
         return request
 
@@ -726,34 +704,32 @@ class Pool:
         bindings = self._parts.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
 
-    def _check_depth(self, request: Request) -> None:
-        depth = len(request.chain)
-        if depth >= _DEEPEST:
-            if request.trace is not None:
-                request.trace.end()
-            raise WouldDeadlock(
-                f"{request.tool!r} is called by a tool that was called by a tool, {depth} deep",
-                details={"tool": request.tool, "depth": depth, "limit": _DEEPEST},
+    def _follow_nested(self, event: str, request: Request) -> None:
+        """A tool waits for this request: see whether its own wait can end."""
+        waits = self._parts.waits
+        if event == "queued":
+            waits.add(
+                request,
+                request.chain,
+                lambda blocked: self._ledger.hopeless(request, blocked) and not self._expecting(request),
+                lambda: self._ledger.end(request, self._would_deadlock(request), anyio.current_time()),
             )
+        else:
+            waits.remove(request)
 
-    def _check_deadlock(self, request: Request, now: float) -> None:
-        """A nested request waits. Refuse it when all that could end its wait waits for it, or for one like it."""
-        nested = self._parts.nested
-        for other in [other for other in nested if other.phase is not Phase.QUEUED]:
-            nested.discard(other)
-        nested.add(request)
-        if self._crew.ready < self._crew.size:
-            return  # There is a worker to come.
-        blocked = {waiting for other in nested for waiting in other.chain}
-        if self._ledger.stuck_on(blocked):
-            nested.discard(request)
-            error = WouldDeadlock(
-                f"{request.tool!r} would wait for a worker of pool {self.name!r}, and each of them waits for a call like it",
-                details={"tool": request.tool, "pool": self.name},
-            )
-            self._ledger.end(request, error, now)
+    def _expecting(self, request: Request) -> bool:
+        """Whether a worker is to come that may run a request."""
+        if request.pin is not None:
+            return False
+        return self._crew.expecting or self._crew.size < (self.config.max_size or 0)
 
-    def _end_call(self, request: Request, error: SnakepitError | None = None) -> None:
+    def _would_deadlock(self, request: Request) -> WouldDeadlock:
+        return WouldDeadlock(
+            f"{request.tool!r} would wait for a worker of pool {self.name!r}, and each of them waits for a call like it",
+            details={"tool": request.tool, "pool": self.name},
+        )
+
+    def _end_call(self, request: Request) -> None:
         """End a session's call, whose session is no more."""
         ended = RequestCancelled(
             f"session {request.session!r} was closed while {request.tool!r} was under way",
@@ -794,6 +770,12 @@ class Pool:
 
 def _is_time(timeout: object) -> TypeGuard[float]:
     return isinstance(timeout, int | float) and timeout > 0
+
+
+def _chain() -> tuple[Any, ...]:
+    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
+    chain = CHAIN.get()
+    return () if chain and chain[-1].over else chain
 
 
 def _wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import anyio
 
-from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionWorkerUnavailable, SnakepitError
-from snakepit_trio.sessions.records import SessionInfo, check_name
+from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound, SessionWorkerUnavailable
+from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
+from snakepit_trio.tools.waits import CHAIN
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
@@ -22,13 +25,19 @@ if TYPE_CHECKING:
     from .pool import Pool
     from .streams import ChunkStream
 
-__all__ = ["AFFINITIES", "OnLost", "Session"]
+__all__ = ["AFFINITIES", "OnLost", "Session", "open_session"]
 
 AFFINITIES = ("hint", "strict_queue", "strict_fail_fast")
 #: What becomes of a strict session whose worker has died.
 OnLost = str | Callable[["Session"], Awaitable[object]]
 #: Values are stored in one piece.
 _ONE_PIECE: Final = 1 << 62
+#: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
+_LEAVE = 10.0
+#: The ties that this task, or one that it comes from, is rebuilding.
+_REBUILDING: ContextVar[tuple[Binding, ...]] = ContextVar("snakepit_rebuilding", default=())
+
+T = TypeVar("T")
 
 
 class Session:
@@ -49,7 +58,6 @@ class Session:
         self._directory = directory
         self._known = known
         self._on_lost = on_lost
-        self._rebinding = anyio.Lock()
         self._calls: dict[Request, None] = {}
 
     def __repr__(self) -> str:
@@ -72,7 +80,12 @@ class Session:
 
     @property
     def tools(self) -> ToolRegistry:
-        """Host tools that only this session's calls can call; they go before the runtime's, and end with the session."""
+        """Host tools that only this session's calls can call; they go before the runtime's, and end with the session.
+
+        Raises:
+            SessionNotFound: The session was closed, or has expired.
+        """
+        self._check_open()
         if self._known.tools is None:
             self._known.tools = ToolRegistry()
         found: ToolRegistry = self._known.tools
@@ -109,42 +122,63 @@ class Session:
     async def _bind(self) -> Binding:
         """The tie of its calls; a new one when the old one is lost and the session allows it."""
         await self._directory.use(self._known)
-        bindings = self._known.bindings
-        binding = bindings.get(self.pool.name)
-        if binding is None or binding.affinity != self.affinity:
-            binding = bindings[self.pool.name] = Binding(self.affinity)
-        found: Binding = binding
-        if not found.lost or self._on_lost == "error":
-            return found
-        if self._rebinding.locked() and self._rebinding.statistics().owner == anyio.get_current_task():
-            return found
-        async with self._rebinding:
-            current: Binding = bindings[self.pool.name]
-            if not current.lost:
-                return current
-            made = bindings[self.pool.name] = Binding(self.affinity)
-            if callable(self._on_lost):
-                try:
-                    await self._on_lost(self)
-                except BaseException:
-                    # Not rebuilt: whoever comes next tries again.
-                    made.lost = True
-                    raise
-                if made.lost:
-                    raise SessionWorkerUnavailable(
-                        f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
-                    )
-            return made
+        bindings, name = self._known.bindings, self.pool.name
+        while True:
+            binding: Binding | None = bindings.get(name)
+            if binding is None or binding.affinity != self.affinity:
+                binding = bindings[name] = Binding(self.affinity)
+            if _rebuilds(binding):
+                return binding
+            if binding.rebuilt is not None:
+                await binding.rebuilt.wait()
+                self._check_open()
+            elif not binding.lost or self._on_lost == "error":
+                return binding
+            elif callable(self._on_lost):
+                await self._rebuild(self._on_lost)
+                self._check_open()
+            else:
+                bindings[name] = Binding(self.affinity)
 
-    def begin(self, request: Request, cancel: Callable[[SnakepitError], None]) -> None:
-        """One of its calls is under way. For the pool."""
+    async def _rebuild(self, on_lost: Callable[[Session], Awaitable[object]]) -> None:
+        """Begin anew with another worker. Its other calls wait; when it fails, the next of them tries again."""
+        bindings, name = self._known.bindings, self.pool.name
+        lost, made = bindings[name], Binding(self.affinity)
+        made.rebuilt = anyio.Event()
+        bindings[name] = made
+        token = _REBUILDING.set((*_REBUILDING.get(), made))
+        try:
+            await on_lost(self)
+            if made.lost:
+                raise SessionWorkerUnavailable(
+                    f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
+                )
+        except BaseException:
+            if bindings.get(name) is made:
+                bindings[name] = lost
+            raise
+        finally:
+            _REBUILDING.reset(token)
+            made.rebuilt.set()
+            made.rebuilt = None
+
+    def _check_open(self) -> None:
+        if self._known.ended is not None:
+            raise session_not_found(self.id)
+
+    def begin(self, request: Request) -> None:
+        """One of its calls begins. For the pool.
+
+        Raises:
+            SessionNotFound: The session was closed, or has expired.
+        """
+        self._directory.begin(self._known, request, lambda: self.pool._end_call(request))
         self._calls[request] = None
-        self._known.begin(request, cancel)
 
     def finish(self, request: Request) -> None:
         """One of its calls is over. For the pool."""
         self._calls.pop(request, None)
-        self._known.finish(request, self._directory.store.clock())
+        self._directory.finish(self._known, request)
 
     # ---- values ----------------------------------------------------------------------------------
 
@@ -157,7 +191,8 @@ class Session:
             expect: Store only if the value has this version; 0: only if there is none.
 
         Returns:
-            The value's version, which grows by one with each put; None when ``expect`` did not fit and nothing was stored.
+            The value's version, greater than any that the session had before; None when ``expect`` did not fit and nothing
+            was stored.
 
         Raises:
             InvalidParameter: The key or the value is refused.
@@ -167,11 +202,9 @@ class Session:
         check_name(key, "key")
         if expect is not None and (type(expect) is not int or expect < 0):
             raise InvalidParameter(f"expect must be a version, not {expect!r}", details={"path": "expect"})
-        await self._directory.use(self._known)
         data = codec.encode(value, what="value", limit=_ONE_PIECE, buffer_threshold=_ONE_PIECE).data
-        store = self._directory.store
         try:
-            return await store.ask(store.tables.put, self.id, key, data, expect, store.clock())
+            return await self._ask(self._directory.store.tables.put, key, data, expect)
         except QuotaExceeded as exc:
             exc.details["session"] = self.id
             raise
@@ -217,9 +250,8 @@ class Session:
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        await self._directory.use(self._known)
-        store = self._directory.store
-        return await store.ask(store.tables.discard, self.id, key, store.clock())
+        check_name(key, "key")
+        return await self._ask(self._directory.store.tables.discard, key)
 
     async def keys(self) -> tuple[str, ...]:
         """The keys of its values, sorted.
@@ -227,15 +259,20 @@ class Session:
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        await self._directory.use(self._known)
-        store = self._directory.store
-        return tuple(await store.ask(store.tables.keys, self.id, store.clock()))
+        return tuple(await self._ask(self._directory.store.tables.keys))
 
     async def _read(self, key: str) -> tuple[bytes, int] | None:
         check_name(key, "key")
+        return await self._ask(self._directory.store.tables.read, key)
+
+    async def _ask(self, method: Callable[..., T], *arguments: Any) -> T:
         await self._directory.use(self._known)
         store = self._directory.store
-        return await store.ask(store.tables.read, self.id, key, store.clock())
+        try:
+            return await store.ask(method, self.id, *arguments, store.clock())
+        except SessionNotFound:
+            self._directory.lost(self._known)
+            raise
 
     # ---- the session itself ------------------------------------------------------------------------
 
@@ -252,11 +289,47 @@ class Session:
         if self._known.ended is None:
             await self._directory.close(self.id)
 
-    async def leave(self, *, detach: bool) -> None:
-        """The block that opened it has ended. For the pool."""
+    async def _leave(self, *, detach: bool) -> None:
+        """The block that opened it has ended."""
         for request in list(self._calls):
             self.pool._end_call(request)
         await self._directory.leave(self._known, detach=detach)
+
+
+@asynccontextmanager
+async def open_session(
+    pool: Pool,
+    directory: SessionDirectory,
+    id: str | None,
+    *,
+    affinity: str,
+    ttl: float | None,
+    metadata: Mapping[str, str],
+    on_lost: OnLost,
+    detach: bool,
+) -> AsyncIterator[Session]:
+    """A session for the time of a block; see :meth:`snakepit_trio.Pool.session`."""
+    if affinity not in AFFINITIES:
+        raise InvalidParameter(
+            f"affinity must be one of {', '.join(AFFINITIES)}, not {affinity!r}", details={"path": "affinity"}
+        )
+    if not callable(on_lost) and on_lost not in ("error", "rebind"):
+        raise InvalidParameter(
+            f"on_lost must be 'error', 'rebind' or an async function, not {on_lost!r}", details={"path": "on_lost"}
+        )
+    id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
+    known = await directory.open(id, check_ttl(ttl), dict(metadata))
+    session = Session(pool, directory, known, affinity=affinity, on_lost=on_lost)
+    try:
+        yield session
+    finally:
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+            await session._leave(detach=detach)
+
+
+def _rebuilds(binding: Binding) -> bool:
+    """Whether this task works on the rebuilding of a tie, here or by way of a worker."""
+    return binding in _REBUILDING.get() or any(getattr(link, "binding", None) is binding for link in CHAIN.get())
 
 
 def _decode(data: bytes) -> Any:

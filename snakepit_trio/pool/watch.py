@@ -63,6 +63,7 @@ class RequestWatch:
         keep: How many ended requests are remembered.
         timings: Counts how long requests took; None: nobody does.
         queued: How many requests wait.
+        nested: Hears of the steps of requests that tools wait for.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class RequestWatch:
         keep: int,
         timings: Timings | None,
         queued: Callable[[], int],
+        nested: Callable[[str, Request], object],
     ) -> None:
         self._pool = pool
         self._prefix = prefix
@@ -81,6 +83,7 @@ class RequestWatch:
         self._ended: deque[tuple[Any, ...]] = deque(maxlen=keep)
         self._timings = timings
         self._queued = queued
+        self._nested = nested
         # How many requests may wait, once one more was refused; None while none was.
         self._saturated: int | None = None
 
@@ -123,6 +126,8 @@ class RequestWatch:
             self._publish(event, request, now)
         if request.trace is not None:
             request.trace.note(event, request, now)
+        if request.chain:
+            self._nested(event, request)
 
     def _note_refusal(self, request: Request) -> None:
         error = request.error

@@ -1,25 +1,27 @@
 """The sessions of one runtime: what the store keeps of them, and what lives only here.
 
 A session is *known* here while this process has something of it: a handle, running calls, its ties to workers, its tools.
-The directory's one task ends sessions when their time has come, by the clock and not by traffic; a session with running
-calls is kept alive by it, also against other processes that share the store.
+A use is written down here at once, and *told* to the store only now and then, so that a call costs no transaction; before
+the store would end a session, it is told. The directory's one task ends sessions when their time has come, by the clock
+and not by traffic; a session with running calls is kept alive by it, also against other processes that share the store.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import SnakepitError
+from snakepit_trio.errors import QuotaExceeded, SnakepitError
 from snakepit_trio.observe.events import EventBus
 
-from .records import SessionInfo, session_not_found
+from .records import SessionInfo, check_name, session_not_found
 from .store import Store
 
 __all__ = ["KnownSession", "SessionDirectory"]
@@ -28,8 +30,12 @@ _log = logging.getLogger(__name__)
 
 #: A store that others write to is looked at again after so long, in seconds.
 _LOOK = 5.0
-#: A use within this part of the TTL after the last one is not written down again.
+#: A use within this part of the TTL after the last one is not told to the store.
 _FINE = 0.05
+#: How many sessions are ended or told of in one step: the event loop gets its turn in between.
+_BATCH = 200
+#: Two looks at the store are at least so long apart, in seconds.
+_SHORTEST = 0.001
 
 
 class KnownSession:
@@ -40,9 +46,11 @@ class KnownSession:
         ttl: Seconds that it lives without being used; None: for ever.
         ended: Why it is no more; None while it lives.
         handles: How many blocks have it open.
-        running: How many of its calls are under way.
+        calls: Its calls that are under way, and what ends each for its caller.
         bindings: Its tie to a worker, by pool.
         tools: Its own host tools, once there are any.
+        used_at: When it was last used.
+        told_at: The last use that the store has heard of.
     """
 
     def __init__(self, id: str, ttl: float | None, now: float) -> None:
@@ -50,36 +58,24 @@ class KnownSession:
         self.ttl = ttl
         self.ended: SnakepitError | None = None
         self.handles = 0
-        self.running = 0
+        self.calls: dict[object, Callable[[], object]] = {}
         self.bindings: dict[str, Any] = {}
         self.tools: Any = None
-        self.used_at = now
-        self._cancels: dict[object, Callable[[SnakepitError], None]] = {}
+        self.used_at = self.told_at = now
 
     def __repr__(self) -> str:
-        return f"<KnownSession {self.id!r} handles={self.handles} running={self.running}>"
+        return f"<KnownSession {self.id!r} handles={self.handles} running={len(self.calls)}>"
 
     @property
     def expires_at(self) -> float:
         """When it expires unless it is used."""
-        return math.inf if self.ttl is None or self.running else self.used_at + self.ttl
-
-    def begin(self, call: object, cancel: Callable[[SnakepitError], None]) -> None:
-        """A call is under way; ``cancel`` ends it for its caller."""
-        self.running += 1
-        self._cancels[call] = cancel
-
-    def finish(self, call: object, now: float) -> None:
-        """It is over."""
-        if self._cancels.pop(call, None) is not None:
-            self.running -= 1
-            self.used_at = now
+        return math.inf if self.ttl is None or self.calls else self.used_at + self.ttl
 
     def end(self, error: SnakepitError) -> None:
-        """It is no more: its calls end with this error, and what it had is freed."""
+        """It is no more: its calls end, and what it had is freed."""
         self.ended = error
-        for cancel in list(self._cancels.values()):
-            cancel(error)
+        for cancel in list(self.calls.values()):
+            cancel()
         self.bindings.clear()
         self.tools = None
 
@@ -96,7 +92,12 @@ class SessionDirectory:
         self._store = store
         self._events = events
         self._known: dict[str, KnownSession] = {}
+        # Those of whose last use the store has not heard, or which are in use.
+        self._untold: dict[KnownSession, None] = {}
+        # Whatever makes or ends sessions does so one at a time: a store may be slow, and each looks at what is there first.
+        self._lock = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
+        self._pruned_at = store.clock()
 
     def __repr__(self) -> str:
         return f"<SessionDirectory known={len(self._known)}>"
@@ -112,24 +113,35 @@ class SessionDirectory:
         Raises:
             SessionNotFound: There is none of that id.
         """
-        found = await self._store.ask(self._store.tables.info, id, self._store.clock())
+        check_name(id, "id")
+        store = self._store
+        async with self._lock:
+            known = self._known.get(id)
+            if known is not None and known in self._untold:
+                await self._tell([known])
+            found = await store.ask(store.tables.info, id, store.clock())
         if found is None:
             raise session_not_found(id)
         return found
 
     async def list(self) -> tuple[SessionInfo, ...]:
         """All sessions, by id."""
-        return tuple(await self._store.ask(self._store.tables.sessions, self._store.clock()))
+        store = self._store
+        async with self._lock:
+            await self._tell(list(self._untold))
+            return tuple(await store.ask(store.tables.sessions, store.clock()))
 
     async def close(self, id: str) -> bool:
         """End a session, whoever has it open: its calls are cancelled, its values, programs and tools freed.
 
-        Returns whether there was one.
+        Returns whether there was one. A cancellation comes before it or after it.
         """
-        known = self._known.pop(id, None)
-        if known is not None:
-            known.end(session_not_found(id))
-        found: bool = await self._store.ask(self._store.tables.remove, id)
+        check_name(id, "id")
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                self._end(id)
+                found = await self._store.ask(self._store.tables.remove, id)
         if found:
             self._events.emit("session.closed", None, session_id=id)
         return found
@@ -145,27 +157,27 @@ class SessionDirectory:
         return self._known.get(id)
 
     async def open(self, id: str, ttl: float | None, metadata: dict[str, str]) -> KnownSession:
-        """Make a session, or resume the one of that id, and hold it open. The caller closes what it has opened.
+        """Make a session, or resume the one of that id, and hold it open. The caller leaves what it has opened.
 
         Raises:
             QuotaExceeded: There are as many as may be.
         """
         store = self._store
-        made = await store.ask(store.tables.open, id, ttl, metadata, store.clock())
-        known = self._known.get(id)
-        if made and known is not None:
-            # Another process has ended it meanwhile: what was tied to the old one is not the new one's.
-            del self._known[id]
-            known.end(session_not_found(id))
-            known = None
-        if known is None:
-            if not made:
-                info = await store.ask(store.tables.info, id, store.clock())
-                ttl = ttl if info is None else info.ttl
-            known = self._known.setdefault(id, KnownSession(id, ttl, store.clock()))
-        known.used_at = store.clock()
-        known.handles += 1
-        self._changed.set()
+        async with self._lock:
+            try:
+                made, life = await store.ask(store.tables.open, id, ttl, metadata, store.clock())
+            except QuotaExceeded:
+                await self._sweep()
+                made, life = await store.ask(store.tables.open, id, ttl, metadata, store.clock())
+            if made:
+                # What another process has ended meanwhile, or what has just expired: its ties are not the new one's.
+                self._end(id)
+            known = self._known.get(id)
+            if known is None:
+                known = self._known[id] = KnownSession(id, life, store.clock())
+            known.used_at = known.told_at = store.clock()
+            known.handles += 1
+            self.look_again()
         if made:
             self._events.emit("session.opened", None, session_id=id)
         return known
@@ -176,28 +188,58 @@ class SessionDirectory:
         Raises:
             SessionNotFound: It was closed, or has expired.
         """
-        store = self._store
-        now = store.clock()
+        now = self._store.clock()
+        if known.ended is None and known.expires_at <= now:
+            await self._look_up(known)
+        if known.ended is None:
+            known.used_at = now
+            self._untold[known] = None
+            life = math.inf if known.ttl is None else known.ttl * _FINE
+            if now - known.told_at > (min(life, _LOOK) if self._store.shared else life):
+                await self._tell([known])
         if known.ended is not None:
             raise session_not_found(known.id)
-        stale = store.shared and known.ttl is not None and now - known.used_at > known.ttl * _FINE
-        if known.expires_at <= now or (stale and not await store.ask(store.tables.touch, known.id, now)):
-            await self._drop(known)
+
+    def begin(self, known: KnownSession, call: object, cancel: Callable[[], object]) -> None:
+        """A call is under way; ``cancel`` ends it for its caller.
+
+        Raises:
+            SessionNotFound: The session was closed, or has expired.
+        """
+        if known.ended is not None:
             raise session_not_found(known.id)
-        known.used_at = now
+        known.calls[call] = cancel
+
+    def finish(self, known: KnownSession, call: object) -> None:
+        """It is over."""
+        if known.calls.pop(call, None) is not None and known.ended is None:
+            known.used_at = self._store.clock()
+            self._untold[known] = None
+
+    def lost(self, known: KnownSession) -> None:
+        """The store has it no more."""
+        self._forget(known)
 
     async def leave(self, known: KnownSession, *, detach: bool) -> None:
         """A block that had it open has ended."""
         known.handles -= 1
-        if not detach and not known.handles and known.ended is None:
+        if known.ended is not None or known.handles:
+            return
+        if not detach:
             await self.close(known.id)
+        elif known in self._untold:
+            await self._tell([known])
 
-    async def _drop(self, known: KnownSession) -> None:
-        if self._known.get(known.id) is known:
-            del self._known[known.id]
-        known.end(session_not_found(known.id))
-        for id in await self._store.ask(self._store.tables.expire, self._store.clock()):
-            self._events.emit("session.expired", None, session_id=id)
+    # ---- the clock -----------------------------------------------------------------------------------
+
+    def look_again(self) -> None:
+        """Something may expire earlier than was thought."""
+        self._changed.set()
+
+    async def sweep(self) -> None:
+        """End what has expired, now."""
+        async with self._lock:
+            await self._sweep()
 
     @protected
     async def keep(self) -> None:
@@ -207,34 +249,75 @@ class SessionDirectory:
             self._changed = anyio.Event()
             try:
                 wait = await store.ask(store.tables.next_expiry) - store.clock()
-            except SnakepitError as exc:
-                _log.warning("%s", exc.message)
-                wait = _LOOK
-            if store.shared:
-                # Others may sweep at the same moment: what runs here is told to the store well before.
-                lives = [known.ttl for known in self._known.values() if known.running and known.ttl is not None]
-                wait = min([wait, _LOOK, *(life / 3 for life in lives)])
-            with anyio.move_on_after(max(wait, 0.0)):
-                await self._changed.wait()
-                continue
-            try:
-                await self._sweep(store.clock())
+                if store.shared:
+                    # Others sweep too: they hear of what is used here well before they would end it.
+                    lives = [known.ttl for known in self._untold if known.ttl is not None]
+                    wait = min([wait, _LOOK, *(life / 3 for life in lives)])
+                with anyio.move_on_after(max(wait, _SHORTEST)):
+                    await self._changed.wait()
+                    continue
+                await self.sweep()
             except SnakepitError as exc:
                 _log.warning("%s", exc.message)
                 await anyio.sleep(_LOOK)
 
-    async def _sweep(self, now: float) -> None:
+    # ---- inside --------------------------------------------------------------------
+
+    async def _sweep(self) -> None:
         store = self._store
-        due = set(await store.ask(store.tables.due, now))
         if store.shared:
-            due.update(id for id, known in self._known.items() if known.running)
-        for id in due:
-            known = self._known.get(id)
-            if known is not None and known.expires_at > now:
-                # It was used later than the store has heard, or is in use.
-                await store.ask(store.tables.touch, id, now if known.running else known.used_at)
-        for id in await store.ask(store.tables.expire, now):
-            self._events.emit("session.expired", None, session_id=id)
-            gone = self._known.pop(id, None)
-            if gone is not None:
-                gone.end(session_not_found(id))
+            await self._tell(list(self._untold))
+            now = store.clock()
+            if now - self._pruned_at > _LOOK:
+                self._pruned_at = now
+                # Nobody tells of what others have ended.
+                await self._tell([known for known in self._known.values() if known.ttl is None])
+                for known in [known for known in self._known.values() if known.expires_at <= now]:
+                    await self._look_up(known)
+        while True:
+            now = store.clock()
+            due = await store.ask(store.tables.due, now, _BATCH)
+            used = [known for known in map(self._known.get, due) if known is not None and known.expires_at > now]
+            await self._tell(used)
+            in_use = {known.id for known in used}
+            over = [id for id in due if id not in in_use]
+            for id in await store.ask(store.tables.expire, over, now):
+                self._end(id)
+                self._events.emit("session.expired", None, session_id=id)
+            if len(due) < _BATCH:
+                return
+            await anyio.lowlevel.checkpoint()
+
+    async def _tell(self, sessions: Sequence[KnownSession]) -> None:
+        """Let the store hear when these were last used; those that it has no more are at their end."""
+        now = self._store.clock()
+        told = [(known, now if known.calls else known.used_at) for known in sessions]
+        for start in range(0, len(told), _BATCH):
+            batch = told[start : start + _BATCH]
+            gone = set(await self._store.ask(self._store.tables.keep, [(known.id, at) for known, at in batch]))
+            for known, at in batch:
+                known.told_at = max(known.told_at, at)
+                if known.id in gone:
+                    self._forget(known)
+                elif not known.calls and known.used_at <= at:
+                    self._untold.pop(known, None)
+
+    async def _look_up(self, known: KnownSession) -> None:
+        """It has expired as far as is known here; somebody else may have used it."""
+        found = await self._store.ask(self._store.tables.info, known.id, self._store.clock())
+        if found is None:
+            self._forget(known)
+            self.look_again()
+        else:
+            known.used_at = max(known.used_at, found.used_at)
+
+    def _end(self, id: str) -> None:
+        known = self._known.get(id)
+        if known is not None:
+            self._forget(known)
+
+    def _forget(self, known: KnownSession) -> None:
+        if self._known.get(known.id) is known:
+            del self._known[known.id]
+        self._untold.pop(known, None)
+        known.end(session_not_found(known.id))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from snakepit_trio.errors import InvalidParameter
+from snakepit_trio.errors import InvalidParameter, QuotaExceeded
 from snakepit_trio.observe.events import EventBus
 
-from .records import ProgramInfo, check_name
+from .directory import SessionDirectory
+from .records import ProgramInfo, check_name, check_ttl
 from .store import Store
 
 __all__ = ["ProgramStore"]
@@ -18,16 +19,18 @@ class ProgramStore:
 
     Args:
         store: Where they are kept.
+        directory: Ends what has expired.
         ttl: How long one lives that is stored without a word about it, in seconds; None: for ever.
         events: Where changes are told.
     """
 
-    def __init__(self, store: Store, ttl: float | None, events: EventBus) -> None:
+    def __init__(self, store: Store, directory: SessionDirectory, ttl: float | None, events: EventBus) -> None:
         self._store = store
         self._events = events
+        self._directory = directory
         self._ttl = ttl
 
-    async def put(self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None) -> None:
+    async def put(self, name: str, data: bytes, session: str | None = None, ttl: float | None = None) -> None:
         """Store a program, in the place of one of that name.
 
         Args:
@@ -41,38 +44,49 @@ class ProgramStore:
             SessionNotFound: There is no such session.
             InvalidParameter: An argument is refused.
         """
-        check_name(name, "name")
-        if session is not None:
-            check_name(session, "session")
+        _check(name, session)
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidParameter(f"data must be bytes, not {type(data).__name__}", details={"path": "data"})
-        if ttl is not None and not (isinstance(ttl, int | float) and ttl > 0):
-            raise InvalidParameter(f"ttl must be a positive number of seconds, not {ttl!r}", details={"path": "ttl"})
-        store = self._store
-        life = self._ttl if ttl is None else ttl
-        kept = bytes(data)
-        await store.ask(store.tables.put_program, session, name, kept, life, store.clock())
-        self._events.emit("program.stored", {"size": len(kept)}, **_names(name, session))
+        life = check_ttl(self._ttl if ttl is None else ttl)
+        store, data = self._store, bytes(data)
+        try:
+            await store.ask(store.tables.put_program, session, name, data, life, store.clock())
+        except QuotaExceeded:
+            # What has expired may still be in its way.
+            await self._directory.sweep()
+            await store.ask(store.tables.put_program, session, name, data, life, store.clock())
+        self._directory.look_again()
+        self._events.emit("program.stored", {"size": len(data)}, **_names(name, session))
 
     @overload
-    async def get(self, name: str, *, session: str | None = None) -> bytes | None: ...
+    async def get(self, name: str, session: str | None = None) -> bytes | None: ...
     @overload
-    async def get(self, name: str, *, session: str | None = None, default: Any) -> Any: ...
-    async def get(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
+    async def get(self, name: str, session: str | None = None, *, default: Any) -> Any: ...
+    async def get(self, name: str, session: str | None = None, *, default: Any = None) -> Any:
         """A program's bytes; ``default`` when there is none."""
+        _check(name, session)
         found = await self._store.ask(self._store.tables.program, session, name, self._store.clock())
         return default if found is None else found
 
-    async def delete(self, name: str, *, session: str | None = None) -> bool:
+    async def delete(self, name: str, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one."""
+        _check(name, session)
         found: bool = await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
         if found:
             self._events.emit("program.deleted", None, **_names(name, session))
         return found
 
-    async def list(self, *, session: str | None = None) -> tuple[ProgramInfo, ...]:
+    async def list(self, session: str | None = None) -> tuple[ProgramInfo, ...]:
         """The programs that belong to a session, or to none, by name."""
+        if session is not None:
+            check_name(session, "session")
         return tuple(await self._store.ask(self._store.tables.programs, session, self._store.clock()))
+
+
+def _check(name: str, session: str | None) -> None:
+    check_name(name, "name")
+    if session is not None:
+        check_name(session, "session")
 
 
 def _names(name: str, session: str | None) -> dict[str, str]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import attrs
 
 from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound
 
-__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "over_quota", "session_not_found"]
+__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "check_ttl", "over_quota", "session_not_found"]
 
 _LONGEST_NAME = 256
 
@@ -76,6 +77,21 @@ def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
 def session_not_found(id: str) -> SessionNotFound:
     """The error for a session that is not there, or no longer."""
     return SessionNotFound(f"there is no session {id!r}", details={"session": id})
+
+
+def check_ttl(value: object) -> float | None:
+    """A time to live in seconds, None for an endless one.
+
+    Raises:
+        InvalidParameter: It is neither None nor a positive number.
+    """
+    if value is None or value == math.inf:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise InvalidParameter(
+            f"ttl must be a positive number of seconds or None, not {value!r}", details={"path": "ttl"}
+        )
+    return float(value)
 
 
 def check_name(value: object, what: str) -> str:

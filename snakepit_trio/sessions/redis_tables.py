@@ -1,12 +1,12 @@
 """Sessions and programs on a Redis or Valkey server, shared by all runtimes that use it.
 
 Each method is one Lua script, and so one step of the server: what it refuses has changed nothing, and quotas are exact
-whoever else writes. What has expired is not there, whether it has been swept or not. The clock is the caller's, as in
-:mod:`snakepit_trio.sessions.sql`: the server's own expiry is not used, since it would miss the sweep's books.
+whoever else writes. What has expired, and the clock, are as in :mod:`snakepit_trio.sessions.sql`; the server's own expiry
+is not used, since it knows nothing of the books.
 
 Layout, below the prefix ``{snakepit}:`` (the braces keep all of it in one slot of a cluster)::
 
-    s:ID        hash: ttl, metadata, created, used, expires, entries, size
+    s:ID        hash: ttl, metadata, created, used, expires, entries, size, writes
     v:ID, n:ID  hashes: the session's values, and their versions, by key
     p:ID        hash: programs by name; of no session when ID is empty
     sessions    set of ids
@@ -44,18 +44,20 @@ local function alive(id)
     return found[1] and (not found[2] or tonumber(found[2]) > now)
 end
 
-local function touch(id)
+local function keep(id, used)
     local key = at .. 's:' .. id
     local found = call('HMGET', key, 'used', 'ttl', 'expires')
-    if not found[1] or (found[3] and tonumber(found[3]) <= now) then return false end
-    call('HSET', key, 'used', text(math.max(tonumber(found[1]), now)))
+    if not found[1] then return false end
+    call('HSET', key, 'used', text(math.max(tonumber(found[1]), used)))
     if found[2] then
-        local expires = text(math.max(tonumber(found[3]), now + tonumber(found[2])))
+        local expires = text(math.max(tonumber(found[3]), used + tonumber(found[2])))
         call('HSET', key, 'expires', expires)
         call('ZADD', at .. 'expiry', expires, id)
     end
     return true
 end
+
+local function touch(id) return alive(id) and keep(id, now) end
 
 local function discard_program(session, name)
     local key = at .. 'p:' .. session
@@ -75,14 +77,17 @@ local function remove(id)
     return 1
 end
 
-local function expire()
-    local ids = call('ZRANGEBYSCORE', at .. 'expiry', '-inf', text(now))
-    for _, id in ipairs(ids) do remove(id) end
+local function expire_programs()
     for _, member in ipairs(call('ZRANGEBYSCORE', at .. 'lapse', '-inf', text(now))) do
         local cut = string.find(member, '\\n', 1, true)
         discard_program(string.sub(member, 1, cut - 1), string.sub(member, cut + 1))
     end
-    return ids
+end
+
+local function there(session, name)
+    if session ~= '' and not alive(session) then return false end
+    local lapse = call('ZSCORE', at .. 'lapse', session .. '\\n' .. name)
+    return not lapse or tonumber(lapse) > now
 end
 
 local function over(quota, limit, used, more)
@@ -95,21 +100,27 @@ end
 _SCRIPTS = {
     "open": """
 local id, ttl = ARGV[2], ARGV[3]
-if touch(id) then return {'ok', 0} end
-expire()
+if touch(id) then return {'ok', 0, call('HGET', at .. 's:' .. id, 'ttl')} end
+remove(id)
 local refused = over('max_sessions', ARGV[5], call('SCARD', at .. 'sessions'), 1)
 if refused then return refused end
 local key = at .. 's:' .. id
-call('HSET', key, 'metadata', ARGV[4], 'created', text(now), 'used', text(now), 'entries', 0, 'size', 0)
+call('HSET', key, 'metadata', ARGV[4], 'created', text(now), 'used', text(now), 'entries', 0, 'size', 0, 'writes', 0)
 call('SADD', at .. 'sessions', id)
 if ttl ~= '' then
     local expires = text(now + tonumber(ttl))
     call('HSET', key, 'ttl', ttl, 'expires', expires)
     call('ZADD', at .. 'expiry', expires, id)
 end
-return {'ok', 1}
+return {'ok', 1, ttl}
 """,
-    "touch": "return touch(ARGV[2]) and 1 or 0",
+    "keep": """
+local gone = {}
+for i = 2, #ARGV, 2 do
+    if not keep(ARGV[i], tonumber(ARGV[i + 1])) then gone[#gone + 1] = ARGV[i] end
+end
+return gone
+""",
     "info": "return alive(ARGV[2]) and call('HGETALL', at .. 's:' .. ARGV[2]) or false",
     "sessions": """
 local all = {}
@@ -119,8 +130,15 @@ end
 return all
 """,
     "remove": "return remove(ARGV[2])",
-    "due": "return call('ZRANGEBYSCORE', at .. 'expiry', '-inf', text(now))",
-    "expire": "return expire()",
+    "due": "return call('ZRANGEBYSCORE', at .. 'expiry', '-inf', text(now), 'LIMIT', 0, ARGV[2])",
+    "expire": """
+expire_programs()
+local gone = {}
+for i = 2, #ARGV do
+    if not alive(ARGV[i]) and remove(ARGV[i]) == 1 then gone[#gone + 1] = ARGV[i] end
+end
+return gone
+""",
     "next_expiry": """
 local first = {}
 for _, name in ipairs({'expiry', 'lapse'}) do
@@ -142,11 +160,12 @@ if old then more_entries, more = 0, #data - call('HSTRLEN', values, key) end
 local refused = over('session_max_entries', ARGV[6], tonumber(held[1]), more_entries)
 if not refused and more > 0 then refused = over('session_max_bytes', ARGV[7], tonumber(held[2]), more) end
 if refused then return refused end
+version = call('HINCRBY', record, 'writes', 1)
 call('HSET', values, key, data)
-call('HSET', versions, key, version + 1)
+call('HSET', versions, key, version)
 call('HINCRBY', record, 'entries', more_entries)
 call('HINCRBY', record, 'size', more)
-return {'ok', version + 1}
+return {'ok', version}
 """,
     "read": """
 if not touch(ARGV[2]) then return {'session'} end
@@ -171,7 +190,6 @@ local session, name, data, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 if session ~= '' and not touch(session) then return {'session'} end
 local refused = over('program_max_bytes', ARGV[6], 0, #data)
 if refused then return refused end
-expire()
 local key = at .. 'p:' .. session
 local more_programs, more = 1, #data
 if call('HEXISTS', key, name) == 1 then more_programs, more = 0, #data - call('HSTRLEN', key, name) end
@@ -189,14 +207,11 @@ return {'ok', 1}
 """,
     "program": """
 local session, name = ARGV[2], ARGV[3]
-if session ~= '' and not alive(session) then return false end
-local lapse = call('ZSCORE', at .. 'lapse', session .. '\\n' .. name)
-if lapse and tonumber(lapse) <= now then return false end
-return call('HGET', at .. 'p:' .. session, name)
+return there(session, name) and call('HGET', at .. 'p:' .. session, name)
 """,
     "discard_program": """
-expire()
-return discard_program(ARGV[2], ARGV[3])
+local found = there(ARGV[2], ARGV[3])
+return discard_program(ARGV[2], ARGV[3]) == 1 and found and 1 or 0
 """,
     "programs": """
 local session, all = ARGV[2], {}
@@ -265,12 +280,13 @@ class RedisTables:
 
     # ---- sessions ----------------------------------------------------------------------------------
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> bool:
+    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]:
         quota = _limit(self._limits.max_sessions)
-        return bool(self._do("open", id, now, _life(ttl), msgspec.json.encode(metadata), quota)[0])
+        made, life = self._do("open", id, now, _life(ttl), msgspec.json.encode(metadata), quota)
+        return bool(made), float(life) if life else None
 
-    def touch(self, id: str, now: float) -> bool:
-        return bool(self._run("touch", now, id))
+    def keep(self, uses: list[tuple[str, float]]) -> list[str]:
+        return [id.decode() for id in self._run("keep", 0.0, *(part for id, at in uses for part in (id, repr(at))))]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         found = self._run("info", now, id)
@@ -284,11 +300,11 @@ class RedisTables:
     def remove(self, id: str) -> bool:
         return bool(self._run("remove", 0.0, id))
 
-    def due(self, now: float) -> list[str]:
-        return [id.decode() for id in self._run("due", now)]
+    def due(self, now: float, most: int) -> list[str]:
+        return [id.decode() for id in self._run("due", now, most)]
 
-    def expire(self, now: float) -> list[str]:
-        return [id.decode() for id in self._run("expire", now)]
+    def expire(self, ids: list[str], now: float) -> list[str]:
+        return [id.decode() for id in self._run("expire", now, *ids)]
 
     def next_expiry(self) -> float:
         return min(map(float, self._run("next_expiry", 0.0)), default=math.inf)

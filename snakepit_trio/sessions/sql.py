@@ -1,12 +1,14 @@
 """Sessions and programs in SQLite: in memory, or in a file that survives a restart.
 
-Each method is one transaction: what it refuses has changed nothing. What has expired is not there, whether it has been
-swept or not. The clock is the caller's: ``now`` is in seconds, and only differences count.
+Each method is one transaction: what it refuses has changed nothing. What has expired is not there for its users; it counts
+against quotas until it is swept, which is its owner's part, who may know of a later use. The clock is the caller's: ``now``
+is in seconds, and only differences count.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +24,7 @@ _BUSY = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, ttl REAL, metadata BLOB NOT NULL, created REAL NOT NULL, used REAL NOT NULL, expires REAL,
-    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0
+    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0, writes INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires) WHERE expires IS NOT NULL;
 CREATE TABLE IF NOT EXISTS items (
@@ -34,6 +36,7 @@ CREATE TABLE IF NOT EXISTS programs (
 CREATE INDEX IF NOT EXISTS programs_expiry ON programs (expires) WHERE expires IS NOT NULL;
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
+PRAGMA user_version = 1;
 """
 
 
@@ -45,15 +48,21 @@ class SqlTables:
         limits: What it may hold.
 
     Raises:
-        sqlite3.Error: The file can't be opened.
+        sqlite3.Error, OSError: The file can't be opened.
     """
 
     def __init__(self, path: str, limits: Limits) -> None:
         self._limits = limits
+        if path != ":memory:":
+            # Its owner's alone, from the first moment; SQLite gives its other files the same mode.
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
         try:
             if path != ":memory:":
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > 1:
+                raise sqlite3.DatabaseError(f"it was written by a later version of this library (format {version})")
             self._db.executescript(_SCHEMA)
         except BaseException:
             self._db.close()
@@ -82,16 +91,16 @@ class SqlTables:
 
     # ---- sessions ----------------------------------------------------------------------------------
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> bool:
-        """Make a session, or use the one of that id. Returns whether it was made.
+    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]:
+        """Make a session, or use the one of that id. Returns whether it was made, and its TTL.
 
         Raises:
             QuotaExceeded: There are as many as may be, and this is not one of them.
         """
         with self._transaction():
             if self._touch(id, now):
-                return False
-            self._expire(now)
+                return False, self._db.execute("SELECT ttl FROM sessions WHERE id = ?", (id,)).fetchone()[0]
+            self._remove(id)
             limit, used = self._limits.max_sessions, self._total("sessions")
             if limit is not None and used >= limit:
                 raise over_quota("max_sessions", limit, used, 1)
@@ -100,12 +109,15 @@ class SqlTables:
                 (id, ttl, msgspec.json.encode(metadata), now, now, None if ttl is None else now + ttl),
             )
             self._add("sessions", 1)
-            return True
+            return True, ttl
 
-    def touch(self, id: str, now: float) -> bool:
-        """The session is used, or was at that time. Returns whether it was there then."""
+    def keep(self, uses: list[tuple[str, float]]) -> list[str]:
+        """Sessions were used at these times, which gives them their TTL from then on, even if it was spent.
+
+        Returns the ids of those that are no more.
+        """
         with self._transaction():
-            return self._touch(id, now)
+            return [id for id, at in uses if not self._keep(id, at)]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         """What there is to say of a session. Does not count as a use."""
@@ -122,14 +134,16 @@ class SqlTables:
         with self._transaction():
             return self._remove(id)
 
-    def due(self, now: float) -> list[str]:
-        """The ids of the sessions that have expired unless somebody knows of a later use."""
-        return [id for (id,) in self._db.execute("SELECT id FROM sessions WHERE expires <= ?", (now,))]
+    def due(self, now: float, most: int) -> list[str]:
+        """The ids of the sessions that have expired unless somebody knows of a later use, the earliest first."""
+        rows = self._db.execute("SELECT id FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?", (now, most))
+        return [id for (id,) in rows]
 
-    def expire(self, now: float) -> list[str]:
-        """Remove what has expired. Returns the ids of the sessions."""
+    def expire(self, ids: list[str], now: float) -> list[str]:
+        """Remove the programs that have expired, and which of these sessions have. Returns the ids of the sessions."""
         with self._transaction():
-            return self._expire(now)
+            self._discard_programs("expires <= ?", (now,))
+            return [id for id in ids if self._expired(id, now) and self._remove(id)]
 
     def next_expiry(self) -> float:
         """When something expires at the earliest; infinity when nothing will."""
@@ -143,7 +157,9 @@ class SqlTables:
     # ---- their values --------------------------------------------------------------------------------
 
     def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None:
-        """Store a value. Returns its version, from 1 up; None when ``expect`` is not the version that is there (0: none).
+        """Store a value. Returns its version; None when ``expect`` is not the version that is there (0: none).
+
+        Versions are counted over the whole session, so that no value has one that another had before it.
 
         Raises:
             SessionNotFound: There is no such session.
@@ -158,7 +174,9 @@ class SqlTables:
             version, old_size = old or (0, 0)
             if expect is not None and expect != version:
                 return None
-            entries, size = self._db.execute("SELECT entries, size FROM sessions WHERE id = ?", (id,)).fetchone()
+            entries, size, writes = self._db.execute(
+                "SELECT entries, size, writes FROM sessions WHERE id = ?", (id,)
+            ).fetchone()
             key_size = len(key.encode())
             more_entries, more = (0, len(data) - old_size) if old else (1, len(data) + key_size)
             limit = self._limits.session_max_entries
@@ -167,11 +185,12 @@ class SqlTables:
             limit = self._limits.session_max_bytes
             if limit is not None and more > 0 and size + more > limit:
                 raise over_quota("session_max_bytes", limit, size, more)
-            self._db.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", (id, key, data, version + 1))
+            self._db.execute("INSERT OR REPLACE INTO items VALUES (?, ?, ?, ?)", (id, key, data, writes + 1))
             self._db.execute(
-                "UPDATE sessions SET entries = entries + ?, size = size + ? WHERE id = ?", (more_entries, more, id)
+                "UPDATE sessions SET entries = entries + ?, size = size + ?, writes = writes + 1 WHERE id = ?",
+                (more_entries, more, id),
             )
-            return int(version) + 1
+            return int(writes) + 1
 
     def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None:
         """A value and its version; None when there is none.
@@ -233,7 +252,6 @@ class SqlTables:
             limit = self._limits.program_max_bytes
             if limit is not None and len(data) > limit:
                 raise over_quota("program_max_bytes", limit, 0, len(data))
-            self._expire(now)
             old = self._db.execute(
                 "SELECT length(data) FROM programs WHERE session = ? AND name = ?", (session or "", name)
             ).fetchone()
@@ -264,8 +282,9 @@ class SqlTables:
     def discard_program(self, session: str | None, name: str, now: float) -> bool:
         """Delete a program. Returns whether it was there."""
         with self._transaction():
-            self._expire(now)
-            return bool(self._discard_programs("session = ? AND name = ?", (session or "", name)))
+            found = self.program(session, name, now)
+            self._discard_programs("session = ? AND name = ?", (session or "", name))
+            return found is not None
 
     def programs(self, session: str | None, now: float) -> list[ProgramInfo]:
         """The programs of a session, or those of none, by name."""
@@ -283,13 +302,18 @@ class SqlTables:
     # ---- inside a transaction --------------------------------------------------------------------------
 
     def _touch(self, id: str, now: float) -> bool:
+        return not self._expired(id, now) and self._keep(id, now)
+
+    def _keep(self, id: str, at: float) -> bool:
         # A use that is told late never takes back what a later one has given.
         changed = self._db.execute(
-            "UPDATE sessions SET used = max(used, ?1), expires = max(expires, ?1 + ttl)"
-            " WHERE id = ?2 AND coalesce(expires > ?1, 1)",
-            (now, id),
+            "UPDATE sessions SET used = max(used, ?1), expires = max(expires, ?1 + ttl) WHERE id = ?2", (at, id)
         )
         return changed.rowcount == 1
+
+    def _expired(self, id: str, now: float) -> bool:
+        row = self._db.execute("SELECT 1 FROM sessions WHERE id = ? AND expires <= ?", (id, now)).fetchone()
+        return row is not None
 
     def _remove(self, id: str) -> bool:
         found = self._db.execute("DELETE FROM sessions WHERE id = ?", (id,)).rowcount == 1
@@ -298,13 +322,6 @@ class SqlTables:
             self._db.execute("DELETE FROM items WHERE session = ?", (id,))
             self._discard_programs("session = ?", (id,))
         return found
-
-    def _expire(self, now: float) -> list[str]:
-        ids = [id for (id,) in self._db.execute("SELECT id FROM sessions WHERE expires <= ?", (now,))]
-        for id in ids:
-            self._remove(id)
-        self._discard_programs("expires <= ?", (now,))
-        return ids
 
     def _discard_programs(self, which: str, values: tuple[object, ...]) -> int:
         rows = self._db.execute(f"DELETE FROM programs WHERE {which} RETURNING length(data)", values).fetchall()
@@ -315,7 +332,7 @@ class SqlTables:
 
 
 def _session(row: Any, now: float) -> SessionInfo:
-    id, ttl, metadata, created, used, expires, entries, size = row
+    id, ttl, metadata, created, used, expires, entries, size, _ = row
     return SessionInfo(
         id=id,
         ttl=ttl,

@@ -18,6 +18,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from snakepit_trio.errors import ConfigError, SnakepitError
+from snakepit_trio.observe.redaction import redact
 
 from .records import Limits, ProgramInfo, SessionInfo
 from .sql import SqlTables
@@ -30,13 +31,13 @@ T = TypeVar("T")
 class Tables(Protocol):
     """What every kind of store does, blocking; see :class:`snakepit_trio.sessions.sql.SqlTables` for what each means."""
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> bool: ...
-    def touch(self, id: str, now: float) -> bool: ...
+    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]: ...
+    def keep(self, uses: list[tuple[str, float]]) -> list[str]: ...
     def info(self, id: str, now: float) -> SessionInfo | None: ...
     def sessions(self, now: float) -> list[SessionInfo]: ...
     def remove(self, id: str) -> bool: ...
-    def due(self, now: float) -> list[str]: ...
-    def expire(self, now: float) -> list[str]: ...
+    def due(self, now: float, most: int) -> list[str]: ...
+    def expire(self, ids: list[str], now: float) -> list[str]: ...
     def next_expiry(self) -> float: ...
     def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None: ...
     def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None: ...
@@ -85,7 +86,7 @@ class Store:
                 return method(*arguments)
             return await anyio.to_thread.run_sync(functools.partial(method, *arguments), limiter=self._limiter)
         except self._failures as exc:
-            raise SnakepitError(f"the store of sessions can't be used: {exc}", retryable=True) from exc
+            raise SnakepitError(f"the store of sessions can't be used: {redact(str(exc))}", retryable=True) from exc
 
 
 @asynccontextmanager
@@ -103,7 +104,7 @@ async def open_store(place: str, limits: Limits) -> AsyncIterator[Store]:
     elif place.startswith("sqlite:"):
         try:
             tables = await anyio.to_thread.run_sync(SqlTables, place.removeprefix("sqlite:"), limits)
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, OSError) as exc:
             raise _unusable(place, exc) from exc
     else:
         try:
@@ -125,8 +126,6 @@ async def open_store(place: str, limits: Limits) -> AsyncIterator[Store]:
 
 
 def _unusable(place: str, why: object) -> ConfigError:
-    from snakepit_trio.observe.redaction import redact
-
     return ConfigError(
         f"store: {redact(place)} can't be used: {redact(str(why))}",
         details={"source": "code", "key": "store", "expected": "'memory', 'sqlite:PATH' or 'redis://HOST'"},

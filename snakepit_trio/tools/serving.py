@@ -1,37 +1,130 @@
-"""Calls from workers' tools to the host's: each runs in a task of its worker's nursery, under its own scope."""
+"""Calls from workers' tools to the host's: each runs in a task of its pool's nursery, under its own scope."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping
+import functools
+import inspect
+import math
+from collections.abc import Callable, Container, Mapping
 from contextlib import nullcontext
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 import anyio
 import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, ToolNotFound
+from snakepit_trio.errors import (
+    InvalidParameter,
+    QueueFull,
+    RequestCancelled,
+    RequestTimeout,
+    SnakepitError,
+    ToolNotFound,
+    WouldDeadlock,
+)
 from snakepit_trio.observe.correlation import CURRENT, Correlation
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostReply
 
 from .registry import HostTool, ToolRegistry
+from .waits import CHAIN, Waits
 
-__all__ = ["CHAIN", "Caller", "HostToolServer"]
+__all__ = ["Caller", "HostRun", "HostThreads", "HostToolServer"]
 
-_log = logging.getLogger(__name__)
-
-#: The requests that wait, each for the next, for what this task does; empty for a task that no worker waits for.
-CHAIN: ContextVar[tuple[Any, ...]] = ContextVar("snakepit_chain", default=())
+#: How many host calls of one worker may be under way.
+MOST_CALLS = 1000
 
 
 class Caller(Protocol):
     """The worker that calls."""
 
     def host_reply(self, reply: HostReply) -> None:
-        """Send the answer; does nothing once the worker is gone."""
+        """Send the answer."""
+
+
+class HostRun:
+    """A host call that is under way, for a request whose tool waits for it."""
+
+    __slots__ = ("call", "over", "refused", "request", "scope")
+
+    def __init__(self, call: HostCall, request: Any) -> None:
+        self.call = call
+        self.request = request
+        self.scope = anyio.CancelScope()
+        self.over = False
+        self.refused: SnakepitError | None = None
+
+    def __repr__(self) -> str:
+        return f"<HostRun {self.call.name!r} for {self.request!r}>"
+
+
+class HostThreads:
+    """The threads in which sync host tools run: so many of a whole runtime, and none of anybody else's.
+
+    Args:
+        limit: How many.
+        waits: Where it is seen that a wait for a thread would never end.
+    """
+
+    def __init__(self, limit: int, waits: Waits) -> None:
+        self._limit = limit
+        self._waits = waits
+        self._holders: set[HostRun] = set()
+        self._waiting: dict[HostRun, anyio.Event] = {}
+        # The threads are counted here, and not against what the application allows itself.
+        self._uncounted = anyio.CapacityLimiter(math.inf)
+
+    def __repr__(self) -> str:
+        return f"<HostThreads {len(self._holders)} of {self._limit}, {len(self._waiting)} wait>"
+
+    async def run(self, run: HostRun, function: Callable[[], Any]) -> Any:
+        """Call a function in a thread, when there is one. A cancellation waits for a function that has begun.
+
+        Raises:
+            WouldDeadlock: Each thread waits, by way of a worker, for one like it.
+        """
+        if len(self._holders) < self._limit:
+            self._holders.add(run)
+        else:
+            await self._wait(run)
+        try:
+            return await anyio.to_thread.run_sync(function, limiter=self._uncounted)
+        finally:
+            self._pass_on(run)
+
+    async def _wait(self, run: HostRun) -> None:
+        ready = self._waiting[run] = anyio.Event()
+
+        def refuse() -> None:
+            self._waiting.pop(run, None)
+            run.refused = WouldDeadlock(
+                f"the host tool {run.call.name!r} would wait for a thread, and each of them waits for a call like it",
+                details={"tool": run.call.name, "threads": self._limit},
+            )
+            ready.set()
+
+        self._waits.add(run, (*run.request.chain, run.request), self._hopeless, refuse)
+        try:
+            await ready.wait()
+        except BaseException:
+            if self._waiting.pop(run, None) is None and run.refused is None:
+                self._pass_on(run)
+            raise
+        finally:
+            self._waits.remove(run)
+        if run.refused is not None:
+            raise run.refused
+
+    def _hopeless(self, blocked: Container[object]) -> bool:
+        return all(holder in blocked for holder in self._holders)
+
+    def _pass_on(self, run: HostRun) -> None:
+        """Its thread goes to the next."""
+        self._holders.discard(run)
+        if self._waiting:
+            following = next(iter(self._waiting))
+            self._holders.add(following)
+            self._waiting.pop(following).set()
 
 
 class HostToolServer:
@@ -40,6 +133,8 @@ class HostToolServer:
     Args:
         caller: The worker.
         registries: Where a request's tools are looked for, the nearest first.
+        threads: Where sync tools run.
+        start: Runs a task in a nursery that outlives the worker.
         limit: Largest result, in bytes.
         redact: Takes secrets out of what the tools raise.
         prefix: What a request's number is put behind, to make its id.
@@ -48,76 +143,122 @@ class HostToolServer:
     def __init__(
         self,
         caller: Caller,
+        *,
         registries: Callable[[Any], tuple[ToolRegistry, ...]],
+        threads: HostThreads,
+        start: Callable[..., object],
         limit: int,
         redact: Callable[[str], str],
         prefix: str,
     ) -> None:
         self._caller = caller
         self._registries = registries
+        self._threads = threads
+        self._start = start
         self._limit = limit
         self._redact = redact
         self._prefix = prefix
-        self._scopes: dict[int, anyio.CancelScope] = {}
+        self._runs: dict[int, HostRun] = {}
+        self._by_request: dict[Any, set[HostRun]] = {}
+        self._closed = False
 
-    def begin(self, id: int) -> anyio.CancelScope:
-        """The scope of a call that is about to run.
+    def __repr__(self) -> str:
+        return f"<HostToolServer {len(self._runs)} under way>"
+
+    def begin(self, call: HostCall, request: Any) -> None:
+        """A tool calls. ``request`` is what it runs for, None when the caller of that is gone already.
 
         Raises:
             ValueError: There is such a call.
         """
-        if id in self._scopes:
-            raise ValueError(f"host call {id} is under way already")
-        scope = self._scopes[id] = anyio.CancelScope()
-        return scope
+        if call.id in self._runs:
+            raise ValueError(f"host call {call.id} is under way already")
+        if self._closed:
+            return
+        if request is None:
+            self._refuse(call, RequestCancelled("the request's caller is gone"))
+        elif len(self._runs) >= MOST_CALLS:
+            self._refuse(
+                call,
+                QueueFull(
+                    f"{MOST_CALLS} host calls of this worker are under way, which is the limit",
+                    details={"limit": MOST_CALLS, "tool": call.name},
+                ),
+            )
+        else:
+            run = self._runs[call.id] = HostRun(call, request)
+            self._by_request.setdefault(request, set()).add(run)
+            self._start(self._serve, run)
 
     def cancel(self, id: int) -> None:
         """The tool no longer waits for this call."""
-        scope = self._scopes.get(id)
-        if scope is not None:
-            scope.cancel()
+        run = self._runs.get(id)
+        if run is not None:
+            run.scope.cancel()
+
+    def cancel_for(self, request: Any) -> None:
+        """The request has ended, and with it whatever its tool has called."""
+        for run in self._by_request.get(request, ()):
+            run.scope.cancel()
+
+    def close(self) -> None:
+        """The worker is gone: nobody waits for anything."""
+        self._closed = True
+        for run in self._runs.values():
+            run.scope.cancel()
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _refuse(self, call: HostCall, error: SnakepitError) -> None:
+        self._caller.host_reply(HostReply(call.id, None, failures.to_info(error)))
 
     @protected
-    async def run(self, call: HostCall, request: Any, scope: anyio.CancelScope) -> None:
-        """Run one call for a request, and answer it. ``request`` is None when its caller is gone already."""
-        deadline = anyio.current_time() + call.timeout_us / 1e6 if call.timeout_us else None
+    async def _serve(self, run: HostRun) -> None:
+        call = run.call
+        deadline = anyio.current_time() + call.timeout_us / 1e6 if call.timeout_us else math.inf
         reply = HostReply(call.id)
         try:
-            with scope:
-                if deadline is not None:
-                    scope.deadline = deadline
-                try:
-                    reply.payload = await self._run(call, request)
-                except Exception as exc:
-                    reply.error = failures.describe_exception(exc, redact=self._redact)
-            if scope.cancelled_caught:
-                if deadline is None or anyio.current_time() < deadline:
-                    return  # Nobody waits for it.
-                late = RequestTimeout(
-                    f"the host tool {call.name!r} did not answer in time",
-                    details={"phase": "host_call", "tool": call.name},
-                )
-                reply = HostReply(call.id, None, failures.to_info(late))
+            try:
+                with run.scope:
+                    run.scope.deadline = deadline
+                    reply.payload = await self._run(run)
+            except (Exception, SystemExit, GeneratorExit) as exc:
+                # Outside of the scope: what a tool's own nursery raises while it is cancelled is an error as well.
+                reply.error = failures.describe_exception(exc, redact=self._redact)
+            else:
+                if run.scope.cancelled_caught:
+                    if anyio.current_time() < deadline:
+                        return  # Nobody waits for it.
+                    late = RequestTimeout(
+                        f"the host tool {call.name!r} did not answer in time",
+                        details={"phase": "host_call", "tool": call.name},
+                    )
+                    reply.error = failures.to_info(late)
         finally:
-            del self._scopes[call.id]
-        self._caller.host_reply(reply)
+            run.over = True
+            del self._runs[call.id]
+            runs = self._by_request[run.request]
+            runs.discard(run)
+            if not runs:
+                del self._by_request[run.request]
+        if not self._closed:
+            self._caller.host_reply(reply)
 
-    async def _run(self, call: HostCall, request: Any) -> Any:
-        if request is None:
-            raise RequestCancelled("the request's caller is gone")
+    async def _run(self, run: HostRun) -> Any:
+        call, request = run.call, run.request
         found = self._find(call.name, request)
         params = codec.decode(call.payload, what="params", limit=self._limit)
         if not isinstance(params, Mapping):
             raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
         positional, keywords = found.tool.bind(params, None)
-        token = CHAIN.set((*request.chain, request))
+        function = functools.partial(found.tool.function, *positional, **keywords)
+        token = CHAIN.set((*request.chain, request, run))
         current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
         try:
             with nullcontext() if request.trace is None else request.trace.current():
-                if found.tool.kind.needs_loop:
-                    result = await found.tool.function(*positional, **keywords)
-                else:
-                    result = await anyio.to_thread.run_sync(lambda: found.tool.function(*positional, **keywords))
+                result = function() if found.tool.kind.needs_loop else await self._threads.run(run, function)
+                if inspect.isawaitable(result):
+                    result = await result
         finally:
             CURRENT.reset(current)
             CHAIN.reset(token)

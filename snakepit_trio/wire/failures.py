@@ -75,7 +75,12 @@ def describe_exception(exc: BaseException, *, redact: Callable[[str], str]) -> E
         trace = "".join(lines)
     except Exception as broken:
         trace = f"<formatting it raised {type(broken).__name__}>"
-    names = [qualified_name(cls) for cls in type(exc).__mro__ if cls is not object]
+    if isinstance(exc, ToolError) and exc.remote_types:
+        # One that came from another process, and goes on: it is still caught by the types that it had there.
+        names, message = list(exc.remote_types), exc.remote_message
+        trace = f"{exc.remote_traceback}\nThe above exception was raised again here:\n\n{trace}"
+    else:
+        names = [qualified_name(cls) for cls in type(exc).__mro__ if cls is not object]
     return ErrorInfo(
         ToolError.default_code,
         "",

@@ -344,10 +344,24 @@ class HostCalls:
         timeout: float | None,
         done: Callable[[], object],
     ) -> tuple[int, _Pending]:
-        call.context.raise_if_cancelled()
+        if not isinstance(name, str):
+            raise InvalidParameter(f"a host tool's name is text, not {name!r}", details={"path": "name"})
+        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+            raise InvalidParameter(
+                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
+            )
+        if params is not None and not isinstance(params, Mapping):
+            raise InvalidParameter(
+                f"params must be a mapping of argument names to values, not {type(params).__name__}",
+                details={"path": "params"},
+            )
         payload = call.encode_params(params)
         id = next(self._ids)
         pending = self._pending[id] = _Pending(call, done)
+        # Looked at after it is in the book: a cancel either sees it there, or is seen here.
+        if call.cancelled:
+            self._pending.pop(id, None)
+            call.context.raise_if_cancelled()
         left = self._time_left(call, timeout)
         call.send(HostCall(id, call.id, name, payload, 0 if left is None else max(1, int(left * 1e6))))
         return id, pending

@@ -242,6 +242,9 @@ class WorkerService:
                 if isinstance(item, frames.Chunk):
                     call.credit(1)
                     yield _message(item.payload)
+                elif isinstance(item, frames.HostCall):
+                    error = ToolNotFound("a plain call has no way to its host", details={"tool": item.name})
+                    self._host_calls.resolve(frames.HostReply(item.id, None, failures.to_info(error)))
                 elif isinstance(item, frames.Reply):
                     del self._calls[call.id]
                     if item.error is not None:

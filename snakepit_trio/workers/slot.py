@@ -105,6 +105,20 @@ class Slot:
         alive = [worker for worker in self._alive if not worker.ended.is_set()]
         return alive or ([self.current] if self.current is not None else [])
 
+    @property
+    def expecting(self) -> bool:
+        """Whether it starts a worker, or soon will."""
+        worker = self.current
+        if self._retiring or self.failed:
+            return False
+        return (
+            self._successor is not None
+            or worker is None
+            or worker.state.over
+            or worker.tainted
+            or not worker.ready.is_set()
+        )
+
     async def run(self) -> None:
         """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""
         async with anyio.create_task_group() as nursery:

@@ -144,7 +144,6 @@ class Worker:
         self._host = host
         self._prefix = request_prefix
         self._redact = redact
-        self._nursery: anyio.abc.TaskGroup | None = None
         self._shm = shm
         self._process: WorkerProcess | None = None
         self._connection: Connection | None = None
@@ -206,11 +205,6 @@ class Worker:
         if self._link is not None:
             self._link.host_reply(reply)
 
-    def start_soon(self, function: Callable[..., Any], *arguments: Any) -> None:
-        """Run something in the worker's nursery, so that it ends with the worker."""
-        if self._nursery is not None and self._cause is None:
-            self._nursery.start_soon(function, *arguments)
-
     @property
     def was_killed(self) -> bool:
         """Whether it had to be killed to make it end."""
@@ -227,7 +221,6 @@ class Worker:
         """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it."""
         try:
             async with anyio.create_task_group() as nursery:
-                self._nursery = nursery
                 if self._cause is None:
                     nursery.start_soon(self._live, nursery)
                 await self._over.wait()

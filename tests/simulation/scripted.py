@@ -19,6 +19,8 @@ from snakepit_trio.launch.messages import Report
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.pool.crew import PoolParts
 from snakepit_trio.pool.pool import Pool
+from snakepit_trio.tools.serving import HostThreads
+from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire import codec, failures, frames
 from snakepit_trio.wire.connection import RpcFailure, Wire
 from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse, ToolSpec
@@ -318,6 +320,7 @@ class World(Launcher, Wire):
         import itertools
 
         config = PoolConfig(adapter="scripted", **options)
+        waits = Waits()
         parts = PoolParts(
             run_id="run",
             token="t",
@@ -329,7 +332,8 @@ class World(Launcher, Wire):
             ids=itertools.count(1),
             redact=str,
             registries=lambda _: (),
-            nested=set(),
+            waits=waits,
+            host_threads=HostThreads(4, waits),
             starting=anyio.Semaphore(4),
         )
         return Pool(config, parts, None)  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""Calls that wait while workers' tools wait for them: how deep they lie, and whether a wait can ever end.
+
+Theory of operation
+-------------------
+A tool that calls its host waits, and holds its worker's seat meanwhile; a host tool may call a pool, and so on. The *chain*
+of such a call is whoever can't go on before it does: requests, which hold seats, and host calls, which may hold threads,
+in turns. A *waiter* is a call with a chain that waits for a seat or a thread.
+
+A waiter is stuck when everything that it waits for is held by members of the chains of stuck waiters. The largest such set
+is found by beginning with all waiters and taking out, again and again, those for which something may come free. A wait
+can become stuck when a waiter joins (then the new one is in the set, and is refused), or when a seat goes away: whoever
+takes one away asks for :meth:`Waits.check`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Container
+from contextvars import ContextVar
+from typing import Any
+
+from snakepit_trio.errors import WouldDeadlock
+
+__all__ = ["CHAIN", "DEEPEST", "Waits", "check_depth"]
+
+#: How many calls of workers and host tools may lie inside one another.
+DEEPEST = 16
+
+#: The chain of what this task calls; empty for a task that no worker waits for.
+CHAIN: ContextVar[tuple[Any, ...]] = ContextVar("snakepit_chain", default=())
+
+_Hopeless = Callable[[Container[object]], bool]
+
+
+def check_depth(chain: tuple[Any, ...], tool: str) -> None:
+    """Refuse a call that lies too deep.
+
+    Raises:
+        WouldDeadlock: It does.
+    """
+    # A request and a host call for each level.
+    depth = len(chain) // 2
+    if depth >= DEEPEST:
+        raise WouldDeadlock(
+            f"{tool!r} is called by a tool that was called by a tool, {depth} deep",
+            details={"tool": tool, "depth": depth, "limit": DEEPEST},
+        )
+
+
+class Waits:
+    """The waiters of one runtime, oldest first."""
+
+    def __init__(self) -> None:
+        self._waiters: dict[Any, tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]] = {}
+        self._links: Counter[Any] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<Waits {len(self._waiters)}>"
+
+    def __len__(self) -> int:
+        return len(self._waiters)
+
+    def add(self, waiter: Any, chain: tuple[Any, ...], hopeless: _Hopeless, refuse: Callable[[], object]) -> None:
+        """A call with a chain begins to wait. It is refused at once when that would never end.
+
+        Args:
+            waiter: The call.
+            chain: Whoever can't go on before it does.
+            hopeless: Whether all that it waits for is held by these.
+            refuse: Ends the wait with an error. It has been removed by then.
+        """
+        self._waiters[waiter] = chain, hopeless, refuse
+        self._links.update(chain)
+        # Most waits are seen to be harmless by the members of all chains, stuck or not.
+        if hopeless(self._links) and waiter in self._stuck():
+            self.remove(waiter)
+            refuse()
+
+    def remove(self, waiter: Any) -> None:
+        """It waits no longer. Does nothing when it did not."""
+        found = self._waiters.pop(waiter, None)
+        if found is not None:
+            links = self._links
+            for link in found[0]:
+                links[link] -= 1
+                if not links[link]:
+                    del links[link]
+
+    def check(self) -> None:
+        """Something that was waited for has gone: refuse the newest of those that would wait for ever, until none would."""
+        while self._waiters and (stuck := self._stuck()):
+            waiter = next(reversed(stuck))
+            refuse = stuck[waiter][2]
+            self.remove(waiter)
+            refuse()
+
+    def _stuck(self) -> dict[Any, tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]]:
+        stuck = dict(self._waiters)
+        while stuck:
+            blocked = {link for chain, _, _ in stuck.values() for link in chain}
+            free = [waiter for waiter, (_, hopeless, _) in stuck.items() if not hopeless(blocked)]
+            if not free:
+                break
+            for waiter in free:
+                del stuck[waiter]
+        return stuck
