@@ -65,7 +65,7 @@ local function discard_program(session, name)
     if call('HDEL', key, name) == 0 then return 0 end
     call('ZREM', at .. 'lapse', session .. '\\n' .. name)
     call('HINCRBY', at .. 'totals', 'programs', -1)
-    call('HINCRBY', at .. 'totals', 'bytes', -size)
+    call('HINCRBY', at .. 'totals', 'bytes', 0 - size)
     return 1
 end
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar, overload
 
 import attrs
@@ -143,6 +144,11 @@ class ToolRegistry:
         Raises:
             InvalidParameter, ToolExists: As :meth:`register`, for the first that is refused.
         """
+        if not isinstance(functions, Mapping):
+            raise InvalidParameter(
+                f"functions must be a mapping of names to functions, not {type(functions).__name__}",
+                details={"path": "functions"},
+            )
         made = {name: _make(name, function, None, None, critical=False) for name, function in functions.items()}
         for name in made:
             self._check_place(name, replace=replace)
@@ -224,7 +230,11 @@ def _make(
             f"host tool {name!r}: the description must be text of up to {_LONGEST_DESCRIPTION} characters",
             details={"path": "description"},
         )
-    metadata = dict(metadata or {})
+    if metadata is not None and not isinstance(metadata, Mapping):
+        raise InvalidParameter(
+            f"host tool {name!r}: metadata must be a mapping of text to text", details={"path": "metadata"}
+        )
+    metadata = MappingProxyType(dict(metadata or {}))
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidParameter(f"host tool {name!r}: metadata must be text", details={"path": f"metadata[{key!r}]"})

@@ -1,0 +1,151 @@
+"""The registry of host tools against a dictionary."""
+
+from __future__ import annotations
+
+import functools
+import string
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+import snakepit_trio as sp
+from snakepit_trio.tools.registry import ToolRegistry
+
+GOOD = st.sampled_from(["a", "b", "Tool.c", "d-1"])
+BAD = st.sampled_from(["", "1a", "a b", "snakepit.x", "SnakePit.x", "x" * 65, "a\n", None, 5, "\u00e9"])
+
+
+def make(number: int) -> Any:
+    def function(value: int = number) -> int:
+        return value
+
+    return function
+
+
+class RegistryMachine(RuleBasedStateMachine):
+    """What is refused changes nothing; a critical tool stays; a batch is all or nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.registry = ToolRegistry()
+        self.model: dict[str, tuple[Any, bool]] = {}
+
+    @rule(name=GOOD, critical=st.booleans(), replace=st.booleans(), number=st.integers(0, 9))
+    def register(self, name: str, critical: bool, replace: bool, number: int) -> None:
+        function = make(number)
+        there = self.model.get(name)
+        if there is not None and (there[1] or not replace):
+            with pytest.raises(sp.ToolExists) as raised:
+                self.registry.register(name, function, critical=critical, replace=replace)
+            assert raised.value.details["tool"] == name
+        else:
+            self.registry.register(name, function, critical=critical, replace=replace)
+            self.model[name] = function, critical
+
+    @rule(names=st.lists(GOOD | BAD, max_size=4, unique=True), replace=st.booleans())
+    def register_many(self, names: list[Any], replace: bool) -> None:
+        batch = {name: make(1) for name in names}
+        good = all(isinstance(name, str) and name in ("a", "b", "Tool.c", "d-1") for name in names)
+        free = all(n not in self.model or (replace and not self.model[n][1]) for n in names)
+        if good and free:
+            self.registry.register_many(batch, replace=replace)
+            self.model.update({name: (function, False) for name, function in batch.items()})
+        else:
+            with pytest.raises((sp.ToolExists, sp.InvalidParameter)):
+                self.registry.register_many(batch, replace=replace)
+
+    @rule(name=GOOD)
+    def unregister(self, name: str) -> None:
+        there = self.model.get(name)
+        if there is None:
+            with pytest.raises(sp.ToolNotFound):
+                self.registry.unregister(name)
+        elif there[1]:
+            with pytest.raises(sp.ToolExists):
+                self.registry.unregister(name)
+        else:
+            self.registry.unregister(name)
+            del self.model[name]
+
+    @rule(name=BAD)
+    def bad_name(self, name: Any) -> None:
+        with pytest.raises(sp.InvalidParameter):
+            self.registry.register(name, make(1), replace=True)
+
+    @invariant()
+    def same(self) -> None:
+        assert [tool.name for tool in self.registry.list()] == sorted(self.model)
+        assert len(self.registry) == len(self.model)
+        for name, (function, critical) in self.model.items():
+            tool = self.registry.get(name)
+            assert tool.critical is critical
+            assert tool.tool.function is function
+
+
+TestRegistry = RegistryMachine.TestCase
+
+
+def test_what_is_refused() -> None:
+    registry = ToolRegistry()
+
+    def takes_context(ctx: sp.ToolContext) -> None: ...
+    def takes_any(*values: int) -> None: ...
+    def streams() -> Any:
+        yield 1
+
+    for function in (takes_context, takes_any, streams, "text", None):
+        with pytest.raises(sp.InvalidParameter) as raised:
+            registry.register("tool", function)  # type: ignore[arg-type]
+        assert raised.value.details["path"] == "function"
+    for metadata in ({"k": 1}, {1: "v"}, {"k": "v" * 9000}, {str(n): "" for n in range(65)}, "text", ["k"]):
+        with pytest.raises(sp.InvalidParameter) as raised:
+            registry.register("tool", make(1), metadata=metadata)  # type: ignore[arg-type]
+        assert raised.value.details["path"].startswith("metadata")
+    for description in ("d" * 9000, 5):
+        with pytest.raises(sp.InvalidParameter) as raised:
+            registry.register("tool", make(1), description=description)  # type: ignore[arg-type]
+        assert raised.value.details["path"] == "description"
+    with pytest.raises(sp.InvalidParameter):
+        registry.register_many(["a"])  # type: ignore[arg-type]
+    assert len(registry) == 0
+
+
+def test_what_a_tool_says_of_itself() -> None:
+    registry = ToolRegistry()
+    metadata = {"owner": "me"}
+
+    @registry.host_tool
+    def plain(a: int, b: str = "x") -> None:
+        """First paragraph,
+        of two lines.
+
+        Second.
+        """
+
+    @registry.host_tool(name="other", description="Given.", metadata=metadata, critical=True)
+    async def function() -> None: ...
+
+    metadata["owner"] = "changed"
+    found, given = registry.get("plain"), registry.get("other")
+    assert found.description == "First paragraph, of two lines."
+    assert '"a"' in found.parameters_schema
+    assert given.description == "Given."
+    assert given.metadata == {"owner": "me"}
+    with pytest.raises(TypeError):
+        given.metadata["owner"] = "no"  # type: ignore[index]
+    registry.register("partial", functools.partial(plain, b="y"))
+    assert [tool.name for tool in registry] == ["other", "partial", "plain"]
+
+
+@given(st.text(alphabet=string.ascii_letters + string.digits + "_.-", min_size=1, max_size=70))
+def test_names(name: str) -> None:
+    registry = ToolRegistry()
+    good = name[0].isalpha() and len(name) <= 64 and not name.lower().startswith("snakepit.")
+    if good:
+        assert registry.register(name, make(1)).name == name
+    else:
+        with pytest.raises(sp.InvalidParameter):
+            registry.register(name, make(1))
