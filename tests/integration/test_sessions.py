@@ -447,7 +447,7 @@ async def test_programs() -> None:
                 assert await programs.get("mine", "s") == b"1"
                 assert [info.name for info in await programs.list("s")] == ["mine"]
             assert await programs.get("mine", "s") is None
-            for bad in (dict(name=5, data=b""), dict(name="x", data="text"), dict(name="x", data=b"", ttl=-1)):
+            for bad in ({"name": 5, "data": b""}, {"name": "x", "data": "text"}, {"name": "x", "data": b"", "ttl": -1}):
                 with pytest.raises(sp.InvalidParameter):
                     await programs.put(**bad)  # type: ignore[arg-type]
 
