@@ -1,0 +1,160 @@
+"""Nested calls in pools of a few seats: a wait is refused when it would never end, and only then."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from copy import deepcopy
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from snakepit_trio.errors import WouldDeadlock
+from snakepit_trio.tools.waits import DEEPEST, Waits, check_depth
+
+POOLS = 3
+
+
+class Call:
+    """A request of one pool."""
+
+    def __init__(self, number: int, pool: int, parent: Call | None) -> None:
+        self.number = number
+        self.pool = pool
+        self.parent = parent
+        self.running = False
+        self.over = False
+        self.waits_for: Call | None = None
+
+    @property
+    def chain(self) -> tuple[Call, ...]:
+        return () if self.parent is None else (*self.parent.chain, self.parent)
+
+
+class System:
+    """Pools with seats, and queues before them."""
+
+    def __init__(self) -> None:
+        self.capacity = [1] * POOLS
+        self.running: list[list[Call]] = [[] for _ in range(POOLS)]
+        self.queue: list[list[Call]] = [[] for _ in range(POOLS)]
+
+    def fill(self, pool: int) -> list[Call]:
+        begun = []
+        while self.queue[pool] and len(self.running[pool]) < self.capacity[pool]:
+            call = self.queue[pool].pop(0)
+            call.running = True
+            self.running[pool].append(call)
+            begun.append(call)
+        return begun
+
+    def finish(self, call: Call) -> list[Call]:
+        self.running[call.pool].remove(call)
+        call.running, call.over = False, True
+        if call.parent is not None and call.parent.waits_for is call:
+            call.parent.waits_for = None
+        return self.fill(call.pool)
+
+    def free(self) -> list[Call]:
+        return [call for calls in self.running for call in calls if call.waits_for is None]
+
+    def comes_to_an_end(self) -> bool:
+        """Whether all calls end when each that waits for nothing does."""
+        trial = deepcopy(self)
+        while free := trial.free():
+            trial.finish(free[0])
+        return not any(trial.running)
+
+
+class WaitsMachine(RuleBasedStateMachine):
+    """Invariant: whatever is let in comes to an end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.system = System()
+        self.waits = Waits()
+        self.count = 0
+        self.calls: list[Call] = []
+
+    def hopeless(self, call: Call, blocked: Container[object]) -> bool:
+        running, capacity = self.system.running[call.pool], self.system.capacity[call.pool]
+        return len(running) >= capacity and all(other in blocked for other in running)
+
+    def refuse(self, call: Call) -> None:
+        assert not self.system.comes_to_an_end(), "it would have ended"
+        self.system.queue[call.pool].remove(call)
+        call.over = True
+        assert call.parent is not None
+        call.parent.waits_for = None
+
+    def add(self, pool: int, parent: Call | None) -> None:
+        self.count += 1
+        call = Call(self.count, pool, parent)
+        self.calls.append(call)
+        if parent is not None:
+            parent.waits_for = call
+        self.system.queue[pool].append(call)
+        self.system.fill(pool)
+        if parent is not None and not call.running:
+            hopeless, refuse = lambda blocked: self.hopeless(call, blocked), lambda: self.refuse(call)
+            self.waits.add(call, call.chain, hopeless, refuse)
+
+    def begun(self, calls: list[Call]) -> None:
+        for call in calls:
+            self.waits.remove(call)
+
+    @rule(pool=st.integers(0, POOLS - 1))
+    def call(self, pool: int) -> None:
+        self.add(pool, None)
+
+    @precondition(lambda self: self.system.free())
+    @rule(data=st.data(), pool=st.integers(0, POOLS - 1))
+    def nest(self, data: st.DataObject, pool: int) -> None:
+        self.add(pool, data.draw(st.sampled_from(self.system.free())))
+
+    @precondition(lambda self: self.system.free())
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        self.begun(self.system.finish(data.draw(st.sampled_from(self.system.free()))))
+
+    @rule(pool=st.integers(0, POOLS - 1))
+    def grow(self, pool: int) -> None:
+        if self.system.capacity[pool] < 3:
+            self.system.capacity[pool] += 1
+            self.begun(self.system.fill(pool))
+
+    @rule(pool=st.integers(0, POOLS - 1))
+    def shrink(self, pool: int) -> None:
+        """A free seat goes away, or one whose call ends with it: here the free ones only, as with an idle worker."""
+        if 1 < self.system.capacity[pool] > len(self.system.running[pool]):
+            self.system.capacity[pool] -= 1
+            self.waits.check()
+
+    @rule(pool=st.integers(0, POOLS - 1))
+    def lose(self, pool: int) -> None:
+        """The worker of a call that waits for nothing is cordoned: its call ends, and its seat is no more."""
+        free = [call for call in self.system.free() if call.pool == pool]
+        if self.system.capacity[pool] > 1 and free:
+            self.system.capacity[pool] -= 1
+            self.begun(self.system.finish(free[0]))
+            self.waits.check()
+
+    @invariant()
+    def it_comes_to_an_end(self) -> None:
+        assert self.system.comes_to_an_end()
+
+    @invariant()
+    def it_knows_who_waits(self) -> None:
+        queued = [call for calls in self.system.queue for call in calls if call.parent is not None]
+        assert len(self.waits) == len(queued)
+        assert bool(self.waits._links) == bool(queued)
+
+
+TestWaits = WaitsMachine.TestCase
+
+
+def test_depth() -> None:
+    check_depth((object(),) * (2 * DEEPEST - 2), "tool")
+    with pytest.raises(WouldDeadlock) as raised:
+        check_depth((object(),) * (2 * DEEPEST), "tool")
+    assert raised.value.details == {"tool": "tool", "depth": DEEPEST, "limit": DEEPEST}

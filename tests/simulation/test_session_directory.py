@@ -1,0 +1,230 @@
+"""The directory of sessions on a mock clock: expiry to the moment, and a cancellation at each step of each operation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+import trio
+import trio.testing
+
+import snakepit_trio as sp
+from snakepit_trio.observe.events import EventBus
+from snakepit_trio.pool.session import open_session
+from snakepit_trio.sessions.directory import SessionDirectory
+from snakepit_trio.sessions.programs import ProgramStore
+from snakepit_trio.sessions.records import Limits
+from snakepit_trio.sessions.sql import SqlTables
+from snakepit_trio.sessions.store import Store, open_store
+
+
+class ThreadLike(Store):
+    """Answers as one in a thread does: after a while, and whatever has happened to the asking task meanwhile.
+
+    Attributes:
+        asked: How often it was.
+        cancel_at: The question during which ``scope`` is cancelled.
+    """
+
+    def __init__(self, shared: bool = False, clock: Callable[[], float] = anyio.current_time) -> None:
+        tables = SqlTables(":memory:", Limits(max_sessions=3))
+        super().__init__(tables, clock=clock, blocking=False, shared=shared, failures=())
+        self.asked = 0
+        self.cancel_at = -1
+        self.scope = anyio.CancelScope()
+
+    async def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        await anyio.lowlevel.checkpoint()
+        with anyio.CancelScope(shield=True):
+            self.asked += 1
+            if self.asked == self.cancel_at:
+                self.scope.cancel()
+            await anyio.sleep(0.001)
+            result = method(*arguments)
+            await anyio.sleep(0.001)
+        return result
+
+
+def run(main: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+    trio.run(main, *arguments, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@asynccontextmanager
+async def kept(store: Store) -> AsyncIterator[SessionDirectory]:
+    async with anyio.create_task_group() as nursery:
+        sessions = SessionDirectory(store, EventBus())
+        nursery.start_soon(sessions.keep)
+        yield sessions
+        nursery.cancel_scope.cancel()
+
+
+def session(sessions: SessionDirectory, id: str, **options: Any) -> Any:
+    given = {"affinity": "hint", "ttl": None, "metadata": {}, "on_lost": "error", "detach": False, **options}
+    return open_session(None, sessions, id, **given)  # type: ignore[arg-type]
+
+
+def test_expiry_is_to_the_moment_and_needs_no_traffic() -> None:
+    async def main() -> None:
+        async with open_store("memory", Limits()) as store, kept(store) as sessions:
+            programs = ProgramStore(store, sessions, None, EventBus())
+            async with session(sessions, "s", ttl=10.0) as opened:
+                await programs.put("p", b"x", ttl=3.0)
+                await anyio.sleep(2.99)
+                assert await programs.get("p") == b"x"
+                await anyio.sleep(0.02)
+                # Gone from the books, not only from sight.
+                assert store.tables.next_expiry() == 10.0
+                await anyio.sleep(6.98)
+                await opened.put("k", 1)
+                await anyio.sleep(9.98)
+                assert opened._known.ended is None
+                assert (await sessions.get("s")).expires_in == pytest.approx(0.02)
+                await anyio.sleep(0.03)
+                assert isinstance(opened._known.ended, sp.SessionNotFound)
+                assert store.tables.next_expiry() == math.inf
+                with pytest.raises(sp.SessionNotFound):
+                    await opened.get("k")
+
+    run(main)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_call_keeps_it_alive_and_the_store_hears_of_it(shared: bool) -> None:
+    async def main() -> None:
+        store = ThreadLike(shared)
+        async with kept(store) as sessions:
+            async with session(sessions, "s", ttl=1.0) as opened:
+                ended: list[object] = []
+                known = opened._known
+                sessions.begin(known, "call", lambda: ended.append(1))
+                await anyio.sleep(7.3)
+                assert (await sessions.get("s")).expires_in is not None
+                assert [info.id for info in await sessions.list()] == ["s"]
+                sessions.finish(known, "call")
+                await anyio.sleep(0.9)
+                assert known.ended is None
+                assert not ended
+                await anyio.sleep(0.2)
+                assert known.ended is not None
+        store.tables.close()
+
+    run(main)
+
+
+def test_what_another_process_does_to_a_shared_store() -> None:
+    async def main() -> None:
+        store = ThreadLike(shared=True)
+        async with kept(store) as sessions:
+            async with session(sessions, "closed") as closed, session(sessions, "used", ttl=4.0) as used:
+                async with session(sessions, "left", detach=True):
+                    pass
+                store.tables.remove("closed")
+                store.tables.remove("left")
+                await anyio.sleep(3.0)
+                store.tables.keep([("used", anyio.current_time())])
+                await anyio.sleep(3.0)
+                # It was used elsewhere, so it is alive here.
+                assert await used.get("k") is None
+                with pytest.raises(sp.SessionNotFound):
+                    await closed.get("k")
+                await anyio.sleep(12.0)
+                # Nothing is kept here of what is nowhere.
+                assert not sessions._known
+                assert not sessions._untold
+        store.tables.close()
+
+    run(main)
+
+
+def test_a_full_store_makes_room_by_what_has_expired() -> None:
+    async def main() -> None:
+        store = ThreadLike()
+        sessions = SessionDirectory(store, EventBus())
+        for number in range(3):
+            async with session(sessions, f"s{number}", ttl=1.0, detach=True):
+                pass
+        with pytest.raises(sp.QuotaExceeded):
+            async with session(sessions, "more"):
+                pass
+        await anyio.sleep(1.1)
+        # Nobody sweeps here.
+        async with session(sessions, "more"):
+            assert len(await sessions.list()) == 1
+        store.tables.close()
+
+    run(main)
+
+
+def test_a_cancellation_at_each_step_leaves_nothing_behind() -> None:
+    async def main(cancel_at: int, reached: list[int]) -> None:
+        store = ThreadLike()
+        sessions = SessionDirectory(store, EventBus())
+        store.cancel_at = cancel_at
+        with store.scope:
+            async with session(sessions, "s") as opened:
+                await opened.put("k", 1)
+                await opened.update("k", lambda k: k + 1)
+                await opened.info()
+                await opened.close()
+            async with session(sessions, "t", ttl=5.0):
+                pass
+        reached.append(store.asked)
+        assert store.tables.sessions(anyio.current_time()) == []
+        assert not sessions._known
+        assert not sessions._untold
+        assert not sessions._lock.locked()
+        # It goes on as if nothing had been.
+        async with session(sessions, "s") as again:
+            assert await again.get("k") is None
+        store.tables.close()
+
+    reached: list[int] = []
+    run(main, -1, reached)
+    for step in range(1, reached[0] + 1):
+        run(main, step, reached)
+    assert reached[0] > 7
+
+
+def test_open_close_and_leave_in_any_order_never_leave_a_handle_on_nothing() -> None:
+    """Tasks open, close and leave one id; whoever holds a handle that is not ended finds its session in the store."""
+
+    async def main(seed: int) -> None:
+        import random
+
+        rng = random.Random(seed)
+        store = ThreadLike()
+        sessions = SessionDirectory(store, EventBus())
+
+        async def user() -> None:
+            for _ in range(6):
+                await anyio.sleep(rng.uniform(0, 0.01))
+                detach = rng.random() < 0.4
+                with anyio.move_on_after(rng.choice([0.003, 0.006, 1.0])):
+                    async with session(sessions, "s", detach=detach, ttl=rng.choice([None, 0.01])) as opened:
+                        await anyio.sleep(rng.uniform(0, 0.01))
+                        try:
+                            await opened.put("k", 1)
+                        except sp.SessionNotFound:
+                            assert opened._known.ended is not None
+                        if rng.random() < 0.3:
+                            await opened.close()
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(sessions.keep)
+            async with anyio.create_task_group() as users:
+                for _ in range(4):
+                    users.start_soon(user)
+            await anyio.sleep(1)
+            nursery.cancel_scope.cancel()
+        left = {info.id for info in store.tables.sessions(anyio.current_time())}
+        assert set(sessions._known) == left
+        assert all(known.handles == 0 for known in sessions._known.values())
+        store.tables.close()
+
+    for seed in range(40):
+        run(main, seed)
