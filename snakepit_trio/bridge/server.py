@@ -58,6 +58,7 @@ class Bridge:
         self._config = config
         self._sock = sock
         self._tls = tls
+        self._events = runtime.events
         self._service = BridgeService(runtime)
         self._health = HealthService(runtime, public=config.public_health)
         self.methods: Mapping[bytes, Method] = {
@@ -96,6 +97,7 @@ class Bridge:
     @protected
     async def serve(self) -> None:
         """Let clients in, for as long as the runtime lives."""
+        self._events.emit("bridge.opened", None, address=self.address)
         try:
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(self._service.keep)
@@ -124,6 +126,7 @@ class Bridge:
             sock.setblocking(False)
             if self._count >= self._config.max_connections and not self._make_room():
                 sock.close()
+                self._events.publish("bridge.client_refused", {"connections": self._count}, {})
                 continue
             scope = anyio.CancelScope()
             self._strangers[scope] = None
@@ -143,6 +146,7 @@ class Bridge:
     async def _welcome(self, sock: socket.socket, scope: anyio.CancelScope) -> None:
         """One client, from its first byte to its last."""
         self._unclaimed.discard(sock)
+        began = anyio.current_time()
         try:
             with scope:
                 try:
@@ -158,8 +162,16 @@ class Bridge:
                     return
                 await self._serve(transport, sock, scope)
         finally:
+            known = scope not in self._strangers and not scope.cancel_called
             self._strangers.pop(scope, None)
             self._count -= 1
+            counts = {"duration": anyio.current_time() - began, "connections": self._count}
+            self._events.publish("bridge.client_left", counts, {"known": known})
+
+    def _know(self, scope: anyio.CancelScope) -> None:
+        """A client has shown the token."""
+        self._strangers.pop(scope, None)
+        self._events.publish("bridge.client_joined", {"connections": self._count}, {})
 
     async def _serve(self, transport: SocketTransport, sock: socket.socket, scope: anyio.CancelScope) -> None:
         connection = None
@@ -172,7 +184,7 @@ class Bridge:
                     self._expected,
                     requests,
                     keepalive=sock.family != socket.AF_UNIX,
-                    on_known=lambda: self._strangers.pop(scope, None),
+                    on_known=lambda: self._know(scope),
                 )
                 self._connections.add(connection)
                 await connection.serve()

@@ -171,7 +171,7 @@ class Metrics:
             return 200, text, b"live\n"
         if path == b"/ready":
             pools = self._readiness()
-            ready = bool(pools) and all(ready for ready, _ in pools.values())
+            ready = bool(pools) and all(ready or not size for ready, size in pools.values())
             shown = {name: {"ready": ready, "size": size} for name, (ready, size) in pools.items()}
             body = json.dumps({"ready": ready, "pools": shown}) + "\n"
             return 200 if ready else 503, "application/json", body.encode()
