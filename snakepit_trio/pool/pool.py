@@ -654,6 +654,10 @@ class Pool:
             raise InvalidParameter(
                 f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
             )
+        if idempotent is not None and type(idempotent) is not bool:
+            raise InvalidParameter(
+                f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
+            )
         if type(priority) is not int:
             raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
         if metadata:
@@ -769,7 +773,7 @@ class Pool:
 
 
 def _is_time(timeout: object) -> TypeGuard[float]:
-    return isinstance(timeout, int | float) and timeout > 0
+    return isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
 
 
 def _chain() -> tuple[Any, ...]:

@@ -529,6 +529,9 @@ class Worker:
             code = status.code
             if reason == "connection_lost" and not self._killed:
                 reason, message = seen, words
+            elif reason == "startup" and self._killed:
+                # It has said why; that it was then killed is this side's doing.
+                name = None
         failure = self._startup_failure
         return Exit(
             reason=reason,

@@ -124,6 +124,9 @@ async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: 
         async with launcher:
             process = await launcher.start(spec(tmp_path, adapter="tests.adapters.hanging_setup"))
             try:
+                # Until it leads a group of its own, it is of its template's, and goes with that one's lifeline.
+                while os.getpgid(process.pid) != process.pid:
+                    await anyio.sleep(0.001)
                 os.kill(process.pid, signal.SIGSTOP)
                 process._descriptors.close(process._descriptors.lifeline_write)  # type: ignore[attr-defined]
                 assert await process.wait() == ExitStatus(signal=signal.SIGKILL)
