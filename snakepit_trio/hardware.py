@@ -16,7 +16,7 @@ from pathlib import Path
 
 import attrs
 
-__all__ = ["Accelerator", "Cpu", "Hardware", "Memory", "detect", "visibility"]
+__all__ = ["Accelerator", "Cpu", "Hardware", "Memory", "control_groups", "detect", "visibility"]
 
 #: cgroup v1 writes a number of this order where there is no limit.
 _NO_LIMIT_V1 = 1 << 60
@@ -125,7 +125,7 @@ def visibility(device: str) -> dict[str, str]:
 def _detect(root: Path, environ: Mapping[str, str]) -> Hardware:
     import psutil
 
-    groups = list(_control_groups(root))
+    groups = list(control_groups(root))
     memory = psutil.virtual_memory()
     limits = [limit for group in groups if (limit := _memory_limit(group)) is not None]
     return Hardware(
@@ -145,17 +145,17 @@ def _detect(root: Path, environ: Mapping[str, str]) -> Hardware:
 # ---- control groups ----------------------------------------------------------------------------------
 
 
-def _control_groups(root: Path) -> Iterator[Path]:
+def control_groups(root: Path = Path("/")) -> Iterator[Path]:
     """The folders of this process's control groups and of all above them: the narrowest limit counts."""
     base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         names = controllers.split(",") if controllers else []
-        if names and not {"cpu", "memory"} & set(names):
+        if names and not {"cpu", "memory", "pids"} & set(names):
             continue
         top = base / controllers if names else base
         if names and not top.is_dir():
-            top = base / next(name for name in names if name in ("cpu", "memory"))
+            top = base / next(name for name in names if name in ("cpu", "memory", "pids"))
         folder = top / path.lstrip("/")
         # Inside a container the path may be the machine's, and only the top is there.
         yield from [folder, *folder.parents][: len(folder.relative_to(top).parts) + 1]

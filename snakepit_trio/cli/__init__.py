@@ -11,7 +11,7 @@ def main() -> None:
     """The console script."""
     import typer
 
-    from . import call, cleanup, demo, map, tools
+    from . import call, cleanup, demo, diagnose, doctor, map, status, tools
 
     app = typer.Typer(
         name="snakepit",
@@ -25,6 +25,9 @@ def main() -> None:
     app.command("map")(map.map_command)
     app.command("call")(call.call)
     app.command("tools")(tools.tools)
+    app.command("status")(status.status)
+    app.command("doctor")(doctor.doctor)
+    app.command("diagnose")(diagnose.diagnose)
     app.command("cleanup")(cleanup.cleanup)
     # A console script does not put the current directory on the path, where adapters are looked for first.
     if "" not in sys.path:

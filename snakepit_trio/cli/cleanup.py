@@ -27,14 +27,17 @@ def cleanup(
     from snakepit_trio.workers.registry import Registry, state_directory
 
     directory = state_directory(state_dir)
-    try:
-        registry = Registry(directory)
-    except (OSError, sqlite3.Error) as exc:
-        fail(f"the state directory {directory} can't be used: {exc}", FAILED)
-    try:
-        swept = registry.sweep(dry_run=dry_run)
-    finally:
-        registry.close()
+    swept = []
+    # Where nothing ever ran there is nothing to clear away, and no reason to make a registry.
+    if directory.exists():
+        try:
+            registry = Registry(directory)
+        except (OSError, sqlite3.Error) as exc:
+            fail(f"the state directory {directory} can't be used: {exc}", FAILED)
+        try:
+            swept = registry.sweep(dry_run=dry_run)
+        finally:
+            registry.close()
     if as_json:
         print(
             json.dumps({"state_dir": str(directory), "dry_run": dry_run, "runs": [attrs.asdict(run) for run in swept]})

@@ -1,0 +1,359 @@
+"""What ``snakepit doctor`` checks: each in one function that changes nothing, with the standard library and psutil only."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import attrs
+import psutil
+
+from snakepit_trio import hardware
+from snakepit_trio.workers.runs import LONGEST_SOCKET_PATH, list_runs
+
+__all__ = ["FAIL", "OK", "WARN", "Check", "pid_room", "run_checks"]
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+#: Descriptors that the host needs for each worker, and pids (threads count) that one needs, as measured by `snakepit diagnose`.
+_FDS_PER_WORKER, _PIDS_PER_WORKER = 7, 2
+_REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(;.*)?")
+_MIB = 1 << 20
+
+
+@attrs.frozen
+class Check:
+    """One finding.
+
+    Attributes:
+        name: What was looked at.
+        status: ``"ok"``, ``"warn"`` or ``"fail"``.
+        message: What was found.
+        remedy: What to do about it; ``""`` where there is nothing to do.
+    """
+
+    name: str
+    status: str
+    message: str
+    remedy: str = ""
+
+
+def run_checks(directory: Path) -> Iterator[Check]:
+    """Make every check of the machine and of this state directory, in order."""
+    checks: list[tuple[str, Callable[[], Check]]] = [
+        ("python", _python),
+        ("packages", _packages),
+        ("cpu", _cpu),
+        ("memory", _memory),
+        ("fork", _fork),
+        ("lifeline", _lifeline),
+        ("descriptors", _descriptors),
+        ("pids", _pids),
+        ("shared memory", _shared_memory),
+        ("sockets", _sockets),
+        ("state directory", lambda: _state_directory(directory)),
+        ("control sockets", lambda: _control_sockets(directory)),
+        ("runs", lambda: _runs(directory)),
+        ("clock", _clock),
+    ]
+    for name, check in checks:
+        try:
+            yield check()
+        except Exception as exc:
+            yield Check(name, WARN, f"could not be checked: {type(exc).__name__}: {exc}")
+
+
+def _python() -> Check:
+    found = f"{platform.python_implementation()} {platform.python_version()} at {sys.executable}"
+    if sys.version_info >= (3, 14):
+        return Check("python", WARN, f"{found}; newer than what was tested", "use Python 3.11 to 3.13")
+    if platform.python_implementation() != "CPython":
+        return Check("python", WARN, f"{found}; only CPython was tested", "use CPython")
+    return Check("python", OK, found)
+
+
+def _packages() -> Check:
+    try:
+        required = importlib.metadata.requires("snakepit-trio") or []
+    except importlib.metadata.PackageNotFoundError:
+        return Check("packages", WARN, "snakepit-trio is not installed as a package", "pip install snakepit-trio")
+    wrong: list[str] = []
+    found: list[str] = []
+    extras: list[str] = []
+    for line in required:
+        match = _REQUIREMENT.fullmatch(line)
+        if match is None:
+            continue
+        name, wanted, condition = match[1], match[2], match[3] or ""
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            if "extra ==" not in condition:
+                wrong.append(f"{name} is missing (wanted {wanted})")
+            continue
+        if not _fits(version, wanted):
+            wrong.append(f"{name} {version} (wanted {wanted})")
+        (extras if "extra ==" in condition else found).append(f"{name} {version}")
+    if wrong:
+        return Check("packages", FAIL, "; ".join(wrong), "pip install --upgrade snakepit-trio")
+    more = f"; of the extras: {', '.join(sorted(extras))}" if extras else ""
+    return Check("packages", OK, ", ".join(sorted(found)) + more)
+
+
+def _fits(version: str, wanted: str) -> bool:
+    mine = _numbers(version)
+    for part in filter(None, re.split(r"[,\s]+", wanted.strip("() "))):
+        bound = re.fullmatch(r"(>=|<=|==|!=|<|>|~=)(.+)", part)
+        if bound is None:
+            continue
+        operator, theirs = bound[1], _numbers(bound[2])
+        if (operator in (">=", "~=") and mine < theirs) or (operator == "<" and mine >= theirs):
+            return False
+    return True
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    found = []
+    for part in version.split("."):
+        digits = re.match(r"\d+", part)
+        if digits is None:
+            break
+        found.append(int(digits[0]))
+    return tuple(found)
+
+
+def _cpu() -> Check:
+    cpu = hardware.detect().cpu
+    quota = "" if cpu.quota is None else f", a quota of {cpu.quota:g}"
+    return Check("cpu", OK, f"{cpu.usable} of {cpu.logical} hardware threads may be used{quota}")
+
+
+def _memory() -> Check:
+    memory = hardware.detect().memory
+    found = f"{memory.available / _MIB:.0f} MiB available of {memory.usable / _MIB:.0f}"
+    if memory.available < 256 * _MIB:
+        return Check("memory", WARN, found, "a worker takes 20 MiB and more; free some, or raise the container's limit")
+    return Check("memory", OK, found)
+
+
+def _fork() -> Check:
+    if not hasattr(os, "fork"):
+        return Check("fork", WARN, "this system can't fork: workers are new interpreters", "start_method='spawn'")
+    if not hasattr(os, "pidfd_open"):
+        return Check("fork", FAIL, "this system has no pidfd_open", "use Linux 5.3 or later")
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as exc:
+        return Check("fork", FAIL, f"pidfd_open does not work: {exc}", "Linux 5.3 or later, allowed by the sandbox")
+    return Check("fork", OK, "the fork server can be used; pidfd works")
+
+
+_CHILD = """
+import fcntl, os, signal, sys
+fd = int(sys.argv[1])
+fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
+fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
+fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
+print("armed", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def _lifeline() -> Check:
+    """Do for a child what is done for workers, and let go of it."""
+    if sys.platform != "linux":
+        return Check("lifeline", OK, "a thread in each worker watches for the host's end")
+    read, write = os.pipe()
+    child = None
+    try:
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _CHILD, str(read)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(read,),
+            start_new_session=True,
+        )
+        assert child.stdout is not None
+        if child.stdout.readline() != b"armed\n":
+            return Check(
+                "lifeline", FAIL, "F_SETSIG does not work here", "a kernel or sandbox that allows fcntl(F_SETSIG)"
+            )
+        begun = time.monotonic()
+        os.close(write)
+        write = -1
+        child.wait(timeout=2)
+        took = time.monotonic() - begun
+    except subprocess.TimeoutExpired:
+        return Check(
+            "lifeline", FAIL, "a child outlived its lifeline", "workers of a killed host will have to be swept"
+        )
+    finally:
+        for fd in (read, write):
+            if fd >= 0:
+                os.close(fd)
+        if child is not None:
+            child.kill()
+            child.wait()
+            if child.stdout is not None:
+                child.stdout.close()
+    if child.returncode != -signal.SIGKILL:
+        return Check("lifeline", FAIL, f"the child ended with {child.returncode}", "a kernel that allows F_SETSIG")
+    return Check("lifeline", OK, f"the kernel ended a child {took * 1000:.1f} ms after its lifeline was cut")
+
+
+def _descriptors() -> Check:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = max(0, soft - psutil.Process().num_fds()) // _FDS_PER_WORKER
+    found = f"{_limit(soft)} open files (at most {_limit(hard)}): room for about {room} workers"
+    if soft != resource.RLIM_INFINITY and room < 32:
+        return Check("descriptors", FAIL if room < 2 else WARN, found, "ulimit -n 4096")
+    return Check("descriptors", OK, found)
+
+
+def _limit(value: int) -> str:
+    return "any number of" if value == resource.RLIM_INFINITY else str(value)
+
+
+def pid_room() -> int | None:
+    """How many more processes and threads there may be; None: nobody sets a limit."""
+    room = []
+    for folder in hardware.control_groups():
+        try:
+            limit, now = (folder / "pids.max").read_text().strip(), (folder / "pids.current").read_text()
+        except OSError:
+            continue
+        if limit != "max":
+            room.append(int(limit) - int(now))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    if soft != resource.RLIM_INFINITY and os.geteuid():
+        mine = 0
+        for process in psutil.process_iter():
+            try:
+                if process.uids().real == os.getuid():
+                    mine += process.num_threads()
+            except psutil.Error:
+                continue
+        room.append(soft - mine)
+    try:
+        room.append(int(Path("/proc/sys/kernel/pid_max").read_text()) - len(psutil.pids()))
+    except (OSError, ValueError):
+        pass
+    return min(room, default=None)
+
+
+def _pids() -> Check:
+    room = pid_room()
+    if room is None:
+        return Check("pids", OK, "no limit")
+    found = f"room for {room} more processes and threads: about {max(0, room) // _PIDS_PER_WORKER} workers"
+    if room < 32 * _PIDS_PER_WORKER:
+        return Check("pids", FAIL if room < 2 * _PIDS_PER_WORKER else WARN, found, "raise pids.max or ulimit -u")
+    return Check("pids", OK, found)
+
+
+def _shared_memory() -> Check:
+    from snakepit_trio.wire.shared import available
+
+    if not available():
+        return Check("shared memory", WARN, "there is none: large values travel inline", "mount a tmpfs at /dev/shm")
+    usage = psutil.disk_usage("/dev/shm")
+    found = f"{usage.free / _MIB:.0f} MiB free of {usage.total / _MIB:.0f} in /dev/shm"
+    if usage.free < 128 * _MIB:
+        return Check("shared memory", WARN, found, "docker run --shm-size=1g; large values travel inline until then")
+    return Check("shared memory", OK, found)
+
+
+def _sockets() -> Check:
+    with tempfile.TemporaryDirectory(prefix="snakepit-doctor-") as place:
+        path = os.path.join(place, "s")
+        fits = len(os.fsencode(place)) + 32 <= LONGEST_SOCKET_PATH
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            if fits:
+                listener.bind(path)
+                listener.listen(1)
+                client.connect(path)
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()):
+        pass
+    if not fits:
+        return Check(
+            "sockets", WARN, f"paths in {tempfile.gettempdir()} are too long for Unix sockets; /tmp is used",
+            "set TMPDIR to something shorter",
+        )  # fmt: skip
+    return Check("sockets", OK, f"Unix sockets in {tempfile.gettempdir()}, TCP on the loopback address")
+
+
+def _state_directory(directory: Path) -> Check:
+    try:
+        found = directory.stat()
+    except FileNotFoundError:
+        above = directory
+        while not above.exists() and above != above.parent:
+            above = above.parent
+        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
+            return Check("state directory", OK, f"{directory} will be made by the first run")
+        return Check(
+            "state directory",
+            FAIL,
+            f"{directory} can't be made in {above}",
+            "set SNAKEPIT_STATE_DIR to a private place",
+        )
+    if not stat.S_ISDIR(found.st_mode):
+        return Check("state directory", FAIL, f"{directory} is no directory", "set SNAKEPIT_STATE_DIR")
+    if found.st_uid != os.geteuid():
+        return Check("state directory", FAIL, f"{directory} belongs to user {found.st_uid}", "set SNAKEPIT_STATE_DIR")
+    if not os.access(directory, os.W_OK | os.X_OK):
+        return Check("state directory", FAIL, f"{directory} can't be written", f"chmod 700 {directory}")
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        return Check("state directory", WARN, f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
+    return Check("state directory", OK, f"{directory} is private")
+
+
+def _control_sockets(directory: Path) -> Check:
+    path = os.path.abspath(directory / "runs" / "0123456789.sock")
+    length = len(os.fsencode(path))
+    if length > LONGEST_SOCKET_PATH:
+        return Check(
+            "control sockets",
+            OK,
+            f"made in the run's own directory: {length} of {LONGEST_SOCKET_PATH} bytes is too long",
+        )
+    return Check("control sockets", OK, f"paths of {length} bytes; {LONGEST_SOCKET_PATH} are allowed")
+
+
+def _runs(directory: Path) -> Check:
+    entries = list_runs(directory)
+    stale = [entry.run_id for entry in entries if not entry.alive]
+    alive = len(entries) - len(stale)
+    if stale:
+        return Check("runs", WARN, f"{alive} running; stale: {', '.join(stale)}", "snakepit cleanup")
+    return Check("runs", OK, f"{alive} running, none stale")
+
+
+def _clock() -> Check:
+    wall, steady = time.time(), time.monotonic()
+    time.sleep(0.05)
+    drift = abs((time.time() - wall) - (time.monotonic() - steady))
+    resolution = time.get_clock_info("monotonic").resolution
+    if wall < 1_700_000_000:
+        return Check(
+            "clock", WARN, f"the wall clock says {time.ctime(wall)}", "set the time; certificates will be refused"
+        )
+    if drift > 0.01 or resolution > 0.001:
+        return Check(
+            "clock", WARN, f"it jumps by {drift * 1000:.1f} ms or is coarse ({resolution:g} s)", "run a time service"
+        )
+    return Check("clock", OK, f"steady, resolution {resolution:g} s")

@@ -1,0 +1,90 @@
+"""``snakepit doctor``: whether this machine and this installation can do what is asked of them."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Annotated, Any
+
+import typer
+
+from .common import FAILED, clean, to_json
+
+__all__ = ["doctor"]
+
+_MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
+
+
+def doctor(
+    adapter: Annotated[
+        str | None,
+        typer.Argument(help="module or module:Class; a worker is started with it, to see whether it comes up."),
+    ] = None,
+    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Check Python, packages, limits of the system, sockets and the state directory; say what to do where something is wrong.
+
+    Changes nothing. The exit code is 0 when nothing has failed, warnings included, and 1 otherwise.
+    """
+    from snakepit_trio.workers.registry import state_directory
+
+    from .checks import run_checks
+
+    found: list[Any] = []
+    for check in run_checks(state_directory(state_dir)):
+        found.append(check)
+        if not as_json:
+            _show(check)
+    if adapter is not None:
+        found.append(_adapter(adapter))
+        if not as_json:
+            _show(found[-1])
+    failed = sum(check.status == "fail" for check in found)
+    warned = sum(check.status == "warn" for check in found)
+    if as_json:
+        import attrs
+
+        checks = [attrs.asdict(check) for check in found]
+        print(to_json({"ok": not failed, "failed": failed, "warnings": warned, "checks": checks}, indent=2))
+    else:
+        print(f"{len(found)} checks: {failed} failed, {warned} warnings")
+    sys.stdout.flush()
+    raise typer.Exit(FAILED if failed else 0)
+
+
+def _show(check: Any) -> None:
+    print(f"{_MARKS[check.status]}  {check.name}: {clean(check.message)}")
+    if check.remedy:
+        print(f"      -> {clean(check.remedy)}")
+
+
+def _adapter(adapter: str) -> Any:
+    """Start a worker with it, on temporary state."""
+    import anyio
+
+    from .checks import FAIL, OK, Check
+
+    async def main() -> Check:
+        import snakepit_trio as sp
+
+        with tempfile.TemporaryDirectory(prefix="snakepit-doctor-") as place:
+            config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter=adapter, size=1)], state_dir=place, control=False)
+            async with sp.open_runtime(config) as runtime:
+                tools = [spec.name for spec in runtime.pool().tools()]
+        return Check("adapter", OK, f"{adapter} comes up with {len(tools)} tools: {', '.join(tools) or 'none'}")
+
+    from snakepit_trio.errors import ConfigError, WorkerStartupError
+
+    try:
+        return anyio.run(main, backend="trio")
+    except ConfigError as exc:
+        return Check("adapter", FAIL, exc.message, "name a module that can be imported from here")
+    except WorkerStartupError as exc:
+        detail = exc.details.get("remote_traceback") or exc.details.get("stderr") or ""
+        return Check(
+            "adapter",
+            FAIL,
+            f"{exc.message}\n{detail}".strip(),
+            "what the worker says above; PYTHONPATH, or its setup()",
+        )

@@ -1,0 +1,186 @@
+"""``snakepit status``: what the runtimes of this user are doing."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+import typer
+
+from .common import run, to_json
+from .words import cell, duration, size
+
+__all__ = ["status"]
+
+
+def status(
+    tree: Annotated[bool, typer.Option("--tree", help="Nurseries, workers and requests as a tree.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run", help="Only this run; the beginning of its id will do.")] = None,
+    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show every running runtime of this user: its pools, workers and requests.
+
+    Only looks: nothing is opened for writing. A stale run is one whose host was killed; the next run clears it away, or
+    "snakepit cleanup" does.
+    """
+    from .runs import find, look
+
+    directory, entries = find(state_dir, run_id)
+
+    async def main() -> int:
+        found = await look(entries, tree=tree)
+        if as_json:
+            print(to_json({"state_dir": str(directory), "runs": [_plain(one) for one in found]}, indent=2))
+            return 0
+        if not found:
+            print(f"no runtime is running (state directory {directory})")
+        from rich.console import Console
+
+        console = Console(markup=False, highlight=False)
+        for number, one in enumerate(found):
+            if number:
+                console.print()
+            if one.status is None:
+                console.print(_without_answer(one))
+            elif tree:
+                console.print(_tree(one.status))
+            else:
+                _show(console, one.status)
+        return 0
+
+    run(main)
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    import attrs
+
+    return {**attrs.asdict(found.entry), "state": found.state, "problem": found.problem, "status": found.status}
+
+
+def _without_answer(found: Any) -> str:
+    entry = found.entry
+    since = f", begun {duration(time.time() - entry.started)} ago" if entry.started else ""
+    who = f"run {entry.run_id}: {cell(entry.program) or 'unknown program'}, pid {entry.pid or '?'}{since}"
+    if found.state == "stale":
+        return f"{who}: stale, its host was killed; `snakepit cleanup` clears it away"
+    return f"{who}: alive, but {cell(found.problem)}"
+
+
+def _title(status: dict[str, Any]) -> str:
+    versions = status["versions"]
+    return (
+        f"run {status['run_id']}: {cell(status['program']) or 'python'}, pid {status['pid']}, up {duration(status['uptime'])}, "
+        f"Python {versions['python']} on {status['backend']}, snakepit_trio {versions['snakepit_trio']}, "
+        f"{size(status['rss'])}, {_count(status['sessions'], 'session')}"
+    )
+
+
+def _count(number: int | None, what: str) -> str:
+    return f"? {what}s" if number is None else f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _table(*columns: str) -> Any:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    for column in columns:
+        name = column.lstrip(">")
+        table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+    return table
+
+
+def _show(console: Any, status: dict[str, Any]) -> None:
+    console.print(_title(status))
+    pools = _table(
+        "pool", "adapter", ">ready", ">busy", ">queued", ">running", ">done", ">failed", ">restarts", ">p50", ">p95"
+    )
+    workers = _table("worker", "pool", ">slot", "state", ">pid", ">calls", ">done", ">memory", ">heartbeat", "")
+    requests = _table("request", "pool", "tool", "phase", ">age", "worker")
+    now = time.time()
+    for pool in status["pools"]:
+        stats, latency = pool["stats"], pool["latency"]
+        failed = stats["failed"] + stats["timed_out"]
+        pools.add_row(
+            cell(pool["name"]), cell(pool["adapter"]), f"{stats['ready']}/{stats['size']}", str(stats["busy"]),
+            str(stats["queued"]), str(stats["in_flight"]), str(stats["completed"]), str(failed), str(stats["restarts"]),
+            duration(latency["p50"]), duration(latency["p95"]),
+        )  # fmt: skip
+        for worker in pool["workers"]:
+            beat = worker["last_heartbeat"]
+            workers.add_row(
+                cell(worker["id"]), cell(pool["name"]), str(worker["slot"]), state_of(worker), str(worker["pid"] or "-"),
+                str(worker["in_flight"]), str(worker["requests"]), size(worker["rss"] or None),
+                "-" if beat is None else duration(max(0.0, now - beat)), cell(worker["reason"]),
+            )  # fmt: skip
+        for request in pool["requests"]:
+            requests.add_row(
+                cell(request["request_id"]), cell(pool["name"]), cell(request["tool"]), cell(request["phase"]),
+                duration(request["age"]), cell(request["worker_id"]),
+            )  # fmt: skip
+    for table in (pools, workers, requests):
+        if table.row_count:
+            console.print()
+            console.print(table)
+
+
+def state_of(worker: dict[str, Any]) -> str:
+    """A worker's state for people: what is wrong with it too."""
+    return cell(worker["state"]) + (", tainted" if worker["tainted"] else "")
+
+
+def _tree(status: dict[str, Any]) -> Any:
+    from rich.text import Text
+    from rich.tree import Tree
+
+    root = Tree(Text(_title(status)))
+    for pool in status["pools"]:
+        stats = pool["stats"]
+        branch = root.add(
+            Text(f"pool {cell(pool['name'])} ({cell(pool['adapter'])}): {stats['ready']} of {stats['size']} ready")
+        )
+        requests = list(pool["requests"])
+        for worker in pool["workers"]:
+            where = f"slot {worker['slot']}, " if worker["slot"] >= 0 else ""
+            why = f", {cell(worker['reason'])}" if worker["reason"] else ""
+            leaf = branch.add(
+                Text(f"worker {cell(worker['id'])}: {where}pid {worker['pid'] or '-'}, {state_of(worker)}{why}")
+            )
+            for request in requests:
+                if request["worker_id"] == worker["id"] and request["phase"] == "running":
+                    leaf.add(Text(_request(request)))
+        waiting = [request for request in requests if request["phase"] != "running"]
+        if waiting:
+            queue = branch.add(Text(f"queue: {stats['queued']} waiting"))
+            for request in waiting:
+                queue.add(Text(_request(request)))
+    tasks = status.get("tasks")
+    if tasks:
+        _add_tasks(root.add(Text(f"nurseries: {len(tasks)} tasks")), tasks)
+    return root
+
+
+def _request(request: dict[str, Any]) -> str:
+    words = f"request {cell(request['request_id'])}: {cell(request['tool'])}, {duration(request['age'])} old"
+    if request["running_for"] is not None:
+        words += f", running for {duration(request['running_for'])}"
+    if request["time_left"] is not None:
+        words += f", {duration(request['time_left'])} left"
+    if request["attempt"] > 1:
+        words += f", attempt {request['attempt']}"
+    return words + (f", session {cell(request['session_id'])}" if request["session_id"] else "")
+
+
+def _add_tasks(branch: Any, tasks: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    known = {task["id"] for task in tasks}
+    children: dict[int | None, list[dict[str, Any]]] = {}
+    for task in tasks:
+        children.setdefault(task["parent"] if task["parent"] in known else None, []).append(task)
+
+    def add(to: Any, parent: int | None) -> None:
+        for task in sorted(children.get(parent, ()), key=lambda task: (task["name"], task["id"])):
+            add(to.add(Text(cell(task["name"]).removeprefix("snakepit_trio."))), task["id"])
+
+    add(branch, None)

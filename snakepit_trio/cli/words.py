@@ -1,0 +1,42 @@
+"""Numbers and text as a terminal shows them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .common import clean
+
+__all__ = ["cell", "duration", "size"]
+
+
+def cell(value: Any) -> str:
+    """Text for one line of a table: nothing that a terminal would act on, no line ends."""
+    return "" if value is None else " ".join(clean(str(value)).split())
+
+
+def duration(seconds: float | None) -> str:
+    """A span of time in the unit that fits: ``"1.2 ms"``, ``"3.0 s"``, ``"5 min"``."""
+    if seconds is None:
+        return "-"
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} us"
+    if seconds < 1:
+        return f"{seconds * 1e3:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    if seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 86400 else f"{seconds / 86400:.1f} d"
+
+
+def size(count: float | None) -> str:
+    """A number of bytes: ``"12.3 MiB"``."""
+    if count is None:
+        return "-"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
