@@ -11,7 +11,7 @@ def main() -> None:
     """The console script."""
     import typer
 
-    from . import call, cleanup, demo, diagnose, doctor, map, status, tools
+    from . import call, cleanup, demo, diagnose, doctor, map, status, tools, top
 
     app = typer.Typer(
         name="snakepit",
@@ -26,6 +26,7 @@ def main() -> None:
     app.command("call")(call.call)
     app.command("tools")(tools.tools)
     app.command("status")(status.status)
+    app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)
     app.command("diagnose")(diagnose.diagnose)
     app.command("cleanup")(cleanup.cleanup)

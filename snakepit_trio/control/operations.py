@@ -29,8 +29,6 @@ __all__ = ["EVENTS", "EventsOf", "Operations"]
 
 #: The operation that gives many answers.
 EVENTS = "events"
-#: Requests that have ended within so many seconds count in a pool's latencies.
-_WINDOW = 60.0
 #: The longest that a drain may be waited for, in seconds.
 _LONGEST_DRAIN = 24 * 3600.0
 #: How long the store of sessions may take to count them, in seconds: it may be behind a network.
@@ -43,6 +41,7 @@ class _Nothing(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Status(msgspec.Struct, forbid_unknown_fields=True):
     tree: bool = False
+    window: float = 60.0
 
 
 class _OnWorker(msgspec.Struct, forbid_unknown_fields=True):
@@ -158,7 +157,7 @@ class Operations:
             "sessions": await self._sessions(),
             "host_tools": len(runtime.tools),
             "bridge": self._redact(getattr(bridge, "address", None)),
-            "pools": [self._pool(pool) for pool in runtime.pools.values()],
+            "pools": [self._pool(pool, params.window) for pool in runtime.pools.values()],
         }
         if params.tree:
             found["tasks"] = _tasks()
@@ -172,7 +171,7 @@ class Operations:
                 pass
         return None
 
-    def _pool(self, pool: Pool) -> dict[str, Any]:
+    def _pool(self, pool: Pool, window: float) -> dict[str, Any]:
         found = pool.snapshot()
         slots = {slot["index"]: slot for slot in found["slots"]}
         workers = []
@@ -195,7 +194,7 @@ class Operations:
             "workers": workers,
             "slots": [self._redact(slot) for slot in found["slots"]],
             "requests": requests,
-            "latency": _latency(found["ended"]),
+            "latency": _latency(found["ended"], window),
         }
 
     async def _flight(self, _: _Nothing) -> dict[str, Any]:
@@ -239,16 +238,16 @@ class Operations:
         return {"pool": params.pool, "size": params.size}
 
 
-def _latency(ended: list[dict[str, Any]]) -> dict[str, Any]:
-    """How long the calls took that ended of late, waiting included; times in seconds."""
-    recent = [end for end in ended if end["ago"] <= _WINDOW and end["outcome"] == "completed"]
+def _latency(ended: list[dict[str, Any]], window: float) -> dict[str, Any]:
+    """How long the calls took that ended with a result in the last ``window`` seconds, waiting included; in seconds."""
+    recent = [end for end in ended if end["ago"] <= window and end["outcome"] == "completed"]
     durations = sorted(end["duration"] for end in recent)
     waits = sorted(end["queue_wait"] for end in recent)
     count = len(durations)
     if not count:
-        return {"window": _WINDOW, "count": 0, "p50": None, "p95": None, "max": None, "wait_p50": None}
+        return {"window": window, "count": 0, "p50": None, "p95": None, "max": None, "wait_p50": None}
     return {
-        "window": _WINDOW,
+        "window": window,
         "count": count,
         "p50": durations[count // 2],
         "p95": durations[min(count - 1, int(count * 0.95))],
