@@ -44,6 +44,7 @@ from snakepit_trio.workers.registry import open_run, state_directory
 if TYPE_CHECKING:
     from snakepit_trio.bridge.server import Bridge
     from snakepit_trio.config import MetricsConfig
+    from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.http import Metrics
     from snakepit_trio.pool.ledger import Request
     from snakepit_trio.sessions.store import Store
@@ -77,8 +78,17 @@ class Runtime:
 
     bridge: Bridge | None = None
 
-    def __init__(self, config: RuntimeConfig, run: Run, wire: Wire, backend: str, store: Store) -> None:
+    def __init__(
+        self,
+        config: RuntimeConfig,
+        run: Run,
+        wire: Wire,
+        backend: str,
+        store: Store,
+        launcher: Callable[[str, Run], Launcher],
+    ) -> None:
         self.config = config
+        self._launcher = launcher
         self.run_id: str = run.run_id
         self._redactor = Redactor(config.redact_patterns)
         self.events = EventBus(config.recorder_size, self._redactor.value)
@@ -165,7 +175,7 @@ class Runtime:
         waits = Waits()
         host_threads = HostThreads(self.config.host_threads, waits)
         for config in self.config.pools:
-            launcher = await stack.enter_async_context(local_launcher(config.start_method, self._run))
+            launcher = await stack.enter_async_context(self._launcher(config.start_method, self._run))
             parts = PoolParts(
                 run_id=self.run_id,
                 token=self._token,
@@ -259,15 +269,24 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             the others serve.
         ConfigError: The configuration does not fit this event loop.
     """
+    wire = make_wire(config.wire, sniffio.current_async_library())
+    with open_run(config.state_dir) as run:
+        async with assemble(config, run, wire, local_launcher) as runtime:
+            yield runtime
+
+
+@asynccontextmanager
+async def assemble(
+    config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[str, Run], Launcher]
+) -> AsyncIterator[Runtime]:
+    """What :func:`open_runtime` does, over a given run, wire and launcher (by start method): a test may have its own."""
     backend = sniffio.current_async_library()
-    wire = make_wire(config.wire, backend)
     raised: BaseException | None = None
     wreck: dict[str, Any] | None = None
     async with AsyncExitStack() as stack:
-        run = stack.enter_context(open_run(config.state_dir))
         await stack.enter_async_context(wire)
         store = await stack.enter_async_context(open_store(config.store, limits_of(config)))
-        runtime = Runtime(config, run, wire, backend, store)
+        runtime = Runtime(config, run, wire, backend, store, launcher)
         stack.callback(runtime.events.close)
         if config.bridge is not None:
             from snakepit_trio.bridge.server import bound_bridge

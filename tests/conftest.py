@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import tempfile
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ import pytest
 
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.observe.events import EventBus
-from tests.leaks import Footprint
+from snakepit_trio.testing import no_leaks
 
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None)
@@ -72,8 +71,5 @@ def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     if folder not in ("integration", "chaos"):
         yield
         return
-    before = Footprint.take()
-    yield
-    gc.collect()
-    grown = Footprint.take().grown_since(before)
-    assert not grown, "left behind: " + "; ".join(grown)
+    with no_leaks():
+        yield

@@ -1,16 +1,19 @@
-"""What a test may leave behind: nothing."""
+"""What a test may leave behind: nothing. Linux only: it looks into /proc."""
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 import psutil
 
-__all__ = ["Footprint"]
+__all__ = ["Footprint", "no_leaks"]
 
 #: The standard library's own process, which lives as long as the interpreter.
 _ALLOWED_CHILDREN = ("multiprocessing.resource_tracker",)
@@ -18,7 +21,15 @@ _ALLOWED_CHILDREN = ("multiprocessing.resource_tracker",)
 
 @attrs.frozen
 class Footprint:
-    """What this process holds at one moment."""
+    """What this process holds at one moment.
+
+    Attributes:
+        children: Process ids of all its descendants.
+        threads: Those that the interpreter would wait for.
+        descriptors: What each open file descriptor leads to.
+        segments: Shared memory of this library, on this machine.
+        directories: Directories of runs, in the directory for temporary files.
+    """
 
     children: frozenset[int]
     threads: frozenset[str]
@@ -63,6 +74,21 @@ class Footprint:
         found += [f"shared memory {name}" for name in (grown - _of_others(grown) if grown else grown)]
         found += [f"temporary directory {name}" for name in self.directories - before.directories]
         return found
+
+
+@contextmanager
+def no_leaks() -> Iterator[None]:
+    """Check that the block leaves nothing behind: no process, thread, file descriptor, shared memory, directory of a run.
+
+    Raises:
+        AssertionError: It did; says what. Not when the block itself has raised.
+    """
+    before = Footprint.take()
+    yield
+    # What only waits for the collector is no leak.
+    gc.collect()
+    grown = Footprint.take().grown_since(before)
+    assert not grown, "left behind: " + "; ".join(grown)
 
 
 def _of_others(segments: frozenset[str]) -> frozenset[str]:

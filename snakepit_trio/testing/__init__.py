@@ -1,0 +1,25 @@
+"""For the tests of applications: a pytest plugin, scripted workers, faults on demand, and a check that nothing is left behind.
+
+Nothing here is imported by the library itself. Names are imported on first use, so that the plugin costs a test run nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snakepit_trio.testing.faults import Faults as Faults
+    from snakepit_trio.testing.leaks import Footprint as Footprint
+    from snakepit_trio.testing.leaks import no_leaks as no_leaks
+    from snakepit_trio.testing.scripted import ScriptedWorkers as ScriptedWorkers
+
+_WHERE = {"Faults": "faults", "Footprint": "leaks", "ScriptedWorkers": "scripted", "no_leaks": "leaks"}
+
+__all__ = ["Faults", "Footprint", "ScriptedWorkers", "no_leaks"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

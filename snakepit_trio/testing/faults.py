@@ -1,0 +1,119 @@
+"""Faults for the workers of a pool, on demand: what the system, the network or a bad tool may do to them in earnest."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import anyio
+import psutil
+
+if TYPE_CHECKING:
+    from snakepit_trio.pool.pool import Pool
+    from snakepit_trio.pool.stats import WorkerInfo
+
+__all__ = ["Faults"]
+
+#: One turn of a slowed worker, in seconds.
+_TURN = 0.02
+
+
+class Faults:
+    """Breaks workers of one pool. A worker is named by its id; None means a busy one, or a ready one when none is busy.
+
+    As a context manager it lets go on, at the end, what is still stopped.
+    """
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._stopped: set[int] = set()
+
+    def __enter__(self) -> Faults:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for pid in list(self._stopped):
+            self._let_go(pid)
+
+    def kill(self, worker_id: str | None = None, signal_number: int = signal.SIGKILL) -> WorkerInfo:
+        """Send a worker's process a signal; SIGKILL as the system does when memory runs out. Returns which it was."""
+        worker = self._choose(worker_id)
+        os.kill(worker.pid, signal_number)
+        return worker
+
+    def stop(self, worker_id: str | None = None) -> WorkerInfo:
+        """Stop a worker's process, as if the machine had no time for it: its heartbeats will be missed."""
+        worker = self._choose(worker_id)
+        os.kill(worker.pid, signal.SIGSTOP)
+        self._stopped.add(worker.pid)
+        return worker
+
+    def resume(self, worker_id: str) -> None:
+        """Let a stopped worker go on. Does nothing when it has gone."""
+        for worker in self._pool.workers():
+            if worker.id == worker_id:
+                self._let_go(worker.pid)
+
+    @asynccontextmanager
+    async def slow(self, worker_id: str | None = None, *, share: float = 0.1) -> AsyncIterator[WorkerInfo]:
+        """Let a worker run only this share of the time, while the block lasts.
+
+        Raises:
+            ValueError: The share is not between 0 and 1.
+        """
+        if not 0 < share < 1:
+            raise ValueError(f"share must be between 0 and 1, not {share!r}")
+        worker = self._choose(worker_id)
+
+        async def turns() -> None:
+            with contextlib.suppress(ProcessLookupError):
+                while True:
+                    os.kill(worker.pid, signal.SIGSTOP)
+                    self._stopped.add(worker.pid)
+                    await anyio.sleep(_TURN * (1 - share))
+                    self._let_go(worker.pid)
+                    await anyio.sleep(_TURN * share)
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(turns)
+            try:
+                yield worker
+            finally:
+                nursery.cancel_scope.cancel()
+                self._let_go(worker.pid)
+
+    def drop_connection(self, worker_id: str | None = None) -> WorkerInfo:
+        """Cut the connection to a worker; its process lives until the pool notices."""
+        found = self._choose(worker_id)
+        for slot in [*self._pool._crew.slots, *self._pool._crew._spares]:
+            for worker in slot.workers:
+                if worker.id == found.id and worker._connection is not None:
+                    worker._connection.close()
+        return found
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _let_go(self, pid: int) -> None:
+        self._stopped.discard(pid)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+
+    def _choose(self, worker_id: str | None) -> WorkerInfo:
+        ours = {child.pid for child in psutil.Process().children(recursive=True)}
+        alive = [worker for worker in self._pool.workers() if worker.pid in ours]
+        if worker_id is None:
+            alive = [w for w in alive if w.state == "busy"] or [w for w in alive if w.state == "ready"]
+        else:
+            alive = [worker for worker in alive if worker.id == worker_id]
+        if not alive:
+            raise ProcessLookupError(
+                f"pool {self._pool.name!r} has no worker {worker_id or 'that is ready'} of this process"
+            )
+        return alive[0]

@@ -1,0 +1,413 @@
+"""Scripted workers: a real pool over workers that are coroutines. No process, no socket, and all time is the test's.
+
+Everything above the wire is what runs in production: the queue, the deadlines, cancels, restarts, sessions. Below it, a
+worker's tools are functions of the test, which run on its event loop; on Trio's ``MockClock`` hours pass in no time, and the
+same seed gives the same history. What a worker does wrong is drawn from that seed, or done to it by the test.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import os
+import random
+from collections import Counter, deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+
+from snakepit_trio.config import PoolConfig, RuntimeConfig
+from snakepit_trio.errors import RequestCancelled
+from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerSpec
+from snakepit_trio.launch.messages import Report
+from snakepit_trio.pool.pool import Pool
+from snakepit_trio.runtime import assemble
+from snakepit_trio.wire import codec, failures, frames
+from snakepit_trio.wire.connection import RpcFailure, Wire
+from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse, ToolSpec
+from snakepit_trio.worker.adapter import options_of
+from snakepit_trio.workers.registry import Run
+
+__all__ = ["Behaviour", "ScriptedWorker", "ScriptedWorkers"]
+
+#: No process has such an id: what is sent to it by mistake reaches nobody.
+_FIRST_PID = 1 << 24
+
+
+class Behaviour:
+    """What workers do, drawn from one seed.
+
+    Attributes:
+        crash: How probable it is that a worker dies under a call, or between calls.
+        deaf: How probable it is that a call ignores its cancel.
+        late: How probable it is that a cancelled call answers with its result all the same.
+        start_failure: How probable it is that a worker does not start.
+        delay: The longest a frame is under way, in seconds.
+    """
+
+    def __init__(self, seed: int, **chances: float) -> None:
+        self.rng = random.Random(seed)
+        self.crash = chances.pop("crash", 0.0)
+        self.deaf = chances.pop("deaf", 0.0)
+        self.late = chances.pop("late", 0.0)
+        self.start_failure = chances.pop("start_failure", 0.0)
+        self.delay = chances.pop("delay", 0.0)
+        if chances:
+            raise TypeError(f"no such chances: {', '.join(chances)}")
+
+    def chance(self, probability: float) -> bool:
+        """Draw once."""
+        return self.rng.random() < probability
+
+
+class ScriptedWorker:
+    """One worker: its process, its connection and its calls.
+
+    Attributes:
+        running: The calls that it is running, never more than its threads.
+        line: The calls that it has not begun.
+        starts: How often each call was started, over all workers.
+    """
+
+    def __init__(self, world: ScriptedWorkers, spec: WorkerSpec) -> None:
+        self.world = world
+        self.spec = spec
+        world.pids += 1
+        self.pid = world.pids
+        self.running: dict[int, anyio.CancelScope] = {}
+        self.line: deque[frames.Call] = deque()
+        self.taken: set[int] = set()
+        self.credits: dict[int, int] = {}
+        self.streams: set[int] = set()
+        self.credited = anyio.Event()
+        self.status: ExitStatus | None = None
+        self.over = anyio.Event()
+        self.closed = False
+        self.on_message: Callable[[bytes], None] | None = None
+        self.on_end: Callable[[int, str], None] | None = None
+        self._outbox: list[Any] = []
+        self._posted = anyio.Event()
+        self._inbox: list[bytes] = []
+        self._arrived = anyio.Event()
+        self._fds: list[int] = []
+        for _ in range(2):
+            read, write = os.pipe()
+            os.close(write)
+            os.set_blocking(read, False)
+            self._fds.append(read)
+
+    # ---- the process -------------------------------------------------------------------------------
+
+    @property
+    def stdout(self) -> int:
+        return self._fds[0]
+
+    @property
+    def stderr(self) -> int:
+        return self._fds[1]
+
+    async def report(self) -> Report:
+        await anyio.sleep(self.world.behaviour.rng.uniform(0, 0.05))
+        if self.world.behaviour.chance(self.world.behaviour.start_failure):
+            self.die(ExitStatus(code=1))
+            return Report(code="worker_startup", message="RuntimeError: scripted")
+        return Report(address=f"unix:{self.spec.worker_id}", pid=self.pid)
+
+    @property
+    def ended(self) -> bool:
+        return self.status is not None
+
+    def begun(self, call_id: int) -> bool:
+        return call_id in self.taken
+
+    async def wait(self) -> ExitStatus:
+        await self.over.wait()
+        assert self.status is not None
+        return self.status
+
+    def die(self, status: ExitStatus) -> None:
+        if self.status is None:
+            self.status = status
+            self.over.set()
+            self.close(f"died: {status}")
+
+    def crash(self) -> None:
+        """Make it end as by a segmentation fault."""
+        self.die(ExitStatus(signal=11))
+
+    def freeze(self) -> None:
+        """Make it give no sign of life any more."""
+        self.on_message = None
+
+    def terminate(self) -> None:
+        self.die(ExitStatus(code=0))
+
+    def kill(self) -> None:
+        self.die(ExitStatus(signal=9))
+
+    async def aclose(self) -> None:
+        self.kill()
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()
+        self.world.alive.pop(self, None)
+
+    # ---- the connection ------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """Carry frames both ways, each after a while, in order."""
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(self._carry_in, nursery)
+            nursery.start_soon(self._carry_out)
+            if self.world.behaviour.chance(self.world.behaviour.crash):
+                nursery.start_soon(self._die_some_day)
+            await self.over.wait()
+            nursery.cancel_scope.cancel()
+
+    def close(self, reason: str = "closed") -> None:
+        """End its connection."""
+        self.closed = True
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end(14, reason)
+
+    async def unary(self, path: str, request: bytes, *, timeout: float = math.inf) -> bytes:
+        if path.endswith("Check"):
+            return b"\x08\x01"
+        await anyio.sleep(self.world.behaviour.rng.uniform(0, self.world.behaviour.delay))
+        if self.closed:
+            raise RpcFailure(14, "closed")
+        HandshakeRequest.parse(request)
+        tools = [
+            ToolSpec(
+                name=name,
+                parameters_schema="{}",
+                idempotent=name in self.world.idempotent,
+                streaming=_streams(function),
+            )
+            for name, function in self.world.tools.items()
+        ]
+        return bytes(
+            HandshakeResponse(
+                protocol_version=1, pid=self.pid, tools=tools, threads=self.spec.threads, capabilities=["prefetch"]
+            )
+        )
+
+    def rpc(self, path: str, *, on_message: Any, on_end: Any, timeout: float = math.inf) -> ScriptedWorker:
+        if self.closed:
+            raise RpcFailure(14, "closed")
+        self.on_message, self.on_end = on_message, on_end
+        return self
+
+    def send(self, message: bytes) -> None:
+        if not self.closed:
+            self._inbox.append(message)
+            self._arrived.set()
+
+    # ---- what it does --------------------------------------------------------------------------------
+
+    def post(self, frame: Any) -> None:
+        self._outbox.append(frame)
+        self._posted.set()
+
+    async def _carry_out(self) -> None:
+        while True:
+            while self._outbox:
+                await anyio.sleep(self.world.behaviour.rng.uniform(0, self.world.behaviour.delay))
+                frame = self._outbox.pop(0)
+                if self.on_message is not None and not self.closed:
+                    self.on_message(frames.encode(frame))
+            self._posted = anyio.Event()
+            await self._posted.wait()
+
+    async def _carry_in(self, nursery: anyio.abc.TaskGroup) -> None:
+        while True:
+            while self._inbox:
+                await anyio.sleep(self.world.behaviour.rng.uniform(0, self.world.behaviour.delay))
+                self._take(frames.decode_host_frame(self._inbox.pop(0)), nursery)
+            self._arrived = anyio.Event()
+            await self._arrived.wait()
+
+    def _take(self, frame: Any, nursery: anyio.abc.TaskGroup) -> None:
+        match frame:
+            case frames.Call():
+                self.world.held = max(self.world.held, len(self.running) + len(self.line))
+                self.line.append(frame)
+                self._begin(nursery)
+            case frames.Cancel():
+                waiting = next((call for call in self.line if call.id == frame.id), None)
+                if waiting is not None:
+                    self.line.remove(waiting)
+                    error = frames.ErrorInfo(frames.RECALLED)
+                    if frame.recall:
+                        self.world.recalls += 1
+                    else:
+                        error = failures.to_info(RequestCancelled("cancelled before it began"))
+                    self.post(frames.Reply(frame.id, None, error))
+                elif not frame.recall:
+                    scope = self.running.get(frame.id)
+                    # At a yield every generator listens.
+                    deaf = frame.id not in self.streams and self.world.behaviour.chance(self.world.behaviour.deaf)
+                    if scope is not None and not deaf:
+                        scope.cancel()
+            case frames.Credit():
+                if frame.id in self.credits:
+                    self.credits[frame.id] += frame.chunks
+                    self.credited.set()
+                    self.credited = anyio.Event()
+            case frames.Ping():
+                self.post(frames.Pong(frame.sequence, list(self.running), 1))
+            case frames.Stop():
+                self.die(ExitStatus(code=0))
+
+    def _begin(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Begin what there are threads for, in the order in which it came."""
+        while self.line and len(self.running) < self.spec.threads:
+            call = self.line.popleft()
+            self.taken.add(call.id)
+            self.world.starts[call.id] += 1
+            self.world.check_start(call)
+            self.running[call.id] = anyio.CancelScope()
+            self.credits[call.id] = call.credits
+            if call.stream:
+                self.streams.add(call.id)
+            nursery.start_soon(self._run, call, nursery)
+
+    async def _run(self, call: frames.Call, nursery: anyio.abc.TaskGroup) -> None:
+        behaviour = self.world.behaviour
+        params = codec.decode(call.payload)
+        late = behaviour.chance(behaviour.late)
+        reply = frames.Reply(call.id, codec.encode(None))
+        with self.running[call.id]:
+            try:
+                reply = await self._perform(call, params)
+            except Exception as exc:
+                reply = frames.Reply(call.id, None, failures.describe_exception(exc, redact=str))
+            if behaviour.chance(behaviour.crash):
+                self.die(ExitStatus(signal=11))
+                return
+        if self.running[call.id].cancelled_caught and not late:
+            reply = frames.Reply(call.id, None, failures.to_info(RequestCancelled("cancelled")))
+        del self.running[call.id], self.credits[call.id]
+        self.post(reply)
+        self._begin(nursery)
+
+    async def _perform(self, call: frames.Call, params: Any) -> frames.Reply:
+        function = list(self.world.tools.values())[call.tool_index - 1]
+        if not call.stream:
+            result = function(**params)
+            if inspect.isawaitable(result):
+                result = await result
+            return frames.Reply(call.id, codec.encode(result))
+        async with contextlib.aclosing(_chunks(function(**params))) as chunks:
+            async for chunk in chunks:
+                while not self.credits[call.id]:
+                    await self.credited.wait()
+                self.credits[call.id] -= 1
+                self.post(frames.Chunk(call.id, codec.encode(chunk)))
+        return frames.Reply(call.id)
+
+    async def _die_some_day(self) -> None:
+        await anyio.sleep(self.world.behaviour.rng.expovariate(1.0))
+        self.die(ExitStatus(signal=9))
+
+
+class ScriptedWorkers(Launcher, Wire):
+    """Everything below a pool, without processes.
+
+    ``async with ScriptedWorkers({"add": add}).open_pool(size=2) as pool: ...``
+
+    Args:
+        tools: By name: functions, coroutine functions, generators, async generators. They get the arguments by name and no
+            ``ToolContext``. What ``@sp.tool(idempotent=True)`` says of one counts.
+        seed: What is drawn is drawn from it.
+        chances: ``crash``, ``deaf``, ``late``, ``start_failure``, ``delay``; see :class:`Behaviour`. All 0 by default.
+
+    Attributes:
+        alive: The workers that there are.
+        starts: How often each call was begun, by its number.
+        held: The most calls that one worker held when it got another.
+        recalls: How many calls were taken back before they had begun.
+    """
+
+    name = "scripted"
+
+    def __init__(self, tools: Mapping[str, Callable[..., Any]], *, seed: int = 0, **chances: float) -> None:
+        self.tools = dict(tools)
+        self.idempotent = {
+            name for name, function in tools.items() if (found := options_of(function)) is not None and found.idempotent
+        }
+        self.behaviour = Behaviour(seed, **chances)
+        self.pids = _FIRST_PID
+        self.alive: dict[ScriptedWorker, None] = {}
+        self.starts: Counter[int] = Counter()
+        self.held = 0
+        self.recalls = 0
+
+    def __repr__(self) -> str:
+        return f"<ScriptedWorkers {', '.join(self.tools)} alive={len(self.alive)}>"
+
+    @asynccontextmanager
+    async def open_pool(self, **options: Any) -> AsyncIterator[Pool]:
+        """Open a pool over these workers.
+
+        Args:
+            options: Any field of :class:`~snakepit_trio.PoolConfig` but ``adapter``.
+        """
+        config = RuntimeConfig(pools=[PoolConfig(adapter="scripted", **{"size": 1, **options})], control=False)
+        run = Run("scripted", Path(os.devnull), None, [])
+        async with assemble(config, run, self, lambda *_: self) as runtime:
+            yield runtime.pool(config.pools[0].name)
+
+    def worker(self, worker_id: str) -> ScriptedWorker:
+        """The worker of this id, as in ``pool.workers()``, to be made to fail: ``crash()``, ``freeze()``, ``close()``.
+
+        Raises:
+            LookupError: There is none that is alive.
+        """
+        for worker in self.alive:
+            if worker.spec.worker_id == worker_id:
+                return worker
+        raise LookupError(f"no worker {worker_id!r} is alive")
+
+    def check_start(self, call: frames.Call) -> None:
+        """Called when a call begins, after it was counted in :attr:`starts`."""
+
+    # ---- what a launcher and a wire do ---------------------------------------------------------------
+
+    async def __aenter__(self) -> ScriptedWorkers:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        assert not self.alive, "workers were left behind"
+
+    async def start(self, spec: WorkerSpec) -> ScriptedWorker:
+        worker = ScriptedWorker(self, spec)
+        self.alive[worker] = None
+        return worker
+
+    async def connect(self, address: str, *, token: str, max_message: int) -> Any:
+        (found,) = [w for w in self.alive if f"unix:{w.spec.worker_id}" == address]
+        if found.status is not None:
+            raise OSError("nobody listens")
+        return found
+
+
+def _streams(function: Callable[..., Any]) -> bool:
+    return inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function)
+
+
+async def _chunks(generator: Any) -> AsyncGenerator[Any, None]:
+    if inspect.isgenerator(generator):
+        with contextlib.closing(generator):
+            for chunk in generator:
+                yield chunk
+    else:
+        async with contextlib.aclosing(generator):
+            async for chunk in generator:
+                yield chunk

@@ -1,0 +1,116 @@
+"""The pytest plugin, in the test run of an application."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from snakepit_trio.testing import no_leaks
+
+ROOT = Path(__file__).resolve().parents[2]
+SUMS = """
+import time
+import snakepit_trio as sp
+
+@sp.tool
+def add(a: int, b: int) -> int:
+    return a + b
+
+@sp.tool(idempotent=True)
+def nap(seconds: float) -> float:
+    time.sleep(seconds)
+    return seconds
+"""
+TESTS = """
+import pytest
+
+pytestmark = [pytest.mark.anyio, pytest.mark.snakepit_pool("sums")]
+
+async def test_a_call(snakepit_leaks, snakepit_pool):
+    assert await snakepit_pool.execute("add", {"a": 1, "b": 2}) == 3
+    assert snakepit_pool.stats().size == 1
+
+@pytest.mark.snakepit_pool(size=2, name="sums")
+async def test_options_of_the_nearest_mark(snakepit_pool):
+    assert (snakepit_pool.name, snakepit_pool.stats().size) == ("sums", 2)
+
+@pytest.mark.snakepit_pool(heartbeat_interval=0.5, heartbeat_misses=3)
+async def test_faults(snakepit_leaks, snakepit_pool, snakepit_faults):
+    pool, faults = snakepit_pool, snakepit_faults
+    for fault in (faults.kill, faults.stop, faults.drop_connection):
+        async with pool.runtime.events.subscribe("worker.gone") as events:
+            worker = fault()
+            event = await events.__anext__()
+            assert event.metadata["worker_id"] == worker.id
+            assert event.metadata["reason"] in ("killed", "heartbeat", "connection_lost")
+        await pool.wait_ready()
+    with pytest.raises(ProcessLookupError):
+        faults.kill("nobody")
+
+async def test_slow(snakepit_leaks, snakepit_pool, snakepit_faults):
+    async with snakepit_faults.slow(share=0.5) as worker:
+        assert await snakepit_pool.execute("add", {"a": 1, "b": 2}) == 3
+    assert [w.id for w in snakepit_pool.workers()] == [worker.id]
+"""
+WRONG = """
+import os, pytest
+
+@pytest.mark.anyio
+async def test_without_a_mark(snakepit_pool):
+    pass
+
+def test_a_leak(snakepit_leaks):
+    os.open(os.devnull, os.O_RDONLY)
+
+def test_asks_for_nothing():
+    pass
+"""
+
+
+def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    # Where the package was installed before it had the plugin, it is loaded by name.
+    installed = any(point.value == "snakepit_trio.testing.plugin" for point in entry_points(group="pytest11"))
+    plugin = [] if installed else ["-p", "snakepit_trio.testing.plugin"]
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *arguments],
+        cwd=place, capture_output=True, text=True, timeout=110, check=False,
+        env={**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{ROOT}"},
+    )  # fmt: skip
+
+
+def test_the_fixtures_on_both_event_loops(tmp_path: Path) -> None:
+    (tmp_path / "sums.py").write_text(SUMS)
+    (tmp_path / "test_sums.py").write_text(TESTS)
+    done = run(tmp_path, "--strict-markers", "-W", "error")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "8 passed" in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["__pycache__", "sums.py", "test_sums.py"]
+
+
+def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
+    (tmp_path / "test_wrong.py").write_text(WRONG)
+    done = run(tmp_path)
+    assert done.returncode == 1
+    assert 'say which adapter: @pytest.mark.snakepit_pool("my_module:Math", size=2)' in done.stdout
+    assert "left behind: file descriptor" in done.stdout
+    assert "/dev/null" in done.stdout
+
+
+def test_the_plugin_imports_nothing_before_it_is_asked() -> None:
+    code = (
+        "import sys, snakepit_trio.testing.plugin\n"
+        "sys.exit(repr([m for m in sys.modules if m.split('.')[0] in ('anyio', 'trio', 'attrs', 'psutil')]) "
+        "if any(m.startswith('snakepit_trio.runtime') for m in sys.modules) else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_no_leaks_lets_a_failure_through() -> None:
+    with pytest.raises(ValueError, match="mine"), no_leaks():
+        raise ValueError("mine")
