@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
-__all__ = ["main"]
-
-
-def main() -> None:
-    """The console script."""
+if TYPE_CHECKING:
     import typer
 
-    from . import call, cleanup, demo, diagnose, doctor, map, status, tools, top
+__all__ = ["build", "main"]
+
+
+def build() -> typer.Typer:
+    """The command line."""
+    import typer
+
+    from . import call, cleanup, demo, diagnose, doctor, map, new, status, tools, top
 
     app = typer.Typer(
         name="snakepit",
@@ -29,8 +33,14 @@ def main() -> None:
     app.command("top")(top.top)
     app.command("doctor")(doctor.doctor)
     app.command("diagnose")(diagnose.diagnose)
+    app.command("new")(new.new)
     app.command("cleanup")(cleanup.cleanup)
+    return app
+
+
+def main() -> None:
+    """The console script."""
     # A console script does not put the current directory on the path, where adapters are looked for first.
     if "" not in sys.path:
         sys.path.insert(0, "")
-    app()
+    build()(prog_name="snakepit")

@@ -189,3 +189,28 @@ def test_the_doctor_counts_descriptors(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert f"FAIL  descriptors: {limit} open files" in done.stdout
     assert "ulimit -n" in done.stdout
+
+
+def test_the_page_of_commands_is_what_they_say() -> None:
+    from snakepit_trio.cli.reference import document
+
+    assert (ROOT / "docs" / "commands.md").read_text() == document(), (
+        "python -m snakepit_trio.cli.reference > docs/commands.md"
+    )
+
+
+def test_help_is_quick_and_looks_at_little(tmp_path: Path) -> None:
+    """Its cost is what it imports: nothing of the runtime."""
+    code = (
+        "import sys\nsys.argv = ['snakepit', '--help']\nfrom snakepit_trio.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'anyio', 'trio', 'rich', 'textual', 'psutil', 'grpclib', 'snakepit_trio.runtime', 'snakepit_trio.control.server'}\n"
+        "sys.exit(repr(sorted(heavy & set(sys.modules))) if heavy & set(sys.modules) else 0)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path,
+        env=environment(tmp_path / "state"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for command in ("status", "top", "doctor", "diagnose", "new", "cleanup"):
+        assert f"\n  {command} " in done.stdout
