@@ -15,7 +15,7 @@ def build() -> typer.Typer:
     """The command line."""
     import typer
 
-    from . import call, cleanup, demo, diagnose, doctor, map, new, status, tools, top
+    from . import call, cleanup, demo, diagnose, doctor, map, new, status, tools, top, worker
 
     app = typer.Typer(
         name="snakepit",
@@ -31,6 +31,8 @@ def build() -> typer.Typer:
     app.command("tools")(tools.tools)
     app.command("status")(status.status)
     app.command("top")(top.top)
+    app.command("worker")(worker.worker)
+    app.command("resize")(worker.resize)
     app.command("doctor")(doctor.doctor)
     app.command("diagnose")(diagnose.diagnose)
     app.command("new")(new.new)

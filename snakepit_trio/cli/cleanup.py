@@ -24,20 +24,22 @@ def cleanup(
     """
     import attrs
 
-    from snakepit_trio.workers.registry import Registry, state_directory
+    from snakepit_trio.workers.registry import Registry, look, state_directory
 
     directory = state_directory(state_dir)
     swept = []
-    # Where nothing ever ran there is nothing to clear away, and no reason to make a registry.
-    if directory.exists():
-        try:
+    try:
+        if dry_run:
+            swept = look(directory)
+        # Where nothing ever ran there is nothing to clear away, and no reason to make a registry.
+        elif directory.exists():
             registry = Registry(directory)
-        except (OSError, sqlite3.Error) as exc:
-            fail(f"the state directory {directory} can't be used: {exc}", FAILED)
-        try:
-            swept = registry.sweep(dry_run=dry_run)
-        finally:
-            registry.close()
+            try:
+                swept = registry.sweep()
+            finally:
+                registry.close()
+    except (OSError, sqlite3.Error) as exc:
+        fail(f"the state directory {directory} can't be used: {exc}", FAILED)
     if as_json:
         print(
             json.dumps({"state_dir": str(directory), "dry_run": dry_run, "runs": [attrs.asdict(run) for run in swept]})

@@ -17,14 +17,14 @@ from textual.widgets import DataTable, Footer, Label, RichLog, Static
 
 from snakepit_trio.control.client import ControlError, connect
 
-from .status import state_of
+from .status import count, state_of
 from .words import cell, duration, size
 
 __all__ = ["Screen", "spark"]
 
 _BARS = "▁▂▃▄▅▆▇█"
 #: Samples in a sparkline.
-_SAMPLES = 24
+_SAMPLES = 16
 #: What is shown of the events: those of single requests would be too many.
 _EVENTS = ("worker.", "slot.", "pool.", "queue.", "circuit.", "recorder.")
 #: How long an action may take before the screen says so, in seconds.
@@ -116,7 +116,7 @@ class Screen(App[int]):
     def on_mount(self) -> None:
         self._table("pools").add_columns(
             "pool", "ready", "busy", "queued", "running", "done", "failed", "restarts", "calls/s", "p50", "p95",
-            "p50 over time", "queue over time",
+            "p50 of late", "queue of late",
         )  # fmt: skip
         for name in ("id", "pool", "slot", "state", "pid", "calls", "done", "memory", "heartbeat", "reason"):
             self._table("workers").add_column(name, key=name)
@@ -155,7 +155,7 @@ class Screen(App[int]):
             Text(
                 f"{cell(status['program']) or 'python'}  run {status['run_id']}  pid {status['pid']}  up "
                 f"{duration(status['uptime'])}  Python {versions['python']} on {status['backend']}  "
-                f"{size(status['rss'])}  {status['sessions']} sessions"
+                f"{size(status['rss'])}  {count(status['sessions'], 'session')}"
             )
         )
         pools = self._table("pools")
@@ -248,7 +248,8 @@ class Screen(App[int]):
     async def _do(self, op: str, worker: str) -> None:
         try:
             async with connect(self._path) as client:
-                await client.ask(op, worker=worker, timeout=_ACTION)
+                more = {"timeout_seconds": _ACTION} if op == "drain" else {}
+                await client.ask(op, timeout=_ACTION + 5.0, worker=worker, **more)
         except ControlError as exc:
             self.notify(cell(exc.message), title=f"{op} {worker}", severity="error", markup=False)
         else:

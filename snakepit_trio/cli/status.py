@@ -10,7 +10,7 @@ import typer
 from .common import run, to_json
 from .words import cell, duration, size
 
-__all__ = ["status"]
+__all__ = ["count", "state_of", "status"]
 
 
 def status(
@@ -72,11 +72,12 @@ def _title(status: dict[str, Any]) -> str:
     return (
         f"run {status['run_id']}: {cell(status['program']) or 'python'}, pid {status['pid']}, up {duration(status['uptime'])}, "
         f"Python {versions['python']} on {status['backend']}, snakepit_trio {versions['snakepit_trio']}, "
-        f"{size(status['rss'])}, {_count(status['sessions'], 'session')}"
+        f"{size(status['rss'])}, {count(status['sessions'], 'session')}"
     )
 
 
-def _count(number: int | None, what: str) -> str:
+def count(number: int | None, what: str) -> str:
+    """So many of something: ``"1 session"``, ``"2 sessions"``."""
     return f"? {what}s" if number is None else f"{number} {what}{'' if number == 1 else 's'}"
 
 

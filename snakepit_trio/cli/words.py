@@ -20,11 +20,12 @@ def duration(seconds: float | None) -> str:
         return "-"
     if seconds < 0:
         return f"-{duration(-seconds)}"
-    if seconds < 0.001:
+    # The bounds are where the shorter unit would round up to the longer one.
+    if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} us"
-    if seconds < 1:
+    if seconds < 0.99995:
         return f"{seconds * 1e3:.1f} ms"
-    if seconds < 60:
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     if seconds < 3600:
         return f"{seconds / 60:.0f} min"

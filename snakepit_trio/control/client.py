@@ -34,7 +34,9 @@ class ControlClient:
         self._ids = itertools.count(1)
 
     async def ask(self, op: str, *, timeout: float = 10.0, **params: Any) -> dict[str, Any]:
-        """Ask for one operation. A cancellation, and a time that is spent, leave the connection of no further use.
+        """Ask for one operation, and wait ``timeout`` seconds for its answer.
+
+        A cancellation, and a time that is spent, leave the connection of no further use; what was asked for goes on.
 
         Raises:
             ControlError: It was refused (the code is the runtime's), or there was no answer (``unreachable``).

@@ -50,7 +50,7 @@ class _OnWorker(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Drain(msgspec.Struct, forbid_unknown_fields=True):
     worker: str
-    timeout: float = 60.0
+    timeout_seconds: float = 60.0
 
 
 class _Resize(msgspec.Struct, forbid_unknown_fields=True):
@@ -217,13 +217,13 @@ class Operations:
         return {"worker": params.worker}
 
     async def _drain(self, params: _Drain) -> dict[str, Any]:
-        if not 0 <= params.timeout <= _LONGEST_DRAIN:
-            raise Refusal("invalid_parameter", f"timeout must be from 0 to {_LONGEST_DRAIN:g} seconds")
+        if not 0 <= params.timeout_seconds <= _LONGEST_DRAIN:
+            raise Refusal("invalid_parameter", f"timeout_seconds must be from 0 to {_LONGEST_DRAIN:g} seconds")
         pool = self._holder(params.worker)
-        with anyio.move_on_after(params.timeout):
+        with anyio.move_on_after(params.timeout_seconds):
             await pool.drain(params.worker)
             return {"worker": params.worker}
-        raise Refusal("timeout", f"the worker still held calls after {params.timeout:g} s; it gets no new ones")
+        raise Refusal("timeout", f"the worker still held calls after {params.timeout_seconds:g} s; it gets no new ones")
 
     async def _restart(self, params: _OnWorker) -> dict[str, Any]:
         return {"worker": params.worker, "replaced": await self._holder(params.worker).recycle(params.worker)}

@@ -30,9 +30,9 @@ import attrs
 from snakepit_trio.wire import shared
 
 from .identity import boot_id, kill_tree, of_run, start_time
-from .runs import control_path, describe_run
+from .runs import control_path, describe_run, list_runs
 
-__all__ = ["Registry", "Run", "Swept", "open_run", "state_directory"]
+__all__ = ["Registry", "Run", "Swept", "look", "open_run", "state_directory"]
 
 _log = logging.getLogger(__name__)
 
@@ -167,19 +167,18 @@ class Registry:
         """It is over."""
         self._db.execute("DELETE FROM processes WHERE run_id = ? AND process_id = ?", (run_id, process_id))
 
-    def sweep(self, *, dry_run: bool = False) -> list[Swept]:
-        """Clear away what dead runs have left. With ``dry_run`` only say what there is."""
+    def sweep(self) -> list[Swept]:
+        """Clear away what dead runs have left."""
         found = []
         for run_id, run_dir in self._db.execute("SELECT run_id, run_dir FROM runs").fetchall():
             lock = self._try_lock(run_id)
             if lock is None:
                 continue
             try:
-                found.append(self._sweep_run(run_id, Path(run_dir), dry_run=dry_run))
+                found.append(self._sweep_run(run_id, Path(run_dir)))
             finally:
                 os.close(lock)
-        if not dry_run:
-            self._sweep_locks()
+        self._sweep_locks()
         return found
 
     # ---- inside ----------------------------------------------------------------------------------
@@ -200,25 +199,15 @@ class Registry:
             return None
         return fd
 
-    def _sweep_run(self, run_id: str, run_dir: Path, *, dry_run: bool) -> Swept:
-        rows = self._db.execute("SELECT pid, start_time, boot_id FROM processes WHERE run_id = ?", (run_id,)).fetchall()
-        now = boot_id()
-        alive = {pid: started for pid, started, boot in rows if pid and boot == now and start_time(pid) == started}
-        # Those that were being started when the host was killed are in the books without an id, and what workers have
-        # started is not in them at all.
-        for pid in of_run(run_id):
-            started = start_time(pid)
-            if started is not None:
-                alive[pid] = started
-        mine = run_dir.is_absolute() and run_dir.name.startswith(f"snakepit-{run_id}-") and run_dir.exists()
-        segments: list[str] = []
-        if not dry_run:
-            alive = {pid: started for pid, started in alive.items() if kill_tree(pid, started)}
-            if mine:
-                shutil.rmtree(run_dir, ignore_errors=True)
-            segments = shared.remove(f"sp-{run_id}-")
-            self.end_run(run_id)
-        return Swept(run_id, tuple(sorted(alive)), str(run_dir) if mine else None, tuple(segments))
+    def _sweep_run(self, run_id: str, run_dir: Path) -> Swept:
+        found = _left_by(self._db, run_id)
+        killed = [pid for pid, started in found.items() if kill_tree(pid, started)]
+        mine = _is_run_dir(run_dir, run_id)
+        if mine:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        segments = shared.remove(f"sp-{run_id}-")
+        self.end_run(run_id)
+        return Swept(run_id, tuple(sorted(killed)), str(run_dir) if mine else None, tuple(segments))
 
     def _sweep_locks(self) -> None:
         """Remove lock files whose runs ended between their first two steps, or their last two."""
@@ -231,6 +220,52 @@ class Registry:
                         path.with_suffix(".sock").unlink(missing_ok=True)
                         path.unlink(missing_ok=True)
                         os.close(lock)
+
+
+def _is_run_dir(run_dir: Path, run_id: str) -> bool:
+    return run_dir.is_absolute() and run_dir.name.startswith(f"snakepit-{run_id}-") and run_dir.exists()
+
+
+def _left_by(db: sqlite3.Connection, run_id: str) -> dict[int, int]:
+    """The processes of a dead run that are alive, with their start times."""
+    rows = db.execute("SELECT pid, start_time, boot_id FROM processes WHERE run_id = ?", (run_id,)).fetchall()
+    now = boot_id()
+    alive = {pid: started for pid, started, boot in rows if pid and boot == now and start_time(pid) == started}
+    # Those that were being started when the host was killed are in the books without an id, and what workers have started
+    # is not in them at all.
+    for pid in of_run(run_id):
+        started = start_time(pid)
+        if started is not None:
+            alive[pid] = started
+    return alive
+
+
+def look(directory: Path) -> list[Swept]:
+    """What a sweep would clear away. Nothing is changed: the registry is read from a copy.
+
+    Raises:
+        OSError, sqlite3.Error: It can't be read.
+    """
+    dead = [run for run in list_runs(directory) if not run.alive]
+    if not dead:
+        return []
+    with tempfile.TemporaryDirectory(prefix="snakepit-look-") as place:
+        for name in ("registry.sqlite3", "registry.sqlite3-wal"):
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copyfile(directory / name, Path(place) / name)
+        db = Registry._connect(Path(place) / "registry.sqlite3")
+        try:
+            return [
+                Swept(
+                    run.run_id,
+                    tuple(sorted(_left_by(db, run.run_id))),
+                    run.run_dir if _is_run_dir(Path(run.run_dir), run.run_id) else None,
+                    (),
+                )
+                for run in dead
+            ]
+        finally:
+            db.close()
 
 
 class Run:

@@ -21,6 +21,8 @@ __all__ = ["RunEntry", "control_path", "describe_run", "list_runs"]
 
 #: A lock file is a line; what is longer is none of ours.
 _LONGEST = 16 * 1024
+#: An empty lock file that nobody holds belongs to a run that is just beginning, for so long, in seconds.
+_BEGINNING = 5.0
 #: What the path of a Unix socket may have, in bytes: the last of ``sun_path`` is a NUL; see unix(7).
 LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
 
@@ -97,7 +99,9 @@ def _read(path: Path) -> RunEntry | None:
             alive = True
         else:
             alive = False
-            if not os.fstat(fd).st_nlink:
+            facts = os.fstat(fd)
+            # It has just ended, or is just beginning: the lock is taken before anything is written.
+            if not facts.st_nlink or (not data and time.time() - facts.st_mtime < _BEGINNING):
                 return None
     finally:
         os.close(fd)

@@ -138,12 +138,9 @@ async def test_a_drain_is_bounded_and_counts_the_calls(tmp_path: Path) -> None:
             nursery.start_soon(pool.execute, "sleep", {"seconds": 60})
             worker = (await events.__anext__()).metadata["worker_id"]
 
-        async def drain() -> ControlError:
-            request = {"v": 1, "op": "drain", "params": {"worker": worker, "timeout": 0.05}}
-            await control._stream.send(json.dumps(request).encode() + b"\n")
-            return (await control._line())["error"]["code"]
-
-        assert await drain() == "timeout"
+        with pytest.raises(ControlError, match="still held calls") as caught:
+            await control.ask("drain", worker=worker, timeout_seconds=0.05)
+        assert caught.value.code == "timeout"
         nursery.cancel_scope.cancel()
 
 
@@ -206,7 +203,7 @@ WRONG = [
     (b'{"v": 2, "op": "ping"}\n', "protocol_mismatch"),
     (b'{"v": 1, "op": "format_disk"}\n', "unknown_operation"),
     (b'{"v": 1, "op": "ping", "params": {"x": 1}}\n', "invalid_parameter"),
-    (b'{"v": 1, "op": "drain", "params": {"worker": "x", "timeout": -1}}\n', "invalid_parameter"),
+    (b'{"v": 1, "op": "drain", "params": {"worker": "x", "timeout_seconds": -1}}\n', "invalid_parameter"),
 ]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_trio.workers.identity import boot_id, start_time
-from snakepit_trio.workers.registry import Registry, open_run
+from snakepit_trio.workers.registry import Registry, look, open_run
 
 SLEEPER = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
 
@@ -84,7 +84,7 @@ def test_a_dead_runs_processes_and_directory_go(tmp_path: Path, registry: Regist
     registry.begun("dead", "w1", written.pid)
     registry.reserve("dead", "w2", "worker", "default")
     expected = tuple(sorted((written.pid, reserved.pid)))
-    assert [run.pids for run in registry.sweep(dry_run=True)] == [expected]
+    assert [run.pids for run in look(tmp_path / "state")] == [expected]
     assert written.poll() is None and left.exists()
     with open_run(str(tmp_path / "state")) as run:
         assert [(swept.run_id, swept.pids, swept.run_dir) for swept in run.swept] == [("dead", expected, str(left))]
