@@ -31,6 +31,7 @@ BUFFER_THRESHOLD = 64 * 1024
 
 _SCALARS = frozenset({type(None), bool, int, float, str})
 _TEXT = frozenset({str})
+_FLAT = frozenset({str, bytes})
 _LIST_OR_DICT = frozenset({list, dict})
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -101,6 +102,15 @@ def encode_result(
     Raises:
         InvalidPayload: The value, or something in it, can't travel; ``details["path"]`` says where it is.
     """
+    kind = type(value)
+    if (kind in _SCALARS and kind is not str) or (kind in _FLAT and len(value) < buffer_threshold):
+        try:
+            data = _pack(value)
+        except (OverflowError, UnicodeEncodeError):
+            pass
+        else:
+            if len(data) <= limit:
+                return Payload(MSGPACK, data)
     wrapper = Wrapper(threshold=buffer_threshold, limit=limit, convert=True, marker=unserializable == "marker")
     try:
         return _encode(value, what, limit, MSGPACK, wrapper)

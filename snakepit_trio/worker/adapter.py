@@ -84,7 +84,9 @@ def tool(
         description: What it does; the first paragraph of its docstring by default.
         critical: It can't be replaced by another tool of the same name.
         idempotent: It may be run again when a worker died under it.
-        inline: It is promised to be short.
+        inline: It is promised to be short, well below a millisecond, and never to block: it is run by the thread that
+            does the worker's I/O, as soon as its call has arrived. While it runs the worker answers nothing, so one that
+            takes long looks like a worker that hangs. For plain functions only; it can't wait for the host.
         metadata: Text that says more about it.
 
     Raises:

@@ -6,7 +6,6 @@ the tool does the rest. What both touch is guarded by the call's condition, or i
 
 from __future__ import annotations
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,25 +15,80 @@ from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTime
 from snakepit_trio.observe.correlation import CURRENT
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, HostCall, HostCancel, HostReply, Payload, Reply
+from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
+from snakepit_trio.wire.frames import Call as CallFrame
 
 from .context import ToolContext
 from .tracing import CallSpan, begin_span
 
 if TYPE_CHECKING:
+    from .host_calls import HostCalls
     from .toolbox import Tool
 
-__all__ = ["Call", "HostCalls"]
+__all__ = ["Call", "Channel", "late"]
+
+
+def late() -> RequestTimeout:
+    """The failure of a call whose deadline has passed before it began."""
+    return RequestTimeout("the deadline passed before the call began", details={"phase": "queued"})
+
+
+#: The condition of all calls in which no thread waits for credits.
+_NOBODY_WAITS = threading.Condition()
+
+
+class Channel:
+    """What the calls that come the same way have in common.
+
+    Attributes:
+        send: Sends a frame of a call; from any thread.
+        wait: Waits for a condition and does the I/O meanwhile, in the thread whose business both are, until a time of
+            ``time.monotonic``; False in another thread, at once.
+        begin: Told the number of each call that begins, before anything of it runs.
+        lend: Puts the large buffers of a payload into shared memory.
+        host_calls: The calls to the host that are under way.
+        prefix: What a request's id begins with, before the call's number.
+        worker_id: This worker's id.
+        limit: Bytes that a value may have when encoded.
+        unserializable: What becomes of a result that can't be sent.
+    """
+
+    __slots__ = ("begin", "host_calls", "lend", "limit", "prefix", "send", "unserializable", "wait", "worker_id")
+
+    def __init__(
+        self,
+        *,
+        send: Callable[[Frame], object],
+        wait: Callable[[Callable[[], bool], float | None], bool],
+        begin: Callable[[int], None],
+        lend: Callable[[Payload], Payload],
+        host_calls: HostCalls,
+        prefix: str,
+        worker_id: str,
+        limit: int,
+        unserializable: str,
+    ) -> None:
+        self.send = send
+        self.wait = wait
+        self.begin = begin
+        self.lend = lend
+        self.host_calls = host_calls
+        self.prefix = prefix
+        self.worker_id = worker_id
+        self.limit = limit
+        self.unserializable = unserializable
 
 
 class Call:
     """One call in a worker.
 
     Attributes:
+        frame: What the host said of it, without the arguments.
         id: The host's number for it.
         tool: What to run.
         payload: The encoded arguments.
-        stream: Chunks are wanted.
+        channel: How it came.
+        context: What its tool may know of it; from :meth:`enter` on.
         deadline: On the clock of ``time.monotonic``; None when it has none.
         cancelled: The caller is gone.
         span: Its OpenTelemetry span; None where nobody uses that.
@@ -42,78 +96,38 @@ class Call:
     """
 
     __slots__ = (
-        "_begin",
         "_claim",
         "_credits",
-        "_lend",
         "_lock",
-        "_send",
         "_token",
-        "_unserializable",
-        "_wait",
         "cancelled",
+        "channel",
         "context",
         "deadline",
-        "host_calls",
+        "frame",
         "id",
-        "limit",
         "payload",
+        "send",
         "span",
-        "stream",
         "tool",
         "wake",
     )
 
-    def __init__(
-        self,
-        id: int,
-        tool: Tool,
-        payload: Payload,
-        *,
-        send: Callable[[Frame], None],
-        wait: Callable[[Callable[[], bool], float | None], bool],
-        host_calls: HostCalls,
-        stream: bool,
-        credits: int,
-        timeout: float | None,
-        limit: int,
-        request_id: str,
-        session_id: str | None,
-        worker_id: str,
-        attempt: int,
-        metadata: Mapping[str, str],
-        begin: Callable[[int], None],
-        lend: Callable[[Payload], Payload],
-        unserializable: str,
-    ) -> None:
-        self.id = id
+    def __init__(self, frame: CallFrame, tool: Tool, channel: Channel, timeout: float | None) -> None:
+        self.frame = frame
+        self.id = frame.id
         self.tool = tool
-        self.payload = payload
-        self.stream = stream
-        self.limit = limit
-        self.host_calls = host_calls
+        self.payload, frame.payload = frame.payload, NO_PAYLOAD
+        self.channel = channel
+        self.send = channel.send
         self.cancelled = False
         self.span: CallSpan | None = None
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
-        self._begin = begin
         # Whoever takes what is in it decides what becomes of the call; one operation of a list is never torn.
         self._claim = [None]
-        self._lend = lend
-        self._unserializable = unserializable
-        self._credits = credits
-        self._lock = threading.Condition()
-        self._send = send
-        self._wait = wait
-        self.context = ToolContext(
-            self,
-            request_id=request_id,
-            session_id=session_id,
-            worker_id=worker_id,
-            attempt=attempt,
-            metadata=metadata,
-            deadline=self.deadline,
-        )
+        self._credits = frame.credits
+        self._lock = threading.Condition() if frame.stream else _NOBODY_WAITS
 
     def claim(self) -> bool:
         """Decide what becomes of the call: to run it, or to answer it unrun. True for the first who asks, in any thread."""
@@ -123,6 +137,16 @@ class Call:
             return False
         return True
 
+    @property
+    def request_id(self) -> str:
+        """The request's id, the same as in the host's events."""
+        return f"{self.channel.prefix}{self.id}"
+
+    @property
+    def unclaimed(self) -> bool:
+        """Whether nobody has decided yet what becomes of it."""
+        return bool(self._claim)
+
     # ---- from the I/O thread -----------------------------------------------------------------------
 
     def cancel(self) -> None:
@@ -130,7 +154,7 @@ class Call:
         with self._lock:
             self.cancelled = True
             self._lock.notify_all()
-        self.host_calls.cancel(self)
+        self.channel.host_calls.cancel(self)
         if self.wake is not None:
             self.wake()
 
@@ -146,13 +170,9 @@ class Call:
 
     def enter(self) -> None:
         """Its tool is about to run in this task or thread: what is logged and traced here belongs to it."""
-        context = self.context
-        self._token = CURRENT.set(context)
-        self.span = begin_span(
-            self.tool.name,
-            context.metadata,
-            {"snakepit.request_id": context.request_id, "snakepit.worker_id": context.worker_id},
-        )
+        self.context = ToolContext(self)
+        self._token = CURRENT.set(self.context)
+        self.span = begin_span(self.tool.name, self.context)
 
     def leave(self) -> None:
         """It has ended, and this task or thread goes on to something else."""
@@ -165,14 +185,18 @@ class Call:
 
         Raises:
             RequestCancelled: The caller is gone already.
+            RequestTimeout: The deadline has passed already.
             InvalidPayload, InvalidParameter: They are no arguments for this tool.
         """
         if self.cancelled:
             raise RequestCancelled("cancelled before it began")
-        self._begin(self.id)
-        params = codec.decode(self.payload, what="params", limit=self.limit)
+        if self.deadline is not None and time.monotonic() >= self.deadline:
+            raise late()
+        channel, tool = self.channel, self.tool
+        channel.begin(self.id)
+        params = codec.decode(self.payload, what="params", limit=channel.limit)
         self.payload = NO_PAYLOAD
-        return self.tool.bind(params, self.context)
+        return tool.bind(params, self.context)
 
     def take_credit(self) -> bool | None:
         """True when a chunk may be made now, False when there is no room, None when the caller is gone."""
@@ -187,7 +211,7 @@ class Call:
     def wait_credit(self) -> bool:
         """Block the thread until a chunk may be made. Returns False when the caller is gone."""
         if not self._credits and not self.cancelled:
-            self._wait(lambda: bool(self._credits) or self.cancelled, None)
+            self.channel.wait(lambda: bool(self._credits) or self.cancelled, None)
         with self._lock:
             while not self._credits and not self.cancelled:
                 self._lock.wait()
@@ -196,7 +220,7 @@ class Call:
 
     def chunk(self, value: Any) -> None:
         """Send a chunk."""
-        self._send(Chunk(self.id, self._encode(value, "chunk")))
+        self.send(Chunk(self.id, self._encode(value, "chunk")))
 
     def finish(self, value: Any) -> None:
         """The tool has returned."""
@@ -206,16 +230,17 @@ class Call:
             self.fail(exc)
         else:
             self._end_span()
-            self._send(Reply(self.id, payload))
+            self.send(Reply(self.id, payload))
 
     def _encode(self, value: Any, what: str) -> Payload:
-        payload = codec.encode_result(value, what=what, limit=self.limit, unserializable=self._unserializable)
-        return self._lend(payload) if payload.buffers else payload
+        channel = self.channel
+        payload = codec.encode_result(value, what=what, limit=channel.limit, unserializable=channel.unserializable)
+        return channel.lend(payload) if payload.buffers else payload
 
     def encode_params(self, params: Mapping[str, Any] | None) -> Payload:
         """The arguments of a call to the host."""
-        payload = codec.encode(dict(params or {}), limit=self.limit)
-        return self._lend(payload) if payload.buffers else payload
+        payload = codec.encode(dict(params or {}), limit=self.channel.limit)
+        return self.channel.lend(payload) if payload.buffers else payload
 
     def end_stream(self) -> None:
         """The generator has ended, or was closed because the caller is gone."""
@@ -223,7 +248,7 @@ class Call:
             self.fail(RequestCancelled("cancelled"))
         else:
             self._end_span()
-            self._send(Reply(self.id))
+            self.send(Reply(self.id))
 
     def fail(self, exc: BaseException) -> None:
         """The tool has raised."""
@@ -233,7 +258,7 @@ class Call:
         self.payload = NO_PAYLOAD
         info = failures.describe_exception(exc, redact=redact)
         self._end_span(exc, info.remote_message or info.message)
-        self._send(Reply(self.id, None, info))
+        self.send(Reply(self.id, None, info))
 
     def _end_span(self, error: BaseException | None = None, message: str = "") -> None:
         if self.span is not None:
@@ -260,131 +285,4 @@ class Call:
                         details={"path": f"measurements[{key!r}]"},
                     )
         payload = codec.encode([dict(measurements), redact_value(metadata)], what="event", limit=EVENT_LIMIT)
-        self._send(Emit(self.id, name, payload))
-
-    def send(self, frame: Frame) -> None:
-        """Send any other frame that belongs to this call."""
-        self._send(frame)
-
-
-class _Pending:
-    """A call to the host that somebody waits for."""
-
-    __slots__ = ("call", "done", "reply")
-
-    def __init__(self, call: Call, done: Callable[[], object]) -> None:
-        self.call = call
-        self.done = done
-        self.reply: HostReply | None = None
-
-
-class HostCalls:
-    """The calls to the host that are under way, of all tools.
-
-    Args:
-        portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
-        wait: Waits for a condition, and does the I/O meanwhile, in the thread whose business both are; see
-            ``WorkerService``. False in another thread, at once.
-    """
-
-    def __init__(
-        self,
-        portal: Callable[[], Callable[[Callable[[], object]], object]],
-        wait: Callable[[Callable[[], bool], float | None], bool],
-    ) -> None:
-        self._portal = portal
-        self._wait = wait
-        self._ids = itertools.count(1)
-        self._pending: dict[int, _Pending] = {}
-
-    def resolve(self, reply: HostReply) -> None:
-        """The host has answered. Called in the I/O thread."""
-        pending = self._pending.pop(reply.id, None)
-        if pending is not None:
-            pending.reply = reply
-            pending.done()
-
-    def cancel(self, call: Call) -> None:
-        """The call that these belong to was cancelled: nobody is left waiting. Called in the I/O thread."""
-        for id, pending in list(self._pending.items()):
-            if pending.call is call and self._pending.pop(id, None) is not None:
-                pending.done()
-
-    async def call(self, call: Call, name: str, params: Mapping[str, Any] | None, timeout: float | None) -> Any:
-        """Call the host and wait on the event loop."""
-        import anyio
-
-        answered = anyio.Event()
-        run_soon = self._portal()
-        id, pending = self._begin(call, name, params, timeout, lambda: run_soon(answered.set))
-        try:
-            with anyio.move_on_after(self._time_left(call, timeout)):
-                await answered.wait()
-        finally:
-            self._end(id, call)
-        return self._answer(call, pending, name)
-
-    def call_sync(self, call: Call, name: str, params: Mapping[str, Any] | None, timeout: float | None) -> Any:
-        """Call the host and block the thread."""
-        answered = threading.Event()
-        id, pending = self._begin(call, name, params, timeout, answered.set)
-        try:
-            left = self._time_left(call, timeout)
-            if not self._wait(answered.is_set, None if left is None else time.monotonic() + left):
-                answered.wait(left)
-        finally:
-            self._end(id, call)
-        return self._answer(call, pending, name)
-
-    def _begin(
-        self,
-        call: Call,
-        name: str,
-        params: Mapping[str, Any] | None,
-        timeout: float | None,
-        done: Callable[[], object],
-    ) -> tuple[int, _Pending]:
-        if not isinstance(name, str):
-            raise InvalidParameter(f"a host tool's name is text, not {name!r}", details={"path": "name"})
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-            raise InvalidParameter(
-                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
-            )
-        if params is not None and not isinstance(params, Mapping):
-            raise InvalidParameter(
-                f"params must be a mapping of argument names to values, not {type(params).__name__}",
-                details={"path": "params"},
-            )
-        payload = call.encode_params(params)
-        id = next(self._ids)
-        pending = self._pending[id] = _Pending(call, done)
-        # Looked at after it is in the book: a cancel either sees it there, or is seen here.
-        if call.cancelled:
-            self._pending.pop(id, None)
-            call.context.raise_if_cancelled()
-        left = self._time_left(call, timeout)
-        call.send(HostCall(id, call.id, name, payload, 0 if left is None else max(1, int(left * 1e6))))
-        return id, pending
-
-    def _end(self, id: int, call: Call) -> None:
-        if self._pending.pop(id, None) is not None:
-            call.send(HostCancel(id))
-
-    @staticmethod
-    def _time_left(call: Call, timeout: float | None) -> float | None:
-        left = call.context.deadline
-        if timeout is None or left is None:
-            return left if timeout is None else timeout
-        return min(left, timeout)
-
-    @staticmethod
-    def _answer(call: Call, pending: _Pending, name: str) -> Any:
-        reply = pending.reply
-        if reply is None:
-            call.context.raise_if_cancelled()
-            raise RequestTimeout(
-                f"the host tool {name!r} did not answer in time", details={"phase": "host_call", "tool": name}
-            )
-        if reply.error is not None:
-            raise failures.from_info(reply.error)
-        return None if reply.payload is None else codec.decode(reply.payload, what="result", limit=call.limit)
+        self.send(Emit(self.id, name, payload))

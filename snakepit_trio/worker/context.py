@@ -15,44 +15,46 @@ __all__ = ["ToolContext"]
 
 
 class ToolContext:
-    """The call that a tool runs under. A parameter annotated with this class gets it.
+    """The call that a tool runs under. A parameter annotated with this class gets it."""
 
-    Attributes:
-        request_id: The request's id, the same as in the host's events.
-        session_id: The caller's session, None without one.
-        worker_id: The worker's id, the same as in ``pool.workers()``.
-        attempt: 1 on the first try, more when a worker died under an idempotent call.
-        metadata: The text that the caller gave.
-    """
+    __slots__ = ("_call",)
 
-    __slots__ = ("_call", "_deadline", "attempt", "metadata", "request_id", "session_id", "worker_id")
-
-    def __init__(
-        self,
-        call: Call,
-        *,
-        request_id: str,
-        session_id: str | None,
-        worker_id: str,
-        attempt: int,
-        metadata: Mapping[str, str],
-        deadline: float | None,
-    ) -> None:
+    def __init__(self, call: Call) -> None:
         self._call = call
-        self._deadline = deadline
-        self.request_id = request_id
-        self.session_id = session_id
-        self.worker_id = worker_id
-        self.attempt = attempt
-        self.metadata = metadata
 
     def __repr__(self) -> str:
         return f"<ToolContext {self.request_id} attempt={self.attempt}>"
 
     @property
+    def request_id(self) -> str:
+        """The request's id, the same as in the host's events."""
+        return self._call.request_id
+
+    @property
+    def session_id(self) -> str | None:
+        """The caller's session, None without one."""
+        return self._call.frame.session_id or None
+
+    @property
+    def worker_id(self) -> str:
+        """The worker's id, the same as in ``pool.workers()``."""
+        return self._call.channel.worker_id
+
+    @property
+    def attempt(self) -> int:
+        """1 on the first try, more when a worker died under an idempotent call."""
+        return self._call.frame.attempt
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The text that the caller gave."""
+        return self._call.frame.metadata
+
+    @property
     def deadline(self) -> float | None:
         """Seconds left until the request's deadline, not below 0; None when it has none."""
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        deadline = self._call.deadline
+        return None if deadline is None else max(0.0, deadline - time.monotonic())
 
     @property
     def cancelled(self) -> bool:
@@ -84,13 +86,17 @@ class ToolContext:
             InvalidParameter: An argument can't be sent; nothing was.
             RequestTimeout: It took too long.
         """
-        return await self._call.host_calls.call(self._call, name, params, timeout)
+        return await self._call.channel.host_calls.call(self._call, name, params, timeout)
 
     def call_host_sync(
         self, name: str, params: Mapping[str, Any] | None = None, *, timeout: float | None = None
     ) -> Any:
-        """The same as :meth:`call_host`, from a sync tool: its thread waits."""
-        return self._call.host_calls.call_sync(self._call, name, params, timeout)
+        """The same as :meth:`call_host`, from a sync tool: its thread waits.
+
+        Raises:
+            WouldDeadlock: The tool is inline.
+        """
+        return self._call.channel.host_calls.call_sync(self._call, name, params, timeout)
 
     def emit(
         self,

@@ -28,12 +28,11 @@ class LeadRunner:
         shared: The loop that the main thread drives between calls.
     """
 
-    in_order = True
-
     def __init__(self) -> None:
-        self.shared = SharedLoop(lambda: self.flush())
-        #: Writes what waits to be sent.
+        self.shared = SharedLoop(lambda: self.flush(), lambda: self.sweep())
+        #: Writes what waits to be sent, and ends the calls that have waited too long; set by whoever knows how.
         self.flush: Callable[[], None] = lambda: None
+        self.sweep: Callable[[], None] = lambda: None
         self._line: deque[Call] = deque()
         self._stopping = False
         self.submit = self._line.append
@@ -62,11 +61,14 @@ class LeadRunner:
             written = begun = clock()
             while line:
                 call = line.popleft()
-                leave()
-                try:
+                if call.tool.options.inline:
                     run_sync(call)
-                finally:
-                    come_back()
+                else:
+                    leave()
+                    try:
+                        run_sync(call)
+                    finally:
+                        come_back()
                 ended = clock()
                 call.tool.took = ended - begun
                 if line and ended - written + line[0].tool.took > _TOGETHER:

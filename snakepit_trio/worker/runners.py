@@ -9,7 +9,6 @@ same adapter run in threads. Threads are joined at the end; a tool that can't be
 from __future__ import annotations
 
 import inspect
-import queue
 import threading
 import time
 from collections import deque
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from snakepit_trio.errors import RequestCancelled, RequestTimeout
 
+from .lines import Line, Threads
 from .toolbox import Kind
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ __all__ = ["LoopRunner", "Runner", "SyncRunner", "run_sync"]
 
 #: How long a generator's or a teardown's own clean-up may take after a cancel, in seconds.
 CLEANUP_TIME = 5.0
+#: How long calls may follow each other in a task before the event loop has a turn, in seconds.
+_TURN = 0.005
 
 
 class Answer(Protocol):
@@ -36,19 +38,13 @@ class Answer(Protocol):
 
 
 class Runner(Protocol):
-    """Runs calls. ``submit`` and ``stop`` may be called from any thread.
-
-    Attributes:
-        in_order: Runs one call at a time, in the order in which they came.
-    """
-
-    in_order: bool
+    """Runs calls, in the order in which they came, as many at once as the worker has threads."""
 
     def submit(self, call: Call) -> None:
-        """Run this call."""
+        """Run this call when its turn has come. Called in the I/O thread."""
 
     def stop(self) -> None:
-        """Take no more calls; return from ``main`` when those that run have ended."""
+        """Return from ``main``: the last call has ended. Called in the I/O thread."""
 
     def main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         """Run in the main thread: ``before`` (setup), ``ready``, calls until :meth:`stop`, ``after`` (teardown).
@@ -98,40 +94,11 @@ def _run_generator(call: Call, generator: Any) -> None:
     call.end_stream()
 
 
-class _Threads:
-    """Long-lived threads that take calls from one queue."""
-
-    def __init__(self, count: int) -> None:
-        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
-        self._count = count
-        self._threads = [threading.Thread(target=self.work, name=f"snakepit-tool-{n}") for n in range(count)]
-        self.put = self._calls.put
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def work(self) -> None:
-        """Run calls until told to stop."""
-        while (call := self._calls.get()) is not None:
-            run_sync(call)
-
-    def stop(self) -> None:
-        for _ in range(self._count):
-            self._calls.put(None)
-
-    def join(self) -> None:
-        for thread in self._threads:
-            thread.join()
-
-
 class SyncRunner:
     """Runs an adapter that has nothing async, several calls at once."""
 
-    in_order = False
-
     def __init__(self, threads: int) -> None:
-        self._threads = _Threads(threads)
+        self._threads = Threads(threads, run_sync)
         self.submit = self._threads.put
         self.stop = self._threads.stop
 
@@ -162,11 +129,10 @@ class LoopRunner:
         threads: How many sync tools run at once.
     """
 
-    in_order = False
-
     def __init__(self, backend: str, threads: int) -> None:
         self._backend = backend
-        self._threads = _Threads(threads)
+        self._threads = Threads(threads, self._run_in_thread)
+        self._line = Line(threads)
         self._run_soon: Callable[[Callable[[], object]], object] | None = None
         self._early: list[Callable[[], object]] = []
         self._lock = threading.Lock()
@@ -177,11 +143,39 @@ class LoopRunner:
         self._last_lag = 0.0
 
     def submit(self, call: Call) -> None:
+        if self._line.enter(call):
+            self._place(call)
+
+    def _place(self, call: Call) -> None:
+        """Have it run where its kind is run. From any thread."""
         if call.tool.kind.needs_loop:
             self._inbox.append(call)
             self._soon(self._arrive)
         else:
             self._threads.put(call)
+
+    def _run_in_thread(self, call: Call) -> None:
+        following: Call | None = call
+        while following is not None and not following.tool.kind.needs_loop:
+            run_sync(following)
+            following = self._line.leave()
+        if following is not None:
+            self._place(following)
+
+    async def _run_in_task(self, call: Call) -> None:
+        import anyio
+
+        following: Call | None = call
+        begun = time.monotonic()
+        while following is not None and following.tool.kind.needs_loop:
+            await self._run(following)
+            following = self._line.leave()
+            if time.monotonic() - begun > _TURN:
+                # Tools that never wait are no reason for the loop's other tasks to wait.
+                await anyio.lowlevel.cancel_shielded_checkpoint()
+                begun = time.monotonic()
+        if following is not None:
+            self._place(following)
 
     def stop(self) -> None:
         self._stopping = True
@@ -239,7 +233,7 @@ class LoopRunner:
                     # Tasks are started here and not in the callbacks, which belong to no task.
                     while not self._stopping or self._inbox:
                         while self._inbox:
-                            nursery.start_soon(self._run, self._inbox.popleft())
+                            nursery.start_soon(self._run_in_task, self._inbox.popleft())
                         while self._questions:
                             nursery.start_soon(self._answer, *self._questions.popleft())
                         if not self._stopping:
@@ -300,15 +294,14 @@ class LoopRunner:
 
         scope = anyio.CancelScope()
         if call.deadline is not None:
-            scope.deadline = anyio.current_time() + max(0.0, call.deadline - time.monotonic())
-        news = anyio.Event()
+            scope.deadline = anyio.current_time() + call.deadline - time.monotonic()
+        room = _Room() if call.tool.kind is Kind.ASYNC_GENERATOR else None
 
         def look() -> None:
-            nonlocal news
             if call.cancelled:
                 scope.cancel()
-            news.set()
-            news = anyio.Event()
+            if room is not None:
+                room.open()
 
         call.wake = lambda: self._soon(look)
         if call.cancelled:
@@ -316,31 +309,31 @@ class LoopRunner:
         try:
             with scope:
                 positional, keywords = call.arguments()
-                if call.tool.kind is Kind.ASYNC:
+                if room is None:
                     result = await call.tool.function(*positional, **keywords)
                 else:
-                    await self._run_generator(call, call.tool.function(*positional, **keywords), lambda: news)
+                    await self._run_generator(call, call.tool.function(*positional, **keywords), room)
         except (Exception, SystemExit, KeyboardInterrupt) as exc:
             call.fail(exc)
             return
         if scope.cancelled_caught:
             call.fail(RequestCancelled("cancelled") if call.cancelled else RequestTimeout("the deadline has passed"))
-        elif call.tool.kind is Kind.ASYNC:
+        elif room is None:
             call.finish(result)
         else:
             call.end_stream()
 
-    async def _run_generator(self, call: Call, generator: Any, news: Callable[[], Any]) -> None:
+    async def _run_generator(self, call: Call, generator: Any, room: _Room) -> None:
         import anyio
 
         try:
             while True:
-                waiting = news()
-                room = call.take_credit()
-                if room is None:
+                room.close()
+                credit = call.take_credit()
+                if credit is None:
                     return
-                if not room:
-                    await waiting.wait()
+                if not credit:
+                    await room.wait()
                     continue
                 try:
                     value = await anext(generator)
@@ -352,6 +345,33 @@ class LoopRunner:
             if close is not None:
                 with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_TIME):
                     await close()
+
+
+class _Room:
+    """Whether a generator may have got room for another chunk since it last looked. In one event loop's thread."""
+
+    def __init__(self) -> None:
+        self._opened: Any = None
+        self._open = False
+
+    def close(self) -> None:
+        """About to look."""
+        self._open = False
+
+    def open(self) -> None:
+        """There is room, or nobody wants chunks any more."""
+        self._open = True
+        if self._opened is not None:
+            self._opened.set()
+
+    async def wait(self) -> None:
+        """Wait until :meth:`open` has been called since :meth:`close`."""
+        import anyio
+
+        if not self._open:
+            self._opened = anyio.Event()
+            await self._opened.wait()
+            self._opened = None
 
 
 async def _maybe(value: Any) -> Any:

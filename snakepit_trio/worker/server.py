@@ -202,6 +202,7 @@ class _Io:
         )
         if isinstance(self._runner, LeadRunner):
             self._runner.flush = service.flush
+            self._runner.sweep = service.sweep
         server = PipeServer([service])
         directory = self._boot.socket_dir
         if directory is not None:

@@ -31,7 +31,9 @@ from snakepit_trio.wire.pipe import FramePipe, PipeProtocol
 from snakepit_trio.wire.shared import Arena, Borrower, Budget
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
-from .calls import Call, HostCalls
+from .calls import Call, Channel, late
+from .host_calls import HostCalls
+from .runners import run_sync
 
 if TYPE_CHECKING:
     from snakepit_trio.launch.marks import Marks
@@ -50,8 +52,8 @@ _LARGEST_FAMILY = 200
 _FRAME_OVERHEAD = 64 * 1024
 #: While the host reads so slowly that more bytes than this wait for it, events are dropped.
 _EVENTS_UNSENT = 1024 * 1024
-#: So many chunks leave together, or what there is after this many seconds.
-_CHUNKS_TOGETHER, _CHUNKS_WAIT = 32, 0.0005
+#: So many chunks or events leave together, or what there is when so many seconds have passed.
+_TOGETHER, _APART = 32, 0.0005
 
 
 class PipeServer(grpclib.server.Server):
@@ -74,6 +76,17 @@ class _Bytes:
     @classmethod
     def FromString(cls, data: bytes) -> _Bytes:
         return cls(data)
+
+
+class _PlainCall(Call):
+    """A call of a plain RPC, which names its request itself."""
+
+    __slots__ = ("given_id",)
+    given_id: str
+
+    @property
+    def request_id(self) -> str:
+        return self.given_id
 
 
 class WorkerService:
@@ -117,12 +130,8 @@ class WorkerService:
         self._on_drained: Callable[[], None] | None = on_drained
         self._loop = asyncio.get_running_loop()
         self._expected = f"Bearer {boot.token}".encode()
-        self._prefix = ""
         self._pipe: FramePipe | None = None
         self._calls: dict[int, Call] = {}
-        #: With one seat, calls of the exchange that wait for the one before them to end.
-        self._line: deque[Call] | None = deque() if boot.threads == 1 and not runner.in_order else None
-        self._running: Call | None = None
         self._plain_ids = itertools.count(1 << 62)
         self._shared = shared
         self._host_calls = HostCalls(runner.portal, self._wait)
@@ -130,11 +139,22 @@ class WorkerService:
         self._waking = False
         self._flushing = False
         self._flushed_at = 0.0
+        self._sweeper: asyncio.TimerHandle | None = None
         self._stopping = False
-        self._marks = marks
         shm = f"sp-{boot.run_id}-{boot.worker_id}-"
         self._arena = Arena(f"{shm}o", Budget(boot.shm_limit))
         self._borrower = Borrower(f"{shm}i")
+        self._channel = Channel(
+            send=self._send,
+            wait=self._wait,
+            begin=marks.begin,
+            lend=self._arena.lend,
+            host_calls=self._host_calls,
+            prefix="",
+            worker_id=boot.worker_id,
+            limit=boot.max_payload,
+            unserializable=boot.unserializable,
+        )
         self.host_lost = False
 
     def __mapping__(self) -> dict[str, RpcHandler]:
@@ -159,7 +179,7 @@ class WorkerService:
         self._authenticate(stream)
         request = await stream.recv_message()
         fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
-        self._prefix = request.request_prefix
+        self._channel.prefix = request.request_prefix
         await stream.send_message(
             HandshakeResponse(
                 protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
@@ -223,17 +243,22 @@ class WorkerService:
             request.session_id, dict(request.metadata),
         )  # fmt: skip
         try:
-            call = self._make_call(
-                frame,
-                send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
-                wait=self._wait,
-                timeout=None if deadline is None else deadline.time_remaining(),
-                request_id=request.request_id,
-                begin=lambda call_id: None,
-                lend=lambda payload: payload,
-            )
+            tool = self._tool_for(frame)
         except SnakepitError as exc:
             raise _grpc_error(frames.ErrorInfo(exc.code, exc.message)) from None
+        channel = Channel(
+            send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
+            wait=self._wait,
+            begin=lambda call_id: None,
+            lend=lambda payload: payload,
+            host_calls=self._host_calls,
+            prefix="",
+            worker_id=self._boot.worker_id,
+            limit=self._boot.max_payload,
+            unserializable=self._boot.unserializable,
+        )
+        call = _PlainCall(frame, tool, channel, None if deadline is None else deadline.time_remaining())
+        call.given_id = request.request_id
         self._calls[call.id] = call
         self._runner.submit(call)
         try:
@@ -260,49 +285,42 @@ class WorkerService:
     # ---- the exchange --------------------------------------------------------------------------------
 
     def _on_message(self, message: bytes) -> None:
-        frame = frames.decode_host_frame(message)
+        frame: Any = frames.decode_host_frame(message)
         if isinstance(frame, frames.Call | frames.HostReply) and frame.payload is not None and frame.payload.buffers:
             frame.payload = self._borrower.borrow(frame.payload)
-        match frame:
-            case frames.Call():
-                self._on_call(frame)
-            case frames.Credit():
-                call = self._calls.get(frame.id)
-                if call is not None:
-                    call.credit(frame.chunks)
-            case frames.Cancel():
-                self._on_cancel(frame)
-            case frames.Ping():
-                self._reply_to_ping(frame)
-            case frames.HostReply():
-                self._host_calls.resolve(frame)
-            case frames.Stop():
-                self.stop(frame.grace_us / 1e6)
+        kind = type(frame)
+        if kind is frames.Call:
+            self._on_call(frame)
+        elif kind is frames.Credit:
+            call = self._calls.get(frame.id)
+            if call is not None:
+                call.credit(frame.chunks)
+        elif kind is frames.Cancel:
+            self._on_cancel(frame)
+        elif kind is frames.Ping:
+            self._reply_to_ping(frame)
+        elif kind is frames.HostReply:
+            self._host_calls.resolve(frame)
+        elif kind is frames.Stop:
+            self.stop(frame.grace_us / 1e6)
 
     def _on_call(self, frame: frames.Call) -> None:
         try:
             if frame.id in self._calls:
                 raise ValueError(f"call {frame.id} is under way already")
-            call = self._make_call(
-                frame,
-                send=self._send,
-                wait=self._wait,
-                timeout=frame.timeout_us / 1e6 if frame.timeout_us else None,
-                request_id=f"{self._prefix}{frame.id}",
-                begin=self._marks.begin,
-                lend=self._arena.lend,
-            )
+            tool = self._tool_for(frame)
         except SnakepitError as exc:
             self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
             return
-        self._calls[frame.id] = call
-        if self._line is None:
-            self._runner.submit(call)
-        else:
-            self._line.append(call)
-            self._next_in_line()
+        call = self._calls[frame.id] = Call(frame, tool, self._channel, frame.timeout_us / 1e6 or None)
+        if tool.options.inline and self._shared is None and len(self._calls) <= self._boot.threads:
+            self._run_inline(call)
+            return
+        self._runner.submit(call)
         if self._stopping:
             self._cancel(call)
+        elif len(self._calls) > self._boot.threads and (self._shared is None or self._shared.in_user_code):
+            self.sweep()
 
     def _on_cancel(self, frame: frames.Cancel) -> None:
         call = self._calls.get(frame.id)
@@ -311,6 +329,7 @@ class WorkerService:
         if not frame.recall:
             self._cancel(call)
         elif call.claim():
+            call.payload = frames.NO_PAYLOAD
             self._write(frames.Reply(call.id, None, frames.ErrorInfo(frames.RECALLED)))
 
     def _cancel(self, call: Call) -> None:
@@ -321,25 +340,32 @@ class WorkerService:
         else:
             call.cancel()
 
-    def _next_in_line(self) -> None:
-        assert self._line is not None
-        while self._running is None and self._line:
-            call = self._line.popleft()
-            if call.id in self._calls:
-                self._running = call
-                self._runner.submit(call)
+    def sweep(self) -> None:
+        """Answer the calls that have waited until their deadline, now and when the next one's has passed."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        waiting = [
+            (call, call.deadline) for call in self._calls.values() if call.deadline is not None and call.unclaimed
+        ]
+        now = time.monotonic()
+        for call, deadline in waiting:
+            if deadline <= now and call.claim():
+                call.fail(late())
+        following = min((deadline for _, deadline in waiting if deadline > now), default=None)
+        if following is not None:
+            self._sweeper = self._loop.call_at(following, self.sweep)
 
-    def _make_call(
-        self,
-        frame: frames.Call,
-        *,
-        send: Callable[[frames.Frame], Any],
-        wait: Callable[[Callable[[], bool], float | None], bool],
-        timeout: float | None,
-        request_id: str,
-        begin: Callable[[int], None],
-        lend: Callable[[frames.Payload], frames.Payload],
-    ) -> Call:
+    def _run_inline(self, call: Call) -> None:
+        """Run a tool that is promised to be short here and now; its reply needs nobody to be woken."""
+        waking, self._waking = self._waking, True
+        try:
+            run_sync(call)
+        finally:
+            self._waking = waking
+            self._drain()
+
+    def _tool_for(self, frame: frames.Call) -> Tool:
         if frame.tool_index:
             tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
         else:
@@ -353,26 +379,7 @@ class WorkerService:
                 f"{tool.name!r} gives {'a stream' if tool.kind.streaming else 'one result'}: {how}",
                 details={"tool": tool.name, "streaming": tool.kind.streaming},
             )
-        return Call(
-            frame.id,
-            tool,
-            frame.payload,
-            send=send,
-            wait=wait,
-            host_calls=self._host_calls,
-            stream=frame.stream,
-            credits=frame.credits,
-            timeout=timeout,
-            limit=self._boot.max_payload,
-            request_id=request_id,
-            session_id=frame.session_id or None,
-            worker_id=self._boot.worker_id,
-            attempt=frame.attempt,
-            metadata=frame.metadata,
-            begin=begin,
-            lend=lend,
-            unserializable=self._boot.unserializable,
-        )
+        return tool
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:
         self._write(frames.Pong(ping.sequence, list(self._calls), _resident(), int(self._runner.lag() * 1e6)))
@@ -393,9 +400,9 @@ class WorkerService:
                 # The loop is closed: the host is gone, and with it whoever wanted this.
                 self._outbox.clear()
         if (
-            isinstance(frame, frames.Chunk)
+            isinstance(frame, frames.Chunk | frames.Emit)
             and self._shared is not None
-            and (len(self._outbox) >= _CHUNKS_TOGETHER or time.monotonic() - self._flushed_at > _CHUNKS_WAIT)
+            and (len(self._outbox) >= _TOGETHER or time.monotonic() - self._flushed_at > _APART)
             and self._shared.is_owner()
         ):
             # The first at once, those that follow each other quickly together.
@@ -422,10 +429,7 @@ class WorkerService:
 
     def _write(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Reply):
-            call = self._calls.pop(frame.id, None)
-            if call is not None and call is self._running:
-                self._running = None
-                self._next_in_line()
+            self._calls.pop(frame.id, None)
         elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
             return
         if self._pipe is not None:

@@ -41,18 +41,22 @@ class SharedLoop:
     """The loop, as its owner sees it: the thread that makes it, and drives it but for its excursions.
 
     Args:
-        on_turn: Called by each thread that takes the loop over, before it drives it.
+        on_turn: Called before the loop is driven in the course of user code: what that has to say is to be sent.
+        on_relief: Called after it, when the loop will be driven so for a while.
 
     Attributes:
         loop: The event loop.
+        in_user_code: The loop is driven beside user code, or in a wait of it.
     """
 
-    def __init__(self, on_turn: Callable[[], None]) -> None:
+    def __init__(self, on_turn: Callable[[], None], on_relief: Callable[[], None]) -> None:
         self._runner = asyncio.Runner(loop_factory=_Loop)
         loop = self._runner.get_loop()
         assert isinstance(loop, _Loop)
         self.loop = loop
         self._on_turn = on_turn
+        self._on_relief = on_relief
+        self.in_user_code = False
         self._owner = threading.get_ident()
         self._baton = threading.Lock()
         self._baton.acquire()
@@ -115,12 +119,15 @@ class SharedLoop:
     def wait(self, condition: Callable[[], bool], until: float | None) -> None:
         """In user code: drive the loop until the condition holds, or ``time.monotonic()`` has reached ``until``."""
         self.come_back()
-        self._on_turn()
         timer = None if until is None else self.loop.call_at(until, _nothing)
+        self.in_user_code = True
         try:
+            self._on_turn()
+            self._on_relief()
             while not condition() and (until is None or self.loop.time() < until):
                 self.loop.step()
         finally:
+            self.in_user_code = False
             if timer is not None:
                 timer.cancel()
             self.leave()
@@ -195,13 +202,14 @@ class SharedLoop:
 
     def _drive(self) -> None:
         _set_running_loop(self.loop)
-        self._relieving = True
+        self._relieving = self.in_user_code = True
         try:
             self._on_turn()
+            self._on_relief()
             while not self._wanted:
                 self.loop.step()
         finally:
-            self._relieving = False
+            self._relieving = self.in_user_code = False
             _set_running_loop(None)
             self._baton.release()
 

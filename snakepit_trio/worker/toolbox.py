@@ -26,6 +26,9 @@ __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
 _BUILTIN_TYPES = (
     bytes, bytearray, memoryview, dt.datetime, dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID,
 )  # fmt: skip
+#: A value of such a type is what :func:`msgspec.convert` makes of it.
+_EXACT = frozenset({bool, int, str, bytes, float})
+_MISSING = object()
 _STREAMS = (
     collections.abc.Iterator,
     collections.abc.Generator,
@@ -46,6 +49,13 @@ class Kind(Enum):
     def streaming(self) -> bool:
         """Whether it gives chunks."""
         return self in (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
+
+    @property
+    def phrase(self) -> str:
+        """What such a function is, in words."""
+        return f"{'an' if self.value.startswith('a') else 'a'} {self.value} function".replace(
+            "generator function", "generator"
+        )
 
     @property
     def needs_loop(self) -> bool:
@@ -98,8 +108,15 @@ class Tool:
                 default = parameter.default
                 fields.append((parameter.name, hint, _default(default)))
         self._names = [field[0] for field in fields]
+        self._quick = None if self._keyword else self._shortcut(fields)
         self._params = _struct(fields, forbid_unknown=not self._extra)
         self.kind = _kind(function, hints.get("return"))
+        if options.inline and self.kind is not Kind.SYNC:
+            raise ConfigError(
+                f"tool {self.name!r} can't be inline: it is {self.kind.phrase}, and only a plain function is run where its "
+                "call arrives",
+                details={"key": self.name},
+            )
         self.parameters_schema = _schema(self._params)
         self.result_schema = _result_schema(hints.get("return", Any), self.kind)
 
@@ -117,6 +134,17 @@ class Tool:
         Raises:
             InvalidParameter: An argument is missing, unknown, or of the wrong type; the path says which.
         """
+        if self._quick is not None and type(params) is dict:
+            arguments: list[Any] = []
+            for name, kind in self._quick:
+                value = context if kind is ToolContext else params.get(name, _MISSING)
+                # A type that is the very one that was asked for needs no conversion.
+                if (kind is not None and kind is not type(value) and kind is not ToolContext) or value is _MISSING:
+                    break
+                arguments.append(value)
+            else:
+                if len(params) == len(self._names):
+                    return arguments, {}
         try:
             bound = msgspec.convert(params, self._params, builtin_types=_BUILTIN_TYPES)
         except msgspec.ValidationError as exc:
@@ -128,6 +156,13 @@ class Tool:
         if self._extra:
             keywords.update((key, value) for key, value in params.items() if key not in values)
         return [values[name] for name in self._positional], keywords
+
+    def _shortcut(self, fields: list[Any]) -> list[tuple[str, type | None]] | None:
+        """Each positional parameter's name and its exact type, None for any; None when a hint says more than a type."""
+        kinds: dict[str, Any] = {name: None if hint is Any else hint for name, hint, *_ in fields}
+        if any(kind is not None and kind not in _EXACT for kind in kinds.values()):
+            return None
+        return [(name, kinds.get(name, ToolContext)) for name in self._positional]
 
 
 def find_tools(target: Any) -> list[Tool]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .context import ToolContext
 
 __all__ = ["CallSpan", "begin_span"]
 
@@ -12,18 +14,23 @@ __all__ = ["CallSpan", "begin_span"]
 class CallSpan:
     """The span of one call, current while its tool runs."""
 
-    def __init__(self, tool: str, metadata: Mapping[str, str], attributes: Mapping[str, Any]) -> None:
+    def __init__(self, tool: str, call: ToolContext) -> None:
         from opentelemetry import context, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        parent = TraceContextTextMapPropagator().extract(metadata)
+        parent = TraceContextTextMapPropagator().extract(call.metadata)
         self._context = context
         self._error = trace.StatusCode.ERROR
         self._span = trace.get_tracer("snakepit_trio.worker").start_span(
             tool,
             parent,
             kind=trace.SpanKind.SERVER,
-            attributes={"rpc.system.name": "snakepit", "rpc.method": tool, **attributes},
+            attributes={
+                "rpc.system.name": "snakepit",
+                "rpc.method": tool,
+                "snakepit.request_id": call.request_id,
+                "snakepit.worker_id": call.worker_id,
+            },
         )
         self._token = context.attach(trace.set_span_in_context(self._span, parent))
 
@@ -39,6 +46,6 @@ class CallSpan:
         self._context.detach(self._token)
 
 
-def begin_span(tool: str, metadata: Mapping[str, str], attributes: Mapping[str, Any]) -> CallSpan | None:
+def begin_span(tool: str, call: ToolContext) -> CallSpan | None:
     """Begin a span; None when nobody here uses OpenTelemetry."""
-    return CallSpan(tool, metadata, attributes) if "opentelemetry.trace" in sys.modules else None
+    return CallSpan(tool, call) if "opentelemetry.trace" in sys.modules else None

@@ -46,8 +46,8 @@ def wire_kind(request: pytest.FixtureRequest, anyio_backend: str) -> str:
 async def worker(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[str, Any]]:
     """A worker process, started and listening; gives its address and the process."""
     spec = WorkerSpec(
-        worker_id="w", run_id="test", pool="p", adapter="tests.adapters.basic", token="right",
-        socket_dir=str(tmp_path), **options,
+        worker_id="w", run_id="test", pool="p", token="right",
+        socket_dir=str(tmp_path), **{"adapter": "tests.adapters.basic", **options},
     )  # fmt: skip
     process = await SpawnLauncher().start(spec)
     try:

@@ -1,0 +1,80 @@
+"""What calls wait in until it is their turn."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .calls import Call
+
+__all__ = ["Line", "Threads"]
+
+
+class Threads:
+    """Long-lived threads that take calls from one queue.
+
+    Args:
+        count: How many.
+        run: Runs one call; never raises.
+    """
+
+    def __init__(self, count: int, run: Callable[[Call], None]) -> None:
+        self._calls: queue.SimpleQueue[Call | None] = queue.SimpleQueue()
+        self._run = run
+        self._count = count
+        self._threads = [threading.Thread(target=self._work, name=f"snakepit-tool-{n}") for n in range(count)]
+        self.put = self._calls.put
+
+    def start(self) -> None:
+        """Start them."""
+        for thread in self._threads:
+            thread.start()
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            self._run(call)
+
+    def stop(self) -> None:
+        """Have them end after what was put before."""
+        for _ in range(self._count):
+            self._calls.put(None)
+
+    def join(self) -> None:
+        """Wait until they have ended."""
+        for thread in self._threads:
+            thread.join()
+
+
+class Line:
+    """Calls that wait for the one before them, of whichever kind it is. Empty for ever where calls need not wait."""
+
+    def __init__(self, threads: int) -> None:
+        self._alone = threads == 1
+        self._lock = threading.Lock()
+        self._waiting: deque[Call] = deque()
+        self._busy = False
+
+    def enter(self, call: Call) -> bool:
+        """Whether this call may run now; if not, :meth:`leave` will give it."""
+        if not self._alone:
+            return True
+        with self._lock:
+            if self._busy:
+                self._waiting.append(call)
+                return False
+            self._busy = True
+            return True
+
+    def leave(self) -> Call | None:
+        """A call has ended: the one that comes next, to be run by whoever asks."""
+        if not self._alone:
+            return None
+        with self._lock:
+            if self._waiting:
+                return self._waiting.popleft()
+            self._busy = False
+            return None
