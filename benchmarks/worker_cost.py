@@ -1,9 +1,10 @@
 """What a call costs in the worker: one worker process, driven with frames over its socket, without a pool.
 
 Keeps so many calls in the worker's socket at a time (the depth), and reads from /proc what the worker spent on them: CPU
-time of all its threads, context switches, latency. Then chunks of a stream.
+time of all its threads and context switches; and how long a call takes. Then chunks of a stream. Workers of each kind take
+turns, round after round; the figures are medians over the rounds.
 
-    python benchmarks/worker_cost.py [--adapter benchmarks.worker_cost] [--tools echo quick later] [--json FILE]
+    python benchmarks/worker_cost.py [--rounds 3] [--only sync] [--json FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import sys
 import tempfile
 import time
@@ -34,16 +36,45 @@ DEPTHS = (1, 2, 8, 32)
 CREDITS = 256
 
 
-@sp.tool
-def echo(data: bytes) -> bytes:
-    """What every contender of ``benchmarks/calls.py`` runs."""
-    return data
+class Plain(sp.Adapter):
+    """Nothing async: the main thread does everything."""
+
+    @sp.tool
+    def echo(self, data: bytes) -> bytes:
+        """What every contender of ``benchmarks/calls.py`` runs."""
+        return data
+
+    @sp.tool(inline=True)
+    def echo_inline(self, data: bytes) -> bytes:
+        """The same, promised to be short."""
+        return data
+
+    @sp.tool
+    def count(self, n: int) -> Iterator[int]:
+        """Small chunks."""
+        yield from range(n)
 
 
-@sp.tool
-def count(n: int) -> Iterator[int]:
-    """Small chunks."""
-    yield from range(n)
+class Mixed(Plain):
+    """Some async: the tools have an event loop."""
+
+    @sp.tool
+    async def echo_async(self, data: bytes) -> bytes:
+        return data
+
+    @sp.tool
+    async def count_async(self, n: int) -> AsyncIterator[int]:
+        for number in range(n):
+            yield number
+
+
+#: What is measured: the worker's options, its tools, its generators.
+KINDS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
+    "sync": ({"adapter": "worker_cost:Plain"}, ["echo", "echo_inline"], ["count"]),
+    "2 threads": ({"adapter": "worker_cost:Plain", "threads": 2}, ["echo", "echo_inline"], ["count"]),
+    "trio": ({"adapter": "worker_cost:Mixed", "worker_backend": "trio"}, ["echo", "echo_async"], ["count_async"]),
+    "asyncio": ({"adapter": "worker_cost:Mixed", "worker_backend": "asyncio"}, ["echo", "echo_async"], ["count_async"]),
+}
 
 
 class Spent:
@@ -134,12 +165,10 @@ class Peer:
 
 
 @asynccontextmanager
-async def peer(adapter: str, **options: Any) -> AsyncIterator[tuple[Peer, dict[str, int]]]:
+async def peer(**options: Any) -> AsyncIterator[tuple[Peer, dict[str, int]]]:
     """A worker process and the host's end of its exchange; also the numbers of its tools."""
     with tempfile.TemporaryDirectory() as directory:
-        spec = WorkerSpec(
-            worker_id="w", run_id="cost", pool="p", adapter=adapter, token="t", socket_dir=directory, **options
-        )
+        spec = WorkerSpec(worker_id="w", run_id="cost", pool="p", token="t", socket_dir=directory, **options)
         process = await SpawnLauncher().start(spec)
         try:
             report = await process.report()
@@ -158,37 +187,49 @@ async def peer(adapter: str, **options: Any) -> AsyncIterator[tuple[Peer, dict[s
             await process.aclose()
 
 
-async def main(options: argparse.Namespace) -> dict[str, Any]:
-    results: dict[str, Any] = {}
-    async with peer(options.adapter, threads=options.threads) as (host, tools):
-        for name in [name for name in options.tools if name in tools]:
-            await host.calls(tools[name], 1000, 8)
+async def measure(kind: str, calls: int) -> dict[str, dict[str, float]]:
+    """One round of one kind of worker."""
+    options, tools, streams = KINDS[kind]
+    results: dict[str, dict[str, float]] = {}
+    async with peer(**options) as (host, numbers):
+        for name in tools:
+            await host.calls(numbers[name], 1000, 8)
             for depth in DEPTHS:
-                figures = await host.calls(tools[name], options.calls, depth)
-                results[f"{name}, depth {depth}"] = figures
-        for name in [name for name in options.streams if name in tools]:
-            await host.chunks(tools[name], 10_000)
-            results[f"{name}, chunks"] = await host.chunks(tools[name], 5 * options.calls)
+                results[f"{kind}: {name}, depth {depth}"] = await host.calls(numbers[name], calls, depth)
+        for name in streams:
+            await host.chunks(numbers[name], 10_000)
+            results[f"{kind}: {name}, chunks"] = await host.chunks(numbers[name], 5 * calls)
+    return results
+
+
+async def main(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    rounds: list[dict[str, dict[str, float]]] = []
+    for _ in range(options.rounds):
+        rounds.append({})
+        for kind in options.only or KINDS:
+            rounds[-1].update(await measure(kind, options.calls))
+    results = {
+        name: {key: statistics.median(one[name][key] for one in rounds) for key in rounds[0][name]}
+        for name in rounds[0]
+    }
     for name, figures in results.items():
-        latency = f"{figures['p50_us']:5.0f} us p50" if "p50_us" in figures else ""
+        latency = f"{figures['p50_us']:6.0f} us p50" if "p50_us" in figures else ""
         print(
-            f"{name:22} {figures['cpu_us']:6.1f} us CPU  {figures['switches']:5.2f} switches  "
-            f"{figures['per_second']:8.0f}/s  {latency}"
+            f"{name:34} {figures['cpu_us']:6.1f} us CPU  {figures['switches']:5.2f} switches  "
+            f"{figures['per_second']:8.0f}/s {latency}"
         )
     print(
-        f"of one worker, each; {platform.system()} {platform.machine()}, {os.cpu_count()} cores, "
-        f"Python {platform.python_version()}"
+        f"for each call or chunk, in one worker; medians of {options.rounds} rounds; {platform.system()} "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     return results
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--adapter", default="worker_cost")
-    parser.add_argument("--tools", nargs="*", default=["echo"])
-    parser.add_argument("--streams", nargs="*", default=["count"])
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--calls", type=int, default=10_000)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(KINDS))
+    parser.add_argument("--calls", type=int, default=4000)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

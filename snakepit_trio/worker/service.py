@@ -319,7 +319,12 @@ class WorkerService:
         self._runner.submit(call)
         if self._stopping:
             self._cancel(call)
-        elif len(self._calls) > self._boot.threads and (self._shared is None or self._shared.in_user_code):
+        elif (
+            call.deadline is not None
+            and len(self._calls) > self._boot.threads
+            and (self._sweeper is None or self._sweeper.when() > call.deadline)
+            and (self._shared is None or self._shared.in_user_code)
+        ):
             self.sweep()
 
     def _on_cancel(self, frame: frames.Cancel) -> None:

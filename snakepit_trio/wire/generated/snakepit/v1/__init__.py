@@ -165,7 +165,8 @@ class Call(betterproto2.Message):
 
     timeout_us: "int" = betterproto2.field(5, betterproto2.TYPE_UINT64)
     """
-    Microseconds left until the request's deadline; 0 means that it has none.
+    Microseconds left until the request's deadline; 0 means that it has none. A call that has not begun by then is
+    answered with "request_timeout" and never runs.
     """
 
     attempt: "int" = betterproto2.field(6, betterproto2.TYPE_UINT32)
