@@ -111,6 +111,7 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/queue_cost.py")
     session.run("python", "benchmarks/starts.py", "--sizes", "8,32")
     session.run("python", "benchmarks/arrays.py", "--mib", "1,10")
+    session.run("python", "benchmarks/sessions.py")
 
 
 @nox.session

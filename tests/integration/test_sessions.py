@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 import snakepit_trio as sp
+from tests.redis_server import redis_server
 
 pytestmark = pytest.mark.anyio
 
@@ -469,8 +471,14 @@ async def test_a_file_survives_a_restart(tmp_path: Path) -> None:
             assert await runtime.programs.get("p") == b"code"
 
 
-async def test_two_runtimes_share_a_file(tmp_path: Path) -> None:
-    options: Any = {"store": f"sqlite:{tmp_path}/store.db"}
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_two_runtimes_share_a_store(kind: str, tmp_path: Path) -> None:
+    with nullcontext(f"sqlite:{tmp_path}/store.db") if kind == "sqlite" else redis_server() as store:
+        await share(store)
+
+
+async def share(store: str) -> None:
+    options: Any = {"store": store, "max_sessions": 2}
     with anyio.fail_after(60):
         async with sp.open_runtime(config(1, **options)) as one, sp.open_runtime(config(1, **options)) as two:
             async with one.pool().session("s", detach=True, ttl=0.5) as here:
@@ -491,6 +499,15 @@ async def test_two_runtimes_share_a_file(tmp_path: Path) -> None:
                     await there.close()
                 with pytest.raises(sp.SessionNotFound):
                     await here.get("k")
+            # What they may have is counted together.
+            async with one.pool().session("x"), two.pool().session("y"):
+                for runtime in (one, two):
+                    with pytest.raises(sp.QuotaExceeded):
+                        async with runtime.pool().session("z"):
+                            pass
+            await one.programs.put("p", b"code", ttl=30)
+            assert await two.programs.get("p") == b"code"
+            assert await two.programs.delete("p")
 
 
 async def test_a_store_that_can_not_be_used(tmp_path: Path) -> None:

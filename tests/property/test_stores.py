@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
-import shutil
 import stat
-import subprocess
-import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +18,7 @@ from snakepit_trio.errors import QuotaExceeded, SessionNotFound
 from snakepit_trio.sessions.records import Limits, ProgramInfo, SessionInfo
 from snakepit_trio.sessions.sql import SqlTables
 from snakepit_trio.sessions.store import Tables
+from tests.redis_server import redis_server
 
 IDS = st.sampled_from(["a", "b", "c d", "\u20ac'\"{}"])
 KEYS = st.sampled_from(["k", "l", "m", "\u00e9"])
@@ -321,25 +317,8 @@ def test_a_sqlite_file_is_private_and_of_a_known_format(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def redis_url() -> Iterator[str]:
-    """A server of the test's own, on a Unix socket, that keeps nothing."""
-    pytest.importorskip("redis", reason="the extra `redis` is not installed")
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        pytest.skip("there is no redis-server; Debian's package of that name has it")
-    with tempfile.TemporaryDirectory(prefix="spr") as place:
-        socket = f"{place}/s"
-        command = [found, "--port", "0", "--unixsocket", socket, "--save", "", "--appendonly", "no", "--dir", place]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
-            try:
-                for _ in range(1000):
-                    if os.path.exists(socket) or server.poll() is not None:
-                        break
-                    time.sleep(0.01)
-                if server.poll() is not None or not os.path.exists(socket):
-                    pytest.skip(f"{found} did not start here")
-                yield f"unix://{socket}"
-            finally:
-                server.terminate()
+    with redis_server() as url:
+        yield url
 
 
 def test_redis(redis_url: str) -> None:

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from snakepit_trio.errors import WouldDeadlock
 from snakepit_trio.tools.waits import DEEPEST, Waits, check_depth
 
-POOLS = 3
+POOLS = 2
 
 
 class Call:
@@ -35,7 +35,7 @@ class System:
     """Pools with seats, and queues before them."""
 
     def __init__(self) -> None:
-        self.capacity = [1] * POOLS
+        self.capacity = [1, 2]
         self.running: list[list[Call]] = [[] for _ in range(POOLS)]
         self.queue: list[list[Call]] = [[] for _ in range(POOLS)]
 

@@ -29,16 +29,20 @@ class ThreadLike(Store):
     Attributes:
         asked: How often it was.
         cancel_at: The question during which ``scope`` is cancelled.
+        cancel_before: The question before which it is, when the asking task is on its way.
     """
 
     def __init__(self, shared: bool = False, clock: Callable[[], float] = anyio.current_time) -> None:
         tables = SqlTables(":memory:", Limits(max_sessions=3))
         super().__init__(tables, clock=clock, blocking=False, shared=shared, failures=())
         self.asked = 0
-        self.cancel_at = -1
+        self.cancel_at = self.cancel_before = -1
         self.scope = anyio.CancelScope()
 
     async def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        if self.asked + 1 == self.cancel_before:
+            self.cancel_before = -1
+            self.scope.cancel()
         await anyio.lowlevel.checkpoint()
         with anyio.CancelScope(shield=True):
             self.asked += 1
@@ -161,10 +165,10 @@ def test_a_full_store_makes_room_by_what_has_expired() -> None:
 
 
 def test_a_cancellation_at_each_step_leaves_nothing_behind() -> None:
-    async def main(cancel_at: int, reached: list[int]) -> None:
+    async def main(cancel_at: int, cancel_before: int, reached: list[int]) -> None:
         store = ThreadLike()
         sessions = SessionDirectory(store, EventBus())
-        store.cancel_at = cancel_at
+        store.cancel_at, store.cancel_before = cancel_at, cancel_before
         with store.scope:
             async with session(sessions, "s") as opened:
                 await opened.put("k", 1)
@@ -184,9 +188,10 @@ def test_a_cancellation_at_each_step_leaves_nothing_behind() -> None:
         store.tables.close()
 
     reached: list[int] = []
-    run(main, -1, reached)
+    run(main, -1, -1, reached)
     for step in range(1, reached[0] + 1):
-        run(main, step, reached)
+        run(main, step, -1, reached)
+        run(main, -1, step, reached)
     assert reached[0] > 7
 
 
@@ -206,6 +211,8 @@ def test_open_close_and_leave_in_any_order_never_leave_a_handle_on_nothing() -> 
                 detach = rng.random() < 0.4
                 with anyio.move_on_after(rng.choice([0.003, 0.006, 1.0])):
                     async with session(sessions, "s", detach=detach, ttl=rng.choice([None, 0.01])) as opened:
+                        rows = store.tables._db.execute("SELECT count(*) FROM sessions").fetchone()[0]
+                        assert rows == 1 or opened._known.ended is not None
                         await anyio.sleep(rng.uniform(0, 0.01))
                         try:
                             await opened.put("k", 1)
