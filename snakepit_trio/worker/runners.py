@@ -223,13 +223,19 @@ class LoopRunner:
         import anyio
 
         self._arrived = anyio.Event()
+        failure: Exception | None = None
         await _maybe(before())
         try:
             self._threads.start()
             try:
                 async with anyio.create_task_group() as nursery:
                     self._open_portal()
-                    ready()
+                    try:
+                        ready()
+                    except Exception as exc:
+                        # Not from in here, where it would be wrapped in a group.
+                        failure = exc
+                        self._stopping = True
                     # Tasks are started here and not in the callbacks, which belong to no task.
                     while not self._stopping or self._inbox:
                         while self._inbox:
@@ -243,6 +249,8 @@ class LoopRunner:
                 self._threads.stop()
                 # The threads end with the calls that they run; no other work is left for the loop meanwhile.
                 self._threads.join()
+            if failure is not None:
+                raise failure
         finally:
             with anyio.CancelScope(shield=True), anyio.move_on_after(CLEANUP_TIME):
                 await _maybe(after())

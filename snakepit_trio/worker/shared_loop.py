@@ -81,11 +81,12 @@ class SharedLoop:
         """
         self._relief.start()
         _set_running_loop(self.loop)
-        self._task = self.loop.create_task(main)
+        task = self.loop.create_task(main)
         while not until():
             self.loop.step()
-            if self._task.done():
-                self._task.result()
+            if task.done():
+                task.result()
+        self._task = task
 
     def step(self) -> None:
         """One iteration of the loop: wait until something is ready, and run it."""
@@ -135,9 +136,8 @@ class SharedLoop:
     def close(self) -> None:
         """Drive the loop until its coroutine has ended; join the relief thread, close the loop."""
         if self._relief.ident is not None:
-            assert self._task is not None
             try:
-                while not self._task.done():
+                while self._task is not None and not self._task.done():
                     self.loop.step()
             finally:
                 self._ended = True

@@ -13,6 +13,8 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.wire import codec, frames
 from tests.integration.test_wires import SERVICE, Exchange, connected, worker
 
@@ -284,6 +286,22 @@ async def test_plain_calls_beside_the_exchange(kind: dict[str, Any], anyio_backe
             assert reply.payload is not None
             assert codec.decode(frames.Payload(2, reply.payload.data)) == "plain"
             assert await host.value(id) == "framed"
+
+
+async def test_a_worker_that_can_not_listen_says_so(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:
+    spec = WorkerSpec(
+        worker_id="w", run_id="test", pool="p", token="t", **{**kind, "socket_dir": str(tmp_path / "missing")}
+    )
+    with anyio.fail_after(30):
+        process = await SpawnLauncher().start(spec)
+        try:
+            report = await process.report()
+            assert not report.address
+            assert report.message.startswith("FileNotFoundError")
+            status = await process.wait()
+            assert status.code == 1
+        finally:
+            await process.aclose()
 
 
 async def test_an_idle_worker_sleeps(anyio_backend: str, tmp_path: Path) -> None:
