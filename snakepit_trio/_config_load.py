@@ -21,7 +21,14 @@ __all__ = ["load"]
 
 _PREFIX = "SNAKEPIT_"
 #: Variables with the prefix that are not configuration.
-_OTHERS = ("SNAKEPIT_STATE_DIR", "SNAKEPIT_RUN_ID", "SNAKEPIT_WORKER_ID")
+_OTHERS = frozenset(
+    f"SNAKEPIT_{name}"
+    for name in [
+        *("STATE_DIR", "RUN_ID", "WORKER_ID", "MCP_TOKEN"),
+        # What the worker of a command is told.
+        *("POOL", "LISTEN", "TOKEN_FILE", "READY_FILE", "READY_FD", "LIFELINE_FD", "THREADS", "MAX_PAYLOAD"),
+    ]
+)
 _OTHER_PREFIXES = ("SNAKEPIT_TEST_", "SNAKEPIT_LOG")
 
 

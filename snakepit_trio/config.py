@@ -66,6 +66,8 @@ class PoolConfig(_Remembers):
 
     Attributes:
         adapter: ``"package.module"`` or ``"package.module:Class"``, imported in the workers.
+        command: In place of an adapter: a program and its arguments that serve ``WorkerService`` in any language, see
+            docs/foreign-workers.md.
         name: Letters, digits, ``_ . -``; at most 64.
         size: How many workers; by default the CPU cores that this process may use.
         min_size, max_size: With a ``max_size`` the pool goes by its load, between these two; ``size`` is what it begins with,
@@ -120,7 +122,8 @@ class PoolConfig(_Remembers):
         retry, circuit, limits, hedge: See :mod:`snakepit_trio.policies`; each off unless given.
     """
 
-    adapter: str
+    adapter: str | None = None
+    command: Sequence[str] | None = attrs.field(default=None, converter=as_tuple)
     name: str = "default"
     size: int = attrs.field(factory=_cores, metadata={"range": (1, 10_000)})
     min_size: int | None = within(None, 0, 10_000)
@@ -182,7 +185,13 @@ class PoolConfig(_Remembers):
         for name, limit in TIMEOUTS[self.timeouts]._asdict().items():
             if name not in self._given:
                 object.__setattr__(self, name, limit)
-        if not _ADAPTER.fullmatch(self.adapter):
+        if self.adapter is None and self.command is None:
+            refuse("adapter", None, "a value, or a command instead")
+        if self.adapter is not None and self.command is not None:
+            refuse("command", list(self.command), "no command beside an adapter")
+        if self.command is not None:
+            self._check_command(self.command)
+        if self.adapter is not None and not _ADAPTER.fullmatch(self.adapter):
             refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
         if not _POOL_NAME.fullmatch(self.name):
             refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
@@ -203,6 +212,12 @@ class PoolConfig(_Remembers):
         for name, value in (self.env or {}).items():
             if not name or "=" in name or "\0" in name or "\0" in value:
                 refuse("env", name, "names without '=' and no NUL in names or values")
+
+    def _check_command(self, command: Sequence[str]) -> None:
+        if not command or not command[0] or any("\0" in part for part in command):
+            refuse("command", list(command), "a program and its arguments, without NUL")
+        if self.python is not None:
+            refuse("python", self.python, "no interpreter beside a command, which names its own")
 
 
 @attrs.frozen(kw_only=True)

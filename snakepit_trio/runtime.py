@@ -22,7 +22,7 @@ from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
 from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
-from snakepit_trio.launch.local import local_launcher
+from snakepit_trio.launch.local import launcher_for
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor
@@ -85,7 +85,7 @@ class Runtime:
         wire: Wire,
         backend: str,
         store: Store,
-        launcher: Callable[[str, Run], Launcher],
+        launcher: Callable[[PoolConfig, Run], Launcher],
     ) -> None:
         self.config = config
         self._launcher = launcher
@@ -175,7 +175,7 @@ class Runtime:
         waits = Waits()
         host_threads = HostThreads(self.config.host_threads, waits)
         for config in self.config.pools:
-            launcher = await stack.enter_async_context(self._launcher(config.start_method, self._run))
+            launcher = await stack.enter_async_context(self._launcher(config, self._run))
             parts = PoolParts(
                 run_id=self.run_id,
                 token=self._token,
@@ -271,15 +271,15 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     """
     wire = make_wire(config.wire, sniffio.current_async_library())
     with open_run(config.state_dir) as run:
-        async with assemble(config, run, wire, local_launcher) as runtime:
+        async with assemble(config, run, wire, launcher_for) as runtime:
             yield runtime
 
 
 @asynccontextmanager
 async def assemble(
-    config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[str, Run], Launcher]
+    config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[PoolConfig, Run], Launcher]
 ) -> AsyncIterator[Runtime]:
-    """What :func:`open_runtime` does, over a given run, wire and launcher (by start method): a test may have its own."""
+    """What :func:`open_runtime` does, over a given run, wire and launchers: a test may have its own."""
     backend = sniffio.current_async_library()
     raised: BaseException | None = None
     wreck: dict[str, Any] | None = None
@@ -352,13 +352,13 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def open_pool(adapter: str | PoolConfig, **options: Any) -> AsyncIterator[Pool]:
+async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> AsyncIterator[Pool]:
     """Open a runtime with one pool.
 
     ``async with open_pool("my_module:Math", size=4) as pool: ...``
 
     Args:
-        adapter: The adapter's reference, or a whole :class:`~snakepit_trio.PoolConfig`.
+        adapter: The adapter's reference, or a whole :class:`~snakepit_trio.PoolConfig`; None when there is a ``command``.
         options: Any field of :class:`~snakepit_trio.PoolConfig`.
 
     Raises:

@@ -15,7 +15,7 @@ def build() -> typer.Typer:
     """The command line."""
     import typer
 
-    from . import call, cleanup, demo, diagnose, doctor, map, new, status, tools, top, worker
+    from . import call, cleanup, demo, diagnose, doctor, map, mcp, new, status, tools, top, worker
 
     app = typer.Typer(
         name="snakepit",
@@ -36,6 +36,7 @@ def build() -> typer.Typer:
     app.command("doctor")(doctor.doctor)
     app.command("diagnose")(diagnose.diagnose)
     app.command("new")(new.new)
+    app.command("mcp")(mcp.mcp)
     app.command("cleanup")(cleanup.cleanup)
     return app
 

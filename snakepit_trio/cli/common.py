@@ -15,8 +15,13 @@ __all__ = ["INTERRUPTED", "clean", "describe", "fail", "run", "to_json"]
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
 
 
-def run(main: Callable[[], Awaitable[int]], on_interrupt: Callable[[], str] = lambda: "interrupted") -> NoReturn:
-    """Run a command's coroutine on Trio and exit with the code that it returns.
+def run(
+    main: Callable[[], Awaitable[int]],
+    on_interrupt: Callable[[], str] = lambda: "interrupted",
+    *,
+    backend: str = "trio",
+) -> NoReturn:
+    """Run a command's coroutine, on Trio unless it can't, and exit with the code that it returns.
 
     Ctrl-C cancels it, closes its pools in order, and says so.
     """
@@ -25,7 +30,7 @@ def run(main: Callable[[], Awaitable[int]], on_interrupt: Callable[[], str] = la
     from snakepit_trio.errors import ConfigError, SnakepitError, WorkerStartupError
 
     try:
-        code = anyio.run(main, backend="trio")
+        code = anyio.run(main, backend=backend)
     except KeyboardInterrupt:
         fail(on_interrupt(), INTERRUPTED)
     except (ConfigError, WorkerStartupError) as exc:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
 from .base import Launcher, ProcessBook
+from .command import CommandLauncher
 from .fork_server import ForkServerLauncher
 from .spawn import SpawnLauncher
 
-__all__ = ["local_launcher"]
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+
+__all__ = ["launcher_for", "local_launcher"]
+
+
+class Place(ProcessBook, Protocol):
+    """A run, as launchers see it: a book, and a private directory."""
+
+    @property
+    def run_dir(self) -> Path: ...
+
+
+def launcher_for(config: PoolConfig, run: Place) -> Launcher:
+    """The launcher of a pool's workers, whose processes are written down in the run's book."""
+    if config.command is not None:
+        return CommandLauncher(config.command, run.run_dir, run)
+    return local_launcher(config.start_method, run)
 
 
 def local_launcher(start_method: str, book: ProcessBook | None = None) -> Launcher:

@@ -53,17 +53,26 @@ def boot_message(spec: WorkerSpec) -> bytes:
 
 class Descriptors:
     """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec; the host's read
-    ends do not block."""
+    ends do not block.
 
-    def __init__(self) -> None:
+    Args:
+        marks: The worker writes such marks.
+        report: The path of a named pipe for its report, instead of one without a name.
+    """
+
+    def __init__(self, *, marks: bool = True, report: str | None = None) -> None:
         self._open: set[int] = set()
         self.marks: Marks | None = None
+        self.marks_file = -1
+        #: The report's pipe has a name, by which others may open it: it does not end with the process.
+        self.report_stays = report is not None
         try:
-            self.marks_file = marks_file()
-            self._open.add(self.marks_file)
-            self.marks = Marks(self.marks_file)
+            if marks:
+                self.marks_file = marks_file()
+                self._open.add(self.marks_file)
+                self.marks = Marks(self.marks_file)
             self.lifeline_read, self.lifeline_write = self._pipe()
-            self.report_read, self.report_write = self._pipe()
+            self.report_read, self.report_write = self._pipe() if report is None else self._named_pipe(report)
             self.stdout_read, self.stdout_write = self._pipe()
             self.stderr_read, self.stderr_write = self._pipe()
         except BaseException:
@@ -76,6 +85,14 @@ class Descriptors:
         pair = os.pipe()
         self._open.update(pair)
         return pair
+
+    def _named_pipe(self, path: str) -> tuple[int, int]:
+        os.mkfifo(path, 0o600)
+        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._open.add(read)
+        write = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._open.add(write)
+        return read, write
 
     @property
     def for_worker(self) -> tuple[int, int, int, int, int]:
@@ -107,14 +124,14 @@ class Descriptors:
             self.marks.close()
 
 
-def make_descriptors() -> Descriptors:
-    """Open the pipes of one worker.
+def make_descriptors(*, marks: bool = True, report: str | None = None) -> Descriptors:
+    """Open the pipes of one worker; see :class:`Descriptors`.
 
     Raises:
         WorkerStartupError: There are too many open files.
     """
     try:
-        return Descriptors()
+        return Descriptors(marks=marks, report=report)
     except OSError as exc:
         raise WorkerStartupError(f"no pipes for a worker: {exc}", details={"reason": str(exc)}) from exc
 
@@ -139,6 +156,7 @@ class LocalProcess:
         boot: What it is to read from its lifeline.
         reaper: Its parent.
         on_end: Called once, when it has ended and is reaped.
+        read_report: Makes a report of what it has said; gets whether that is all. None: there must be more.
     """
 
     def __init__(
@@ -150,6 +168,7 @@ class LocalProcess:
         reaper: Reaper,
         *,
         on_end: Callable[[LocalProcess], None],
+        read_report: Callable[[bytes, bool], Report | None],
     ) -> None:
         self.pid = pid
         self._pidfd = pidfd
@@ -157,6 +176,7 @@ class LocalProcess:
         self._boot = memoryview(boot)
         self._reaper = reaper
         self._on_end = on_end
+        self._read_report = read_report
         self._status: ExitStatus | None = None
         self._reaping = anyio.Lock()
         self._said = bytearray()
@@ -196,16 +216,32 @@ class LocalProcess:
     async def report(self) -> Report:
         fd = self._descriptors.report_read
         while self._report is None:
+            over = self._descriptors.report_stays and self.ended
             try:
                 data = os.read(fd, 65536)
             except BlockingIOError:
-                await anyio.wait_readable(fd)
-                continue
+                if not over:
+                    await (self._more_or_end(fd) if self._descriptors.report_stays else anyio.wait_readable(fd))
+                    continue
+                data = b""
             self._said += data
-            if not data or len(self._said) > _REPORT_LIMIT:
-                self._descriptors.close(fd)
-                self._report = _read_report(bytes(self._said))
+            whole = not data or len(self._said) > _REPORT_LIMIT
+            self._report = self._read_report(bytes(self._said), whole)
+            if self._report is not None:
+                self._descriptors.close(fd, self._descriptors.report_write)
         return self._report
+
+    async def _more_or_end(self, fd: int) -> None:
+        """Wait until there is something to read, or the process has ended: a pipe may have other writers, which stay."""
+        async with anyio.create_task_group() as nursery:
+
+            async def wait_for_end() -> None:
+                await self.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_end)
+            await anyio.wait_readable(fd)
+            nursery.cancel_scope.cancel()
 
     def begun(self, call_id: int) -> bool:
         marks = self._descriptors.marks
@@ -288,15 +324,16 @@ class LocalLauncher(Launcher):
         def ended(process: LocalProcess) -> None:
             self._held.discard(process)
             self._book.ended(spec.worker_id)
+            self._clear(spec)
 
         def hold(pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess:
-            process = LocalProcess(pid, pidfd, descriptors, boot, reaper, on_end=ended)
+            process = LocalProcess(pid, pidfd, descriptors, boot, reaper, on_end=ended, read_report=self._read_report)
             held.append(process)
             self._held.add(process)
             self._book.begun(spec.worker_id, pid)
             return process
 
-        boot = boot_message(spec)
+        boot = self._boot(spec)
         self._book.reserve(spec.worker_id, "worker", spec.pool)
         try:
             await self._start(spec, hold)
@@ -307,8 +344,20 @@ class LocalLauncher(Launcher):
                 await held[0].aclose()
             else:
                 self._book.ended(spec.worker_id)
+                self._clear(spec)
             raise
         return process
+
+    def _boot(self, spec: WorkerSpec) -> bytes:
+        """What the worker is to read from its lifeline."""
+        return boot_message(spec)
+
+    def _read_report(self, said: bytes, whole: bool) -> Report | None:
+        """A report from what the worker has said; None when there must be more to come."""
+        return _read_report(said) if whole else None
+
+    def _clear(self, spec: WorkerSpec) -> None:
+        """The worker has ended, or could not be started: remove what was made for it."""
 
     @abstractmethod
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:

@@ -12,7 +12,7 @@ from .base import ExitStatus, WorkerSpec
 from .environment import interpreter_environment, worker_environment
 from .process import Hold, LocalLauncher, make_descriptors
 
-__all__ = ["SpawnLauncher", "status_of"]
+__all__ = ["PopenReaper", "SpawnLauncher", "status_of"]
 
 
 def status_of(returncode: int) -> ExitStatus:
@@ -20,7 +20,7 @@ def status_of(returncode: int) -> ExitStatus:
     return ExitStatus(signal=-returncode) if returncode < 0 else ExitStatus(code=returncode)
 
 
-class _PopenReaper:
+class PopenReaper:
     """The parent of a process that subprocess started: this process."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
@@ -70,4 +70,4 @@ class SpawnLauncher(LocalLauncher):
             descriptors.close_all()
             raise
         descriptors.started()
-        hold(popen.pid, os.pidfd_open(popen.pid), descriptors, _PopenReaper(popen))
+        hold(popen.pid, os.pidfd_open(popen.pid), descriptors, PopenReaper(popen))

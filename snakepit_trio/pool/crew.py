@@ -24,7 +24,7 @@ from snakepit_trio.tools.serving import HostThreads, HostToolServer
 from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.wire.shared import Budget, available
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import Exit, WorkerState
@@ -147,6 +147,7 @@ class Crew:
         size: How many there are meant to be.
         tools: What the workers offer, by name; empty until one has been ready.
         checks: By tool, what refuses arguments that can't be right.
+        encoding: How the arguments are encoded: as the workers can read it.
         restarts: Workers started in place of one that ended unbidden.
         killed: Ids of the workers that had to be killed while the pool was closing.
     """
@@ -158,6 +159,7 @@ class Crew:
         self.size = config.size
         self.tools: dict[str, ToolSpec] = {}
         self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
+        self.encoding = MSGPACK
         self.restarts = 0
         self.killed: list[str] = []
         self.request_prefix = f"{parts.run_id}-"
@@ -457,6 +459,7 @@ class Crew:
         elif not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
             self._events.emit(f"worker.{new.value}", None, **self._who(worker))
         if old is WorkerState.STARTING and new is WorkerState.READY:
+            self.encoding = worker.encoding
             for tool in worker.tools:
                 known = self.tools.get(tool.name)
                 if known is None or known.parameters_schema != tool.parameters_schema:
@@ -587,7 +590,7 @@ class Crew:
                 worker_id=secrets.token_hex(6),
                 run_id=parts.run_id,
                 pool=self.name,
-                adapter=config.adapter,
+                adapter=config.adapter or "",
                 token=parts.token,
                 socket_dir=None if config.transport == "tcp" else parts.socket_dir,
                 threads=config.threads,

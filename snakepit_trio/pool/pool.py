@@ -647,7 +647,9 @@ class Pool:
         check = self._crew.checks.get(tool)
         if check is not None:
             check(params)
-        payload = codec.encode(params if type(params) is dict else dict(params), limit=config.max_payload)
+        payload = codec.encode(
+            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._crew.encoding
+        )
         if timeout is UNSET:
             timeout = config.timeout
         elif timeout is not None and not _is_time(timeout):

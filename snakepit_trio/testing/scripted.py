@@ -194,7 +194,11 @@ class ScriptedWorker:
         ]
         return bytes(
             HandshakeResponse(
-                protocol_version=1, pid=self.pid, tools=tools, threads=self.spec.threads, capabilities=["prefetch"]
+                protocol_version=1,
+                pid=self.pid,
+                tools=tools,
+                threads=self.spec.threads,
+                capabilities=["exchange", "prefetch"],
             )
         )
 

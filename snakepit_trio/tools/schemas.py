@@ -54,9 +54,12 @@ _ITEMS = 100
 def compile_check(tool: str, schema_text: str) -> Callable[[Mapping[str, Any]], None] | None:
     """A function that raises ``InvalidParameter`` for arguments that can't be right; None when the schema says nothing."""
     try:
-        schema = json.loads(schema_text)
-    except ValueError:
-        return None
+        return _check_of(tool, json.loads(schema_text))
+    except (ValueError, TypeError, AttributeError):
+        return None  # It is no schema; workers in other languages write theirs by hand.
+
+
+def _check_of(tool: str, schema: Any) -> Callable[[Mapping[str, Any]], None] | None:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         return None
     definitions = schema.get("$defs", {})

@@ -91,11 +91,13 @@ def encode_result(
     what: str = "result",
     limit: int = DEFAULT_LIMIT,
     unserializable: str = "error",
+    encoding: int = MSGPACK,
     buffer_threshold: int = BUFFER_THRESHOLD,
 ) -> Payload:
     """Encode what a tool gave. What is outside of the domain is converted by its own means first.
 
     Args:
+        encoding: ``MSGPACK``, or ``JSON``, for which nothing is converted.
         unserializable: ``"error"``, or ``"marker"`` to put ``{"__snakepit_unserializable__": True, "type": ...}`` in the
             place of what can't be encoded at all.
 
@@ -103,7 +105,9 @@ def encode_result(
         InvalidPayload: The value, or something in it, can't travel; ``details["path"]`` says where it is.
     """
     kind = type(value)
-    if (kind in _SCALARS and kind is not str) or (kind in _FLAT and len(value) < buffer_threshold):
+    if encoding == MSGPACK and (
+        (kind in _SCALARS and kind is not str) or (kind in _FLAT and len(value) < buffer_threshold)
+    ):
         try:
             data = _pack(value)
         except (OverflowError, UnicodeEncodeError):
@@ -113,7 +117,7 @@ def encode_result(
                 return Payload(MSGPACK, data)
     wrapper = Wrapper(threshold=buffer_threshold, limit=limit, convert=True, marker=unserializable == "marker")
     try:
-        return _encode(value, what, limit, MSGPACK, wrapper)
+        return _encode(value, what, limit, encoding, wrapper)
     except Refused as exc:
         raise InvalidPayload(str(exc), details={"path": exc.path, "reason": exc.reason}) from None
 

@@ -124,6 +124,8 @@ class Rpc:
         on_message: Callable[[bytes], None],
         on_end: Callable[[int, str], None],
     ) -> None:
+        #: What the server said at the end, beside the status; empty when it did not get so far.
+        self.trailers: dict[str, str] = {}
         self._stream = stream
         self._release = release
         self._on_end: Callable[[int, str], None] | None = on_end
@@ -154,6 +156,7 @@ class Rpc:
         self._status(dict(self._stream.trailers or ()))
 
     def _status(self, headers: dict[str, str]) -> None:
+        self.trailers = headers
         try:
             status = int(headers.get("grpc-status", ""))
         except ValueError:

@@ -209,11 +209,14 @@ class FramePipe:
         self._on_end = on_end
         self._on_room = on_room
         self._on_refuse = on_refuse
-        self._refused = False
         self._flushing = False
         self._ending = False
         self._trailers: list[tuple[str, str]] | None = None
         self._closed = False
+        self._held = False
+        self._unacked = 0
+        #: A message was refused on this side.
+        self.refused = False
         self._out: list[bytes] = []
         self._unsent: memoryview | None = None
         self._parts: list[bytes] = []
@@ -317,17 +320,35 @@ class FramePipe:
             # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
             self._lost(str(exc) or type(exc).__name__)
 
+    def hold(self) -> None:
+        """Let the peer send no more than its window until :meth:`release`; other streams are not held back."""
+        self._held = True
+
+    def release(self) -> None:
+        """Give the window back that was held."""
+        self._held = False
+        size, self._unacked = self._unacked, 0
+        if size and not self._closed:
+            try:
+                self._h2.increment_flow_control_window(size, self._id)
+                self._connection.flush()
+            except ProtocolError:
+                pass  # The peer has ended its side.
+
     # ---- receiving: the interface of grpclib.protocol.Buffer ---------------------------------------
 
     def add(self, data: bytes, ack_size: int) -> None:
         """Take what arrived. ``ack_size`` is what it cost of the flow-control window, given back at once."""
         try:
-            if ack_size:
+            if ack_size and self._held:
+                self._h2.increment_flow_control_window(ack_size)
+                self._unacked += ack_size
+            elif ack_size:
                 self._h2.acknowledge_received_data(ack_size, self._id)
         except ProtocolError as exc:
             self._lost(str(exc) or type(exc).__name__)
             return
-        if self._closed or self._refused:
+        if self._closed or self.refused:
             return
         if self._parts:
             self._parts.append(data)
@@ -366,7 +387,7 @@ class FramePipe:
 
     def eof(self) -> None:
         """The peer has ended its side."""
-        if self._refused:
+        if self.refused:
             return
         if self._have:
             self._refuse("cut_off", "the stream ended inside a message")
@@ -381,8 +402,8 @@ class FramePipe:
         return 0
 
     def _refuse(self, kind: str, reason: str) -> None:
+        self.refused = True
         if self._on_refuse is not None:
-            self._refused = True
             self._parts.clear()
             self._on_refuse(kind, reason or "a message was refused")
             return

@@ -18,7 +18,7 @@ from snakepit_trio.errors import ConnectionLost, SnakepitError, ToolError
 from . import failures
 from .frames import ErrorInfo, FrameError, decode_error, encode_error, read_fields
 
-__all__ = ["DEFAULT_ROOM", "OK", "error_from_trailers", "trailers_for"]
+__all__ = ["DEFAULT_ROOM", "OK", "error_from_trailers", "find_info", "trailers_for"]
 
 OK = 0
 _UNAVAILABLE = 14
@@ -26,6 +26,7 @@ _UNAVAILABLE = 14
 DEFAULT_ROOM = 6 * 1024
 _TYPE = "type.googleapis.com/"
 _OURS = _TYPE + "snakepit.v1.ErrorInfo"
+_PLAIN_INFO = "snakepit-error-bin"
 _DOMAIN = "snakepit"
 #: Characters of the plain message.
 _MESSAGE = 1024
@@ -62,7 +63,7 @@ def trailers_for(
 
 def error_from_trailers(trailers: Mapping[str, str], status: int, message: str) -> SnakepitError:
     """The exception for an RPC that did not end with OK."""
-    info = _find_info(trailers.get("grpc-status-details-bin", ""))
+    info = find_info(trailers)
     if info is not None:
         return failures.from_info(info)
     if status == _UNAVAILABLE:
@@ -70,20 +71,26 @@ def error_from_trailers(trailers: Mapping[str, str], status: int, message: str) 
     return failures.error_from_status(status, message)
 
 
-def _find_info(text: str) -> ErrorInfo | None:
-    if not text:
-        return None
+def find_info(trailers: Mapping[str, str]) -> ErrorInfo | None:
+    """What trailers tell of a failure in our own words: inside of ``grpc-status-details-bin``, or, for peers whose library
+    has no ``google.rpc.Status``, as the value of ``snakepit-error-bin``."""
     try:
-        data = base64.b64decode(text + "=" * (-len(text) % 4))
+        if _PLAIN_INFO in trailers:
+            return decode_error(_from_base64(trailers[_PLAIN_INFO]))
+        data = _from_base64(trailers.get("grpc-status-details-bin", ""))
         for tag, value in read_fields(data, 0, len(data)):
             if tag == 0x1A and isinstance(value, bytes):
                 fields = dict(read_fields(value, 0, len(value)))
                 found = fields.get(0x12)
                 if fields.get(0x0A) == _OURS.encode() and isinstance(found, bytes):
                     return decode_error(found)
-    except (FrameError, binascii.Error):
+    except (FrameError, TypeError, AttributeError, binascii.Error):
         pass  # Whatever it is, it is not ours.
     return None
+
+
+def _from_base64(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4))
 
 
 def _nothing(info: ErrorInfo) -> None:

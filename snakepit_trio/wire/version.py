@@ -9,4 +9,4 @@ PROTOCOL_VERSION = 1
 #: The oldest version that we accept.
 PROTOCOL_VERSION_MIN = 1
 #: See ``HandshakeResponse.capabilities`` in protos/snakepit/v1/worker.proto.
-CAPABILITIES = ("exchange", "cancel", "credits", "host_calls", "health", "prefetch")
+CAPABILITIES = ("exchange", "cancel", "credits", "host_calls", "health", "prefetch", "msgpack", "json", "settle")

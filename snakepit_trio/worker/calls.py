@@ -15,7 +15,7 @@ from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTime
 from snakepit_trio.observe.correlation import CURRENT
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
+from snakepit_trio.wire.frames import JSON, MSGPACK, NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
 from snakepit_trio.wire.frames import Call as CallFrame
 
 from .context import ToolContext
@@ -51,9 +51,21 @@ class Channel:
         worker_id: This worker's id.
         limit: Bytes that a value may have when encoded.
         unserializable: What becomes of a result that can't be sent.
+        encoding: How results are encoded: a caller that writes JSON may read nothing else.
     """
 
-    __slots__ = ("begin", "host_calls", "lend", "limit", "prefix", "send", "unserializable", "wait", "worker_id")
+    __slots__ = (
+        "begin",
+        "encoding",
+        "host_calls",
+        "lend",
+        "limit",
+        "prefix",
+        "send",
+        "unserializable",
+        "wait",
+        "worker_id",
+    )
 
     def __init__(
         self,
@@ -67,7 +79,9 @@ class Channel:
         worker_id: str,
         limit: int,
         unserializable: str,
+        encoding: int = MSGPACK,
     ) -> None:
+        self.encoding = JSON if encoding == JSON else MSGPACK
         self.send = send
         self.wait = wait
         self.begin = begin
@@ -234,7 +248,9 @@ class Call:
 
     def _encode(self, value: Any, what: str) -> Payload:
         channel = self.channel
-        payload = codec.encode_result(value, what=what, limit=channel.limit, unserializable=channel.unserializable)
+        payload = codec.encode_result(
+            value, what=what, limit=channel.limit, unserializable=channel.unserializable, encoding=channel.encoding
+        )
         return channel.lend(payload) if payload.buffers else payload
 
     def encode_params(self, params: Mapping[str, Any] | None) -> Payload:

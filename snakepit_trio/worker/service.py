@@ -17,6 +17,7 @@ from grpclib.const import Handler as RpcHandler
 from grpclib.exceptions import GRPCError
 
 from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.launch.memory import resident
 from snakepit_trio.wire import failures, frames
 from snakepit_trio.wire.events import EVENTS_WAITING
 from snakepit_trio.wire.generated.snakepit.v1 import (
@@ -24,6 +25,8 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
     ExecuteResponse,
     HandshakeRequest,
     HandshakeResponse,
+    SettleRequest,
+    SettleResponse,
     ToolSpec,
 )
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
@@ -45,11 +48,10 @@ if TYPE_CHECKING:
 
 __all__ = ["PipeServer", "WorkerService", "warm_up"]
 
-_PAGE = os.sysconf("SC_PAGE_SIZE")
-#: More descendants than this are not counted.
-_LARGEST_FAMILY = 200
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
+#: Characters of an error's message in trailers.
+_TEXT = 1000
 #: While the host reads so slowly that more bytes than this wait for it, events are dropped.
 _EVENTS_UNSENT = 1024 * 1024
 #: So many chunks or events leave together, or what there is when so many seconds have passed.
@@ -62,6 +64,14 @@ class PipeServer(grpclib.server.Server):
     def _protocol_factory(self) -> PipeProtocol:
         made = super()._protocol_factory()
         return PipeProtocol(made.handler, made.config, made.h2_config)
+
+
+class _Failed(Exception):
+    """A plain call has failed."""
+
+    def __init__(self, info: frames.ErrorInfo) -> None:
+        super().__init__(info.code)
+        self.info = info
 
 
 class _Bytes:
@@ -133,6 +143,8 @@ class WorkerService:
         self._pipe: FramePipe | None = None
         self._calls: dict[int, Call] = {}
         self._plain_ids = itertools.count(1 << 62)
+        #: Calls of the plain RPCs that run, by request id, cancelled ones too.
+        self._plain: dict[str, asyncio.Event] = {}
         self._shared = shared
         self._host_calls = HostCalls(runner.portal, self._wait)
         self._outbox: deque[frames.Frame] = deque()
@@ -165,6 +177,7 @@ class WorkerService:
             service + "Exchange": RpcHandler(self._exchange, both, _Bytes, _Bytes),
             service + "Execute": RpcHandler(self._execute, unary, ExecuteRequest, ExecuteResponse),
             service + "ExecuteStream": RpcHandler(self._execute_stream, server_stream, ExecuteRequest, ExecuteResponse),
+            service + "Settle": RpcHandler(self._settle, unary, SettleRequest, SettleResponse),
             "/grpc.health.v1.Health/Check": RpcHandler(self._check, unary, _Bytes, _Bytes),
         }
 
@@ -179,7 +192,8 @@ class WorkerService:
         self._authenticate(stream)
         request = await stream.recv_message()
         fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
-        self._channel.prefix = request.request_prefix
+        if self._pipe is None:
+            self._channel.prefix = request.request_prefix
         await stream.send_message(
             HandshakeResponse(
                 protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
@@ -222,15 +236,28 @@ class WorkerService:
 
     async def _execute(self, stream: Any) -> None:
         self._authenticate(stream)
-        request = await stream.recv_message()
-        async for payload in self._plain_call(stream, request, chunks=False):
-            await stream.send_message(ExecuteResponse(payload=payload))
+        await self._answer_plainly(stream, chunks=False)
 
     async def _execute_stream(self, stream: Any) -> None:
         self._authenticate(stream)
+        await self._answer_plainly(stream, chunks=True)
+
+    async def _settle(self, stream: Any) -> None:
+        self._authenticate(stream)
         request = await stream.recv_message()
-        async for payload in self._plain_call(stream, request, chunks=True):
-            await stream.send_message(ExecuteResponse(payload=payload))
+        ended = self._plain.get(request.request_id)
+        if ended is not None:
+            await ended.wait()
+        await stream.send_message(SettleResponse())
+
+    async def _answer_plainly(self, stream: Any, *, chunks: bool) -> None:
+        request = await stream.recv_message()
+        try:
+            async for payload in self._plain_call(stream, request, chunks=chunks):
+                await stream.send_message(ExecuteResponse(payload=payload))
+        except _Failed as exc:
+            status, message, trailers = _grpc_error(exc.info)
+            await stream.send_trailing_metadata(status=status, status_message=message, metadata=trailers)
 
     async def _plain_call(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
         """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
@@ -242,12 +269,21 @@ class WorkerService:
             next(self._plain_ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, 16,
             request.session_id, dict(request.metadata),
         )  # fmt: skip
+        ended = asyncio.Event()
+
+        def arrive(frame: frames.Frame) -> None:
+            arrived.put_nowait(frame)
+            if isinstance(frame, frames.Reply):
+                ended.set()
+                if self._plain.get(request.request_id) is ended:
+                    del self._plain[request.request_id]
+
         try:
             tool = self._tool_for(frame)
         except SnakepitError as exc:
-            raise _grpc_error(frames.ErrorInfo(exc.code, exc.message)) from None
+            raise _Failed(failures.to_info(exc)) from None
         channel = Channel(
-            send=lambda f: self._loop.call_soon_threadsafe(arrived.put_nowait, f),
+            send=lambda f: self._loop.call_soon_threadsafe(arrive, f),
             wait=self._wait,
             begin=lambda call_id: None,
             lend=lambda payload: payload,
@@ -256,10 +292,12 @@ class WorkerService:
             worker_id=self._boot.worker_id,
             limit=self._boot.max_payload,
             unserializable=self._boot.unserializable,
+            encoding=payload.encoding,
         )
         call = _PlainCall(frame, tool, channel, None if deadline is None else deadline.time_remaining())
         call.given_id = request.request_id
         self._calls[call.id] = call
+        self._plain[request.request_id] = ended
         self._runner.submit(call)
         try:
             while True:
@@ -273,7 +311,7 @@ class WorkerService:
                 elif isinstance(item, frames.Reply):
                     del self._calls[call.id]
                     if item.error is not None:
-                        raise _grpc_error(item.error)
+                        raise _Failed(item.error)
                     if item.payload is not None:
                         yield _message(item.payload)
                     return
@@ -387,7 +425,7 @@ class WorkerService:
         return tool
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:
-        self._write(frames.Pong(ping.sequence, list(self._calls), _resident(), int(self._runner.lag() * 1e6)))
+        self._write(frames.Pong(ping.sequence, list(self._calls), resident(), int(self._runner.lag() * 1e6)))
 
     def _send(self, frame: frames.Frame) -> None:
         """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
@@ -525,26 +563,13 @@ def _message(payload: frames.Payload) -> PayloadMessage:
     )
 
 
-def _grpc_error(info: frames.ErrorInfo) -> GRPCError:
+def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
+    """Status, message and trailers for a failure; trailers have to be short."""
     text = info.message
     if info.remote_types:
         text = f"{info.remote_types[0].removeprefix('builtins.')}: {info.remote_message}"
-    return GRPCError(Status(failures.grpc_status(info.code)), text)
-
-
-def _resident() -> int:
-    """Resident memory of this process and its descendants in bytes, 0 where it can't be told cheaply."""
-    total = 0
-    family = ["self"]
-    for pid in family:
-        try:
-            with open(f"/proc/{pid}/statm", "rb") as file:
-                total += int(file.read().split()[1]) * _PAGE
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    family += file.read().split()
-        except OSError:
-            continue  # It has just ended, or this system does not tell.
-        if len(family) > _LARGEST_FAMILY:
-            break
-    return total
+    info.remote_traceback = ""
+    info.message, info.remote_message = info.message[:_TEXT], info.remote_message[:_TEXT]
+    info.remote_types = list(info.remote_types)[:8]
+    trailers = {"snakepit-error-bin": frames.encode_error(info)}
+    return Status(failures.grpc_status(info.code)), text[:_TEXT], trailers

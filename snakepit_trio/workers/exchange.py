@@ -114,6 +114,9 @@ class Exchange:
                 self._owner.link_silent(now - self._heard)
                 return
 
+    def lost(self) -> None:
+        """The RPC's own end tells it."""
+
     def close(self) -> None:
         self._arena.close()
         self._borrower.close()

@@ -74,5 +74,8 @@ class Link(Protocol):
     async def watch(self) -> None:
         """See to it that a worker which gives no sign of life is told of. Runs while the worker is ready."""
 
+    def lost(self) -> None:
+        """The connection is over; every call under way may hear of it before or after."""
+
     def close(self) -> None:
         """Give back what the link holds; the connection is closed already, the process has ended."""

@@ -10,8 +10,10 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import random
+import signal
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,15 +23,29 @@ import anyio.abc
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, RpcFailure
-from snakepit_trio.wire.frames import RECALLED, Call, Chunk, Emit, FrameError, HostCall, HostCancel, HostReply, Reply
+from snakepit_trio.wire.frames import (
+    JSON,
+    MSGPACK,
+    RECALLED,
+    Call,
+    Chunk,
+    Emit,
+    FrameError,
+    HostCall,
+    HostCancel,
+    HostReply,
+    Reply,
+)
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
+from snakepit_trio.worker.adapter import TOOL_NAME
 
 from .exchange import Exchange
 from .logs import Tail, pump
+from .plain import HEALTH, PlainCalls
 from .states import TRANSITIONS, Exit, WorkerState, classify, oom_kills
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
@@ -44,11 +60,12 @@ __all__ = ["Worker", "WorkerHost"]
 _log = logging.getLogger(__name__)
 
 _SERVICE = "/snakepit.v1.WorkerService/"
-_HEALTH = "/grpc.health.v1.Health/Check"
 #: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
 _LAST_BREATH = 0.25
 #: The part of ``max_age`` by which a worker may be replaced earlier.
 _AGE_JITTER = 0.2
+#: What only the frames of an exchange can carry.
+_FRAMES_ONLY = frozenset({"prefetch", "host_calls", "credits"})
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
 
@@ -165,6 +182,11 @@ class Worker:
     def __repr__(self) -> str:
         where = f"{self.pool}/{self.slot}.{self.incarnation}"
         return f"<Worker {self.id} {where} {self.state.value} pid={self.pid} held={len(self._held)}>"
+
+    @property
+    def encoding(self) -> int:
+        """How it reads arguments."""
+        return MSGPACK if {"exchange", "msgpack"} & self.capabilities else JSON
 
     @property
     def in_flight(self) -> int:
@@ -332,9 +354,21 @@ class Worker:
         self._connection = await self._wire.connect(
             report.address, token=self.spec.token, max_message=self._settings.max_payload + _FRAME_OVERHEAD
         )
-        nursery.start_soon(self._connection.serve)
+        nursery.start_soon(self._serve, self._connection)
         await self._handshake(self._connection)
-        self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm)
+        if "exchange" in self.capabilities:
+            self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm)
+        else:
+            self._link = PlainCalls(
+                self._connection,
+                self,
+                process,
+                self._settings,
+                tools=self.tools,
+                capabilities=self.capabilities,
+                request_prefix=self._prefix,
+                redact=self._redact,
+            )
 
     async def _handshake(self, connection: Connection) -> None:
         from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
@@ -347,18 +381,30 @@ class Worker:
             request_prefix=self._prefix,
             capabilities=list(CAPABILITIES),
         )
-        answer = HandshakeResponse.parse(await connection.unary(_SERVICE + "Handshake", bytes(request)))
+        said = await connection.unary(_SERVICE + "Handshake", bytes(request))
+        try:
+            answer = HandshakeResponse.parse(said)
+        except Exception as exc:
+            raise WorkerStartupError(f"its handshake can't be read: {exc}") from exc
         if not PROTOCOL_VERSION_MIN <= answer.protocol_version <= PROTOCOL_VERSION:
             raise ProtocolMismatch(
                 f"the worker speaks protocol {answer.protocol_version}, this host "
                 f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}",
                 details={"ours": PROTOCOL_VERSION, "theirs": answer.protocol_version},
             )
+        _check_tools(answer.tools)
         self.tools = answer.tools
-        self.capabilities = frozenset(answer.capabilities)
+        capabilities = frozenset(answer.capabilities)
+        self.capabilities = capabilities if "exchange" in capabilities else capabilities - _FRAMES_ONLY
         self.threads = max(1, min(answer.threads or 1, self.spec.threads))
 
     # ---- its tasks -----------------------------------------------------------------------------------
+
+    @protected
+    async def _serve(self, connection: Connection) -> None:
+        await connection.serve()
+        if self._link is not None:
+            self._link.lost()
 
     @protected
     async def _pump(self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
@@ -375,7 +421,7 @@ class Worker:
     async def _watch_exit(self, process: WorkerProcess) -> None:
         status = await process.wait()
         reason, words, _ = self._classify(status)
-        if self._stopping and not status.signal:
+        if self._stopping and status.signal in (None, signal.SIGTERM):
             self._end("stopped", words)
         else:
             self._end(reason, words)
@@ -424,7 +470,7 @@ class Worker:
             await anyio.sleep(interval)
             try:
                 with anyio.fail_after(interval):
-                    answer = await self._connection.unary(_HEALTH, b"", timeout=interval)
+                    answer = await self._connection.unary(HEALTH, b"", timeout=interval)
             except TimeoutError:
                 words = "did not answer a health check"
             except RpcFailure as exc:
@@ -553,3 +599,21 @@ class Worker:
             await self._process.aclose()
         if self._link is not None:
             self._link.close()
+
+
+def _check_tools(tools: Sequence[ToolSpec]) -> None:
+    """Workers in other languages are not made by our own code, which would have checked this."""
+    seen: set[str] = set()
+    for tool in tools:
+        if not TOOL_NAME.fullmatch(tool.name) or tool.name in seen:
+            raise WorkerStartupError(
+                f"its handshake names a tool {tool.name!r} {'twice' if tool.name in seen else 'that can not be one'}"
+            )
+        seen.add(tool.name)
+        for schema in (tool.parameters_schema, tool.result_schema):
+            try:
+                fits = not schema or isinstance(json.loads(schema), dict | bool)
+            except ValueError:
+                fits = False
+            if not fits:
+                raise WorkerStartupError(f"its handshake has a schema of {tool.name!r} that is no JSON Schema")

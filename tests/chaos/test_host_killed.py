@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.foreign.stubs import EXAMPLES, compile_protos
+
 ROOT = Path(__file__).resolve().parents[2]
 HOST = """
 import anyio, sys
@@ -68,4 +70,48 @@ def test_workers_and_grandchildren_are_gone_within_a_second(tool: str, method: s
         assert time.monotonic() - killed < 1
     finally:
         for fd in watched.values():
+            os.close(fd)
+
+
+FOREIGN = """
+import anyio, sys
+import snakepit_trio as sp
+
+async def main():
+    command = [sys.executable, *sys.argv[2:]]
+    async with sp.open_pool(command=command, size=1, env={"PYTHONPATH": sys.argv[1]}) as pool:
+        child = await pool.execute("child")
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(pool.execute, "deaf", {"seconds": 60})
+            while pool.stats().in_flight < 1:
+                await anyio.sleep(0.001)
+            print(pool.workers()[0].pid, child, flush=True)
+            await anyio.sleep_forever()
+
+anyio.run(main, backend="trio")
+"""
+
+
+def test_a_foreign_worker_is_gone_too(tmp_path: Path) -> None:
+    """It knows nothing of lifelines: the kernel ends its group."""
+    stubs = compile_protos(tmp_path)
+    path = os.pathsep.join([str(stubs), str(EXAMPLES)])
+    host = subprocess.Popen(
+        [sys.executable, "-c", FOREIGN, path, str(ROOT / "tests" / "foreign" / "odd_worker.py")],
+        stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}, text=True,
+    )  # fmt: skip
+    try:
+        assert host.stdout is not None
+        watched = [os.pidfd_open(int(pid)) for pid in host.stdout.readline().split()]
+        assert len(watched) == 2
+    finally:
+        host.kill()
+        host.wait()
+        assert host.stdout is not None
+        host.stdout.close()
+    try:
+        for fd in watched:
+            assert select.select([fd], [], [], 5)[0]
+    finally:
+        for fd in watched:
             os.close(fd)

@@ -174,3 +174,31 @@ def test_a_bad_value_in_a_nested_table_is_named(tmp_path: Path, text: str, key: 
         sp.RuntimeConfig.load(path, environ={})
     assert caught.value.details["key"] == key
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "words"),
+    [
+        ({}, "adapter", "a value, or a command instead"),
+        ({"adapter": "m", "command": ["node"]}, "command", "beside an adapter"),
+        ({"command": []}, "command", "a program and its arguments"),
+        ({"command": [""]}, "command", "a program"),
+        ({"command": ["a\0"]}, "command", "without NUL"),
+        ({"command": "node worker.js"}, "command", "a list of text"),
+        ({"command": ["node", 3]}, "command", "a list of text"),
+        ({"command": ["node"], "python": "python3.13"}, "python", "names its own"),
+    ],
+)
+def test_a_command_or_an_adapter(options: dict[str, Any], key: str, words: str) -> None:
+    with pytest.raises(sp.ConfigError, match=words) as refused:
+        sp.PoolConfig(**options)
+    assert refused.value.details["key"] == key
+
+
+def test_a_command_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text('[[pools]]\ncommand = ["node", "worker.js"]\n')
+    (pool,) = sp.RuntimeConfig.load(path, environ={}).pools
+    assert pool.command == ("node", "worker.js") and pool.adapter is None
+    (pool,) = sp.RuntimeConfig.load(path, environ={"SNAKEPIT_POOLS__DEFAULT__COMMAND": '["deno"]'}).pools
+    assert pool.command == ("deno",)

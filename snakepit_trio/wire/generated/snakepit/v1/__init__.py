@@ -66,6 +66,8 @@ __all__ = (
     "RegisterToolsResponse",
     "Reply",
     "SessionState",
+    "SettleRequest",
+    "SettleResponse",
     "SharedBlock",
     "Stop",
     "ToolChunk",
@@ -624,7 +626,8 @@ class HandshakeResponse(betterproto2.Message):
     capabilities: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
     "exchange", "cancel", "credits", "host_calls", "shared_memory", "health", "prefetch": the worker may be given more
-    calls than it has threads; it begins them in the order in which they came, and knows Cancel.recall.
+    calls than it has threads; it begins them in the order in which they came, and knows Cancel.recall; "settle": see
+    Settle; "json", "msgpack": encodings that it reads. A worker without "exchange" reads JSON unless it says "msgpack".
     """
 
     backend: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -1087,6 +1090,22 @@ class SessionState(betterproto2.Message):
 
 
 default_message_pool.register_message("snakepit.v1", "SessionState", SessionState)
+
+
+@dataclass(eq=False, repr=False)
+class SettleRequest(betterproto2.Message):
+    request_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("snakepit.v1", "SettleRequest", SettleRequest)
+
+
+@dataclass(eq=False, repr=False)
+class SettleResponse(betterproto2.Message):
+    pass
+
+
+default_message_pool.register_message("snakepit.v1", "SettleResponse", SettleResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1655,6 +1674,28 @@ class WorkerServiceStub(betterproto2_grpclib.ServiceStub):
         ):
             yield response
 
+    async def settle(
+        self,
+        message: "SettleRequest",
+        *,
+        timeout: "float | None" = None,
+        deadline: "Deadline | None" = None,
+        metadata: "MetadataLike | None" = None,
+    ) -> "SettleResponse":
+        """
+        Answers when the call of this request id runs no longer, at once for one that is not known. Asked after an RPC was
+        cancelled, of workers with the capability "settle": a library tells nobody when a cancelled handler has ended.
+        """
+
+        return await self._unary_unary(
+            "/snakepit.v1.WorkerService/Settle",
+            message,
+            SettleResponse,
+            timeout=timeout,
+            deadline=deadline,
+            metadata=metadata,
+        )
+
 
 class BridgeServiceBase(betterproto2_grpclib.ServiceBase):
     async def ping(self, message: "PingRequest") -> "PingResponse":
@@ -2051,6 +2092,14 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
         raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
         yield ExecuteResponse()
 
+    async def settle(self, message: "SettleRequest") -> "SettleResponse":
+        """
+        Answers when the call of this request id runs no longer, at once for one that is not known. Asked after an RPC was
+        cancelled, of workers with the capability "settle": a library tells nobody when a cancelled handler has ended.
+        """
+
+        raise grpclib.GRPCError(grpclib.const.Status.UNIMPLEMENTED)
+
     async def __rpc_handshake(self, stream: "grpclib.server.Stream[HandshakeRequest, HandshakeResponse]") -> None:
         request = await stream.recv_message()
         assert request is not None
@@ -2080,6 +2129,12 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
             request,
         )
 
+    async def __rpc_settle(self, stream: "grpclib.server.Stream[SettleRequest, SettleResponse]") -> None:
+        request = await stream.recv_message()
+        assert request is not None
+        response = await self.settle(request)
+        await stream.send_message(response)
+
     def __mapping__(self) -> "dict[str, grpclib.const.Handler]":
         return {
             "/snakepit.v1.WorkerService/Handshake": grpclib.const.Handler(
@@ -2105,5 +2160,11 @@ class WorkerServiceBase(betterproto2_grpclib.ServiceBase):
                 grpclib.const.Cardinality.UNARY_STREAM,
                 ExecuteRequest,
                 ExecuteResponse,
+            ),
+            "/snakepit.v1.WorkerService/Settle": grpclib.const.Handler(
+                self.__rpc_settle,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                SettleRequest,
+                SettleResponse,
             ),
         }

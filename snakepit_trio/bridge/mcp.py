@@ -1,0 +1,152 @@
+"""A pool's tools for agents: an MCP server, on the official SDK.
+
+A call of an agent is a request of the pool: it has a worker to itself, ends with its scope, and can be killed. What the
+protocol has words for is mapped: the tools' schemas, progress, cancellation, errors that the model may read and act on.
+
+- A streaming tool's chunks are progress notifications as they come; its result is the list of all of them.
+- ``structuredContent`` must be an object, so any other result, and such a list, is ``{"result": ...}``.
+
+Specification: https://modelcontextprotocol.io/specification
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import mcp_types as types
+import msgspec
+from mcp.server.context import ServerRequestContext
+from mcp.server.lowlevel import Server
+from mcp.shared.exceptions import MCPError
+
+from snakepit_trio.errors import InvalidParameter, SnakepitError, ToolError
+
+if TYPE_CHECKING:
+    from snakepit_trio.pool.pool import Pool
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+__all__ = ["make_server", "to_plain"]
+
+#: Characters of a chunk that its progress notification tells.
+_SHOWN = 1000
+#: What a streaming tool may give to an agent in all, in bytes of JSON.
+_MOST = 4 * 1024 * 1024
+
+
+def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = ()) -> Server[Any]:
+    """An MCP server over a pool that is open.
+
+    Args:
+        pool: Its tools are offered; its limits are the calls' limits.
+        name, version: What the server says that it is.
+        tools: Which tools; all when none is named.
+
+    Raises:
+        ToolNotFound: The pool has no such tool.
+    """
+    known = {spec.name: spec for spec in pool.tools()}
+    for tool in tools:
+        if tool not in known:
+            raise pool._tool_not_found(tool)
+    offered = {tool: known[tool] for tool in tools or known}
+    listed = [_describe(spec) for spec in offered.values()]
+
+    async def list_tools(
+        ctx: ServerRequestContext[Any], params: types.PaginatedRequestParams | None
+    ) -> types.ListToolsResult:
+        return types.ListToolsResult(tools=listed)
+
+    async def call_tool(ctx: ServerRequestContext[Any], params: types.CallToolRequestParams) -> types.CallToolResult:
+        spec = offered.get(params.name)
+        if spec is None:
+            raise MCPError(types.INVALID_PARAMS, f"there is no tool {params.name!r}")
+        try:
+            if spec.streaming:
+                value: Any = await _collect(pool, spec.name, params.arguments, ctx)
+            else:
+                value = to_plain(await pool.execute(spec.name, params.arguments))
+        except SnakepitError as exc:
+            return types.CallToolResult(content=[types.TextContent(type="text", text=_explain(exc))], is_error=True)
+        return types.CallToolResult(
+            content=[types.TextContent(type="text", text=value if isinstance(value, str) else _text(value))],
+            structured_content=value if _is_object(spec) else {"result": value},
+        )
+
+    return Server(name, version=version, on_list_tools=list_tools, on_call_tool=call_tool)
+
+
+def to_plain(value: Any) -> Any:
+    """A result in JSON's own types: what JSON has no type for stands as text or a list."""
+    return json.loads(msgspec.json.encode(value, enc_hook=_other))
+
+
+async def _collect(
+    pool: Pool, tool: str, arguments: Mapping[str, Any] | None, ctx: ServerRequestContext[Any]
+) -> list[Any]:
+    found: list[Any] = []
+    size = 0
+    async with pool.stream(tool, arguments) as chunks:
+        async for chunk in chunks:
+            plain = to_plain(chunk)
+            text = _text(plain)
+            size += len(text)
+            if size > _MOST:
+                raise InvalidParameter(
+                    f"the stream gives more than {_MOST} bytes, which is more than an agent gets in one result",
+                    details={"path": "params", "tool": tool, "limit": _MOST},
+                )
+            found.append(plain)
+            await ctx.session.report_progress(len(found), None, text[:_SHOWN])
+    return found
+
+
+def _describe(spec: ToolSpec) -> types.Tool:
+    return types.Tool(
+        name=spec.name,
+        description=spec.description or None,
+        input_schema={"type": "object", **_schema(spec.parameters_schema)},
+        output_schema=_output_schema(spec),
+        annotations=types.ToolAnnotations(idempotent_hint=True) if spec.idempotent else None,
+    )
+
+
+def _output_schema(spec: ToolSpec) -> dict[str, Any]:
+    schema = _schema(spec.result_schema)
+    if _is_object(spec):
+        return schema
+    # References begin at the root, so that is where definitions stay.
+    definitions = {key: schema.pop(key) for key in ("$defs",) if key in schema}
+    inner = {"type": "array", "items": schema} if spec.streaming else schema
+    return {"type": "object", "properties": {"result": inner}, "required": ["result"], **definitions}
+
+
+def _is_object(spec: ToolSpec) -> bool:
+    return not spec.streaming and _schema(spec.result_schema).get("type") == "object"
+
+
+def _schema(text: str) -> dict[str, Any]:
+    schema = json.loads(text or "{}")
+    return schema if isinstance(schema, dict) else {}
+
+
+def _explain(error: SnakepitError) -> str:
+    """What the model may read of a failure: what went wrong, not where in the code."""
+    if isinstance(error, ToolError):
+        return error.message
+    return f"{error.code}: {error.message}"
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _other(value: Any) -> Any:
+    for name in ("tolist", "isoformat"):
+        method = getattr(value, name, None)
+        if callable(method):
+            return method()
+    if isinstance(value, complex):
+        return [value.real, value.imag]
+    return str(value)

@@ -1,0 +1,107 @@
+"""MCP over streamable HTTP: who may call, and the server that carries it.
+
+A page in a browser can send requests to loopback addresses, under a name of its own that it has bent to 127.0.0.1 (DNS
+rebinding). So three things are asked of a request before anything else: the bearer token, compared in constant time; a
+``Host`` that is ours; an ``Origin``, where there is one, that is ours.
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import uvicorn
+from mcp.server.transport_security import TransportSecuritySettings
+
+from snakepit_trio.errors import ConfigError
+
+if TYPE_CHECKING:
+    from mcp.server.lowlevel import Server
+
+__all__ = ["PATH", "listen", "serve_http"]
+
+PATH = "/mcp"
+#: How long open connections may take to end once the server is stopped, in seconds.
+_GRACE = 2
+_App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
+
+
+def listen(address: str) -> socket.socket:
+    """Listen on ``HOST:PORT`` of this machine; port 0 is any free one.
+
+    Raises:
+        ConfigError: It is no such address, or is taken.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+        raise ConfigError(
+            f"http: expected HOST:PORT with a loopback address, got {address!r}; for other machines put a proxy with TLS"
+            " before it",
+            details={"source": "code", "key": "http", "expected": "HOST:PORT with a loopback address"},
+        )
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, int(port)), family=family)
+    except OSError as exc:
+        raise ConfigError(
+            f"http: can't listen on {address}: {exc.strerror or exc}",
+            details={"source": "code", "key": "http", "expected": "an address that is free"},
+        ) from exc
+
+
+async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, names: Sequence[str] = ()) -> None:
+    """Serve until cancelled, or until SIGINT or SIGTERM. Runs on asyncio, as uvicorn does.
+
+    Args:
+        server: What is served, under ``/mcp``.
+        sock: It listens already; closed at the end.
+        token: What clients send as ``authorization: Bearer TOKEN``.
+        names: Further values of ``Host`` that are ours, such as a proxy's; ``https://NAME`` is then an origin of ours.
+    """
+    port = sock.getsockname()[1]
+    hosts = [f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")]
+    security = TransportSecuritySettings(
+        allowed_hosts=[*hosts, *names],
+        allowed_origins=[*(f"http://{host}" for host in hosts), *(f"https://{name}" for name in names)],
+    )
+    app = server.streamable_http_app(streamable_http_path=PATH, transport_security=security)
+    config = uvicorn.Config(
+        _Guarded(app, token),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE,
+        limit_concurrency=1000,
+        lifespan="on",
+    )
+    await uvicorn.Server(config).serve(sockets=[sock])
+
+
+class _Guarded:
+    """Lets nobody in without the token."""
+
+    def __init__(self, app: _App, token: str) -> None:
+        self._app = app
+        self._expected = f"Bearer {token}".encode()
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            given = b"".join(value for name, value in scope["headers"] if name == b"authorization")
+            if not hmac.compare_digest(given, self._expected):
+                await self._refuse(send)
+                return
+        await self._app(scope, receive, send)
+
+    @staticmethod
+    async def _refuse(send: Any) -> None:
+        headers = [(b"www-authenticate", b"Bearer"), (b"content-type", b"text/plain"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": b""})

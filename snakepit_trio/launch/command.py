@@ -1,0 +1,135 @@
+"""Workers as any command that serves WorkerService with a gRPC library of its own; see docs/foreign-workers.md.
+
+Such a process knows nothing of lifelines, boot messages and marks, so what it is told is little, and in the plainest
+way: environment variables, one of which names a file with the secret, another a named pipe into which it writes one line
+when it is ready. Both are in a directory of the worker's own, which goes when it has ended.
+
+The lifeline is armed from outside: owner and signal belong to the pipe and not to the process, see fcntl(2), so the
+kernel ends the whole group when the host is gone, for as long as any process of the group has the read end open.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from snakepit_trio.errors import WorkerStartupError
+
+from .base import ProcessBook, WorkerSpec
+from .environment import worker_environment
+from .messages import Report
+from .process import Hold, LocalLauncher, make_descriptors
+from .spawn import PopenReaper
+
+__all__ = ["CommandLauncher"]
+
+_ERROR = "error:"
+#: Of a line that is not understood only so much is told, in characters.
+_SHOWN = 200
+
+
+class CommandLauncher(LocalLauncher):
+    """Starts each worker as one and the same command, in a session and process group of its own.
+
+    Args:
+        command: The program and its arguments; no shell reads them.
+        directory: The run's private directory.
+        book: Where the processes are written down.
+    """
+
+    def __init__(self, command: Sequence[str], directory: Path, book: ProcessBook | None = None) -> None:
+        super().__init__(book)
+        self._command = list(command)
+        self._directory = directory
+
+    async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
+        place = self._place(spec)
+        token, ready = place / "token", place / "ready"
+        try:
+            place.mkdir(mode=0o700)
+            _write_privately(token, spec.token)
+        except OSError as exc:
+            raise WorkerStartupError(f"no place for a worker: {exc}", details={"reason": str(exc)}) from exc
+        descriptors = make_descriptors(marks=False, report=str(ready))
+        try:
+            lifeline, report, _, stdout, stderr = descriptors.for_worker
+            environment = {**spec.own_env, **worker_environment(spec)}
+            environment |= {
+                "SNAKEPIT_POOL": spec.pool,
+                "SNAKEPIT_LISTEN": f"unix:{place}/sock" if spec.socket_dir is not None else "tcp:127.0.0.1:0",
+                "SNAKEPIT_TOKEN_FILE": str(token),
+                "SNAKEPIT_READY_FILE": str(ready),
+                "SNAKEPIT_READY_FD": str(report),
+                "SNAKEPIT_LIFELINE_FD": str(lifeline),
+                "SNAKEPIT_THREADS": str(spec.threads),
+                "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
+            }
+            popen = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(lifeline, report),
+                env=environment,
+                cwd=spec.cwd,
+                start_new_session=True,
+            )
+        except (OSError, ValueError) as exc:
+            descriptors.close_all()
+            raise WorkerStartupError(
+                f"could not start {self._command[0]}: {exc}", details={"reason": str(exc)}
+            ) from exc
+        except BaseException:
+            descriptors.close_all()
+            raise
+        # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
+        # lifeline is armed, and closed, by whoever holds the process from now on.
+        descriptors.close(stdout, stderr)
+        hold(popen.pid, os.pidfd_open(popen.pid), descriptors, PopenReaper(popen))
+
+    def _boot(self, spec: WorkerSpec) -> bytes:
+        # Nobody reads there, and an armed pipe kills for every byte.
+        return b""
+
+    def _read_report(self, said: bytes, whole: bool) -> Report | None:
+        line, end, _ = said.partition(b"\n")
+        if not end and not whole:
+            return None
+        text = line.decode(errors="backslashreplace").strip()
+        if text.startswith(_ERROR):
+            return Report(code="worker_startup", message=text.removeprefix(_ERROR).strip())
+        if not text or _is_local(text):
+            return Report(address=text)
+        return Report(
+            code="worker_startup",
+            message=f"reported {text[:_SHOWN]!r}; expected unix:PATH or tcp:HOST:PORT with a loopback address",
+        )
+
+    def _clear(self, spec: WorkerSpec) -> None:
+        shutil.rmtree(self._place(spec), ignore_errors=True)
+
+    def _place(self, spec: WorkerSpec) -> Path:
+        return self._directory / spec.worker_id
+
+
+def _write_privately(path: Path, text: str) -> None:
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
+        file.write(text)
+
+
+def _is_local(address: str) -> bool:
+    """Whether it is an address on this machine: the secret goes there unencrypted."""
+    scheme, _, rest = address.partition(":")
+    if scheme == "unix":
+        return bool(rest)
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp" or not (port.isascii() and port.isdigit()):
+        return False
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,80 @@
+"""What the answers of a plain RPC mean: payloads, and failures by their gRPC status.
+
+A worker that wants to say more than a status puts an ``ErrorInfo`` into its trailers, see :mod:`snakepit_trio.wire.status`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from snakepit_trio.wire.frames import ErrorInfo, Payload, SharedBlock
+from snakepit_trio.wire.generated.snakepit.v1 import ExecuteResponse
+from snakepit_trio.wire.status import find_info
+
+__all__ = ["DEADLINE_EXCEEDED", "error_info", "read_response"]
+
+DEADLINE_EXCEEDED = 4
+_UNAVAILABLE = 14
+#: Names of the statuses, https://grpc.io/docs/guides/status-codes/, and the code of the error that each stands for;
+#: None: the tool has failed.
+_STATUSES: Mapping[int, tuple[str, str | None]] = {
+    1: ("CANCELLED", "request_cancelled"),
+    2: ("UNKNOWN", None),
+    3: ("INVALID_ARGUMENT", "invalid_parameter"),
+    4: ("DEADLINE_EXCEEDED", "request_timeout"),
+    5: ("NOT_FOUND", "tool_not_found"),
+    6: ("ALREADY_EXISTS", None),
+    7: ("PERMISSION_DENIED", None),
+    8: ("RESOURCE_EXHAUSTED", None),
+    9: ("FAILED_PRECONDITION", None),
+    10: ("ABORTED", None),
+    11: ("OUT_OF_RANGE", None),
+    12: ("UNIMPLEMENTED", "streaming_unsupported"),
+    13: ("INTERNAL", None),
+    14: ("UNAVAILABLE", None),
+    15: ("DATA_LOSS", None),
+    16: ("UNAUTHENTICATED", "authentication_failed"),
+}
+#: What libraries put before the text of an exception that left a handler.
+_RAISED = re.compile(
+    r"(?:Exception (?:calling application|iterating responses): "
+    r"|Unexpected <class '(?P<type>[\w.]+)'>: "
+    r"|Server method handler threw error )(?P<text>.*)",
+    re.DOTALL,
+)
+
+
+def read_response(message: bytes) -> Payload:
+    """The payload of an ExecuteResponse.
+
+    Raises:
+        ValueError: It is none.
+    """
+    try:
+        payload = ExecuteResponse.parse(message).payload
+    except Exception as exc:
+        raise ValueError(f"the worker's answer is no ExecuteResponse: {exc}") from exc
+    if payload is None:
+        raise ValueError("the worker's answer has no payload")
+    buffers = [
+        SharedBlock(b.shared.name, b.shared.offset, b.shared.size) if b.shared is not None else b.inline or b""
+        for b in payload.buffers
+    ]
+    return Payload(int(payload.encoding), payload.data, buffers)
+
+
+def error_info(status: int, message: str, trailers: Mapping[str, str], redact: Callable[[str], str]) -> ErrorInfo:
+    """The failure that a status stands for, or that the trailers tell of."""
+    found = find_info(trailers)
+    if found is not None and found.code:
+        return found
+    name, code = _STATUSES.get(status, (f"status {status}", None))
+    if code is not None:
+        return ErrorInfo(code, redact(message))
+    raised = _RAISED.fullmatch(message)
+    if raised is None:
+        return ErrorInfo("tool_error", "", status == _UNAVAILABLE, [f"grpc.{name}"], redact(message))
+    kind = raised["type"]
+    types = [] if kind is None else [kind if "." in kind else f"builtins.{kind}"]
+    return ErrorInfo("tool_error", "", False, types, redact(raised["text"]))
