@@ -287,7 +287,12 @@ class Crew:
             for slot in surplus:
                 nursery.start_soon(self._retire, slot)
         if grows:
-            await self.wait_ready()
+            # A worker that was cordoned is up, and takes no calls for as long as somebody wants it so.
+            cordoned = sum(
+                not seats.open and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY)
+                for worker, seats in self._seats.items()
+            )
+            await self.wait_ready(self.size - cordoned)
 
     def scale(self, size: int, keep: Container[Seats]) -> None:
         """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.

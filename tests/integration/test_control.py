@@ -148,6 +148,10 @@ async def test_resize(tmp_path: Path) -> None:
     async with client(tmp_path) as (runtime, control):
         assert await control.ask("resize", size=2, timeout=30) == {"pool": "default", "size": 2}
         assert len(runtime.pool().workers()) == 2
+        # A cordoned worker is none that has to be waited for.
+        await control.ask("cordon", worker=runtime.pool().workers()[0].id)
+        await control.ask("resize", size=3, timeout=30)
+        assert runtime.pool().stats().ready == 2
         for size in (0, "2", 1.5):
             with pytest.raises(ControlError) as caught:
                 await control.ask("resize", size=size)
