@@ -30,8 +30,8 @@ DEFAULT_LIMIT = 64 * 1024 * 1024
 BUFFER_THRESHOLD = 64 * 1024
 
 _SCALARS = frozenset({type(None), bool, int, float, str})
+_SCALARS_OR_BYTES = _SCALARS | {bytes}
 _TEXT = frozenset({str})
-_FLAT = frozenset({str, bytes})
 _LIST_OR_DICT = frozenset({list, dict})
 
 _pack = msgspec.msgpack.Encoder().encode
@@ -59,6 +59,33 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return all(_is_plain(item, depth + 1) for item in items if type(item) in _LIST_OR_DICT)
 
 
+def _is_flat(value: Any, threshold: int) -> bool:
+    """Whether a value is a map from text to plain values, the kind of arguments that most calls have, or one such value."""
+    kind = type(value)
+    if kind is not dict:
+        return kind in _SCALARS or (kind is bytes and len(value) < threshold)
+    if not _TEXT.issuperset(map(type, value)):
+        return False
+    kinds = set(map(type, value.values()))
+    if kinds <= _SCALARS:
+        return True
+    if not kinds <= _SCALARS_OR_BYTES:
+        return False
+    return max(len(item) for item in value.values() if type(item) is bytes) < threshold
+
+
+def _quick(value: Any, limit: int, threshold: int) -> Payload | None:
+    """The payload of a simple and small value, in the shortest way; None when it takes a longer one."""
+    if _is_flat(value, threshold):
+        try:
+            data = _pack(value)
+        except (OverflowError, UnicodeEncodeError):
+            return None
+        if len(data) <= limit:
+            return Payload(MSGPACK, data)
+    return None
+
+
 def encode(
     value: Any,
     *,
@@ -79,6 +106,10 @@ def encode(
     Raises:
         InvalidParameter: The value, or something in it, can't travel; ``details["path"]`` says where it is.
     """
+    if encoding == MSGPACK:
+        quick = _quick(value, limit, buffer_threshold)
+        if quick is not None:
+            return quick
     try:
         return _encode(value, what, limit, encoding, Wrapper(threshold=buffer_threshold))
     except Refused as exc:
@@ -104,17 +135,10 @@ def encode_result(
     Raises:
         InvalidPayload: The value, or something in it, can't travel; ``details["path"]`` says where it is.
     """
-    kind = type(value)
-    if encoding == MSGPACK and (
-        (kind in _SCALARS and kind is not str) or (kind in _FLAT and len(value) < buffer_threshold)
-    ):
-        try:
-            data = _pack(value)
-        except (OverflowError, UnicodeEncodeError):
-            pass
-        else:
-            if len(data) <= limit:
-                return Payload(MSGPACK, data)
+    if encoding == MSGPACK:
+        quick = _quick(value, limit, buffer_threshold)
+        if quick is not None:
+            return quick
     wrapper = Wrapper(threshold=buffer_threshold, limit=limit, convert=True, marker=unserializable == "marker")
     try:
         return _encode(value, what, limit, encoding, wrapper)

@@ -183,6 +183,10 @@ _EMPTY = b"\x00"
 def _varint(value: int) -> bytes:
     if value < 128:
         return _ONE_BYTE[value]
+    if value < 16384:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 2097152:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
     out = bytearray()
     while value > 127:
         out.append(value & 127 | 128)
@@ -236,24 +240,26 @@ def encode_error(error: ErrorInfo) -> bytes:
 
 
 def _call(f: Call) -> bytes:
-    parts = [b"\x08", _varint(f.id)] if f.id else []
-    if f.tool_index:
-        parts += (b"\x10", _varint(f.tool_index))
-    if f.tool:
-        parts.append(_text(b"\x1a", f.tool))
-    if f.payload is not NO_PAYLOAD:
-        body = _payload(f.payload)
-        parts += (b"\x22", _varint(len(body)), body)
+    body = b"\x08%b\x10%b" % (_varint(f.id), _varint(f.tool_index)) if f.id and f.tool_index and not f.tool else _call_head(f)
+    payload = f.payload
+    if payload is not NO_PAYLOAD:
+        inner = _payload(payload)
+        body = b"%b\x22%b%b" % (body, _varint(len(inner)), inner)
     if f.timeout_us:
-        parts += (b"\x28", _varint(f.timeout_us))
+        body = b"%b\x28%b" % (body, _varint(f.timeout_us))
     if f.attempt:
-        parts += (b"\x30", _varint(f.attempt))
-    if f.stream:
-        parts.append(b"\x38\x01")
-    if f.credits:
-        parts += (b"\x40", _varint(f.credits))
-    if f.session_id:
-        parts.append(_text(b"\x4a", f.session_id))
+        body = b"%b\x30%b" % (body, _varint(f.attempt))
+    if f.stream or f.credits or f.session_id or f.metadata:
+        return body + _call_tail(f)
+    return body
+
+
+def _call_head(f: Call) -> bytes:
+    return _uint(b"\x08", f.id) + _uint(b"\x10", f.tool_index) + _text(b"\x1a", f.tool)
+
+
+def _call_tail(f: Call) -> bytes:
+    parts = [b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
     for key, value in f.metadata.items():
         raw_key, raw_value = key.encode(), value.encode()
         entry = b"\x0a%b%b\x12%b%b" % (_varint(len(raw_key)), raw_key, _varint(len(raw_value)), raw_value)
@@ -602,6 +608,45 @@ _WORKER_DECODERS = {
 }
 
 
+def _plain_body(data: bytes, tag: int) -> tuple[int, Payload] | None:
+    """The id and the payload of an ordinary Reply or Chunk, as our own encoder writes them; None for any other message.
+
+    All that it takes are the bytes in one order, so nothing is taken here that the general decoder would see otherwise.
+    """
+    end = len(data)
+    try:
+        if data[0] != tag:
+            return None
+        size, at = data[1], 2
+        if size > 127:
+            size, at = _read_varint(data, 1, end)
+        if at + size != end or data[at] != 0x08:
+            return None
+        at += 1
+        identity = data[at]
+        at += 1
+        if identity > 127:
+            identity, at = _read_varint(data, at - 1, end)
+        if data[at] != 0x12:
+            return None
+        size = data[at + 1]
+        at += 2
+        if size > 127:
+            size, at = _read_varint(data, at - 1, end)
+        if at + size != end or data[at] != 0x08 or data[at + 2] != 0x12:
+            return None
+        encoding = data[at + 1]
+        size = data[at + 3]
+        at += 4
+        if size > 127:
+            size, at = _read_varint(data, at - 1, end)
+        if at + size != end or encoding > 127:
+            return None
+    except IndexError:
+        return None
+    return identity, Payload(encoding, data[at:])
+
+
 def decode_host_frame(data: bytes) -> HostFrame | None:
     """The frame in a HostFrame message, or None for a kind of frame that this version does not know.
 
@@ -617,6 +662,12 @@ def decode_worker_frame(data: bytes) -> WorkerFrame | None:
     Raises:
         FrameError: The bytes are not a WorkerFrame.
     """
+    plain = _plain_body(data, 0x0A)
+    if plain is not None:
+        return Reply(*plain)
+    plain = _plain_body(data, 0x12)
+    if plain is not None:
+        return Chunk(*plain)
     return _decode(_WORKER_DECODERS, data)  # type: ignore[return-value]
 
 
