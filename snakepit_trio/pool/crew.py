@@ -16,6 +16,7 @@ import anyio.abc
 import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
@@ -97,10 +98,11 @@ class PoolParts:
 class _WorkerPort:
     """The ledger's way to one worker."""
 
-    __slots__ = ("_index", "_servers", "worker")
+    __slots__ = ("_index", "_now", "_servers", "worker")
 
-    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer]) -> None:
+    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer], now: Callable[[], float]) -> None:
         self.worker = worker
+        self._now = now
         self._servers = servers
         self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
 
@@ -108,7 +110,7 @@ class _WorkerPort:
         until = min(request.deadline, request.until)
         timeout_us = 0
         if until != math.inf:
-            timeout_us = max(1, int((until - anyio.current_time()) * 1e6))
+            timeout_us = max(1, int((until - self._now()) * 1e6))
         index = self._index.get(request.tool, 0)
         self.worker.call(
             Call(
@@ -166,6 +168,7 @@ class Crew:
         self._parts = parts
         self._events = parts.events
         self._ledger = ledger
+        self._now = event_loop(parts.backend).now
         self._retiring: list[Slot] = []
         #: Places of workers that are kept warm and take no calls before they are moved to a slot.
         self._spares: list[Slot] = []
@@ -486,7 +489,7 @@ class Crew:
         # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
         may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
         seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
-        seats.port = _WorkerPort(worker, self._servers)
+        seats.port = _WorkerPort(worker, self._servers, self._now)
         self._seats[worker] = seats
         self._ledger.open(seats, anyio.current_time())
 
@@ -504,7 +507,7 @@ class Crew:
 
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
         error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
-        now = anyio.current_time()
+        now = self._now()
         try:
             request = self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
         except UnexpectedReply as exc:

@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import (
     InvalidParameter,
     PoolClosed,
     RequestCancelled,
     RequestTimeout,
-    StreamingUnsupported,
-    ToolNotFound,
     WouldDeadlock,
 )
 from snakepit_trio.policies.guard import Guard
-from snakepit_trio.tools.waits import CHAIN, check_depth
-from snakepit_trio.wire import codec
-from snakepit_trio.wire.frames import Payload
 
 from .cancel_set import CancelSet
 from .crew import Crew, PoolParts
@@ -44,6 +39,7 @@ from .session import OnLost, Session, open_session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
+from .submission import STREAM_WINDOW, UNSET, Submission, Unset, check_metadata, is_time, wrong_kind
 from .watch import RequestWatch
 
 if TYPE_CHECKING:
@@ -56,21 +52,6 @@ __all__ = ["UNSET", "Pool"]
 _log = logging.getLogger(__name__)
 
 Declared = TypeVar("Declared")
-
-#: How many chunks of one stream may be under way or wait for the consumer.
-STREAM_WINDOW = 64
-#: Metadata of one request: how many entries, and how many characters in all.
-METADATA_ENTRIES = 64
-METADATA_SIZE = 8192
-
-
-class _Unset:
-    def __repr__(self) -> str:
-        return "the pool's own"
-
-
-#: Stands for a limit that the caller did not give; the pool's configuration then decides.
-UNSET: Final = _Unset()
 
 
 class Pool:
@@ -87,6 +68,7 @@ class Pool:
         self._runtime = runtime
         self._parts = parts
         self._events = parts.events
+        self._loop = event_loop(parts.backend)
         self._idle = anyio.Event()
         self._clock_scope: anyio.CancelScope | None = None
         self.watch = RequestWatch(
@@ -119,6 +101,15 @@ class Pool:
                 down_after=config.scale_down_after,
             )
             self._scaled = ScaledCrew(self._crew, autoscaler, self._tied_seats)
+        self._calls = Submission(
+            config,
+            parts,
+            self._crew,
+            self._ledger,
+            self._loop,
+            on_queued=_nobody if self._scaled is None else self._scaled.poke,
+            on_due=self._note_due,
+        )
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -138,7 +129,7 @@ class Pool:
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -173,7 +164,7 @@ class Pool:
         tool: str,
         params: Mapping[str, Any] | None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -181,11 +172,11 @@ class Pool:
         binding: Binding | None = None,
         guarded: bool = False,
     ) -> Any:
-        await anyio.lowlevel.checkpoint_if_cancelled()
+        await self._loop.check()
         if self._guard is not None and not guarded:
             spec = self._crew.tools.get(tool)
-            limit = self.config.timeout if isinstance(timeout, _Unset) else timeout
-            if spec is not None and (limit is None or _is_time(limit)):
+            limit = self.config.timeout if isinstance(timeout, Unset) else timeout
+            if spec is not None and (limit is None or is_time(limit)):
                 return await self._guard.execute(
                     lambda left: self._execute(
                         tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
@@ -196,11 +187,11 @@ class Pool:
                     idempotent=spec.idempotent if idempotent is None else idempotent,
                     session=None if session is None else session.id,
                 )  # fmt: skip
-        done = anyio.Event()
-        request = self._request(
+        waiter = self._loop.waiter()
+        request = self._calls.make(
             tool,
             params,
-            wake=done.set,
+            wake=waiter.wake,
             timeout=timeout,
             priority=priority,
             metadata=metadata,
@@ -211,10 +202,10 @@ class Pool:
         if session is not None:
             session.begin(request)
         try:
-            self._submit(request)
-            await done.wait()
+            self._calls.submit(request)
+            await waiter.wait()
         except BaseException:
-            self._ledger.cancel(request, anyio.current_time())
+            self._ledger.cancel(request, self._loop.now())
             if request.trace is not None:
                 request.trace.end()
             raise
@@ -229,15 +220,15 @@ class Pool:
             raise error
         if request.trace is not None:
             with request.trace.decode():
-                return self._decode(request.result)
-        return self._decode(request.result)
+                return self._calls.decode(request.result)
+        return self._calls.decode(request.result)
 
     def stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[ChunkStream]:
@@ -257,17 +248,17 @@ class Pool:
         tool: str,
         params: Mapping[str, Any] | None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        limit = self.config.stream_timeout if isinstance(timeout, _Unset) else timeout
+        limit = self.config.stream_timeout if isinstance(timeout, Unset) else timeout
         make = functools.partial(
             self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
         )
-        if self._guard is not None and tool in self._crew.tools and (limit is None or _is_time(limit)):
+        if self._guard is not None and tool in self._crew.tools and (limit is None or is_time(limit)):
             return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
         return make(timeout=limit)
 
@@ -283,9 +274,9 @@ class Pool:
         session: Session | None,
         binding: Binding | None,
     ) -> AsyncIterator[ChunkStream]:
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._decode)
-        request = self._request(
+        await self._loop.check()
+        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._calls.decode)
+        request = self._calls.make(
             tool,
             params,
             wake=chunks.wake,
@@ -300,7 +291,7 @@ class Pool:
         if session is not None:
             session.begin(request)
         try:
-            self._submit(request)
+            self._calls.submit(request)
             yield chunks
         finally:
             if session is not None:
@@ -320,7 +311,7 @@ class Pool:
         limit: int | None = None,
         ordered: bool = True,
         return_errors: bool = False,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -348,8 +339,8 @@ class Pool:
                 limit=limit,
                 ordered=ordered,
                 return_errors=return_errors,
-                submit=lambda params, wake: self._submit(
-                    self._request(
+                submit=lambda params, wake: self._calls.submit(
+                    self._calls.make(
                         tool,
                         params,
                         wake=wake,
@@ -360,7 +351,7 @@ class Pool:
                         batch=True,
                     )
                 ),
-                take=self._take,
+                take=self._calls.take,
                 cancel=lambda request: self._ledger.cancel(request, anyio.current_time()),
             )
         )
@@ -407,7 +398,7 @@ class Pool:
         id: str | None = None,
         *,
         affinity: str | None = None,
-        ttl: float | _Unset | None = UNSET,
+        ttl: float | Unset | None = UNSET,
         metadata: Mapping[str, str] | None = None,
         on_lost: OnLost = "error",
         detach: bool = False,
@@ -436,7 +427,7 @@ class Pool:
             PoolClosed: The pool is closing or closed.
         """
         if metadata:
-            _check_metadata(metadata)
+            check_metadata(metadata)
         self._crew.check_open()
         config = self._runtime.config
         return open_session(
@@ -444,7 +435,7 @@ class Pool:
             self._runtime.sessions,
             id,
             affinity=self.config.affinity if affinity is None else affinity,
-            ttl=config.session_ttl if isinstance(ttl, _Unset) else ttl,
+            ttl=config.session_ttl if isinstance(ttl, Unset) else ttl,
             metadata=metadata or {},
             on_lost=on_lost,
             detach=detach,
@@ -478,9 +469,9 @@ class Pool:
         """
         spec = self._crew.tools.get(tool)
         if spec is None:
-            raise self._tool_not_found(tool)
+            raise self._calls.tool_not_found(tool)
         if spec.streaming:
-            raise _wrong_kind(spec)
+            raise wrong_kind(spec)
 
         async def call(**params: Any) -> Any:
             return await self.execute(tool, params)
@@ -615,96 +606,6 @@ class Pool:
 
     # ---- requests ----------------------------------------------------------------------------------
 
-    def _request(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None,
-        *,
-        wake: Callable[[], object],
-        timeout: float | _Unset | None,
-        priority: int,
-        metadata: Mapping[str, str] | None,
-        idempotent: bool | None,
-        stream: ChunkStream | None = None,
-        session: str | None = None,
-        binding: Binding | None = None,
-        batch: bool = False,
-    ) -> Request:
-        config = self.config
-        spec = self._crew.tools.get(tool)
-        if spec is None:
-            if self._crew.tools:
-                raise self._tool_not_found(tool)
-        elif spec.streaming != (stream is not None):
-            raise _wrong_kind(spec)
-        if params is None:
-            params = {}
-        elif not isinstance(params, Mapping):
-            raise InvalidParameter(
-                f"params must be a mapping of argument names to values, not {type(params).__name__}",
-                details={"path": "params"},
-            )
-        check = self._crew.checks.get(tool)
-        if check is not None:
-            check(params)
-        payload = codec.encode(
-            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._crew.encoding
-        )
-        if timeout is UNSET:
-            timeout = config.timeout
-        elif timeout is not None and not _is_time(timeout):
-            raise InvalidParameter(
-                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
-            )
-        if idempotent is not None and type(idempotent) is not bool:
-            raise InvalidParameter(
-                f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
-            )
-        if type(priority) is not int:
-            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
-        if metadata:
-            _check_metadata(metadata)
-        chain = _chain()
-        if chain:
-            check_depth(chain, tool)
-        now = anyio.current_time()
-        request = Request(
-            next(self._parts.ids),
-            tool,
-            payload,
-            wake=wake,
-            deadline=math.inf if timeout is None or batch else now + timeout,
-            queue_deadline=math.inf if batch or config.queue_timeout is None else now + config.queue_timeout,
-            priority=priority,
-            session=session,
-            share=session,
-            binding=binding,
-            idempotent=(spec is not None and spec.idempotent) if idempotent is None else idempotent,
-            metadata=metadata,
-            until=math.inf if batch else anyio.current_effective_deadline(),
-            time_limit=timeout if batch else None,
-            chain=chain,
-        )
-        if stream is not None:
-            request.stream = True
-            request.credits = STREAM_WINDOW
-            request.chunk = stream.put
-            request.released = stream.released.set
-            stream.request = request
-        telemetry = self._parts.telemetry
-        if telemetry is not None:
-            id = f"{self._crew.request_prefix}{request.id}"
-            decodes = stream is None and not batch
-            request.trace = telemetry.begin(request, pool=self.name, request_id=id, decodes=decodes)
-        return request
-
-    def _submit(self, request: Request) -> Request:
-        self._ledger.submit(request, anyio.current_time())
-        if self._scaled is not None and request.phase is Phase.QUEUED:
-            self._scaled.poke()
-        self._note_due(min(request.deadline, request.queue_deadline))
-        return request
-
     def _tied_seats(self) -> frozenset[Seats]:
         """The workers that strict sessions are tied to."""
         bindings = self._parts.bindings(self.name)
@@ -743,27 +644,10 @@ class Pool:
         )
         self._ledger.end(request, ended, anyio.current_time())
 
-    def _take(self, request: Request) -> Any:
-        if request.error is not None:
-            raise request.error
-        return self._decode(request.result)
-
-    def _decode(self, payload: Payload | None) -> Any:
-        if payload is None:
-            return None
-        return codec.decode(payload, what="result", limit=self.config.max_payload)
-
     def _credit(self, request: Request, chunks: int) -> None:
         seats = request.seats
         if request.phase is Phase.RUNNING and seats is not None:
             seats.port.worker.credit(request.id, chunks)  # type: ignore[attr-defined]
-
-    def _tool_not_found(self, tool: object) -> ToolNotFound:
-        import difflib
-
-        close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return ToolNotFound(f"pool {self.name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self.name})
 
     def _note_due(self, when: float) -> None:
         scope = self._clock_scope
@@ -774,36 +658,5 @@ class Pool:
         self._idle.set()
 
 
-def _is_time(timeout: object) -> TypeGuard[float]:
-    return isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
-
-
-def _chain() -> tuple[Any, ...]:
-    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
-    chain = CHAIN.get()
-    return () if chain and chain[-1].over else chain
-
-
-def _wrong_kind(spec: ToolSpec) -> StreamingUnsupported:
-    if spec.streaming:
-        text = f"{spec.name!r} gives a stream: use pool.stream({spec.name!r}, ...)"
-    else:
-        text = f"{spec.name!r} gives one result, not a stream: use pool.execute, or make the tool a generator"
-    return StreamingUnsupported(text, details={"tool": spec.name, "streaming": spec.streaming})
-
-
-def _check_metadata(metadata: Mapping[str, str]) -> None:
-    if not isinstance(metadata, Mapping):
-        raise InvalidParameter("metadata must be a mapping of text to text", details={"path": "metadata"})
-    size = 0
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidParameter(
-                f"metadata[{key!r}] must be text, not {type(value).__name__}", details={"path": f"metadata[{key!r}]"}
-            )
-        size += len(key) + len(value)
-    if len(metadata) > METADATA_ENTRIES or size > METADATA_SIZE:
-        raise InvalidParameter(
-            f"metadata has {len(metadata)} entries of {size} characters; the limits are {METADATA_ENTRIES} and {METADATA_SIZE}",
-            details={"path": "metadata"},
-        )
+def _nobody() -> None:
+    """Hears of queued requests where their number changes nothing."""

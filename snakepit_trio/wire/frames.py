@@ -240,7 +240,11 @@ def encode_error(error: ErrorInfo) -> bytes:
 
 
 def _call(f: Call) -> bytes:
-    body = b"\x08%b\x10%b" % (_varint(f.id), _varint(f.tool_index)) if f.id and f.tool_index and not f.tool else _call_head(f)
+    body = (
+        b"\x08%b\x10%b" % (_varint(f.id), _varint(f.tool_index))
+        if f.id and f.tool_index and not f.tool
+        else _call_head(f)
+    )
     payload = f.payload
     if payload is not NO_PAYLOAD:
         inner = _payload(payload)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._waiting import event_loop
 from snakepit_trio.wire.frames import (
     Call,
     Cancel,
@@ -60,7 +61,8 @@ class Exchange:
         prefix = self._shm_prefix or ""
         self._arena = Arena(f"{prefix}i", shm if spec.shm_limit else Budget(0))
         self._borrower = Borrower(f"{prefix}o")
-        self._heard = anyio.current_time()
+        self._now = event_loop(spec.host_backend).now
+        self._heard = self._now()
         self._pings = 0
         self._answered = 0
         self._rpc = connection.rpc(_PATH, on_message=self._on_message, on_end=self._on_end)
@@ -68,7 +70,8 @@ class Exchange:
     # ---- the interface Link --------------------------------------------------------------------------
 
     def call(self, call: Call) -> None:
-        call.payload = self._arena.lend(call.payload)
+        if call.payload.buffers:
+            call.payload = self._arena.lend(call.payload)
         self._rpc.send(encode(call))
 
     def cancel(self, call_id: int) -> None:
@@ -127,13 +130,17 @@ class Exchange:
 
     def _on_message(self, message: bytes) -> None:
         frame = decode_worker_frame(message)
-        self._heard = anyio.current_time()
+        self._heard = self._now()
+        if type(frame) is Reply:
+            # By far the most frequent one.
+            if frame.payload is not None and frame.payload.buffers:
+                frame.payload = self._borrower.borrow(frame.payload)
+            self._owner.link_reply(frame)
+            return
         # Mapped at once, so that what nobody takes is given back by being dropped.
-        if isinstance(frame, Reply | Chunk | HostCall | Emit) and frame.payload is not None and frame.payload.buffers:
+        if isinstance(frame, Chunk | HostCall | Emit) and frame.payload.buffers:
             frame.payload = self._borrower.borrow(frame.payload)
         match frame:
-            case Reply():
-                self._owner.link_reply(frame)
             case Chunk():
                 self._owner.link_chunk(frame)
             case Pong():

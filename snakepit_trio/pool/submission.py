@@ -1,0 +1,226 @@
+"""A call on its way into the pool: what the caller gave is checked, encoded and handed to the ledger."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from snakepit_trio.errors import InvalidParameter, StreamingUnsupported, ToolNotFound
+from snakepit_trio.tools.waits import CHAIN, check_depth
+from snakepit_trio.wire import codec
+
+from .request import Binding, Phase, Request
+
+if TYPE_CHECKING:
+    from snakepit_trio._waiting import EventLoop
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.wire.frames import Payload
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+    from .crew import Crew, PoolParts
+    from .ledger import Ledger
+    from .streams import ChunkStream
+
+__all__ = ["STREAM_WINDOW", "UNSET", "Submission", "Unset", "check_metadata", "is_time", "wrong_kind"]
+
+#: How many chunks of one stream may be under way or wait for the consumer.
+STREAM_WINDOW = 64
+#: Metadata of one request: how many entries, and how many characters in all.
+METADATA_ENTRIES = 64
+METADATA_SIZE = 8192
+
+
+class Unset:
+    def __repr__(self) -> str:
+        return "the pool's own"
+
+
+#: Stands for a limit that the caller did not give; the pool's configuration then decides.
+UNSET: Final = Unset()
+
+
+class Submission:
+    """The way of calls into one pool.
+
+    Args:
+        loop: The event loop that is running.
+        on_queued: Called when a request has to wait for a worker.
+        on_due: Called with the time at which a request has to be ended at the latest.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        parts: PoolParts,
+        crew: Crew,
+        ledger: Ledger,
+        loop: EventLoop,
+        *,
+        on_queued: Callable[[], object],
+        on_due: Callable[[float], object],
+    ) -> None:
+        self._config = config
+        self._name = config.name
+        self._parts = parts
+        self._crew = crew
+        self._ledger = ledger
+        self._loop = loop
+        self._on_queued = on_queued
+        self._on_due = on_due
+
+    def make(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        wake: Callable[[], object],
+        timeout: float | Unset | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+        idempotent: bool | None,
+        stream: ChunkStream | None = None,
+        session: str | None = None,
+        binding: Binding | None = None,
+        batch: bool = False,
+    ) -> Request:
+        """Check and encode what the caller gave; nothing is known of it to anybody else yet.
+
+        Args:
+            batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
+        """
+        config = self._config
+        spec = self._crew.tools.get(tool)
+        if spec is None:
+            if self._crew.tools:
+                raise self.tool_not_found(tool)
+        elif spec.streaming != (stream is not None):
+            raise wrong_kind(spec)
+        if params is None:
+            params = {}
+        elif not isinstance(params, Mapping):
+            raise InvalidParameter(
+                f"params must be a mapping of argument names to values, not {type(params).__name__}",
+                details={"path": "params"},
+            )
+        check = self._crew.checks.get(tool)
+        if check is not None:
+            check(params)
+        payload = codec.encode(
+            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._crew.encoding
+        )
+        if timeout is UNSET:
+            timeout = config.timeout
+        elif timeout is not None and not is_time(timeout):
+            raise InvalidParameter(
+                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
+            )
+        if idempotent is not None and type(idempotent) is not bool:
+            raise InvalidParameter(
+                f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
+            )
+        if type(priority) is not int:
+            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
+        if metadata:
+            check_metadata(metadata)
+        chain = _chain()
+        if chain:
+            check_depth(chain, tool)
+        now = self._loop.now()
+        request = Request(
+            next(self._parts.ids),
+            tool,
+            payload,
+            wake=wake,
+            deadline=math.inf if timeout is None or batch else now + timeout,
+            queue_deadline=math.inf if batch or config.queue_timeout is None else now + config.queue_timeout,
+            priority=priority,
+            session=session,
+            share=session,
+            binding=binding,
+            idempotent=(spec is not None and spec.idempotent) if idempotent is None else idempotent,
+            metadata=metadata,
+            until=math.inf if batch else self._loop.deadline(),
+            time_limit=timeout if batch else None,
+            chain=chain,
+        )
+        if stream is not None:
+            request.stream = True
+            request.credits = STREAM_WINDOW
+            request.chunk = stream.put
+            request.released = stream.released.set
+            stream.request = request
+        telemetry = self._parts.telemetry
+        if telemetry is not None:
+            id = f"{self._crew.request_prefix}{request.id}"
+            decodes = stream is None and not batch
+            request.trace = telemetry.begin(request, pool=self._name, request_id=id, decodes=decodes)
+        return request
+
+    def submit(self, request: Request) -> Request:
+        """Hand a request to the ledger. Errors are those of :meth:`Ledger.submit`."""
+        self._ledger.submit(request, self._loop.now())
+        if request.phase is Phase.QUEUED:
+            self._on_queued()
+        self._on_due(min(request.deadline, request.queue_deadline))
+        return request
+
+    def take(self, request: Request) -> Any:
+        """The result of a request that has ended, or its error raised."""
+        if request.error is not None:
+            raise request.error
+        return self.decode(request.result)
+
+    def decode(self, payload: Payload | None) -> Any:
+        """A result or a chunk."""
+        if payload is None:
+            return None
+        return codec.decode(payload, what="result", limit=self._config.max_payload)
+
+    def tool_not_found(self, tool: object) -> ToolNotFound:
+        """The error for a tool that the pool does not have."""
+        import difflib
+
+        close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return ToolNotFound(
+            f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}
+        )
+
+
+def is_time(timeout: object) -> TypeGuard[float]:
+    """Whether it can be a limit in seconds."""
+    return isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
+
+
+def _chain() -> tuple[Any, ...]:
+    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
+    chain = CHAIN.get()
+    return () if chain and chain[-1].over else chain
+
+
+def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:
+    """The error for a tool that is called in the way of the other kind."""
+    if spec.streaming:
+        text = f"{spec.name!r} gives a stream: use pool.stream({spec.name!r}, ...)"
+    else:
+        text = f"{spec.name!r} gives one result, not a stream: use pool.execute, or make the tool a generator"
+    return StreamingUnsupported(text, details={"tool": spec.name, "streaming": spec.streaming})
+
+
+def check_metadata(metadata: Mapping[str, str]) -> None:
+    """Raise ``InvalidParameter`` for what can't be a request's metadata."""
+    if not isinstance(metadata, Mapping):
+        raise InvalidParameter("metadata must be a mapping of text to text", details={"path": "metadata"})
+    size = 0
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidParameter(
+                f"metadata[{key!r}] must be text, not {type(value).__name__}", details={"path": f"metadata[{key!r}]"}
+            )
+        size += len(key) + len(value)
+    if len(metadata) > METADATA_ENTRIES or size > METADATA_SIZE:
+        raise InvalidParameter(
+            f"metadata has {len(metadata)} entries of {size} characters; the limits are {METADATA_ENTRIES} and {METADATA_SIZE}",
+            details={"path": "metadata"},
+        )
