@@ -15,7 +15,7 @@ def build() -> typer.Typer:
     """The command line."""
     import typer
 
-    from . import call, cleanup, demo, diagnose, doctor, map, mcp, new, status, tools, top, worker
+    from . import bench, call, cleanup, demo, diagnose, doctor, map, mcp, new, status, tools, top, worker
 
     app = typer.Typer(
         name="snakepit",
@@ -37,6 +37,7 @@ def build() -> typer.Typer:
     app.command("diagnose")(diagnose.diagnose)
     app.command("new")(new.new)
     app.command("mcp")(mcp.mcp)
+    app.command("bench")(bench.bench)
     app.command("cleanup")(cleanup.cleanup)
     return app
 

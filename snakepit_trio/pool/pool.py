@@ -275,7 +275,7 @@ class Pool:
         binding: Binding | None,
     ) -> AsyncIterator[ChunkStream]:
         await self._loop.check()
-        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._calls.decode)
+        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._calls.decode, self._loop)
         request = self._calls.make(
             tool,
             params,

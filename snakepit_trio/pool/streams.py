@@ -15,11 +15,15 @@ from .ledger import Phase
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from snakepit_trio._waiting import EventLoop, Waiter
     from snakepit_trio.wire.frames import Payload
 
     from .ledger import Request
 
 __all__ = ["ChunkStream"]
+
+#: After so many chunks that were there already, other tasks get their turn.
+_IN_A_ROW = 16
 
 
 class ChunkStream:
@@ -31,15 +35,19 @@ class ChunkStream:
     the chunks that came before it; a spent timeout comes at once.
     """
 
-    def __init__(self, window: int, credit: Callable[[int], None], decode: Callable[[Payload], Any]) -> None:
+    def __init__(
+        self, window: int, credit: Callable[[int], None], decode: Callable[[Payload], Any], loop: EventLoop
+    ) -> None:
         self.request: Request | None = None
         self._window = window
         self._credit = credit
         self._decode = decode
         self._chunks: deque[Payload] = deque()
         self._taken = 0
+        self._in_a_row = 0
         self._left = False
-        self._news = anyio.Event()
+        self._loop = loop
+        self._consumer: Waiter | None = None
         self.released = anyio.Event()
 
     def __repr__(self) -> str:
@@ -48,11 +56,13 @@ class ChunkStream:
     def put(self, chunk: Payload) -> None:
         """A chunk has arrived."""
         self._chunks.append(chunk)
-        self._news.set()
+        if self._consumer is not None:
+            self._consumer.wake()
 
     def wake(self) -> None:
         """The call has ended."""
-        self._news.set()
+        if self._consumer is not None:
+            self._consumer.wake()
 
     def leave(self) -> None:
         """The consumer has left; nothing more can be had here."""
@@ -66,16 +76,17 @@ class ChunkStream:
         """Wait for the next chunk. A cancellation loses none."""
         request = self.request
         assert request is not None
-        while not self._chunks:
-            if request.phase is Phase.DONE or self._left:
-                if request.error is not None and not self._left:
-                    raise request.error
-                raise StopAsyncIteration
-            self._news = anyio.Event()
-            await self._news.wait()
+        if not self._chunks:
+            await self._arrival(request)
+            self._in_a_row = 0
         if isinstance(request.error, RequestTimeout):
             raise request.error
-        await anyio.lowlevel.checkpoint()
+        self._in_a_row += 1
+        if self._in_a_row >= _IN_A_ROW:
+            self._in_a_row = 0
+            await anyio.lowlevel.checkpoint()
+        else:
+            await self._loop.check()
         chunk = self._chunks.popleft()
         self._taken += 1
         if self._taken * 2 >= self._window and request.phase is Phase.RUNNING:
@@ -83,3 +94,20 @@ class ChunkStream:
             self._credit(self._taken)
             self._taken = 0
         return self._decode(chunk)
+
+    async def _arrival(self, request: Request) -> None:
+        """Wait until there is a chunk.
+
+        Raises:
+            StopAsyncIteration: There will be none, for the call has ended well.
+        """
+        while not self._chunks:
+            if request.phase is Phase.DONE or self._left:
+                if request.error is not None and not self._left:
+                    raise request.error
+                raise StopAsyncIteration
+            self._consumer = self._loop.waiter()
+            try:
+                await self._consumer.wait()
+            finally:
+                self._consumer = None

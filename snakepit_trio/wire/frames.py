@@ -612,15 +612,16 @@ _WORKER_DECODERS = {
 }
 
 
-def _plain_body(data: bytes, tag: int) -> tuple[int, Payload] | None:
-    """The id and the payload of an ordinary Reply or Chunk, as our own encoder writes them; None for any other message.
+_PLAIN: Mapping[bytes, type[Reply] | type[Chunk]] = {b"\x0a": Reply, b"\x12": Chunk}
+
+
+def _plain_body(data: bytes) -> tuple[int, Payload] | None:
+    """The id and the payload of a Reply or Chunk that has just these, as our own encoder writes them; None for any other.
 
     All that it takes are the bytes in one order, so nothing is taken here that the general decoder would see otherwise.
     """
     end = len(data)
     try:
-        if data[0] != tag:
-            return None
         size, at = data[1], 2
         if size > 127:
             size, at = _read_varint(data, 1, end)
@@ -666,12 +667,10 @@ def decode_worker_frame(data: bytes) -> WorkerFrame | None:
     Raises:
         FrameError: The bytes are not a WorkerFrame.
     """
-    plain = _plain_body(data, 0x0A)
-    if plain is not None:
-        return Reply(*plain)
-    plain = _plain_body(data, 0x12)
-    if plain is not None:
-        return Chunk(*plain)
+    if data[:1] in _PLAIN:
+        plain = _plain_body(data)
+        if plain is not None:
+            return _PLAIN[data[:1]](*plain)
     return _decode(_WORKER_DECODERS, data)  # type: ignore[return-value]
 
 
