@@ -105,13 +105,19 @@ def events(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks, beside their peers."""
-    session.install(".", *group("bench"))
-    session.run("python", "benchmarks/calls.py", *session.posargs)
-    session.run("python", "benchmarks/queue_cost.py")
-    session.run("python", "benchmarks/starts.py", "--sizes", "8,32")
-    session.run("python", "benchmarks/arrays.py", "--mib", "1,10")
+    """The benchmarks of docs/benchmarks.md beside their peers, their records and plots: under 5 minutes, on a quiet machine.
+
+    Ray takes part when ``-- ray`` is given.
+    """
+    session.install(".", *group("bench", *(["bench-ray"] if "ray" in session.posargs else [])))
+    results = "benchmarks/results"
+    session.run("python", "benchmarks/calls.py", "--rounds", "5", "--json", f"{results}/calls.json")
+    session.run("python", "benchmarks/sweeps.py", "--rounds", "3", "--json", f"{results}/sweeps.json")
+    session.run("python", "benchmarks/cancel.py", "--json", f"{results}/cancel.json")
+    session.run("python", "benchmarks/arrays.py", "--mib", "1,10", "--json", f"{results}/arrays.json")
+    session.run("python", "benchmarks/queue_cost.py", "--json", f"{results}/queue_cost.json")
     session.run("python", "benchmarks/sessions.py")
+    session.run("python", "benchmarks/plots.py")
 
 
 @nox.session

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import math
-import multiprocessing
 import os
 import platform
-import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,7 +12,6 @@ from typing import Annotated, Any, TypeAlias
 
 import typer
 
-from . import bench_tools
 from .common import run, to_json
 
 __all__ = ["Call", "bench", "cpu_of_children", "latency", "machine", "throughput"]
@@ -38,6 +34,8 @@ def bench(
     """Measure latency, calls and chunks per second, and CPU per call; the contenders take turns, round after round."""
 
     async def main() -> int:
+        import statistics
+
         contenders = {"snakepit_trio": _pool, "ProcessPoolExecutor": _executor}
         taken: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
         data = os.urandom(payload)
@@ -147,7 +145,12 @@ async def _pool(workers: int) -> AsyncIterator[tuple[Call, Any]]:
 @asynccontextmanager
 async def _executor(workers: int) -> AsyncIterator[tuple[Call, None]]:
     """The executor, from Trio: its futures wake a task by way of the loop's own thread-safe queue."""
+    import concurrent.futures
+    import multiprocessing
+
     import trio
+
+    from . import bench_tools
 
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as executor:

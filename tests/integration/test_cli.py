@@ -142,3 +142,15 @@ def test_help_names_the_commands() -> None:
     assert done.returncode == 0
     for command in ("demo", "map", "call", "tools"):
         assert command in done.stdout
+
+
+def test_bench() -> None:
+    done = snakepit("bench", "--calls", "200", "--rounds", "1", "--callers", "8", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert (record["workers"], record["callers"], record["payload"]) == (2, 8, 64)
+    for name in ("snakepit_trio", "ProcessPoolExecutor"):
+        found = record["medians"][name]
+        assert 0 < found["p50_us"] <= found["p99_us"] <= found["p999_us"]
+        assert found["calls_per_second"] > 0
+    assert record["medians"]["snakepit_trio"]["chunks_per_second"] > 0

@@ -1,0 +1,73 @@
+"""The figures of ``benchmarks/results`` as SVG, for docs/benchmarks.md.
+
+python benchmarks/plots.py [--out docs/_static/benchmarks]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+matplotlib.rcParams["svg.hashsalt"] = "snakepit"
+import matplotlib.pyplot as plt  # noqa: E402
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def bars(out: Path, record: dict[str, Any]) -> None:
+    """Calls/s and median latency of each contender."""
+    medians = record["medians"]
+    names = list(medians)[::-1]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 3.6), sharey=True)
+    colours = ["tab:blue" if name.startswith("snakepit_trio") else "tab:gray" for name in names]
+    left.barh(names, [medians[name]["calls_per_second"] for name in names], color=colours)
+    left.set_xlabel("calls/s, 64 callers")
+    right.barh(names, [medians[name]["p50_us"] for name in names], color=colours)
+    right.set_xlabel("median of one call after another, us")
+    save(figure, out / "calls.svg", record)
+
+
+def lines(out: Path, record: dict[str, Any]) -> None:
+    """Calls/s by callers, workers, size."""
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8))
+    for axis, kind, label in zip(
+        axes, ("callers", "workers", "size"), ("callers", "workers", "bytes there and back"), strict=True
+    ):
+        for name, found in record["medians"][kind].items():
+            axis.plot([int(at) for at in found], list(found.values()), marker="o", label=name)
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel(label)
+        axis.set_ylabel("calls/s")
+        if kind == "size":
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(bottom=0)
+    axes[0].legend(fontsize="small")
+    save(figure, out / "sweeps.svg", record)
+
+
+def save(figure: Any, path: Path, record: dict[str, Any]) -> None:
+    figure.suptitle(f"medians of {record['rounds']} rounds; {record['machine']}", fontsize="small")
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+    print(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("docs/_static/benchmarks"))
+    out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
+    for name, plot in (("calls", bars), ("sweeps", lines)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            plot(out, json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
