@@ -200,14 +200,6 @@ def test_the_doctor_counts_descriptors(tmp_path: Path) -> None:
     assert "ulimit -n" in done.stdout
 
 
-def test_the_page_of_commands_is_what_they_say() -> None:
-    from snakepit_trio.cli.reference import document
-
-    assert (ROOT / "docs" / "commands.md").read_text() == document(), (
-        "python -m snakepit_trio.cli.reference > docs/commands.md"
-    )
-
-
 def test_help_is_quick_and_looks_at_little(tmp_path: Path) -> None:
     """Its cost is what it imports: nothing of the runtime."""
     code = (
