@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 
 import typer
 
-__all__ = ["INTERRUPTED", "clean", "describe", "fail", "run", "to_json"]
+from snakepit_trio.observe.printable import printable
+
+__all__ = ["INTERRUPTED", "describe", "fail", "run", "to_json"]
 
 #: Exit codes: something failed; the command line or the start failed; Ctrl-C (128 + SIGINT).
 FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
@@ -47,7 +49,7 @@ def run(
 
 def fail(message: str, code: int) -> NoReturn:
     """Say why on standard error, and exit."""
-    print(f"snakepit: {clean(message)}", file=sys.stderr)
+    print(f"snakepit: {printable(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
@@ -56,11 +58,6 @@ def describe(exc: BaseException) -> str:
     text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
     trace = getattr(exc, "remote_traceback", "")
     return f"{text}\n{trace.rstrip()}" if trace else text
-
-
-def clean(text: str) -> str:
-    """Text from a worker without what a terminal would act on."""
-    return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

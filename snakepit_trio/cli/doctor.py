@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import FAILED, clean, to_json
+from snakepit_trio.observe.printable import printable
+
+from .common import FAILED, to_json
 
 __all__ = ["doctor"]
 
@@ -54,9 +56,9 @@ def doctor(
 
 
 def _show(check: Any) -> None:
-    print(f"{_MARKS[check.status]}  {check.name}: {clean(check.message)}")
+    print(f"{_MARKS[check.status]}  {check.name}: {printable(check.message)}")
     if check.remedy:
-        print(f"      -> {clean(check.remedy)}")
+        print(f"      -> {printable(check.remedy)}")
 
 
 def _adapter(adapter: str) -> Any:

@@ -11,7 +11,9 @@ from typing import Annotated
 
 import typer
 
-from .common import FAILED, UNUSABLE, clean, fail, to_json
+from snakepit_trio.observe.printable import printable
+
+from .common import FAILED, UNUSABLE, fail, to_json
 
 __all__ = ["new"]
 
@@ -132,8 +134,10 @@ def new(
     if as_json:
         print(to_json({"directory": str(target), "files": sorted(files), "adapter": f"{name}:{words['@Class@']}"}))
         return
-    print(clean(f"made {target}: {', '.join(files)}"))
-    print(clean(f'try: cd {target} && pytest && snakepit call {name}:{words["@Class@"]} greet \'{{"name": "you"}}\''))
+    print(printable(f"made {target}: {', '.join(files)}"))
+    print(
+        printable(f'try: cd {target} && pytest && snakepit call {name}:{words["@Class@"]} greet \'{{"name": "you"}}\'')
+    )
 
 
 def _is_importable(name: str) -> bool:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from .common import clean
+from snakepit_trio.observe.printable import printable
 
 __all__ = ["cell", "duration", "size"]
 
 
 def cell(value: Any) -> str:
     """Text for one line of a table: nothing that a terminal would act on, no line ends."""
-    return "" if value is None else " ".join(clean(str(value)).split())
+    return "" if value is None else " ".join(printable(str(value)).split())
 
 
 def duration(seconds: float | None) -> str:

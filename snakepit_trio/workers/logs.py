@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import anyio
 
+from snakepit_trio.observe.printable import printable
+
 __all__ = ["Tail", "pump"]
 
 _log = logging.getLogger("snakepit_trio.worker")
@@ -45,7 +47,7 @@ async def pump(fd: int, *, stream: str, tail: Tail, redact: Callable[[str], str]
     extra = {"stream": stream, **fields}
 
     def put(raw: bytes) -> None:
-        line = redact(raw.decode(errors="backslashreplace").rstrip("\r"))
+        line = redact(printable(raw.decode(errors="backslashreplace").rstrip("\r")))
         tail.add(line)
         _log.info("%s", line, extra=extra)
 
