@@ -24,7 +24,7 @@ _PREFIX = "SNAKEPIT_"
 _OTHERS = frozenset(
     f"SNAKEPIT_{name}"
     for name in [
-        *("STATE_DIR", "RUN_ID", "WORKER_ID", "MCP_TOKEN"),
+        *("STATE_DIR", "RUN_ID", "WORKER_ID", "MCP_TOKEN", "TOKEN"),
         # What the worker of a command is told.
         *("POOL", "LISTEN", "TOKEN_FILE", "READY_FILE", "READY_FD", "LIFELINE_FD", "THREADS", "MAX_PAYLOAD"),
     ]

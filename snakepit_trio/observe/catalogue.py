@@ -137,6 +137,7 @@ _ALL = (
     _event("policy.hedged", "A call is slow and is sent a second time.", {}, _CALL),
     _event("policy.limited", "A call comes too early by a limit: it waits, or is refused.", {},
            {**_CALL, "limit": "`rate` or `concurrency`", "refused": "whether it was refused"}),
+    _event("bridge.client_expelled", "A client was sent away, for what no honest one does.", {}, {"reason": "what that was"}),
     _event("recorder.dumped", "The flight recorder has written a dump.", {},
            {"reason": "`crash`, `signal` or `demand`", "path": "the file"}),
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -43,12 +43,14 @@ class RpcFailure(Exception):
     Attributes:
         status: The gRPC status code; 14 (UNAVAILABLE) when the connection was lost.
         message: The server's status message, or what happened to the connection.
+        trailers: What the server sent with it.
     """
 
-    def __init__(self, status: int, message: str) -> None:
+    def __init__(self, status: int, message: str, trailers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"gRPC status {status}: {message}")
         self.status = status
         self.message = message
+        self.trailers = trailers or {}
 
 
 class Transport(Protocol):
@@ -85,11 +87,11 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         """
 
 
-def client_protocol(kind: type[_P]) -> _P:
+def client_protocol(kind: type[_P], *, window: int = _WINDOW, stream_window: int = _WINDOW) -> _P:
     """grpclib's engine for the client's side of one connection."""
     return kind(
         Handler(),
-        Configuration(http2_connection_window_size=_WINDOW, http2_stream_window_size=_WINDOW).__for_client__(),
+        Configuration(http2_connection_window_size=window, http2_stream_window_size=stream_window).__for_client__(),
         H2Configuration(
             client_side=True,
             header_encoding="ascii",
@@ -114,7 +116,11 @@ class _Notice:
 
 
 class Rpc:
-    """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first."""
+    """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first.
+
+    Attributes:
+        trailers: What the server has sent with the status.
+    """
 
     def __init__(
         self,
@@ -187,17 +193,27 @@ class Connection:
         transport: What moves its bytes.
         token: Sent with every RPC.
         max_message: Longest message that is accepted, in bytes.
+        scheme, authority: What the server is told of how it is reached.
     """
 
-    def __init__(self, protocol: PipeProtocol, transport: Transport, *, token: str, max_message: int) -> None:
+    def __init__(
+        self,
+        protocol: PipeProtocol,
+        transport: Transport,
+        *,
+        token: str,
+        max_message: int,
+        scheme: str = "http",
+        authority: str = "localhost",
+    ) -> None:
         self._protocol = protocol
         self.transport = transport
         self.max_message = max_message
         self._headers = [
             (":method", "POST"),
-            (":scheme", "http"),
+            (":scheme", scheme),
             (":path", ""),
-            (":authority", "localhost"),
+            (":authority", authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             ("user-agent", "snakepit-trio"),
@@ -208,6 +224,12 @@ class Connection:
     def lost(self) -> bool:
         """Whether the connection is over."""
         return bool(self._protocol.handler.connection_lost) or self._protocol.connection.is_closing()  # type: ignore[attr-defined]
+
+    @property
+    def max_streams(self) -> int:
+        """How many RPCs the server takes at once, as far as it has said so."""
+        found: int = self._protocol.connection._connection.remote_settings.max_concurrent_streams
+        return found
 
     async def serve(self) -> None:
         """Move bytes until the connection is over; a cancellation closes it. To be run in the nursery of its owner."""
@@ -282,7 +304,7 @@ class Connection:
         finally:
             rpc.cancel()
         if status[0] != _OK:
-            raise RpcFailure(*status)
+            raise RpcFailure(*status, rpc.trailers)
         if len(answers) != 1:
             raise RpcFailure(_UNKNOWN, f"{len(answers)} messages where one was due")
         return answers[0]

@@ -239,6 +239,18 @@ async def bridge(seen: Seen, place: Path) -> None:
             assert left.metadata["known"]
 
 
+@scenario("bridge.client_expelled")
+async def unruly_client(seen: Seen, place: Path) -> None:
+    pools = [sp.PoolConfig(adapter=BASIC, size=1)]
+    door = sp.BridgeConfig(address=f"unix:{place}/door")
+    async with seen.of(sp.RuntimeConfig(pools=pools, bridge=door)):
+        async with await anyio.connect_unix(f"{place}/door") as client:
+            ping = b"\0\0\x08\x06\0\0\0\0\0" + b"12345678"
+            await client.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0" + 3000 * ping)
+            event = await seen.until("bridge.client_expelled")
+            assert "too many frames" in event.metadata["reason"]
+
+
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)
 async def test_scenario(run: Scenario, tmp_path: Path) -> None:
     seen = Seen()

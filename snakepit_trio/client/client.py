@@ -1,0 +1,384 @@
+"""A runtime in another process or on another machine, with the surface of a pool."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+
+from snakepit_trio.config import TlsConfig
+from snakepit_trio.errors import ConfigError, InvalidParameter, SnakepitError
+from snakepit_trio.wire.codec import DEFAULT_LIMIT
+from snakepit_trio.wire.generated.snakepit import v1
+
+from .host_tools import serve_tools
+from .link import Link, client_tls
+from .session import RemoteSession
+from .streams import RemoteChunks, RemoteResults
+from .values import check_params, check_timeout, pack, unpack
+
+__all__ = ["Client", "connect"]
+
+#: Bytes of a message around its payload.
+_OVERHEAD = 64 * 1024
+#: How long leaving a session may take, in seconds.
+_LEAVE = 2.0
+#: Inputs of a map that are with the runtime at once, unless said otherwise.
+_MAP_LIMIT = 16
+
+
+class _Unset:
+    def __repr__(self) -> str:
+        return "the runtime's own"
+
+
+UNSET: Final = _Unset()
+
+
+class Client:
+    """A connected client, for one pool of the runtime. Made by :func:`snakepit_trio.connect`.
+
+    Attributes:
+        name: The pool's name; ``""`` is ``"default"``, or the only one.
+    """
+
+    def __init__(self, link: Link, name: str, limit: int) -> None:
+        self.name = name
+        self._link = link
+        self._limit = limit
+
+    def __repr__(self) -> str:
+        return f"<Client pool={self.name!r} {self._link!r}>"
+
+    def pool(self, name: str) -> Client:
+        """The same connection, for another pool. Whether there is one, its first call tells."""
+        return Client(self._link, name, self._limit)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now; without one, the next call makes one."""
+        return self._link.connected
+
+    # ---- calls -------------------------------------------------------------------------------------
+
+    async def execute(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Any:
+        """Run a tool in a worker of the runtime and return its result. A cancellation reaches into the worker.
+
+        Args:
+            tool: The tool's name.
+            params: Its arguments by name.
+            timeout: Seconds for the whole of it; None for no limit; by default what the pool says.
+            priority: Greater goes first.
+            metadata: Text that the tool finds in ``ctx.metadata``.
+            idempotent: The call may run again: when a worker dies under it, and when the connection is lost under it.
+
+        Raises:
+            ConnectionLost: The runtime can't be reached, or went away before it answered.
+            SnakepitError: What :meth:`snakepit_trio.Pool.execute` raises; ``except sp.remote(ValueError)`` works here too.
+        """
+        return await self._execute(
+            tool, params, "", timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
+        )
+
+    async def _execute(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        session_id: str,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Any:
+        request = self._request(tool, params, session_id, timeout, priority, metadata)
+        request.idempotent = idempotent
+        answer = await self._link.unary(
+            "ExecuteTool",
+            request,
+            v1.ExecuteToolResponse,
+            timeout=None if isinstance(timeout, _Unset) else timeout,
+            again=idempotent is True,
+        )
+        return unpack(answer.payload, what="result", limit=self._limit)
+
+    def _request(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        session_id: str,
+        timeout: float | _Unset | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+    ) -> v1.ExecuteToolRequest:
+        if not isinstance(timeout, _Unset):
+            check_timeout(timeout)
+        if type(priority) is not int:
+            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
+        return v1.ExecuteToolRequest(
+            tool=tool,
+            payload=pack(check_params(params), what="params", limit=self._limit),
+            pool=self.name,
+            session_id=session_id,
+            metadata=dict(metadata or {}),
+            priority=priority,
+            unlimited=timeout is None,
+        )
+
+    def stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AbstractAsyncContextManager[RemoteChunks]:
+        """Run a streaming tool; the block gets an async iterator of what it yields.
+
+        Leaving the block closes the generator in the worker, without waiting for it. Args and errors are those of
+        :meth:`execute`.
+        """
+        return self._stream(tool, params, "", timeout=timeout, priority=priority, metadata=metadata)
+
+    @asynccontextmanager
+    async def _stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        session_id: str,
+        *,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+    ) -> AsyncIterator[RemoteChunks]:
+        request = self._request(tool, params, session_id, timeout, priority, metadata)
+        limit = None if isinstance(timeout, _Unset) else timeout
+        chunks = RemoteChunks(limit, self._limit)
+        async with self._link.streaming(
+            "ExecuteStreamingTool", on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
+        ) as rpc:
+            chunks.rpc = rpc
+            rpc.send(bytes(request))
+            rpc.end()
+            yield chunks
+
+    @asynccontextmanager
+    async def map(
+        self,
+        tool: str,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        ordered: bool = True,
+        return_errors: bool = False,
+        timeout: float | _Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> AsyncIterator[RemoteResults]:
+        """Run a tool over many inputs; the block gets an async iterator of the results.
+
+        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way.
+
+        Args:
+            tool: The tool's name.
+            inputs: The arguments of each call; an async iterable too.
+            limit: How many inputs may be with the runtime at once.
+            ordered: Results in the order of the inputs, else as they come.
+            return_errors: Give the error in the place of a result instead of raising it.
+            timeout, priority, metadata, idempotent: Of each call, as in :meth:`execute`.
+        """
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
+
+        async def execute(params: Mapping[str, Any]) -> Any:
+            return await self.execute(
+                tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
+            )
+
+        results = RemoteResults(
+            inputs,
+            execute,
+            self._link.nursery,
+            limit=limit or _MAP_LIMIT,
+            ordered=ordered,
+            return_errors=return_errors,
+        )
+        try:
+            yield results
+        finally:
+            results.close()
+
+    # ---- the runtime -------------------------------------------------------------------------------
+
+    async def ping(self, message: str = "") -> v1.PingResponse:
+        """Ask who is there: the runtime's version and id, and its pools with their figures."""
+        return await self._link.unary("Ping", v1.PingRequest(message=message), v1.PingResponse, again=True)
+
+    async def tools(self) -> tuple[v1.ToolSpec, ...]:
+        """What the pool's workers offer, by name."""
+        answer = await self._link.unary(
+            "ListTools", v1.ListToolsRequest(pool=self.name), v1.ListToolsResponse, again=True
+        )
+        return tuple(answer.tools)
+
+    @asynccontextmanager
+    async def session(
+        self,
+        id: str | None = None,
+        *,
+        affinity: str | None = None,
+        ttl: float | _Unset | None = UNSET,
+        metadata: Mapping[str, str] | None = None,
+        detach: bool = False,
+    ) -> AsyncIterator[RemoteSession]:
+        """Open a session, or resume the one of this id; leaving the block closes it, unless ``detach`` is set.
+
+        A session of a client that was killed lives until it has not been used for its TTL.
+
+        Args and errors are those of :meth:`snakepit_trio.Pool.session`.
+        """
+        request = v1.OpenSessionRequest(
+            session_id=id or "",
+            pool=self.name,
+            affinity=affinity or "",
+            ttl=None if isinstance(ttl, _Unset) else 0.0 if ttl is None else ttl,
+            metadata=dict(metadata or {}),
+        )
+        answer = await self._link.unary("OpenSession", request, v1.OpenSessionResponse, again=id is not None)
+        assert answer.session is not None
+        session = RemoteSession(self, self._link, answer.session.session_id, answer.session.ttl, self._limit)
+        try:
+            yield session
+        finally:
+            if not detach:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+                    try:
+                        await session.close()
+                    except SnakepitError:
+                        pass  # Without a connection its TTL does it.
+
+    def serve_tools(
+        self, functions: Mapping[str, Callable[..., Any]], *, session: RemoteSession | None = None
+    ) -> AbstractAsyncContextManager[None]:
+        """Let the runtime's tools call functions here, by ``ctx.call_host(name, params)``, while the block lasts.
+
+        Args:
+            functions: By name; async ones run in this event loop, sync ones in a thread.
+            session: Only this session's calls can call them; None: all can.
+
+        Raises:
+            ToolExists, InvalidParameter: One is refused; none was registered.
+        """
+        return serve_tools(self._link, functions, "" if session is None else session.id, self._limit)
+
+    # ---- programs ----------------------------------------------------------------------------------
+
+    async def put_program(
+        self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None
+    ) -> None:
+        """Store a named blob; see :meth:`snakepit_trio.Runtime.programs` for its quotas."""
+        request = v1.PutProgramRequest(name=name, data=bytes(data), session_id=session or "", ttl=ttl)
+        await self._link.unary("PutProgram", request, v1.PutProgramResponse, again=True)
+
+    async def get_program(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
+        """A program's bytes; ``default`` when there is none."""
+        request = v1.GetProgramRequest(name=name, session_id=session or "")
+        try:
+            return (await self._link.unary("GetProgram", request, v1.GetProgramResponse, again=True)).data
+        except SnakepitError as exc:
+            if exc.code != "program_not_found":
+                raise
+            return default
+
+    async def delete_program(self, name: str, *, session: str | None = None) -> bool:
+        """Delete a program. Returns whether there was one."""
+        request = v1.DeleteProgramRequest(name=name, session_id=session or "")
+        return (await self._link.unary("DeleteProgram", request, v1.DeleteProgramResponse)).deleted
+
+
+@asynccontextmanager
+async def connect(
+    address: str,
+    *,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    pool: str = "",
+    tls: ssl.SSLContext | TlsConfig | str | bool | None = None,
+    connect_timeout: float = 10.0,
+    max_payload: int = DEFAULT_LIMIT,
+) -> AsyncIterator[Client]:
+    """Use a runtime that runs elsewhere, by its bridge; the block gets a client with the surface of a pool.
+
+    The connection is made at once, and made anew when a call needs it and it was lost; attempts go on for
+    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent.
+
+    Args:
+        address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.
+        token: ``runtime.bridge.token``; by default ``$SNAKEPIT_TOKEN``.
+        token_file: A file that holds it.
+        pool: The pool to use; by default ``"default"``, or the only one.
+        tls: True for the system's authorities; the path of one's own; a :class:`~snakepit_trio.TlsConfig` to show a
+            certificate too; or a context of :mod:`ssl`.
+        connect_timeout: Seconds.
+        max_payload: Largest parameters, result or chunk, in bytes.
+
+    Raises:
+        ConnectionLost: Nobody answers there.
+        AuthenticationFailed: The token is wrong.
+        ConfigError: An argument can't be used.
+    """
+    raised: BaseException | None = None
+    secret = _token(token, token_file)
+    context = client_tls(tls)
+    link = Link(
+        address, token=secret, tls=context, max_message=max_payload + _OVERHEAD, connect_timeout=connect_timeout
+    )
+    async with anyio.create_task_group() as nursery:
+        link.nursery = nursery
+        try:
+            await link.get()
+            yield Client(link, pool, max_payload)
+        except BaseException as exc:
+            if isinstance(exc, anyio.get_cancelled_exc_class()):
+                raise
+            # Raised again below, outside of the nursery, which would wrap it in a group.
+            raised = exc
+        finally:
+            link.close()
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+def _token(token: str | None, token_file: str | os.PathLike[str] | None) -> str:
+    if token_file is not None:
+        try:
+            token = Path(token_file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(
+                f"token_file: {token_file} can't be read: {exc}", details={"key": "token_file", "expected": "a file"}
+            ) from None
+    elif token is None:
+        token = os.environ.get("SNAKEPIT_TOKEN")
+    if not token or not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            "token: give it, or a token_file, or set SNAKEPIT_TOKEN",
+            details={"key": "token", "expected": "the bridge's token"},
+        )
+    return token

@@ -1,0 +1,103 @@
+"""Functions of a client that the runtime's tools may call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+
+from snakepit_trio.errors import ConnectionLost, ToolNotFound
+from snakepit_trio.observe.redaction import redact
+from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.connection import Rpc
+from snakepit_trio.wire.generated.snakepit import v1
+
+from .link import Link, failure
+from .values import pack, unpack
+
+__all__ = ["serve_tools"]
+
+
+class _Server:
+    """Answers the calls of one registration."""
+
+    def __init__(self, link: Link, functions: Mapping[str, Callable[..., Any]], limit: int) -> None:
+        self._link = link
+        self._functions = functions
+        self._limit = limit
+        self._scopes: dict[int, anyio.CancelScope] = {}
+        self.rpc: Rpc | None = None
+        self.status: tuple[int, str] | None = None
+        self.ready = anyio.Event()
+
+    def on_message(self, message: bytes) -> None:
+        call = v1.ClientToolCall.parse(message)
+        if call.ready:
+            self.ready.set()
+        elif call.cancelled:
+            scope = self._scopes.get(call.call_id)
+            if scope is not None:
+                scope.cancel()
+        else:
+            scope = self._scopes[call.call_id] = anyio.CancelScope()
+            self._link.nursery.start_soon(self._run, call, scope)
+
+    def on_end(self, status: int, message: str) -> None:
+        self.status = status, message
+        self.ready.set()
+        self.close()
+
+    def close(self) -> None:
+        for scope in self._scopes.values():
+            scope.cancel()
+
+    async def _run(self, call: v1.ClientToolCall, scope: anyio.CancelScope) -> None:
+        reply = v1.ClientToolReply(call_id=call.call_id)
+        with scope:
+            try:
+                reply.payload = pack(await self._call(call), what="result", limit=self._limit)
+            except Exception as exc:
+                info = failures.describe_exception(exc, redact=redact)
+                reply.error = v1.ErrorInfo.parse(frames.encode_error(info))
+        self._scopes.pop(call.call_id, None)
+        if not scope.cancelled_caught and self.rpc is not None:
+            self.rpc.send(bytes(v1.ClientToolFrame(reply=reply)))
+
+    async def _call(self, call: v1.ClientToolCall) -> Any:
+        function = self._functions.get(call.tool)
+        if function is None:
+            raise ToolNotFound(f"this client has no tool {call.tool!r}", details={"tool": call.tool})
+        params = unpack(call.payload, what="params", limit=self._limit) or {}
+        if inspect.iscoroutinefunction(function):
+            return await function(**params)
+        return await anyio.to_thread.run_sync(lambda: function(**params))
+
+
+@asynccontextmanager
+async def serve_tools(
+    link: Link, functions: Mapping[str, Callable[..., Any]], session_id: str, limit: int
+) -> AsyncIterator[None]:
+    """See :meth:`snakepit_trio.client.client.Client.serve_tools`."""
+    specs = [
+        v1.ToolSpec(name=name, description=" ".join((function.__doc__ or "").split("\n\n")[0].split()))
+        for name, function in functions.items()
+    ]
+    request = v1.RegisterToolsRequest(tools=specs, session_id=session_id)
+    registered = await link.unary("RegisterTools", request, v1.RegisterToolsResponse)
+    server = _Server(link, dict(functions), limit)
+    async with link.streaming("ServeTools", on_message=server.on_message, on_end=server.on_end) as rpc:
+        server.rpc = rpc
+        rpc.send(bytes(v1.ClientToolFrame(registration_id=registered.registration_id)))
+        try:
+            await server.ready.wait()
+            if server.status is not None:
+                raise (
+                    failure(*server.status, rpc.trailers) if server.status[0] else ConnectionLost("the host went away")
+                )
+            yield
+        finally:
+            server.close()

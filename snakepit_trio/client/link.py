@@ -1,0 +1,253 @@
+"""A client's connection to a bridge: made when it is needed, made anew when it was lost, RPCs with typed errors.
+
+Policy: a call that can't be sent waits for a connection, within ``connect_timeout``. A call that was sent when the connection
+was lost fails with ``ConnectionLost``, since nobody knows whether it ran, unless it may run twice; then it is sent again.
+"""
+
+from __future__ import annotations
+
+import math
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import anyio
+import anyio.abc
+
+from snakepit_trio.config import TlsConfig
+from snakepit_trio.errors import ConfigError, ConnectionLost, RequestTimeout, SnakepitError
+from snakepit_trio.wire import sockets
+from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
+from snakepit_trio.wire.pipe import PipeProtocol
+from snakepit_trio.wire.status import error_from_trailers
+from snakepit_trio.wire.transports import parse_address
+
+__all__ = ["LAST_WORD", "SERVICE", "Link", "client_tls", "failure"]
+
+M = TypeVar("M")
+
+SERVICE = "/snakepit.v1.BridgeService/"
+#: After a timeout the server, which knows it too and says more about it, has so long to say it, in seconds.
+LAST_WORD = 0.25
+#: What one stream may have in flight before it is taken, and all together, in bytes.
+_STREAM_WINDOW = 1024 * 1024
+_WINDOW = 256 * 1024 * 1024
+_ATTEMPTS = 3
+#: The pause before a second attempt to connect, and what it grows to, in seconds.
+_PAUSE, _LONGEST_PAUSE = 0.05, 1.0
+
+
+def client_tls(tls: ssl.SSLContext | TlsConfig | str | bool | None) -> ssl.SSLContext | None:
+    """The client's TLS: True for the system's authorities, a path for one's own, a TlsConfig to show a certificate too.
+
+    Raises:
+        ConfigError: A file can't be used.
+    """
+    if tls is None or tls is False:
+        return None
+    if isinstance(tls, ssl.SSLContext):
+        return tls
+    ca = tls.ca if isinstance(tls, TlsConfig) else tls if isinstance(tls, str) else None
+    try:
+        context = ssl.create_default_context(cafile=ca)
+        if isinstance(tls, TlsConfig):
+            context.load_cert_chain(tls.cert, tls.key)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"tls: the files can't be used: {exc}", details={"key": "tls", "expected": "PEM files"}
+        ) from None
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def failure(status: int, message: str, trailers: Any) -> SnakepitError:
+    """The exception for an RPC that failed."""
+    return error_from_trailers(trailers, status, message)
+
+
+class Link:
+    """The one connection of a client.
+
+    Args:
+        address: Where the bridge is.
+        token: What it asks for.
+        tls: How the connection is secured.
+        max_message: Longest message that is taken, in bytes.
+        connect_timeout: For a connection to come about, attempts included.
+
+    Attributes:
+        nursery: Where the connection's task runs; set by its owner before anything else.
+    """
+
+    nursery: anyio.abc.TaskGroup
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        token: str,
+        tls: ssl.SSLContext | None,
+        max_message: int,
+        connect_timeout: float,
+    ) -> None:
+        self.address = address
+        try:
+            self._place = parse_address(address)
+        except ValueError as exc:
+            raise ConfigError(str(exc), details={"key": "address", "expected": "unix:PATH or tcp:HOST:PORT"}) from None
+        self._token = token
+        self._tls = tls
+        self._max_message = max_message
+        self._connect_timeout = connect_timeout
+        self._connection: Connection | None = None
+        self._slots = anyio.CapacityLimiter(1)
+        self._connecting = anyio.Lock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<Link {self.address} {'connected' if self.connected else 'not connected'}>"
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection now."""
+        return self._connection is not None and not self._connection.lost
+
+    def close(self) -> None:
+        """Close the connection: what is under way fails. Idempotent."""
+        self._closed = True
+        if self._connection is not None:
+            self._connection.close()
+
+    async def get(self) -> Connection:
+        """A connection whose server has taken the token.
+
+        Raises:
+            ConnectionLost: None came about within ``connect_timeout``; says why.
+            AuthenticationFailed: The token is wrong.
+        """
+        found = self._connection
+        if found is not None and not found.lost:
+            return found
+        async with self._connecting:
+            found = self._connection
+            if found is not None and not found.lost:
+                return found
+            if self._closed:
+                raise ConnectionLost(f"the client of {self.address} is closed")
+            self._connection = await self._connect()
+            return self._connection
+
+    async def _connect(self) -> Connection:
+        why: BaseException | None = None
+        pause = _PAUSE
+        with anyio.move_on_after(self._connect_timeout):
+            while True:
+                try:
+                    return await self._attempt()
+                except ssl.SSLCertVerificationError as exc:
+                    why = exc
+                    break
+                except (OSError, RpcFailure, ConnectionLost) as exc:
+                    why = exc
+                await anyio.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+        reason = getattr(why, "strerror", None) or why or "no answer in time"
+        raise ConnectionLost(f"no connection to {self.address}: {reason}", details={"address": self.address})
+
+    async def _attempt(self) -> Connection:
+        sock = await sockets.connect(self._place)
+        host = self._place[0] if isinstance(self._place, tuple) else "localhost"
+        transport = sockets.SocketTransport(sock, tls=self._tls, server_hostname=host if self._tls else None)
+        try:
+            await transport.handshake()
+            protocol = client_protocol(PipeProtocol, window=_WINDOW, stream_window=_STREAM_WINDOW)
+            transport.attach(protocol)
+            made = Connection(
+                protocol,
+                transport,
+                token=self._token,
+                max_message=self._max_message,
+                scheme="https" if self._tls else "http",
+                authority=host,
+            )
+            self.nursery.start_soon(made.serve)
+            try:
+                # The answer comes after the server's settings, with the limits that are to be kept.
+                await made.unary(SERVICE + "Ping", b"")
+            except RpcFailure as exc:
+                error = failure(exc.status, exc.message, exc.trailers)
+                if isinstance(error, ConnectionLost):
+                    raise
+                raise error from None
+        except BaseException:
+            transport.abort()
+            raise
+        self._slots = anyio.CapacityLimiter(max(min(made.max_streams, 10_000), 1))
+        return made
+
+    async def unary(
+        self, method: str, request: Any, answer: type[M], *, timeout: float | None = None, again: bool = False
+    ) -> M:
+        """One request, one answer.
+
+        Args:
+            method: Its name in BridgeService.
+            request: The message.
+            answer: The class of the answer's message.
+            timeout: Seconds for all of it; None: no limit on this side.
+            again: It may be sent again when the connection is lost under it.
+
+        Raises:
+            SnakepitError: What the server says, or ``ConnectionLost``.
+        """
+        data = bytes(request)
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        with anyio.move_on_at(deadline + LAST_WORD):
+            for attempt in range(1, _ATTEMPTS + 1):
+                connection = await self.get()
+                slots = self._slots
+                slot = object()
+                await slots.acquire_on_behalf_of(slot)
+                try:
+                    left = deadline - anyio.current_time()
+                    reply = await connection.unary(SERVICE + method, data, timeout=max(left, 0.001))
+                    return answer.parse(reply)  # type: ignore[attr-defined,no-any-return]
+                except RpcFailure as exc:
+                    error = failure(exc.status, exc.message, exc.trailers)
+                    if not (again and isinstance(error, ConnectionLost) and attempt < _ATTEMPTS):
+                        raise error from None
+                finally:
+                    slots.release_on_behalf_of(slot)
+        raise RequestTimeout(f"no answer within {timeout:g} s", details={"phase": "running"})
+
+    @asynccontextmanager
+    async def streaming(
+        self,
+        method: str,
+        *,
+        on_message: Callable[[bytes], None],
+        on_end: Callable[[int, str], None],
+        timeout: float | None = None,
+    ) -> AsyncIterator[Rpc]:
+        """An RPC with more messages than one; leaving the block cancels it."""
+        connection = await self.get()
+        slots, slot = self._slots, object()
+        await slots.acquire_on_behalf_of(slot)
+        try:
+            try:
+                rpc = connection.rpc(
+                    SERVICE + method,
+                    on_message=on_message,
+                    on_end=on_end,
+                    timeout=math.inf if timeout is None else timeout,
+                )
+            except RpcFailure as exc:
+                raise failure(exc.status, exc.message, exc.trailers) from None
+            try:
+                yield rpc
+            finally:
+                rpc.cancel()
+        finally:
+            slots.release_on_behalf_of(slot)

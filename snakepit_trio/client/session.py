@@ -1,0 +1,95 @@
+"""A session of a runtime elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.wire.frames import MSGPACK
+from snakepit_trio.wire.generated.snakepit import v1
+
+from .link import Link
+from .values import pack, unpack
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .streams import RemoteChunks
+
+__all__ = ["RemoteSession"]
+
+_ACCEPT = v1.Encoding(MSGPACK)
+
+
+class RemoteSession:
+    """Made by ``client.session()``; its methods are those of :class:`snakepit_trio.Session`.
+
+    Attributes:
+        id: Its id, by which it can be resumed.
+        ttl: Seconds that it lives without being used; None: for ever.
+    """
+
+    def __init__(self, client: Client, link: Link, id: str, ttl: float | None, limit: int) -> None:
+        self.id = id
+        self.ttl = ttl
+        self._client = client
+        self._link = link
+        self._limit = limit
+
+    def __repr__(self) -> str:
+        return f"<RemoteSession {self.id!r}>"
+
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`."""
+        return await self._client._execute(tool, params, self.id, **options)
+
+    def stream(
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[RemoteChunks]:
+        """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
+        return self._client._stream(tool, params, self.id, **options)
+
+    async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
+        """Store a value; returns its version, None when ``expect`` did not fit and nothing was stored."""
+        payload = pack(value, what="value", limit=self._limit)
+        request = v1.PutValueRequest(session_id=self.id, key=key, payload=payload, expect=expect)
+        answer = await self._link.unary("PutValue", request, v1.PutValueResponse)
+        return answer.version if answer.stored else None
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """A value; ``default`` when there is none."""
+        value, version = await self.get_versioned(key)
+        return value if version else default
+
+    async def get_versioned(self, key: str) -> tuple[Any, int]:
+        """A value and its version; ``(None, 0)`` when there is none."""
+        request = v1.GetValueRequest(session_id=self.id, key=key, accept=_ACCEPT)
+        answer = await self._link.unary("GetValue", request, v1.GetValueResponse, again=True)
+        return unpack(answer.payload, what="value", limit=self._limit), answer.version
+
+    async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
+        """Replace a value by what a function makes of it, so that no other update is lost; returns the new value."""
+        while True:
+            value, version = await self.get_versioned(key)
+            new = function(value if version else default)
+            if await self.put(key, new, expect=version) is not None:
+                return new
+
+    async def delete(self, key: str) -> bool:
+        """Delete a value. Returns whether there was one."""
+        request = v1.DeleteValueRequest(session_id=self.id, key=key)
+        return (await self._link.unary("DeleteValue", request, v1.DeleteValueResponse)).deleted
+
+    async def keys(self) -> tuple[str, ...]:
+        """The keys of its values, sorted."""
+        request = v1.ListValuesRequest(session_id=self.id)
+        return tuple((await self._link.unary("ListValues", request, v1.ListValuesResponse, again=True)).keys)
+
+    async def heartbeat(self) -> float | None:
+        """Use it without doing anything; returns the seconds that it lives from now on, None for ever."""
+        request = v1.HeartbeatRequest(session_id=self.id)
+        return (await self._link.unary("Heartbeat", request, v1.HeartbeatResponse, again=True)).expires_in
+
+    async def close(self) -> None:
+        """End it, for everybody who uses it. Idempotent."""
+        await self._link.unary("CloseSession", v1.CloseSessionRequest(session_id=self.id), v1.CloseSessionResponse)

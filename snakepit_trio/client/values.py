@@ -1,0 +1,67 @@
+"""Values in the bridge's messages, as the client writes and reads them: always MSGPACK, so that they come back exact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from snakepit_trio.errors import InvalidParameter
+from snakepit_trio.wire import codec
+from snakepit_trio.wire.frames import MSGPACK, Payload
+from snakepit_trio.wire.generated.snakepit import v1
+
+__all__ = ["check_params", "check_timeout", "pack", "unpack"]
+
+
+def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
+    """A value as a payload.
+
+    Raises:
+        InvalidParameter: It, or something in it, can't travel; ``details["path"]`` says where it is.
+    """
+    made = codec.encode(value, what=what, limit=limit)
+    return v1.Payload(
+        encoding=v1.Encoding(MSGPACK),
+        data=made.data,
+        buffers=[v1.Buffer(inline=bytes(buffer)) for buffer in made.buffers],  # type: ignore[arg-type]
+    )
+
+
+def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
+    """The value of a payload.
+
+    Raises:
+        InvalidPayload: It does not decode.
+    """
+    if message is None:
+        return None
+    buffers = [buffer.inline or b"" for buffer in message.buffers]
+    return codec.decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+
+
+def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A call's arguments.
+
+    Raises:
+        InvalidParameter: They are no mapping.
+    """
+    if params is None:
+        return {}
+    if not isinstance(params, Mapping):
+        raise InvalidParameter(
+            f"params must be a mapping of argument names to values, not {type(params).__name__}",
+            details={"path": "params"},
+        )
+    return dict(params)
+
+
+def check_timeout(timeout: Any) -> None:
+    """Refuse what is no number of seconds.
+
+    Raises:
+        InvalidParameter: It is not.
+    """
+    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
+        raise InvalidParameter(
+            f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
+        )
