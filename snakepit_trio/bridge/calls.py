@@ -22,6 +22,7 @@ from h2.exceptions import H2Error
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.observe.redaction import redact, redact_value
 from snakepit_trio.wire import status
+from snakepit_trio.wire.frames import read_fields
 from snakepit_trio.wire.pipe import FramePipe
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ class ServerCall:
     Attributes:
         deadline: When its client gives up, on the event loop's clock; infinity: never.
         metadata: Its request headers.
+        lost: Its client has reset it, or is gone.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class ServerCall:
         self._stream = stream
         self._release: Callable[[], None] | None = release
         self._scope: anyio.CancelScope | None = None
-        self._lost = False
+        self.lost = False
         self._refusal: SnakepitError | None = None
         self._answered = False
         self._finished = False
@@ -134,7 +136,7 @@ class ServerCall:
         )
 
     def __repr__(self) -> str:
-        state = "lost" if self._lost else "waiting" if self._scope is None else "running"
+        state = "lost" if self.lost else "waiting" if self._scope is None else "running"
         return f"<ServerCall {state} {self._pipe!r}>"
 
     @property
@@ -202,7 +204,7 @@ class ServerCall:
 
     def _on_close(self, reason: str) -> None:
         """The stream was reset, or the connection is lost, or the client broke the rules and we have reset it."""
-        self._lost = True
+        self.lost = True
         if self._scope is not None:
             self._scope.cancel()
         else:
@@ -231,6 +233,8 @@ class ServerCall:
 
     def _parse(self, data: bytes) -> Any:
         try:
+            # The library takes what is cut off for what is absent.
+            read_fields(data, 0, len(data))
             return self.method.request.parse(data)
         except Exception as exc:
             raise InvalidPayload(
@@ -256,14 +260,14 @@ class ServerCall:
                 except SnakepitError as exc:
                     error = exc
                 except Exception as exc:
-                    if self._lost:
+                    if self.lost:
                         return
                     _log.exception("the bridge failed in %s", self.method.handler.__name__)
                     # What it was may hold anything; whoever runs the host finds it in the log.
                     error = SnakepitError(f"internal error ({type(exc).__name__})")
             if scope.cancelled_caught:
                 error = self._refusal or RequestTimeout("the deadline has passed", details={"phase": "running"})
-            if not self._lost:
+            if not self.lost:
                 await self._end(error)
         finally:
             self.finish()
@@ -276,7 +280,7 @@ class ServerCall:
         if not self._received:
             raise InvalidPayload("the request has no message")
         answer = await method.handler(self, self._parse(self._received.popleft()))
-        if not method.streams_out and not self._lost:
+        if not method.streams_out and not self.lost:
             data = bytes(answer)
             # The answer and its trailers leave in one piece.
             transport = self._connection.transport
@@ -299,7 +303,7 @@ class ServerCall:
             self._succeed()
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
-            while self._pipe.unsent and not self._lost:
+            while self._pipe.unsent and not self.lost:
                 self._room = anyio.Event()
                 await self._room.wait()
 
@@ -334,7 +338,7 @@ class ServerCall:
         if release is None:
             return
         # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
-        self._pipe.close(ErrorCodes.CANCEL if self._lost or not self._answered else ErrorCodes.NO_ERROR)
+        self._pipe.close(ErrorCodes.CANCEL if self.lost or not self._answered else ErrorCodes.NO_ERROR)
         try:
             release()
         except (KeyError, H2Error):

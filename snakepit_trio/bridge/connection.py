@@ -289,7 +289,8 @@ class BridgeConnection(AbstractHandler):
         """A request is over."""
         self._calls.discard(call)
         self._arrivals.pop(call, None)
-        self._guard.refund()
+        if not call.lost:
+            self._guard.refund()
         if not self._calls:
             self._quiet_since = self.clock()
             self._quiet.set()

@@ -60,5 +60,5 @@ class Guard:
             raise Flooded
 
     def refund(self) -> None:
-        """A request has come to its end: whoever works may also cancel."""
+        """A request has got its answer: whoever works may also cancel."""
         self._left = min(_BURST, self._left + _REFUND)

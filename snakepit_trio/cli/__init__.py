@@ -15,7 +15,7 @@ def build() -> typer.Typer:
     """The command line."""
     import typer
 
-    from . import bench, call, cleanup, demo, diagnose, doctor, map, mcp, new, status, tools, top, worker
+    from . import bench, call, cleanup, demo, diagnose, doctor, map, mcp, new, serve, status, tools, top, worker
 
     app = typer.Typer(
         name="snakepit",
@@ -29,6 +29,7 @@ def build() -> typer.Typer:
     app.command("map")(map.map_command)
     app.command("call")(call.call)
     app.command("tools")(tools.tools)
+    app.command("serve")(serve.serve)
     app.command("status")(status.status)
     app.command("top")(top.top)
     app.command("worker")(worker.worker)

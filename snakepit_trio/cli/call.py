@@ -1,8 +1,9 @@
-"""``snakepit call``: one call in a worker of its own."""
+"""``snakepit call``: one call, in a worker of its own or of a runtime that serves."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,13 +12,32 @@ from .common import FAILED, UNUSABLE, describe, fail, run, to_json
 
 
 def call(
-    adapter: Annotated[str, typer.Argument(help="module or module:Class")],
-    tool: Annotated[str, typer.Argument(help="The tool's name.")],
-    params: Annotated[str, typer.Argument(help="Its arguments, as a JSON object.")] = "{}",
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ADAPTER TOOL [PARAMS]",
+            help="module or module:Class, the tool's name, and its arguments as a JSON object. With --address: no ADAPTER.",
+        ),
+    ],
+    address: Annotated[
+        str | None, typer.Option(help="A bridge, as `snakepit serve` prints it: unix:PATH or tcp:HOST:PORT.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the bridge's token; by default it is $SNAKEPIT_TOKEN.")
+    ] = None,
+    ca: Annotated[
+        Path | None, typer.Option(help="TLS, with the bridge's certificate from this authority (PEM).")
+    ] = None,
+    pool: Annotated[str, typer.Option(help="A pool of the runtime behind the bridge.")] = "",
     timeout: Annotated[float | None, typer.Option(help="Seconds for the call.", min=0.001)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, errors too.")] = False,
 ) -> None:
     """Run one tool once and print its result as JSON; a streaming tool prints a line for each chunk."""
+    named = 1 if address else 2
+    if not named <= len(words) <= named + 1:
+        fail(f"expected {'TOOL' if address else 'ADAPTER TOOL'} [PARAMS], got {len(words)} words", UNUSABLE)
+    tool = words[named - 1]
+    params = words[named] if len(words) > named else "{}"
     try:
         arguments = json.loads(params)
     except ValueError as exc:
@@ -28,22 +48,35 @@ def call(
     async def main() -> int:
         import snakepit_trio as sp
 
-        async with sp.open_pool(adapter, size=1) as pool:
-            spec = {spec.name: spec for spec in pool.tools()}.get(tool)
-            try:
-                if spec is not None and spec.streaming:
-                    async with pool.stream(tool, arguments, timeout=timeout) as chunks:
-                        async for chunk in chunks:
-                            print(to_json(chunk), flush=True)
-                else:
-                    result = await pool.execute(tool, arguments, timeout=timeout)
-                    print(to_json(result, indent=None if as_json else 2), flush=True)
-            except sp.SnakepitError as exc:
-                if as_json:
-                    print(to_json({"error": _error(exc)}), flush=True)
-                    return FAILED
-                fail(describe(exc), FAILED)
+        source: Any
+        try:
+            if address is None:
+                source = sp.open_pool(words[0], size=1)
+            else:
+                source = sp.connect(
+                    address, token_file=token_file, pool=pool, tls=None if ca is None else str(ca), connect_timeout=5
+                )
+            async with source as client:
+                specs = client.tools() if address is None else await client.tools()
+                await _call(client, {spec.name: spec for spec in specs}.get(tool))
+        except (sp.ConfigError, sp.WorkerStartupError):
+            raise
+        except sp.SnakepitError as exc:
+            if as_json:
+                print(to_json({"error": _error(exc)}), flush=True)
+                return FAILED
+            fail(describe(exc), FAILED)
         return 0
+
+    async def _call(client: Any, spec: Any) -> None:
+        limit = {} if timeout is None else {"timeout": timeout}
+        if spec is not None and spec.streaming:
+            async with client.stream(tool, arguments, **limit) as chunks:
+                async for chunk in chunks:
+                    print(to_json(chunk), flush=True)
+        else:
+            result = await client.execute(tool, arguments, **limit)
+            print(to_json(result, indent=None if as_json else 2), flush=True)
 
     run(main)
 

@@ -204,3 +204,38 @@ async def test_sessions_and_programs(stubs: Path) -> None:
         assert found[12] == {"closed": True}
         assert found[13]["code"] == "NOT_FOUND"
         assert found[14]["code"] == "INVALID_ARGUMENT"
+
+
+async def test_the_standard_services(stubs: Path) -> None:
+    async with anyio.create_task_group() as nursery:
+        lines: list[Any] = []
+        told = anyio.Event()
+
+        async def look(address: str, env: dict[str, str]) -> None:
+            program = [sys.executable, str(STOCK.parent / "standard.py"), address]
+            async with await anyio.open_process(program, env=env, stderr=None) as process:
+                assert process.stdout is not None
+                rest = b""
+                async for data in process.stdout:
+                    *whole, rest = (rest + data).split(b"\n")
+                    lines.extend(map(json.loads, whole))
+                    told.set()
+                told.set()
+
+        async with bridged() as runtime:
+            assert runtime.bridge is not None
+            nursery.start_soon(look, runtime.bridge.address, environment(runtime, stubs))
+            with anyio.fail_after(30):
+                await told.wait()
+    found, watched = lines
+    assert found["health"] == {"": 1, "default": 1, "nothing": "NOT_FOUND"}
+    assert found["watched"] == 1
+    assert found["services"] == [
+        "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection",
+        "snakepit.v1.BridgeService",
+    ]  # fmt: skip
+    assert {"ExecuteTool", "ExecuteStreamingTool", "RegisterTools", "OpenSession", "PutProgram"} <= set(
+        found["methods"]
+    )
+    # The host has said that it closes.
+    assert watched[-1:] == [2]

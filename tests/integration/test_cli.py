@@ -154,3 +154,36 @@ def test_bench() -> None:
         assert 0 < found["p50_us"] <= found["p99_us"] <= found["p999_us"]
         assert found["calls_per_second"] > 0
     assert record["medians"]["snakepit_trio"]["chunks_per_second"] > 0
+
+
+def test_serve_and_call(tmp_path: Path) -> None:
+    (tmp_path / "snakepit.toml").write_text(
+        '[[pools]]\nadapter = "tests.adapters.basic"\nsize = 1\n[bridge]\naddress = "tcp:127.0.0.1:0"\n'
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "snakepit_trio", "serve", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        told = json.loads(process.stdout.readline())
+        file = Path(told["token_file"])
+        assert file.stat().st_mode & 0o777 == 0o600
+        at = ["--address", told["address"], "--token-file", str(file)]
+        done = snakepit("call", *at, "add", '{"a": 1, "b": 2}')
+        assert (done.returncode, done.stdout.strip()) == (0, "3"), done.stderr
+        assert snakepit("call", *at, "count", '{"n": 2}').stdout.split() == ["0", "1"]
+        failed = snakepit("call", *at, "--json", "nothing")
+        assert failed.returncode == 1
+        assert json.loads(failed.stdout)["error"]["code"] == "tool_not_found"
+        wrong = tmp_path / "wrong"
+        wrong.write_text("wrong")
+        assert "token" in snakepit("call", "--address", told["address"], "--token-file", str(wrong), "add").stderr
+    finally:
+        process.terminate()
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 143, stderr
+    assert not file.exists()
+    assert file.name not in stderr
+    assert snakepit("serve", "--config", "nowhere.toml").returncode == 2

@@ -1,0 +1,339 @@
+"""What no honest client does, by hand: the bridge goes on for the others, and its memory is bounded."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import h2.config
+import h2.connection
+import h2.errors
+import h2.events
+import psutil
+import pytest
+
+import snakepit_trio as sp
+from snakepit_trio.wire.generated.snakepit import v1
+
+pytestmark = pytest.mark.anyio
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+EXECUTE = "/snakepit.v1.BridgeService/ExecuteTool"
+
+
+def frame(kind: int, body: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
+    return len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + body
+
+
+@asynccontextmanager
+async def door(place: Path, adapter: str = "tests.adapters.asynchronous", **options: Any) -> AsyncIterator[sp.Runtime]:
+    pools = [sp.PoolConfig(adapter=adapter, size=1)]
+    bridge = sp.BridgeConfig(address=f"unix:{place}/door", token="right", **options)
+    async with sp.open_runtime(sp.RuntimeConfig(pools=pools, bridge=bridge)) as runtime:
+        yield runtime
+
+
+async def still_serves(place: Path) -> None:
+    async with sp.connect(f"unix:{place}/door", token="right") as client:
+        assert await client.execute("sync_add", {"a": 1, "b": 2}, timeout=10) == 3
+
+
+class Raw:
+    """A client that sends what it is told, over h2 where that is of use."""
+
+    def __init__(self, place: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(10)
+        self.socket.connect(f"{place}/door")
+        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        self.h2.initiate_connection()
+        self.events: list[h2.events.Event] = []
+
+    def __enter__(self) -> Raw:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.socket.close()
+
+    def flush(self) -> None:
+        self.socket.sendall(self.h2.data_to_send())
+
+    def headers(self, path: str = EXECUTE, *, token: str = "right", **extra: str) -> int:
+        stream = self.h2.get_next_available_stream_id()
+        names = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers",
+                 "content-type": "application/grpc", "authorization": f"Bearer {token}", **extra}  # fmt: skip
+        self.h2.send_headers(stream, list(names.items()))
+        return stream
+
+    def request(self, message: bytes, *, prefix: bytes | None = None, **options: str) -> int:
+        stream = self.headers(**options)
+        head = b"\0" + len(message).to_bytes(4, "big") if prefix is None else prefix
+        self.h2.send_data(stream, head + message, end_stream=True)
+        self.flush()
+        return stream
+
+    def read(self) -> bool:
+        """Take what comes; False at the end."""
+        try:
+            data = self.socket.recv(65536)
+        except ConnectionError:
+            return False
+        if data:
+            self.events += self.h2.receive_data(data)
+            self.flush_quietly()
+        return bool(data)
+
+    def flush_quietly(self) -> None:
+        try:
+            self.flush()
+        except ConnectionError:
+            pass
+
+    def trailers(self, stream: int) -> dict[str, str]:
+        """The status of a request."""
+        while True:
+            for event in self.events:
+                if isinstance(event, h2.events.TrailersReceived | h2.events.ResponseReceived):
+                    found = dict(event.headers)
+                    if event.stream_id == stream and "grpc-status" in found:
+                        return found
+            assert self.read(), "the connection was closed"
+
+    def ended(self) -> int | None:
+        """Wait until the server closes the connection; the code of its GOAWAY, if it sent one."""
+        while self.read():
+            pass
+        return next((e.error_code for e in self.events if isinstance(e, h2.events.ConnectionTerminated)), None)
+
+
+def plain(tool: str, params: bytes = b"{}") -> bytes:
+    return bytes(v1.ExecuteToolRequest(tool=tool, payload=v1.Payload(encoding=v1.Encoding(1), data=params)))
+
+
+def send(place: Path, data: bytes) -> None:
+    """Send bytes and wait until the server ends the connection."""
+    with Raw(place) as raw:
+        try:
+            raw.socket.sendall(data)
+            while raw.socket.recv(65536):
+                pass
+        except ConnectionError:
+            pass
+
+
+BAD: dict[str, bytes] = {
+    "garbage": os.urandom(3) * 1000,
+    "http/1": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a wrong first frame": PREFACE + frame(0, b"x" * 10, stream=1),
+    "a frame that is too long": PREFACE + SETTINGS + b"\xff\xff\xff\0\0\0\0\0\x01",
+    "pings": PREFACE + SETTINGS + frame(6, b"12345678") * 4000,
+    "settings": PREFACE + SETTINGS * 4000,
+    "priorities": PREFACE + SETTINGS + frame(2, b"\0\0\0\0\x10", stream=1) * 4000,
+    "unknown frames": PREFACE + SETTINGS + frame(0xEE, b"x") * 4000,
+    "continuations": PREFACE + SETTINGS + frame(1, b"", stream=1) + frame(9, b"\x82" * 4096, stream=1) * 500,
+    "empty continuations": PREFACE + SETTINGS + frame(1, b"", stream=1) + frame(9, b"", stream=1) * 5000,
+    "a header bomb": PREFACE + SETTINGS
+    + frame(1, b"\x40\x01a\x7f\x81\x1f" + b"x" * 4096 + b"\xbe" * 8000, flags=5, stream=1),
+}  # fmt: skip
+
+
+async def test_what_breaks_the_rules_ends_its_connection_and_no_other(tmp_path: Path) -> None:
+    async with door(tmp_path) as runtime:
+        async with sp.connect(f"unix:{tmp_path}/door", token="right") as other:
+            before = psutil.Process().memory_info().rss
+            for name, data in BAD.items():
+                with anyio.fail_after(20):
+                    await anyio.to_thread.run_sync(send, tmp_path, data)
+                assert await other.execute("sync_add", {"a": 1, "b": 2}, timeout=10) == 3, name
+            assert psutil.Process().memory_info().rss - before < 64 * 1024 * 1024
+            assert runtime.bridge is not None
+            with anyio.fail_after(5):
+                while runtime.bridge.connections > 1:
+                    await anyio.sleep(0.005)
+        await still_serves(tmp_path)
+
+
+async def test_rapid_resets(tmp_path: Path) -> None:
+    def reset() -> int | None:
+        with Raw(tmp_path) as raw:
+            try:
+                for _ in range(2000):
+                    stream = raw.headers()
+                    raw.h2.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+                    raw.flush()
+            except ConnectionError:
+                pass
+            return raw.ended()
+
+    async with door(tmp_path) as runtime:
+        code = await anyio.to_thread.run_sync(reset)
+        assert code in (None, h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+        await still_serves(tmp_path)
+        assert runtime.pool().stats().accepted == 1
+
+
+async def test_slowness_is_bounded(tmp_path: Path) -> None:
+    async with door(tmp_path, handshake_timeout=0.3, receive_timeout=0.3, idle_timeout=1.0):
+        began = time.monotonic()
+        halves: list[Callable[[Raw], None]] = [
+            lambda raw: None,
+            lambda raw: raw.socket.sendall(PREFACE[:10]),
+            lambda raw: raw.socket.sendall(PREFACE + SETTINGS),
+            lambda raw: raw.socket.sendall(PREFACE + SETTINGS + b"\0\0\x20\x01\x04\0\0\0\x01\x82"),
+        ]
+        for half in halves:
+            with Raw(tmp_path) as raw:
+                half(raw)
+                await anyio.to_thread.run_sync(raw.ended)
+        assert time.monotonic() - began < 10
+
+        def slow_body() -> dict[str, str]:
+            with Raw(tmp_path) as raw:
+                stream = raw.headers()
+                raw.h2.send_data(stream, b"\0\0\0\0\x10abc")
+                raw.flush()
+                return raw.trailers(stream)
+
+        assert (await anyio.to_thread.run_sync(slow_body))["grpc-status"] == "4"
+        with Raw(tmp_path) as raw:
+            # Known, and then idle.
+            stream = raw.request(plain("sync_add", b'{"a":1,"b":2}'))
+            assert (await anyio.to_thread.run_sync(raw.trailers, stream))["grpc-status"] == "0"
+            assert await anyio.to_thread.run_sync(raw.ended) == h2.errors.ErrorCodes.NO_ERROR
+        await still_serves(tmp_path)
+
+
+async def test_requests_that_are_refused(tmp_path: Path) -> None:
+    async with door(tmp_path, max_message=2048, max_header_size=2048):
+
+        def ask(message: bytes, **options: Any) -> dict[str, str]:
+            with Raw(tmp_path) as raw:
+                return raw.trailers(raw.request(message, **options))
+
+        good = plain("sync_add", b'{"a":1,"b":2}')
+        for message, options, status, text in (
+            (good, {}, "0", ""),
+            (good, {"token": "wrong"}, "16", "token"),
+            (b"x" * 4096, {}, "8", "limit"),
+            (good, {"prefix": b"\1" + len(good).to_bytes(4, "big")}, "12", "compressed"),
+            (good, {"prefix": b"\0\0\0\4\0"}, "3", "refused"),
+            (good, {"grpc-encoding": "gzip"}, "12", "compressed"),
+            (good, {"grpc-timeout": "soon"}, "3", "grpc-timeout"),
+            (good, {"path": "/snakepit.v1.BridgeService/Nothing"}, "12", "Nothing"),
+            (b"\xff\xff\xff", {}, "3", "ExecuteToolRequest"),
+            (good, {"x-odd": "\u00fc"}, "0", ""),
+        ):
+            found = await anyio.to_thread.run_sync(lambda m=message, o=options: ask(m, **o))  # type: ignore[misc]
+            assert found["grpc-status"] == status, (options, found)
+            assert text in found.get("grpc-message", "")
+
+        def too_long_headers() -> None:
+            with Raw(tmp_path) as raw:
+                raw.headers(**{"x-long": "y" * 8000})
+                raw.flush()
+                raw.ended()
+
+        await anyio.to_thread.run_sync(too_long_headers)
+        await still_serves(tmp_path)
+
+
+async def test_too_many_streams_and_connections(tmp_path: Path) -> None:
+    async with door(tmp_path, max_streams=4, max_connections=8) as runtime:
+        pool = runtime.pool()
+
+        def many() -> None:
+            with Raw(tmp_path) as raw:
+                for _ in range(5):
+                    last = raw.request(plain("wait", b'{"marker":"/dev/null"}'))
+                while not any(isinstance(event, h2.events.StreamReset) for event in raw.events):
+                    assert raw.read()
+                (reset,) = (event for event in raw.events if isinstance(event, h2.events.StreamReset))
+                assert reset.stream_id == last
+                assert reset.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
+
+        await anyio.to_thread.run_sync(many)
+        with anyio.fail_after(10):
+            while pool.stats().in_flight or pool.stats().queued:
+                await anyio.sleep(0.005)
+        strangers = [Raw(tmp_path) for _ in range(12)]
+        try:
+            await still_serves(tmp_path)
+            assert runtime.bridge is not None
+            assert runtime.bridge.connections <= 8
+        finally:
+            for stranger in strangers:
+                stranger.socket.close()
+
+
+async def test_a_client_that_is_killed(tmp_path: Path) -> None:
+    """Queued, running, streaming: what it had in the runtime ends, and the worker's state proves it."""
+    code = (
+        "import sys, anyio, snakepit_trio as sp\n"
+        "async def main():\n"
+        "    async with sp.connect(sys.argv[1], token='right') as client, anyio.create_task_group() as nursery:\n"
+        "        if sys.argv[2] == 'stream':\n"
+        "            async with client.stream('count_and_note', {'marker': sys.argv[3]}) as chunks:\n"
+        "                print(await anext(chunks), flush=True)\n"
+        "                await anyio.sleep_forever()\n"
+        "        for n in range(3):\n"
+        "            nursery.start_soon(client.execute, 'wait', {'marker': sys.argv[3]})\n"
+        "anyio.run(main, backend='trio')\n"
+    )
+    async with door(tmp_path) as runtime:
+        pool = runtime.pool()
+        for kind in ("calls", "stream"):
+            marker = tmp_path / kind
+            arguments = [sys.executable, "-c", code, f"unix:{tmp_path}/door", kind, str(marker)]
+            async with await anyio.open_process(arguments, stderr=None) as process:
+                with anyio.fail_after(20):
+                    if kind == "calls":
+                        while not marker.exists() or pool.stats().queued != 2:
+                            await anyio.sleep(0.005)
+                    else:
+                        assert process.stdout is not None
+                        await process.stdout.receive()
+                process.send_signal(signal.SIGKILL)
+            ended = marker if kind == "stream" else tmp_path / "calls.cancelled"
+            with anyio.fail_after(10):
+                while not ended.exists() or pool.stats().in_flight or pool.stats().queued:
+                    await anyio.sleep(0.005)
+        stats = pool.stats()
+        assert stats.cancelled == 4
+        assert stats.restarts == 0
+        await still_serves(tmp_path)
+
+
+async def test_many_connections_and_requests(tmp_path: Path) -> None:
+    """Descriptors are flat: each connection goes with what it had."""
+    async with door(tmp_path) as runtime:
+        await still_serves(tmp_path)
+        process = psutil.Process()
+        before = process.num_fds()
+        good = plain("sync_add", b'{"a":1,"b":2}')
+
+        def some() -> None:
+            raws = [Raw(tmp_path) for _ in range(100)]
+            try:
+                streams = [raw.request(good) for raw in raws]
+                for raw, stream in zip(raws, streams, strict=True):
+                    assert raw.trailers(stream)["grpc-status"] == "0"
+            finally:
+                for raw in raws:
+                    raw.socket.close()
+
+        await anyio.to_thread.run_sync(some)
+        assert runtime.bridge is not None
+        with anyio.fail_after(10):
+            while runtime.bridge.connections:
+                await anyio.sleep(0.005)
+        assert process.num_fds() <= before + 2
