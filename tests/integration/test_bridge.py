@@ -239,3 +239,14 @@ async def test_the_standard_services(stubs: Path) -> None:
     )
     # The host has said that it closes.
     assert watched[-1:] == [2]
+
+
+async def test_the_example_client(stubs: Path, tmp_path: Path) -> None:
+    async with bridged() as runtime:
+        assert runtime.bridge is not None
+        (tmp_path / "token").write_text(runtime.bridge.token)
+        program = [sys.executable, str(ROOT / "examples" / "bridge_client.py"), runtime.bridge.address]
+        done = await anyio.run_process(
+            [*program, str(tmp_path / "token"), "add", '{"a": 1, "b": 2}'], env=environment(runtime, stubs), stderr=None
+        )
+        assert done.stdout.strip() == b"3"
