@@ -271,7 +271,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     """
     wire = make_wire(config.wire, sniffio.current_async_library())
     with open_run(config.state_dir) as run:
-        async with assemble(config, run, wire, launcher_for) as runtime:
+        launcher = functools.partial(launcher_for, redact=Redactor(config.redact_patterns).text)
+        async with assemble(config, run, wire, launcher) as runtime:
             yield runtime
 
 

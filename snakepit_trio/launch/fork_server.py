@@ -28,7 +28,7 @@ import anyio
 import attrs
 
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.observe.redaction import redact
+from snakepit_trio.observe.redaction import LineRedactor, redact
 from snakepit_trio.worker.lifeline import arm
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
@@ -283,8 +283,9 @@ class _TemplateReaper:
 class ForkServerLauncher(LocalLauncher):
     """Forks workers from templates; starts those that can't be forked as new interpreters instead."""
 
-    def __init__(self, book: ProcessBook | None = None) -> None:
+    def __init__(self, book: ProcessBook | None = None, redact: Callable[[str], str] = redact) -> None:
         super().__init__(book)
+        self._redact = redact
         self._templates: dict[_Kind, _Template] = {}
         self._starting: dict[_Kind, anyio.Lock] = {}
         self._unforkable: set[_Kind] = set()
@@ -339,12 +340,12 @@ class ForkServerLauncher(LocalLauncher):
             try:
                 answer = await template.hello(spec)
             except _TemplateLost as exc:
-                said = "\n".join(redact(line) for line in template.output()[-_LAST_LINES:])
+                said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
                 raise _TemplateLost(f"{exc}; it said: {said}" if said else str(exc)) from exc
             finally:
                 fields = {"pool": spec.pool, "stream": "template"}
-                for line in template.output():
-                    _worker_log.info("%s", redact(line), extra=fields)
+                for line in map(LineRedactor(self._redact), template.output()):
+                    _worker_log.info("%s", line, extra=fields)
                 if template.lost:
                     await template.aclose()
             if "unforkable" in answer:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from snakepit_trio.observe.redaction import redact
 
 from .base import Launcher, ProcessBook
 from .command import CommandLauncher
@@ -23,13 +26,24 @@ class Place(ProcessBook, Protocol):
     def run_dir(self) -> Path: ...
 
 
-def launcher_for(config: PoolConfig, run: Place) -> Launcher:
-    """The launcher of a pool's workers, whose processes are written down in the run's book."""
+def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = redact) -> Launcher:
+    """The launcher of a pool's workers, whose processes are written down in the run's book.
+
+    ``redact`` takes secrets out of what the processes print while they start.
+    """
     if config.command is not None:
         return CommandLauncher(config.command, run.run_dir, run)
-    return local_launcher(config.start_method, run)
+    return local_launcher(config.start_method, run, redact)
 
 
-def local_launcher(start_method: str, book: ProcessBook | None = None) -> Launcher:
-    """The launcher for ``"fork_server"`` or ``"spawn"``; ``book`` is where its processes are written down."""
-    return ForkServerLauncher(book) if start_method == "fork_server" else SpawnLauncher(book)
+def local_launcher(
+    start_method: str, book: ProcessBook | None = None, redact: Callable[[str], str] = redact
+) -> Launcher:
+    """The launcher for ``"fork_server"`` or ``"spawn"``.
+
+    Args:
+        start_method: Which of them.
+        book: Where its processes are written down.
+        redact: Takes secrets out of what processes print.
+    """
+    return ForkServerLauncher(book, redact) if start_method == "fork_server" else SpawnLauncher(book)

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-__all__ = ["MASK", "Redactor", "redact", "redact_value"]
+__all__ = ["MASK", "LineRedactor", "Redactor", "redact", "redact_value"]
 
 MASK = "[redacted]"
 #: Characters of one text that are kept, at most.
 LONGEST = 64 * 1024
 _DEEPEST = 20
+#: Lines of a private key, at most.
+_LONGEST_KEY = 200
+_KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----")
+_KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----")
 _HARMLESS = (bool, int, float, complex, date, time, timedelta, Decimal, UUID)
 #: Items of one collection that are shown, at most.
 _MOST = 1000
@@ -127,6 +131,33 @@ class Redactor:
 def is_secret_name(name: str) -> bool:
     """Whether what has this name is to be kept secret."""
     return _SECRET_NAME.search(name) is not None
+
+
+class LineRedactor:
+    """Takes secrets out of text that comes line by line: a private key is one secret over many lines.
+
+    Args:
+        redact: Takes them out of one line.
+    """
+
+    def __init__(self, redact: Callable[[str], str]) -> None:
+        self._redact = redact
+        # How many lines more the key that has begun may have.
+        self._inside = 0
+
+    def __call__(self, line: str) -> str:
+        """The line without secrets."""
+        if self._inside:
+            self._inside -= 1
+            end = _KEY_END.search(line)
+            if end is None:
+                return MASK
+            self._inside = 0
+            line = f"{MASK}{line[end.end() :]}"
+        begins = [found.end() for found in _KEY_BEGIN.finditer(line)]
+        if begins and _KEY_END.search(line, begins[-1]) is None:
+            self._inside = _LONGEST_KEY
+        return self._redact(line)
 
 
 _plain = Redactor()

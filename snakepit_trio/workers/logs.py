@@ -10,6 +10,7 @@ from collections.abc import Callable
 import anyio
 
 from snakepit_trio.observe.printable import printable
+from snakepit_trio.observe.redaction import LineRedactor
 
 __all__ = ["Tail", "pump"]
 
@@ -45,9 +46,10 @@ async def pump(fd: int, *, stream: str, tail: Tail, redact: Callable[[str], str]
         fields: Extra attributes of the log records, such as ``worker_id``.
     """
     extra = {"stream": stream, **fields}
+    clean = LineRedactor(redact)
 
     def put(raw: bytes) -> None:
-        line = redact(printable(raw.decode(errors="backslashreplace").rstrip("\r")))
+        line = clean(printable(raw.decode(errors="backslashreplace").rstrip("\r")))
         tail.add(line)
         _log.info("%s", line, extra=extra)
 

@@ -10,7 +10,7 @@ import snakepit_trio as sp
 
 def setup() -> None:
     if os.path.exists(os.environ["MOODY"]):
-        raise RuntimeError("not now")
+        raise RuntimeError(f"not now: {os.environ.get('SAYS', '')}")
 
 
 @sp.tool

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.observe.redaction import MASK, Redactor, redact, redact_value
+from snakepit_trio.observe.redaction import MASK, LineRedactor, Redactor, redact, redact_value
 
 SECRET = "hunter2hunter2"
 
@@ -70,3 +70,20 @@ def test_large_things_are_named_by_their_size() -> None:
     assert len(redact("word " * 100_000)) < 70_000
     assert redact_value(list(range(5000)))[-1] == "... 4000 more"
     assert redact_value({"x": object()}) == {"x": "<object>"}
+
+
+def test_a_key_over_many_lines() -> None:
+    clean = LineRedactor(redact)
+    lines = [
+        "before",
+        "k = -----BEGIN RSA PRIVATE KEY-----",
+        SECRET,
+        SECRET,
+        "-----END RSA PRIVATE KEY----- after",
+        "text",
+    ]
+    shown = list(map(clean, lines))
+    assert shown == ["before", f"k = {MASK}", MASK, MASK, f"{MASK} after", "text"]
+    endless = [clean("-----BEGIN PRIVATE KEY-----"), *(clean(f"line {n}") for n in range(300))]
+    assert endless[1] == MASK
+    assert endless[-1] == "line 299"
