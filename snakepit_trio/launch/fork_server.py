@@ -185,17 +185,18 @@ class _Template:
             "backend": spec.worker_backend,
             "host_backend": spec.host_backend,
         }
-        async with self._turn:
-            try:
+        try:
+            async with self._turn:
                 await self._send(question, ())
                 answer, _ = await self._receive()
-            except (OSError, ValueError, EOFError) as exc:
-                self.lose()
-                raise _TemplateLost(str(exc)) from exc
-            except BaseException:
-                self.lose()
-                raise
-            return answer
+        except (OSError, ValueError, EOFError) as exc:
+            self.lose()
+            raise _TemplateLost(str(exc)) from exc
+        except BaseException:
+            # At the lock too: nobody else knows of this template yet.
+            self.lose()
+            raise
+        return answer
 
     def lose(self) -> None:
         """It is of no use any more."""

@@ -12,7 +12,8 @@ import psutil
 import pytest
 
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerSpec
+from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerSpec
+from snakepit_trio.launch.fork_server import _Template
 from snakepit_trio.launch.local import local_launcher
 
 pytestmark = pytest.mark.anyio
@@ -191,6 +192,23 @@ async def test_an_adapter_with_threads_at_import_is_spawned(tmp_path: Path, capl
                 finally:
                     await process.aclose()
     assert [r.levelname for r in caplog.records if r.name == "snakepit_trio.launch"] == ["WARNING"]
+
+
+async def test_a_cancel_before_the_first_word_leaves_no_template(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = _Template.start
+    with anyio.CancelScope() as scope:
+
+        def start(spec: WorkerSpec, book: ProcessBook) -> _Template:
+            scope.cancel()
+            return real(spec, book)
+
+        monkeypatch.setattr(_Template, "start", start)
+        async with local_launcher("fork_server") as launcher:
+            await launcher.start(spec(tmp_path))
+    assert scope.cancelled_caught
+    assert not [c for c in psutil.Process().children() if "snakepit_trio.launch.template" in " ".join(c.cmdline())]
 
 
 async def test_a_template_that_dies_is_replaced_and_its_workers_live_on(tmp_path: Path) -> None:
