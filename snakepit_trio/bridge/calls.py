@@ -20,7 +20,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
-from snakepit_trio.observe.redaction import redact, redact_value
+from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.frames import read_fields
 from snakepit_trio.wire.pipe import FramePipe
@@ -320,7 +320,9 @@ class ServerCall:
         """End it with an error, after what has been sent."""
         self._finished = True
         retry_after = _RETRY_AFTER if error.code == "queue_full" else None
-        trailers = status.trailers_for(clean(error), room=self._connection.trailer_room, retry_after=retry_after)
+        trailers = status.trailers_for(
+            clean(error, self._connection.redactor), room=self._connection.trailer_room, retry_after=retry_after
+        )
         if isinstance(error, Unimplemented):
             trailers = [("grpc-status", "12"), trailers[1]]
         if self._answered:
@@ -346,9 +348,10 @@ class ServerCall:
         self._connection.done(self)
 
 
-def clean(error: SnakepitError) -> SnakepitError:
+def clean(error: SnakepitError, redactor: Redactor) -> SnakepitError:
     """The same error without secrets."""
-    message, details = redact(error.message), redact_value(error.details)
+    redact = redactor.text
+    message, details = redact(error.message), redactor.value(error.details)
     if isinstance(error, ToolError):
         found: SnakepitError = type(error)(
             message,

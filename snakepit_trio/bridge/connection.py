@@ -25,6 +25,7 @@ from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
+from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.pipe import PipeProtocol, Processor
 from snakepit_trio.wire.sockets import SocketTransport
@@ -63,6 +64,7 @@ class Services(Protocol):
     """What a bridge offers."""
 
     methods: Mapping[bytes, Method]
+    redactor: Redactor
 
 
 class _Processor(Processor):
@@ -166,6 +168,7 @@ class BridgeConnection(AbstractHandler):
         self.authenticated = False
         self.draining = False
         self.began = now
+        self.redactor = services.redactor
         self._services = services
         self._on_known = on_known
         self._on_expelled = on_expelled

@@ -59,6 +59,7 @@ class Bridge:
         self._sock = sock
         self._tls = tls
         self._events = runtime.events
+        self.redactor = runtime._redactor
         self._service = BridgeService(runtime)
         self._health = HealthService(runtime, public=config.public_health)
         self.methods: Mapping[bytes, Method] = {

@@ -6,6 +6,7 @@ import base64
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -250,3 +251,36 @@ async def test_the_example_client(stubs: Path, tmp_path: Path) -> None:
             [*program, str(tmp_path / "token"), "add", '{"a": 1, "b": 2}'], env=environment(runtime, stubs), stderr=None
         )
         assert done.stdout.strip() == b"3"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with @grpc/grpc-js."""
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("node and npm are not installed")
+    place = tmp_path_factory.mktemp("node")
+    shutil.copy(STOCK.with_suffix(".js"), place)
+    install = ["npm", "install", "--no-audit", "--no-fund", "--silent", "@grpc/grpc-js@1", "@grpc/proto-loader@0"]
+    try:
+        done = subprocess.run(install, cwd=place, capture_output=True, text=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        pytest.skip("npm took too long")
+    if done.returncode:
+        pytest.skip(f"npm could not install @grpc/grpc-js: {done.stderr[-200:]}")
+    return place
+
+
+async def test_a_client_in_node(node: Path) -> None:
+    async with bridged() as runtime:
+        assert runtime.bridge is not None
+        program = ["node", str(node / "stock.js"), str(ROOT / "protos"), runtime.bridge.address]
+        env = {**os.environ, "SNAKEPIT_TOKEN": runtime.bridge.token}
+        found = json.loads((await anyio.run_process(program, env=env, stderr=None)).stdout)
+        assert found["sum"] == 3
+        assert found["missing"]["code"] == 5
+        assert "'nothing'" in found["missing"]["details"]
+        assert found["all"] == {"chunks": [0, 1, 2]}
+        assert found["some"]["code"] == 1
+        with anyio.fail_after(10):
+            while runtime.pool().stats().in_flight:
+                await anyio.sleep(0.005)
