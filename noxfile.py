@@ -44,7 +44,7 @@ def group(*names: str) -> list[str]:
 @nox.parametrize("backend", BACKENDS)
 def tests(session: nox.Session, backend: str) -> None:
     """The tests, on each interpreter that is here and each event loop."""
-    session.install(".[numpy,trio-asyncio]", *group("test", "protos", "clients", "redis"))
+    session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
     session.run("pytest", "--backend", backend, *session.posargs)
 
 

@@ -80,6 +80,14 @@ def test_every_link_leads_somewhere(page: Page) -> None:
         assert ((ROOT / page.path).parent / name).exists(), name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
+def test_every_test_that_is_named_exists(page: Page) -> None:
+    for name, function in re.findall(r"`(?:tests/\w+/)?(test_[a-z0-9_]+\.py)(?:::(\w+))?`", page.text):
+        texts = [path.read_text() for path in (ROOT / "tests").rglob(name)]
+        assert texts, name
+        assert not function or any(f"def {function}(" in text for text in texts), f"{name}::{function}"
+
+
 def test_what_stands_for_anything() -> None:
     assert matches("a\n...\nd ... f", "a\nb\nc\nd e f")
     assert matches("a\n...", "a")

@@ -13,6 +13,8 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.wire.connection import RpcFailure
+from snakepit_trio.wire.frames import MSGPACK, FrameError, Payload, SharedBlock
+from snakepit_trio.wire.shared import Borrower
 from snakepit_trio.wire.transports import make_wire
 
 pytestmark = pytest.mark.anyio
@@ -152,3 +154,12 @@ async def test_a_connection_that_says_nothing_does_not_keep_a_worker_from_servin
         finally:
             for sock in idle:
                 sock.close()
+
+
+@pytest.mark.parametrize(
+    "name", ["sp-run-other-o0.1", "sp-run-worker-o/../../etc/passwd", "../x", "", "sp-run-worker-o", "sp-run-worker-ot"]
+)
+def test_a_worker_can_name_only_its_own_segments(name: str) -> None:
+    borrower = Borrower("sp-run-worker-o")
+    with pytest.raises(FrameError, match="not the sender's"):
+        borrower.borrow(Payload(MSGPACK, b"\xc0", [SharedBlock(name, 0, 1)]))
