@@ -35,7 +35,7 @@ class HostCalls:
     Args:
         portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
         wait: Waits for a condition, and does the I/O meanwhile, in the thread whose business both are; see
-            ``WorkerService``. False in another thread, at once.
+            :class:`.calls.Channel`. False in another thread, at once.
     """
 
     def __init__(

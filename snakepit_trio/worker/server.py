@@ -27,6 +27,7 @@ from snakepit_trio.wire import failures
 
 from .adapter import load_adapter
 from .backend import choose_backend
+from .exchange import Exchange
 from .lead import LeadRunner
 from .lifeline import end_children
 from .runners import LoopRunner, Runner, SyncRunner
@@ -129,12 +130,12 @@ class _Io:
         self._failure: BaseException | None = None
         self._address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._service: WorkerService | None = None
+        self._exchange: Exchange | None = None
 
     @property
     def host_lost(self) -> bool:
         """Whether the host went without a word."""
-        return self._service is not None and self._service.host_lost
+        return self._exchange is not None and self._exchange.host_lost
 
     def start(self) -> str:
         """Start it; returns the address on which it listens.
@@ -153,9 +154,9 @@ class _Io:
 
     def request_stop(self) -> None:
         """Begin an orderly stop, from any thread or a signal handler."""
-        loop, service = self._loop, self._service
-        if loop is not None and service is not None:
-            loop.call_soon_threadsafe(service.stop, 1.0)
+        loop, exchange = self._loop, self._exchange
+        if loop is not None and exchange is not None:
+            loop.call_soon_threadsafe(exchange.stop, 1.0)
         else:
             end_children()
             os._exit(0)
@@ -189,20 +190,20 @@ class _Io:
     async def _main(self) -> None:
         self._done = asyncio.Event()
         loop = asyncio.get_running_loop()
-        service = WorkerService(
+        exchange = Exchange(
             self._boot,
             self._tools,
             self._runner,
-            backend=self._backend,
-            health=self._check_health if callable(self._health) else None,
             on_stop=self._on_stop,
             on_drained=self._runner.stop,
             marks=self._marks,
             shared=self._shared,
         )
         if isinstance(self._runner, LeadRunner):
-            self._runner.flush = service.flush
-            self._runner.sweep = service.sweep
+            self._runner.flush = exchange.flush
+            self._runner.sweep = exchange.sweep
+        health = self._check_health if callable(self._health) else None
+        service = WorkerService(self._boot, self._tools, self._runner, exchange, backend=self._backend, health=health)
         server = PipeServer([service])
         directory = self._boot.socket_dir
         if directory is not None:
@@ -213,12 +214,12 @@ class _Io:
             sock = socket.create_server(("127.0.0.1", 0))
             await server.start(sock=sock)
             self._address = f"tcp:127.0.0.1:{sock.getsockname()[1]}"
-        self._service, self._loop = service, loop
-        unopened = loop.call_later(_OPEN_TIME, service.stop_unopened)
+        self._exchange, self._loop = exchange, loop
+        unopened = loop.call_later(_OPEN_TIME, exchange.stop_unopened)
         self._started.set()
         try:
             await self._done.wait()
-            service.flush()
+            exchange.flush()
             await asyncio.sleep(0)
         finally:
             unopened.cancel()
@@ -231,13 +232,13 @@ class _Io:
                     pass
 
     def _on_stop(self) -> None:
-        assert self._service is not None and self._loop is not None
+        assert self._exchange is not None and self._loop is not None
         # A tool that never returns keeps the main thread for ever; the host kills us then, if there is one.
-        self._loop.call_later(_GONE_GRACE, self._give_up, self._service)
+        self._loop.call_later(_GONE_GRACE, self._give_up, self._exchange)
 
     @staticmethod
-    def _give_up(service: WorkerService) -> None:
-        if service.abandoned:
+    def _give_up(exchange: Exchange) -> None:
+        if exchange.abandoned:
             end_children()
             os._exit(EXIT_STUCK)
 

@@ -22,7 +22,7 @@ STRIDE = int(os.environ.get("SNAKEPIT_CHAOS_STEPS", "900"))
 HOST_FILES = (
     "launch/fork_server.py launch/process.py launch/spawn.py workers/worker.py workers/slot.py workers/registry.py"
 )
-WORKER_FILES = "worker/__main__.py worker/boot.py worker/lifeline.py worker/server.py worker/service.py launch/template.py has_children.py"
+WORKER_FILES = "worker/__main__.py worker/boot.py worker/lifeline.py worker/server.py worker/service.py worker/exchange.py launch/template.py has_children.py"
 HOST = """
 import os, sys
 import anyio

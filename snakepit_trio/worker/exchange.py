@@ -1,0 +1,355 @@
+"""The exchange of a worker: the frames that come from its host, the calls that they begin, what is sent back, the end.
+
+Everything here runs in the I/O thread's event loop, but for :meth:`Exchange._send` and :meth:`Exchange.wait`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
+from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.launch.memory import resident
+from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.events import EVENTS_WAITING
+from snakepit_trio.wire.pipe import FramePipe
+from snakepit_trio.wire.shared import Arena, Borrower, Budget
+
+from .calls import Call, Channel, late
+from .host_calls import HostCalls
+from .runners import run_sync
+
+if TYPE_CHECKING:
+    from snakepit_trio.launch.marks import Marks
+    from snakepit_trio.launch.messages import Boot
+
+    from .runners import Runner
+    from .shared_loop import SharedLoop
+    from .toolbox import Tool
+
+__all__ = ["Exchange"]
+
+#: Room for the frame around a payload, in bytes.
+_FRAME_OVERHEAD = 64 * 1024
+#: While the host reads so slowly that more bytes than this wait for it, events are dropped.
+_EVENTS_UNSENT = 1024 * 1024
+#: So many chunks or events leave together, or what there is when so many seconds have passed.
+_TOGETHER, _APART = 32, 0.0005
+
+
+class Exchange:
+    """The calls that a worker holds, and the pipe to its host.
+
+    Args:
+        boot: What this worker is to be.
+        tools: What it offers.
+        runner: Where calls run.
+        on_stop: Called once, when the host has asked for the end or is gone.
+        on_drained: Called once, when after that no call is left.
+        marks: Where the calls of the exchange that begin are written down.
+        shared: The loop, when the thread that runs the tools drives it as well.
+
+    Attributes:
+        calls: By number, those of the plain RPCs included.
+        host_calls: Their calls to the host.
+        stopping: No more calls are taken.
+        host_lost: The exchange has ended without a word from the host.
+    """
+
+    def __init__(
+        self,
+        boot: Boot,
+        tools: list[Tool],
+        runner: Runner,
+        *,
+        on_stop: Callable[[], None],
+        on_drained: Callable[[], None],
+        marks: Marks,
+        shared: SharedLoop | None,
+    ) -> None:
+        self._boot = boot
+        self._tools = tools
+        self._by_name = {tool.name: tool for tool in tools}
+        self._runner = runner
+        self._on_stop = on_stop
+        self._on_drained: Callable[[], None] | None = on_drained
+        self._loop = asyncio.get_running_loop()
+        self._pipe: FramePipe | None = None
+        self.calls: dict[int, Call] = {}
+        self._shared = shared
+        self.host_calls = HostCalls(runner.portal, self.wait)
+        self._outbox: deque[frames.Frame] = deque()
+        self._waking = False
+        self._flushing = False
+        self._flushed_at = 0.0
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.stopping = False
+        shm = f"sp-{boot.run_id}-{boot.worker_id}-"
+        self._arena = Arena(f"{shm}o", Budget(boot.shm_limit))
+        self._borrower = Borrower(f"{shm}i")
+        self._channel = Channel(
+            send=self._send,
+            wait=self.wait,
+            begin=marks.begin,
+            lend=self._arena.lend,
+            host_calls=self.host_calls,
+            prefix="",
+            worker_id=boot.worker_id,
+            limit=boot.max_payload,
+            unserializable=boot.unserializable,
+        )
+        self.host_lost = False
+
+    def name_requests(self, prefix: str) -> None:
+        """What the ids of the host's requests begin with; once the exchange is open it stays."""
+        if self._pipe is None:
+            self._channel.prefix = prefix
+
+    async def serve(self, stream: Any) -> None:
+        """Be open on this stream until it ends; with it ends the worker.
+
+        Raises:
+            GRPCError: The worker has its host already, or is stopping.
+        """
+        if self._pipe is not None or self.stopping:
+            raise GRPCError(Status.FAILED_PRECONDITION, "this worker has its host already")
+        closed = asyncio.Event()
+        self._pipe = FramePipe(
+            stream._stream,
+            on_message=self._on_message,
+            on_close=lambda reason: closed.set(),
+            max_message=self._boot.max_payload + _FRAME_OVERHEAD,
+            call_soon=self._call_soon,
+        )
+        await stream.send_initial_metadata()
+        self._pipe.start()
+        try:
+            await closed.wait()
+        finally:
+            self._lose()
+
+    # ---- what arrives --------------------------------------------------------------------------------
+
+    def _on_message(self, message: bytes) -> None:
+        frame: Any = frames.decode_host_frame(message)
+        if isinstance(frame, frames.Call | frames.HostReply) and frame.payload is not None and frame.payload.buffers:
+            frame.payload = self._borrower.borrow(frame.payload)
+        kind = type(frame)
+        if kind is frames.Call:
+            self._on_call(frame)
+        elif kind is frames.Credit:
+            call = self.calls.get(frame.id)
+            if call is not None:
+                call.credit(frame.chunks)
+        elif kind is frames.Cancel:
+            self._on_cancel(frame)
+        elif kind is frames.Ping:
+            self._reply_to_ping(frame)
+        elif kind is frames.HostReply:
+            self.host_calls.resolve(frame)
+        elif kind is frames.Stop:
+            self.stop(frame.grace_us / 1e6)
+
+    def _on_call(self, frame: frames.Call) -> None:
+        try:
+            if frame.id in self.calls:
+                raise ValueError(f"call {frame.id} is under way already")
+            tool = self.tool_for(frame)
+        except SnakepitError as exc:
+            self._write(frames.Reply(frame.id, None, failures.to_info(exc)))
+            return
+        call = self.calls[frame.id] = Call(frame, tool, self._channel, frame.timeout_us / 1e6 or None)
+        if tool.options.inline and self._shared is None and len(self.calls) <= self._boot.threads:
+            self._run_inline(call)
+            return
+        self._runner.submit(call)
+        if self.stopping:
+            self._cancel(call)
+        elif (
+            call.deadline is not None
+            and len(self.calls) > self._boot.threads
+            and (self._sweeper is None or self._sweeper.when() > call.deadline)
+            and (self._shared is None or self._shared.in_user_code)
+        ):
+            self.sweep()
+
+    def _on_cancel(self, frame: frames.Cancel) -> None:
+        call = self.calls.get(frame.id)
+        if call is None:
+            return
+        if not frame.recall:
+            self._cancel(call)
+        elif call.claim():
+            call.payload = frames.NO_PAYLOAD
+            self._write(frames.Reply(call.id, None, frames.ErrorInfo(frames.RECALLED)))
+
+    def _cancel(self, call: Call) -> None:
+        """The caller is gone: a call that has not begun is answered at once, so that its place does not wait for others."""
+        if call.claim():
+            call.cancelled = True
+            call.fail(RequestCancelled("cancelled before it began"))
+        else:
+            call.cancel()
+
+    def sweep(self) -> None:
+        """Answer the calls that have waited until their deadline, now and when the next one's has passed."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        waiting = [
+            (call, call.deadline) for call in self.calls.values() if call.deadline is not None and call.unclaimed
+        ]
+        now = time.monotonic()
+        for call, deadline in waiting:
+            if deadline <= now and call.claim():
+                call.fail(late())
+        following = min((deadline for _, deadline in waiting if deadline > now), default=None)
+        if following is not None:
+            self._sweeper = self._loop.call_at(following, self.sweep)
+
+    def _run_inline(self, call: Call) -> None:
+        """Run a tool that is promised to be short here and now; its reply needs nobody to be woken."""
+        waking, self._waking = self._waking, True
+        try:
+            run_sync(call)
+        finally:
+            self._waking = waking
+            self._drain()
+
+    def tool_for(self, frame: frames.Call) -> Tool:
+        """The tool that a call is for.
+
+        Raises:
+            ToolNotFound: There is none.
+            StreamingUnsupported: It gives a stream and one result is asked for, or the other way round.
+        """
+        if frame.tool_index:
+            tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
+        else:
+            tool = self._by_name.get(frame.tool)
+        if tool is None:
+            name = frame.tool or f"number {frame.tool_index}"
+            raise ToolNotFound(f"there is no tool {name!r}", details={"tool": name})
+        if tool.kind.streaming != frame.stream:
+            how = "use a streaming call" if tool.kind.streaming else "make it a generator to stream from it"
+            raise StreamingUnsupported(
+                f"{tool.name!r} gives {'a stream' if tool.kind.streaming else 'one result'}: {how}",
+                details={"tool": tool.name, "streaming": tool.kind.streaming},
+            )
+        return tool
+
+    def _reply_to_ping(self, ping: frames.Ping) -> None:
+        self._write(frames.Pong(ping.sequence, list(self.calls), resident(), int(self._runner.lag() * 1e6)))
+
+    # ---- what is sent --------------------------------------------------------------------------------
+
+    def _send(self, frame: frames.Frame) -> None:
+        """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
+        if len(self._outbox) >= EVENTS_WAITING and isinstance(frame, frames.Emit):
+            return
+        self._outbox.append(frame)
+        if not self._waking:
+            self._waking = True
+            try:
+                if self._shared is None:
+                    self._loop.call_soon_threadsafe(self._drain)
+                else:
+                    self._shared.poke(self._drain)
+            except RuntimeError:
+                # The loop is closed: the host is gone, and with it whoever wanted this.
+                self._outbox.clear()
+        if (
+            isinstance(frame, frames.Chunk | frames.Emit)
+            and self._shared is not None
+            and (len(self._outbox) >= _TOGETHER or time.monotonic() - self._flushed_at > _APART)
+            and self._shared.is_owner()
+        ):
+            # The first at once, those that follow each other quickly together.
+            self._shared.turn()
+
+    def wait(self, condition: Callable[[], bool], until: float | None) -> bool:
+        """In a tool: drive the loop until the condition holds or the time has come, if this thread may. Whether it may."""
+        if self._shared is None or not self._shared.is_owner():
+            return False
+        self._shared.wait(condition, until)
+        return True
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        # What is sent in the course of a flush leaves with it.
+        if not self._flushing:
+            self._loop.call_soon(callback)
+
+    def _drain(self) -> None:
+        # Cleared first: a frame that is appended from now on either is seen below or wakes this thread again.
+        self._waking = False
+        outbox = self._outbox
+        while outbox:
+            self._write(outbox.popleft())
+
+    def _write(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Reply):
+            self.calls.pop(frame.id, None)
+        elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
+            return
+        if self._pipe is not None:
+            self._pipe.send(frames.encode(frame))
+        if self.stopping:
+            self.note_drained()
+
+    # ---- the end ---------------------------------------------------------------------------------------
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether no host is connected."""
+        return self._pipe is None
+
+    def stop(self, grace: float) -> None:
+        """Take no more calls; let those that run end within the grace, then cancel them."""
+        if self.stopping:
+            return
+        self.stopping = True
+        self._on_stop()
+        if grace > 0:
+            self._loop.call_later(grace, self._cancel_all)
+        else:
+            self._cancel_all()
+        self.note_drained()
+
+    def stop_unopened(self) -> None:
+        """No host has come in all this time."""
+        if self._pipe is None:
+            self.stop(0.0)
+
+    def _lose(self) -> None:
+        self._pipe = None
+        self.host_lost = not self.stopping
+        self.stop(0.0)
+        self._cancel_all()
+
+    def _cancel_all(self) -> None:
+        for call in list(self.calls.values()):
+            self._cancel(call)
+
+    def note_drained(self) -> None:
+        """A call has ended: perhaps it was the last before the end."""
+        if self.stopping and not self.calls and self._on_drained is not None:
+            on_drained, self._on_drained = self._on_drained, None
+            on_drained()
+
+    def flush(self) -> None:
+        """Write what the tools have left to be sent."""
+        if self._outbox:
+            self._flushing = True
+            try:
+                self._drain()
+                if self._pipe is not None:
+                    self._pipe.flush()
+            finally:
+                self._flushing = False
+                self._flushed_at = time.monotonic()

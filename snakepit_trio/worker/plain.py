@@ -1,0 +1,164 @@
+"""Calls that come one to an RPC, for hosts that have nothing but a stock gRPC library."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Status
+
+from snakepit_trio.errors import SnakepitError, ToolNotFound
+from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
+from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+
+from .calls import Call, Channel
+
+if TYPE_CHECKING:
+    from snakepit_trio.launch.messages import Boot
+
+    from .exchange import Exchange
+    from .runners import Runner
+
+__all__ = ["PlainCalls"]
+
+#: Characters of an error's message in trailers.
+_TEXT = 1000
+
+
+class _Failed(Exception):
+    """A plain call has failed."""
+
+    def __init__(self, info: frames.ErrorInfo) -> None:
+        super().__init__(info.code)
+        self.info = info
+
+
+class _PlainCall(Call):
+    """A call of a plain RPC, which names its request itself."""
+
+    __slots__ = ("given_id",)
+    given_id: str
+
+    @property
+    def request_id(self) -> str:
+        return self.given_id
+
+
+class PlainCalls:
+    """The plain RPCs, over the calls that the exchange holds.
+
+    Args:
+        boot: What this worker is to be.
+        runner: Where calls run.
+        exchange: Holds all calls of this worker.
+    """
+
+    def __init__(self, boot: Boot, runner: Runner, exchange: Exchange) -> None:
+        self._boot = boot
+        self._runner = runner
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(1 << 62)
+        #: Those that run, by request id, cancelled ones too.
+        self._running: dict[str, asyncio.Event] = {}
+
+    async def settle(self, stream: Any) -> None:
+        """Serve ``Settle``: answer when the call with that id has ended, whatever became of its RPC."""
+        request = await stream.recv_message()
+        ended = self._running.get(request.request_id)
+        if ended is not None:
+            await ended.wait()
+        await stream.send_message(SettleResponse())
+
+    async def answer(self, stream: Any, *, chunks: bool) -> None:
+        """Serve ``Execute``, or ``ExecuteStream`` with ``chunks``."""
+        request = await stream.recv_message()
+        try:
+            async for payload in self._run(stream, request, chunks=chunks):
+                await stream.send_message(ExecuteResponse(payload=payload))
+        except _Failed as exc:
+            status, message, trailers = _grpc_error(exc.info)
+            await stream.send_trailing_metadata(status=status, status_message=message, metadata=trailers)
+
+    async def _run(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
+        """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
+        arrived: asyncio.Queue[frames.Frame] = asyncio.Queue()
+        given = request.payload or PayloadMessage()
+        payload = frames.Payload(int(given.encoding), given.data, [b.inline or b"" for b in given.buffers])
+        deadline = stream.deadline
+        frame = frames.Call(
+            next(self._ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, 16,
+            request.session_id, dict(request.metadata),
+        )  # fmt: skip
+        ended = asyncio.Event()
+
+        def arrive(frame: frames.Frame) -> None:
+            arrived.put_nowait(frame)
+            if isinstance(frame, frames.Reply):
+                ended.set()
+                if self._running.get(request.request_id) is ended:
+                    del self._running[request.request_id]
+
+        try:
+            tool = self._exchange.tool_for(frame)
+        except SnakepitError as exc:
+            raise _Failed(failures.to_info(exc)) from None
+        channel = Channel(
+            send=lambda f: self._loop.call_soon_threadsafe(arrive, f),
+            wait=self._exchange.wait,
+            begin=lambda call_id: None,
+            lend=lambda payload: payload,
+            host_calls=self._exchange.host_calls,
+            prefix="",
+            worker_id=self._boot.worker_id,
+            limit=self._boot.max_payload,
+            unserializable=self._boot.unserializable,
+            encoding=payload.encoding,
+        )
+        call = _PlainCall(frame, tool, channel, None if deadline is None else deadline.time_remaining())
+        call.given_id = request.request_id
+        self._exchange.calls[call.id] = call
+        self._running[request.request_id] = ended
+        self._runner.submit(call)
+        try:
+            while True:
+                item = await arrived.get()
+                if isinstance(item, frames.Chunk):
+                    call.credit(1)
+                    yield _message(item.payload)
+                elif isinstance(item, frames.HostCall):
+                    error = ToolNotFound("a plain call has no way to its host", details={"tool": item.name})
+                    self._exchange.host_calls.resolve(frames.HostReply(item.id, None, failures.to_info(error)))
+                elif isinstance(item, frames.Reply):
+                    del self._exchange.calls[call.id]
+                    if item.error is not None:
+                        raise _Failed(item.error)
+                    if item.payload is not None:
+                        yield _message(item.payload)
+                    return
+        finally:
+            if self._exchange.calls.pop(call.id, None) is not None:
+                call.cancel()
+            self._exchange.note_drained()
+
+
+def _message(payload: frames.Payload) -> PayloadMessage:
+    return PayloadMessage(
+        encoding=Encoding(payload.encoding),
+        data=payload.data,
+        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
+    )
+
+
+def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
+    """Status, message and trailers for a failure; trailers have to be short."""
+    text = info.message
+    if info.remote_types:
+        text = f"{info.remote_types[0].removeprefix('builtins.')}: {info.remote_message}"
+    info.remote_traceback = ""
+    info.message, info.remote_message = info.message[:_TEXT], info.remote_message[:_TEXT]
+    info.remote_types = list(info.remote_types)[:8]
+    trailers = {"snakepit-error-bin": frames.encode_error(info)}
+    return Status(failures.grpc_status(info.code)), text[:_TEXT], trailers
