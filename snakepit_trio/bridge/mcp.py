@@ -22,12 +22,13 @@ from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
 from snakepit_trio.errors import InvalidParameter, SnakepitError, ToolError
+from snakepit_trio.observe.printable import to_plain
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-__all__ = ["make_server", "to_plain"]
+__all__ = ["make_server"]
 
 #: Characters of a chunk that its progress notification tells.
 _SHOWN = 1000
@@ -66,7 +67,7 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
             if spec.streaming:
                 value: Any = await _collect(pool, spec.name, params.arguments, ctx)
             else:
-                value = to_plain(await pool.execute(spec.name, params.arguments))
+                value = _as_json(await pool.execute(spec.name, params.arguments))
         except SnakepitError as exc:
             return types.CallToolResult(content=[types.TextContent(type="text", text=_explain(exc))], is_error=True)
         return types.CallToolResult(
@@ -77,9 +78,9 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
     return Server(name, version=version, on_list_tools=list_tools, on_call_tool=call_tool)
 
 
-def to_plain(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """A result in JSON's own types: what JSON has no type for stands as text or a list."""
-    return json.loads(msgspec.json.encode(value, enc_hook=_other))
+    return json.loads(msgspec.json.encode(value, enc_hook=to_plain))
 
 
 async def _collect(
@@ -89,7 +90,7 @@ async def _collect(
     size = 0
     async with pool.stream(tool, arguments) as chunks:
         async for chunk in chunks:
-            plain = to_plain(chunk)
+            plain = _as_json(chunk)
             text = _text(plain)
             size += len(text)
             if size > _MOST:
@@ -140,13 +141,3 @@ def _explain(error: SnakepitError) -> str:
 
 def _text(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def _other(value: Any) -> Any:
-    for name in ("tolist", "isoformat"):
-        method = getattr(value, name, None)
-        if callable(method):
-            return method()
-    if isinstance(value, complex):
-        return [value.real, value.imag]
-    return str(value)

@@ -64,17 +64,9 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text for any result: what JSON has no type for stands as text or a list."""
     import msgspec
 
-    data = msgspec.json.encode(value, enc_hook=_plain)
+    from snakepit_trio.observe.printable import to_plain
+
+    data = msgspec.json.encode(value, enc_hook=to_plain)
     if indent is None:
         return data.decode()
     return json.dumps(json.loads(data), indent=indent, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    for name in ("tolist", "isoformat"):
-        method = getattr(value, name, None)
-        if callable(method):
-            return method()
-    if isinstance(value, complex):
-        return [value.real, value.imag]
-    return str(value)

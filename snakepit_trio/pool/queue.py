@@ -201,13 +201,6 @@ class RequestQueue(Generic[E]):
         firsts = [node for level in list(self._any.levels.values()) if (node := level.first()) is not None]
         return min((node.arrival for node in firsts), default=math.inf)
 
-    def has_for(self, worker: Any) -> bool:
-        """Whether anything waits that this worker may run."""
-        if self._any.live:
-            return True
-        lane = self._pinned.get(worker)
-        return lane is not None and lane.live > 0
-
     def pop(self, now: float, worker: Any = None, accept: Callable[[E], bool] | None = None) -> E | None:
         """Take out the next request that this worker may run, None when there is none.
 

@@ -18,7 +18,7 @@ from .ledger import Outcome, Request
 if TYPE_CHECKING:
     from snakepit_trio.observe.events import EventBus
 
-__all__ = ["RequestWatch", "Timings", "Trace"]
+__all__ = ["RequestWatch", "Timings"]
 
 _QUEUED, _DISPATCHED, _REJECTED = "queued", "dispatched", Outcome.REJECTED.value
 
@@ -28,13 +28,6 @@ class Timings(Protocol):
 
     def ended(self, pool: str, tool: str, outcome: str, wait: float, duration: float) -> None:
         """A request has ended; ``wait`` is nan when it never got to a worker. Times are in seconds."""
-
-
-class Trace(Protocol):
-    """Follows one request."""
-
-    def note(self, event: str, request: Request, now: float) -> None:
-        """What the ledger tells its observer."""
 
 
 @attrs.frozen

@@ -10,7 +10,6 @@ Encoding rules: https://protobuf.dev/programming-guides/encoding/
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -47,6 +46,7 @@ __all__ = [
     "encode",
     "encode_error",
     "read_fields",
+    "varint",
 ]
 
 JSON = 1
@@ -177,10 +177,10 @@ Frame: TypeAlias = HostFrame | WorkerFrame
 
 _ONE_BYTE = [bytes((i,)) for i in range(128)]
 # A oneof member is written even when it is empty, and so is a message-typed field that is set.
-_EMPTY = b"\x00"
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
     if value < 128:
         return _ONE_BYTE[value]
     if value < 16384:
@@ -196,24 +196,24 @@ def _varint(value: int) -> bytes:
 
 
 def _uint(tag: bytes, value: int) -> bytes:
-    return tag + _varint(value) if value else b""
+    return tag + varint(value) if value else b""
 
 
 def _text(tag: bytes, value: str) -> bytes:
     if not value:
         return b""
     raw = value.encode()
-    return tag + _varint(len(raw)) + raw
+    return tag + varint(len(raw)) + raw
 
 
 def _sized(tag: bytes, body: bytes) -> bytes:
-    return b"%b%b%b" % (tag, _varint(len(body)), body)
+    return b"%b%b%b" % (tag, varint(len(body)), body)
 
 
 def _payload(payload: Payload) -> bytes:
     data = payload.data
     head = b"\x08" + _ONE_BYTE[payload.encoding] if payload.encoding else b""
-    body = b"%b\x12%b%b" % (head, _varint(len(data)), data) if data else head
+    body = b"%b\x12%b%b" % (head, varint(len(data)), data) if data else head
     if payload.buffers:
         return b"".join([body, *(_sized(b"\x1a", _buffer(b)) for b in payload.buffers)])
     return body
@@ -223,7 +223,7 @@ def _buffer(buffer: Buffer) -> bytes:
     if isinstance(buffer, SharedBlock):
         body = _text(b"\x0a", buffer.name) + _uint(b"\x10", buffer.offset) + _uint(b"\x18", buffer.size)
         return _sized(b"\x12", body)
-    return b"".join((b"\x0a", _varint(memoryview(buffer).nbytes), buffer))
+    return b"".join((b"\x0a", varint(memoryview(buffer).nbytes), buffer))
 
 
 def encode_error(error: ErrorInfo) -> bytes:
@@ -231,7 +231,7 @@ def encode_error(error: ErrorInfo) -> bytes:
     parts = [_text(b"\x0a", error.code), _text(b"\x12", error.message), b"\x18\x01" if error.retryable else b""]
     for name in error.remote_types:
         raw = name.encode()
-        parts.append(b"\x22" + _varint(len(raw)) + raw)
+        parts.append(b"\x22" + varint(len(raw)) + raw)
     parts.append(_text(b"\x2a", error.remote_message))
     parts.append(_text(b"\x32", error.remote_traceback))
     if error.details is not None:
@@ -241,18 +241,18 @@ def encode_error(error: ErrorInfo) -> bytes:
 
 def _call(f: Call) -> bytes:
     body = (
-        b"\x08%b\x10%b" % (_varint(f.id), _varint(f.tool_index))
+        b"\x08%b\x10%b" % (varint(f.id), varint(f.tool_index))
         if f.id and f.tool_index and not f.tool
         else _call_head(f)
     )
     payload = f.payload
     if payload is not NO_PAYLOAD:
         inner = _payload(payload)
-        body = b"%b\x22%b%b" % (body, _varint(len(inner)), inner)
+        body = b"%b\x22%b%b" % (body, varint(len(inner)), inner)
     if f.timeout_us:
-        body = b"%b\x28%b" % (body, _varint(f.timeout_us))
+        body = b"%b\x28%b" % (body, varint(f.timeout_us))
     if f.attempt:
-        body = b"%b\x30%b" % (body, _varint(f.attempt))
+        body = b"%b\x30%b" % (body, varint(f.attempt))
     if f.stream or f.credits or f.session_id or f.metadata:
         return body + _call_tail(f)
     return body
@@ -266,23 +266,23 @@ def _call_tail(f: Call) -> bytes:
     parts = [b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
     for key, value in f.metadata.items():
         raw_key, raw_value = key.encode(), value.encode()
-        entry = b"\x0a%b%b\x12%b%b" % (_varint(len(raw_key)), raw_key, _varint(len(raw_value)), raw_value)
-        parts += (b"\x52", _varint(len(entry)), entry)
+        entry = b"\x0a%b%b\x12%b%b" % (varint(len(raw_key)), raw_key, varint(len(raw_value)), raw_value)
+        parts += (b"\x52", varint(len(entry)), entry)
     return b"".join(parts)
 
 
 def _outcome(f: Reply | HostReply) -> bytes:
-    head = b"\x08" + _varint(f.id) if f.id else b""
+    head = b"\x08" + varint(f.id) if f.id else b""
     if f.payload is not None:
         body = _payload(f.payload)
-        return b"%b\x12%b%b" % (head, _varint(len(body)), body)
+        return b"%b\x12%b%b" % (head, varint(len(body)), body)
     if f.error is not None:
         return head + _sized(b"\x1a", encode_error(f.error))
     return head
 
 
 def _pong(f: Pong) -> bytes:
-    running = b"".join(map(_varint, f.running))
+    running = b"".join(map(varint, f.running))
     return b"".join(
         (
             _uint(b"\x08", f.sequence),
@@ -332,14 +332,13 @@ def encode(frame: Frame) -> bytes:
     """The HostFrame or WorkerFrame message that holds this frame."""
     tag, encoder = _ENCODERS[type(frame)]
     body = encoder(frame)
-    return b"%b%b%b" % (tag, _varint(len(body)), body)
+    return b"%b%b%b" % (tag, varint(len(body)), body)
 
 
 # ---- decoding ------------------------------------------------------------------------------------
 
 _U64 = (1 << 64) - 1
 _U32 = (1 << 32) - 1
-_FIXED32 = struct.Struct("<I")
 
 _Field: TypeAlias = "int | bytes"
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from snakepit_trio.errors import ConnectionLost, SnakepitError, ToolError
 
 from . import failures
-from .frames import ErrorInfo, FrameError, decode_error, encode_error, read_fields
+from .frames import ErrorInfo, FrameError, decode_error, encode_error, read_fields, varint
 
 __all__ = ["DEFAULT_ROOM", "OK", "error_from_trailers", "find_info", "trailers_for"]
 
@@ -120,7 +120,7 @@ def _others(error: SnakepitError, retry_after: float | None) -> list[tuple[str, 
         found.append((_TYPE + "google.rpc.BadRequest", _field(1, violation)))
     if retry_after is not None:
         seconds, fraction = divmod(retry_after, 1.0)
-        duration = b"\x08" + _varint(int(seconds)) + b"\x10" + _varint(int(fraction * 1e9))
+        duration = b"\x08" + varint(int(seconds)) + b"\x10" + varint(int(fraction * 1e9))
         found.append((_TYPE + "google.rpc.RetryInfo", _field(1, duration)))
     return found
 
@@ -138,17 +138,8 @@ def _google_error_info(error: SnakepitError) -> bytes:
 
 def _status(code: int, message: str, details: Sequence[tuple[str, bytes]]) -> bytes:
     wrapped = (_field(3, _field(1, kind.encode()) + _field(2, data)) for kind, data in details)
-    return b"\x08" + _varint(code) + _field(2, message.encode(errors="replace")) + b"".join(wrapped)
+    return b"\x08" + varint(code) + _field(2, message.encode(errors="replace")) + b"".join(wrapped)
 
 
 def _field(number: int, data: bytes) -> bytes:
-    return b"%b%b%b" % (_varint(number << 3 | 2), _varint(len(data)), data)
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return b"%b%b%b" % (varint(number << 3 | 2), varint(len(data)), data)

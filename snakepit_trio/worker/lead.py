@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .runners import Answer, run_sync
+from .runners import WithoutLoop, run_sync
 from .shared_loop import SharedLoop
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["LeadRunner"]
 _TOGETHER = 0.0005
 
 
-class LeadRunner:
+class LeadRunner(WithoutLoop):
     """The runner of most workers; see :mod:`.shared_loop`.
 
     Calls that arrive together are run one after the other and answered together, as long as they are short.
@@ -80,12 +80,3 @@ class LeadRunner:
                 else:
                     begun = ended
             self.flush()
-
-    def portal(self) -> Callable[[Callable[[], object]], object]:
-        raise RuntimeError("call_host is for async tools; use call_host_sync")
-
-    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
-        raise RuntimeError("an adapter with an async hook has an event loop")
-
-    def lag(self) -> float:
-        return 0.0

@@ -23,7 +23,7 @@ from .toolbox import Kind
 if TYPE_CHECKING:
     from .calls import Call
 
-__all__ = ["LoopRunner", "Runner", "SyncRunner", "run_sync"]
+__all__ = ["LoopRunner", "Runner", "SyncRunner", "WithoutLoop", "run_sync"]
 
 #: How long a generator's or a teardown's own clean-up may take after a cancel, in seconds.
 CLEANUP_TIME = 5.0
@@ -94,7 +94,20 @@ def _run_generator(call: Call, generator: Any) -> None:
     call.end_stream()
 
 
-class SyncRunner:
+class WithoutLoop:
+    """What runners for adapters without anything async have in common."""
+
+    def portal(self) -> Callable[[Callable[[], object]], object]:
+        raise RuntimeError("call_host is for async tools; use call_host_sync")
+
+    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        raise RuntimeError("an adapter with an async hook has an event loop")
+
+    def lag(self) -> float:
+        return 0.0
+
+
+class SyncRunner(WithoutLoop):
     """Runs an adapter that has nothing async, several calls at once."""
 
     def __init__(self, threads: int) -> None:
@@ -110,15 +123,6 @@ class SyncRunner:
             self._threads.join()
         finally:
             after()
-
-    def portal(self) -> Callable[[Callable[[], object]], object]:
-        raise RuntimeError("call_host is for async tools; use call_host_sync")
-
-    def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
-        raise RuntimeError("an adapter with an async hook has an event loop")
-
-    def lag(self) -> float:
-        return 0.0
 
 
 class LoopRunner:
