@@ -31,6 +31,8 @@ __all__ = [
     "TlsConfig",
 ]
 
+#: What a worker of the profile "thread" runs at once.
+_THREADS = 10
 _ADAPTER = re.compile(r"[^\s:]+(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
@@ -81,8 +83,9 @@ class PoolConfig(_Remembers):
         timeout: For a whole call, waiting included, when the caller gives none.
         stream_timeout: For a whole stream, when the caller gives none.
         startup_timeout: For a worker to become ready.
-        profile: ``"process"``: isolation comes first; ``"thread"``: workers are meant to run several calls at once.
-        threads: Calls that one worker runs at once, whatever the profile.
+        profile: ``"process"``: isolation comes first, a worker runs one call at once; ``"thread"``: several, 10 of them. In
+            either, ``threads`` has the last word.
+        threads: Calls that one worker runs at once; by default as the profile says.
         prefetch: Calls that a worker with one thread may hold besides the one that it runs, when its tools are so short that
             the way to it and back counts. They are still queued, and are taken back when the call turns out long. 0: none.
         start_method: ``"fork_server"``: forked from a template that has imported the adapter; ``"spawn"``: a new interpreter.
@@ -185,6 +188,8 @@ class PoolConfig(_Remembers):
         for name, limit in TIMEOUTS[self.timeouts]._asdict().items():
             if name not in self._given:
                 object.__setattr__(self, name, limit)
+        if self.profile == "thread" and "threads" not in self._given:
+            object.__setattr__(self, "threads", _THREADS)
         if self.adapter is None and self.command is None:
             refuse("adapter", None, "a value, or a command instead")
         if self.adapter is not None and self.command is not None:
@@ -222,7 +227,13 @@ class PoolConfig(_Remembers):
 
 @attrs.frozen(kw_only=True)
 class TlsConfig:
-    """Files for TLS, in PEM: our certificate and key, and the authority that clients' certificates must come from."""
+    """Files for TLS, in PEM.
+
+    Attributes:
+        cert: Our certificate, with what stands between it and its authority.
+        key: Its private key.
+        ca: The authority that clients' certificates must come from; None: clients need none.
+    """
 
     cert: str
     key: str

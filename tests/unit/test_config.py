@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import attrs
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio import config as configuration
 
 
 @pytest.mark.parametrize(
@@ -46,6 +48,34 @@ def test_a_runtime_needs_pools_with_different_names() -> None:
         sp.RuntimeConfig(pools=[])
     with pytest.raises(sp.ConfigError, match="different names"):
         sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="m"), sp.PoolConfig(adapter="n")])
+
+
+def test_a_profile_says_how_many_calls_a_worker_runs_at_once() -> None:
+    assert sp.PoolConfig(adapter="m").threads == 1
+    assert sp.PoolConfig(adapter="m", profile="thread").threads == 10
+    assert sp.PoolConfig(adapter="m", profile="thread", threads=3).threads == 3
+    assert sp.PoolConfig(adapter="m", threads=3).threads == 3
+
+
+CLASSES = [kind for kind in vars(configuration).values() if isinstance(kind, type) and attrs.has(kind)]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_option_is_described(kind: type) -> None:
+    described = re.findall(r"^ {8}(\w+(?:, \w+)*): \S", kind.__doc__ or "", re.MULTILINE)
+    names = [name for line in described for name in line.split(", ")]
+    assert sorted(names) == sorted(field.name for field in attrs.fields(kind))
+
+
+def test_every_option_is_read_somewhere() -> None:
+    package = Path(sp.__file__).parent
+    source = "\n".join(path.read_text() for path in package.rglob("*.py") if "generated" not in path.parts)
+    read = set(
+        re.findall(
+            r"(?:config|settings|limits|metrics|options|self|circuit|retry|tls|hedge|spec|pool)\.(?=(\w+))", source
+        )
+    )
+    assert {f"{kind.__name__}.{f.name}" for kind in CLASSES for f in attrs.fields(kind) if f.name not in read} == set()
 
 
 def test_secrets_are_not_shown() -> None:
