@@ -29,7 +29,7 @@ from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.observe.timings import RequestTimings
 from snakepit_trio.observe.tracing import Telemetry
 from snakepit_trio.policies.options import TIMEOUTS
-from snakepit_trio.pool.crew import PoolParts
+from snakepit_trio.pool.parts import PoolParts
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.sessions.directory import SessionDirectory
 from snakepit_trio.sessions.programs import ProgramStore

@@ -1,157 +1,51 @@
-"""The workers of one pool: its slots, what its workers tell, and the way from the ledger to each of them."""
+"""The places of one pool's workers: kept filled, more or fewer of them, replaced, emptied."""
 
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import random
 import secrets
-import time
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
 import anyio.to_thread
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio._waiting import event_loop
-from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
+from snakepit_trio.errors import InvalidParameter, PoolClosed, WorkerStartupError
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
-from snakepit_trio.tools.schemas import compile_check
-from snakepit_trio.tools.serving import HostThreads, HostToolServer
-from snakepit_trio.tools.waits import Waits
-from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.wire.shared import Budget, available
 from snakepit_trio.workers.slot import Slot
-from snakepit_trio.workers.states import Exit, WorkerState
+from snakepit_trio.workers.states import WorkerState
 from snakepit_trio.workers.worker import Worker
 
-from .ledger import Binding, Ledger, Request, Seats, UnexpectedReply
+from .ledger import Ledger, Seats
+from .roster import Roster, no_such_worker
 from .scaling import Load
 from .stats import WorkerInfo
-from .watch import Timings
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.launch.base import Launcher
-    from snakepit_trio.observe.events import EventBus
-    from snakepit_trio.observe.tracing import Telemetry
-    from snakepit_trio.tools.registry import ToolRegistry
-    from snakepit_trio.wire.connection import Wire
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-__all__ = ["Crew", "PoolParts"]
+    from .parts import PoolParts
 
-_log = logging.getLogger(__name__)
+__all__ = ["Crew"]
 
 #: Stands for no limit where a number is needed, in bytes.
 _NO_LIMIT = 1 << 62
 
 
-class PoolParts:
-    """What a runtime gives to each of its pools."""
-
-    def __init__(
-        self,
-        *,
-        run_id: str,
-        token: str,
-        socket_dir: str | None,
-        backend: str,
-        launcher: Launcher,
-        wire: Wire,
-        events: EventBus,
-        ids: Iterator[int],
-        redact: Callable[[str], str],
-        registries: Callable[[Request], tuple[ToolRegistry, ...]],
-        waits: Waits,
-        host_threads: HostThreads,
-        starting: anyio.Semaphore,
-        timings: Timings | None = None,
-        bindings: Callable[[str], Iterable[Binding]] = lambda _: (),
-        telemetry: Telemetry | None = None,
-    ) -> None:
-        self.run_id = run_id
-        self.token = token
-        self.socket_dir = socket_dir
-        self.backend = backend
-        self.launcher = launcher
-        self.wire = wire
-        self.events = events
-        self.ids = ids
-        self.redact = redact
-        self.registries = registries
-        self.waits = waits
-        self.host_threads = host_threads
-        self.starting = starting
-        self.timings = timings
-        #: The ties of sessions to a pool's workers.
-        self.bindings = bindings
-        self.telemetry = telemetry
-
-
-class _WorkerPort:
-    """The ledger's way to one worker."""
-
-    __slots__ = ("_index", "_now", "_servers", "worker")
-
-    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer], now: Callable[[], float]) -> None:
-        self.worker = worker
-        self._now = now
-        self._servers = servers
-        self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
-
-    def start(self, request: Request) -> None:
-        until = min(request.deadline, request.until)
-        timeout_us = 0
-        if until != math.inf:
-            timeout_us = max(1, int((until - self._now()) * 1e6))
-        index = self._index.get(request.tool, 0)
-        self.worker.call(
-            Call(
-                request.id,
-                index,
-                "" if index else request.tool,
-                request.payload,
-                timeout_us,
-                request.attempt,
-                request.stream,
-                request.credits,
-                request.session or "",
-                request.metadata,
-            )
-        )
-
-    def cancel(self, request: Request) -> None:
-        self.worker.cancel(request.id)
-        server = self._servers.get(self.worker)
-        if server is not None:
-            server.cancel_for(request)
-
-    def withdraw(self, request: Request) -> None:
-        self.worker.withdraw(request.id)
-
-    def recall(self, request: Request) -> None:
-        self.worker.withdraw(request.id, recall=True)
-
-
 class Crew:
-    """The workers of one pool. What it is told by slots and workers goes into the ledger at once; nothing here waits but
-    what is asked to.
+    """The slots of one pool, and what is asked of all its workers. Nothing here waits but what is asked to.
 
     Attributes:
         slots: The places that are kept filled.
         size: How many there are meant to be.
-        tools: What the workers offer, by name; empty until one has been ready.
-        checks: By tool, what refuses arguments that can't be right.
-        encoding: How the arguments are encoded: as the workers can read it.
+        roster: The workers that are there.
         restarts: Workers started in place of one that ended unbidden.
-        killed: Ids of the workers that had to be killed while the pool was closing.
     """
 
     def __init__(self, config: PoolConfig, parts: PoolParts, ledger: Ledger) -> None:
@@ -159,22 +53,15 @@ class Crew:
         self.name: str = config.name
         self.slots: list[Slot] = []
         self.size = config.size
-        self.tools: dict[str, ToolSpec] = {}
-        self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
-        self.encoding = MSGPACK
+        self.roster = Roster(config, parts, ledger, on_due=self._replace_soon)
         self.restarts = 0
-        self.killed: list[str] = []
-        self.request_prefix = f"{parts.run_id}-"
         self._parts = parts
         self._events = parts.events
         self._ledger = ledger
-        self._now = event_loop(parts.backend).now
         self._retiring: list[Slot] = []
         #: Places of workers that are kept warm and take no calls before they are moved to a slot.
         self._spares: list[Slot] = []
-        self._seats: dict[Worker, Seats] = {}
         self._devices = () if config.devices in (None, "auto") else config.devices
-        self._servers: dict[Worker, HostToolServer] = {}
         self._rng = random.Random(secrets.randbits(64))
         limit = config.shm_limit if available() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
@@ -189,17 +76,7 @@ class Crew:
         self._opening = True
 
     def __repr__(self) -> str:
-        return f"<Crew of {self.name!r}: {self.ready} of {self.size} ready>"
-
-    @property
-    def ready(self) -> int:
-        """Workers that take calls."""
-        return sum(1 for seats in self._seats.values() if seats.open)
-
-    @property
-    def busy(self) -> int:
-        """Workers that hold at least one call."""
-        return sum(1 for seats in self._seats.values() if seats.load)
+        return f"<Crew of {self.name!r}: {self.roster.ready} of {self.size} ready>"
 
     @property
     def expecting(self) -> bool:
@@ -209,7 +86,7 @@ class Crew:
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
         return tuple(
-            _info(slot, worker, self._seats.get(worker))
+            _info(slot, worker, self.roster.seats.get(worker))
             for slot in [*self.slots, *self._retiring, *self._spares]
             for worker in slot.workers
         )
@@ -220,7 +97,7 @@ class Crew:
         Raises:
             WorkerStartupError: None of them has got a worker.
         """
-        self._nursery = nursery
+        self._nursery = self.roster.nursery = nursery
         if self.config.devices == "auto":
             hardware = await anyio.to_thread.run_sync(detect)
             self._devices = tuple(device.id for device in hardware.accelerators)
@@ -232,11 +109,11 @@ class Crew:
             self._settled = anyio.Event()
             await self._settled.wait()
         self._opening = False
-        if not self.ready:
+        if not self.roster.ready:
             error = self._startup_error()
             self._fail(error)
             raise error
-        self._events.emit("pool.opened", {"size": self.size, "ready": self.ready}, pool=self.name)
+        self._events.emit("pool.opened", {"size": self.size, "ready": self.roster.ready}, pool=self.name)
 
     async def stop(self) -> None:
         """Stop every worker, each step bounded."""
@@ -261,14 +138,14 @@ class Crew:
             while True:
                 if self._ledger.closed is not None:
                     raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
-                if self.ready >= (self.size if n is None else n):
+                if self.roster.ready >= (self.size if n is None else n):
                     return
                 if self.slots and all(slot.failed for slot in self.slots):
                     raise self._startup_error()
                 self._settled = anyio.Event()
                 await self._settled.wait()
         raise WorkerStartupError(
-            f"pool {self.name!r}: {self.ready} of {n or self.size} workers were ready within {timeout:g} s",
+            f"pool {self.name!r}: {self.roster.ready} of {n or self.size} workers were ready within {timeout:g} s",
             details={"pool": self.name, "reason": "timeout"},
         )
 
@@ -290,12 +167,7 @@ class Crew:
             for slot in surplus:
                 nursery.start_soon(self._retire, slot)
         if grows:
-            # A worker that was cordoned is up, and takes no calls for as long as somebody wants it so.
-            cordoned = sum(
-                not seats.open and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY)
-                for worker, seats in self._seats.items()
-            )
-            await self.wait_ready(self.size - cordoned)
+            await self.wait_ready(self.size - self.roster.cordoned)
 
     def scale(self, size: int, keep: Container[Seats]) -> None:
         """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.
@@ -309,15 +181,15 @@ class Crew:
         if size == self.size:
             return
         for slot in surplus:
-            if slot.current in self._seats:
+            if slot.current in self.roster.seats:
                 # At once: a call that came before the slot's task has run would find a worker that is to stop.
-                self._ledger.cordon(self._seats[slot.current])
+                self._ledger.cordon(self.roster.seats[slot.current])
         self._set_size(size, surplus, "load")
         for slot in surplus:
             self._nursery.start_soon(self._retire, slot)
 
     def _is_idle(self, slot: Slot, keep: Container[Seats]) -> bool:
-        seats = None if slot.current is None else self._seats.get(slot.current)
+        seats = None if slot.current is None else self.roster.seats.get(slot.current)
         return slot.failed or (seats is not None and not seats.load and seats not in keep)
 
     def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
@@ -341,7 +213,7 @@ class Crew:
         )
 
     def _serves(self, slot: Slot) -> bool:
-        return slot.current is not None and slot.current in self._seats
+        return slot.current is not None and slot.current in self.roster.seats
 
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
@@ -369,35 +241,7 @@ class Crew:
             if slot.current is not None and slot.current.id == worker_id:
                 self._recycles(slot.current, "on_demand")
                 return await slot.replace("on demand")
-        raise _no_such_worker(worker_id)
-
-    def cordon(self, worker_id: str, *, cordoned: bool) -> None:
-        """Give one worker no more calls, or calls again; those that it has go on.
-
-        Raises:
-            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
-        """
-        for worker, seats in self._seats.items():
-            if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
-                if cordoned:
-                    self._ledger.cordon(seats)
-                    self._parts.waits.check()
-                else:
-                    self._ledger.uncordon(seats, anyio.current_time())
-                return
-        raise _no_such_worker(worker_id)
-
-    async def drain(self, worker_id: str) -> None:
-        """Give one worker no more calls, and wait until it holds none. A cancellation leaves it without new ones.
-
-        Raises:
-            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
-        """
-        self.cordon(worker_id, cordoned=True)
-        for worker in self._seats:
-            if worker.id == worker_id:
-                await worker.drained()
-                return
+        raise no_such_worker(worker_id)
 
     def kill_worker(self, worker_id: str) -> None:
         """End one worker at once; its slot gets another.
@@ -410,7 +254,7 @@ class Crew:
                 if worker.id == worker_id and not worker.ended.is_set():
                     worker.kill()
                     return
-        raise _no_such_worker(worker_id)
+        raise no_such_worker(worker_id)
 
     # ---- slots -----------------------------------------------------------------------------------
 
@@ -459,135 +303,6 @@ class Crew:
             f"pool {self.name!r}: no worker is ready", details={"pool": self.name, "reason": "not ready"}
         )
 
-    # ---- what workers tell: the interface WorkerHost -------------------------------------------------
-
-    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        if old is WorkerState.STARTING and new is WorkerState.READY:
-            self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self._who(worker))
-        elif not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
-            self._events.emit(f"worker.{new.value}", None, **self._who(worker))
-        if old is WorkerState.STARTING and new is WorkerState.READY:
-            self.encoding = worker.encoding
-            for tool in worker.tools:
-                known = self.tools.get(tool.name)
-                if known is None or known.parameters_schema != tool.parameters_schema:
-                    self.checks[tool.name] = compile_check(tool.name, tool.parameters_schema)
-                self.tools[tool.name] = tool
-            if worker.slot >= 0:
-                self._admit(worker)
-        elif new is WorkerState.DRAINING or new.over:
-            seats_now = self._seats.get(worker)
-            if seats_now is not None:
-                self._ledger.retire(seats_now, anyio.current_time())
-                self._parts.waits.check()
-            server = self._servers.get(worker)
-            if new.over and server is not None:
-                server.close()
-
-    def _admit(self, worker: Worker) -> None:
-        """A worker takes calls from now on."""
-        # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
-        may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
-        seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
-        seats.port = _WorkerPort(worker, self._servers, self._now)
-        self._seats[worker] = seats
-        self._ledger.open(seats, anyio.current_time())
-
-    def worker_tainted(self, worker: Worker, reason: str) -> None:
-        seats = self._seats.get(worker)
-        if seats is not None:
-            self._ledger.cordon(seats)
-            self._parts.waits.check()
-        self._events.emit("worker.tainted", None, reason=reason, **self._who(worker))
-        if reason != "cancel_grace":
-            self._replace_soon(worker, reason)
-
-    def worker_missed(self, worker: Worker, silence: float) -> None:
-        self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self._who(worker))
-
-    def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
-        now = self._now()
-        try:
-            request = self._ledger.replied(self._seats[worker], reply.id, now, result=reply.payload, error=error)
-        except UnexpectedReply as exc:
-            raise ValueError(str(exc)) from None
-        if worker in self._servers and request is not None:
-            self._servers[worker].cancel_for(request)
-
-    def worker_returned(self, worker: Worker, call_id: int) -> None:
-        try:
-            self._ledger.returned(self._seats[worker], call_id, anyio.current_time())
-        except UnexpectedReply as exc:
-            raise ValueError(str(exc)) from None
-
-    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
-        seats = self._seats[worker]
-        request = seats.running.get(chunk.id)
-        if request is not None and request.chunk is not None:
-            request.chunk(chunk.payload)
-        elif chunk.id not in seats.leaving:
-            raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
-
-    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        server = self._servers.get(worker)
-        if server is None:
-            assert self._nursery is not None
-            server = self._servers[worker] = HostToolServer(
-                worker,
-                registries=self._parts.registries,
-                threads=self._parts.host_threads,
-                start=self._nursery.start_soon,
-                limit=self.config.max_payload,
-                redact=self._parts.redact,
-                prefix=self.request_prefix,
-            )
-        if isinstance(call, HostCancel):
-            server.cancel(call.id)
-        else:
-            server.begin(call, self._seats[worker].running.get(call.call_id))
-
-    def worker_emit(self, worker: Worker, emit: Emit) -> None:
-        if not self._events.active:
-            return
-        try:
-            measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)
-            fields = {**metadata, **self._who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
-            self._events.tell(emit.name, dict(measurements), fields)
-        except (SnakepitError, TypeError, ValueError) as exc:
-            _log.warning("worker %s emitted an event that is refused: %s", worker.id, exc, extra=self._who(worker))
-
-    def worker_due(self, worker: Worker, reason: str) -> None:
-        self._replace_soon(worker, reason)
-
-    def worker_gone(self, worker: Worker, exit: Exit) -> None:
-        self._servers.pop(worker, None)
-        seats = self._seats.pop(worker, None)
-        if seats is not None:
-            error: WorkerCrashed | PoolClosed
-            if self._ledger.closed is not None:
-                error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
-            else:
-                error = WorkerCrashed(
-                    f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
-                )
-            self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
-            self._parts.waits.check()
-        if self._ledger.closed is not None and worker.was_killed:
-            self.killed.append(worker.id)
-        self._events.emit(
-            "worker.gone",
-            {"uptime": time.time() - worker.started_at, "requests": worker.served},
-            reason=exit.reason,
-            expected=exit.expected,
-            **self._who(worker),
-        )
-        level = logging.INFO if exit.expected else logging.WARNING
-        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self._who(worker))
-
-    def _who(self, worker: Worker) -> dict[str, Any]:
-        return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
-
     # ---- what slots tell: the interface SlotHost -----------------------------------------------------
 
     def make_worker(self, slot: int, incarnation: int) -> Worker:
@@ -616,14 +331,14 @@ class Crew:
             settings=config,
             launcher=parts.launcher,
             wire=parts.wire,
-            host=self,
+            host=self.roster,
             slot=slot,
             incarnation=incarnation,
-            request_prefix=self.request_prefix,
+            request_prefix=self.roster.request_prefix,
             redact=parts.redact,
             shm=self._shm,
         )
-        self._events.emit("worker.starting", None, **self._who(worker))
+        self._events.emit("worker.starting", None, **self.roster.who(worker))
         return worker
 
     def take_spare(self, slot: int, incarnation: int) -> Worker | None:
@@ -633,7 +348,7 @@ class Crew:
             worker = place.give()
             if worker is not None:
                 worker.slot, worker.incarnation = slot, incarnation
-                self._admit(worker)
+                self.roster.admit(worker)
                 return worker
         return None
 
@@ -673,7 +388,7 @@ class Crew:
                 self._nursery.start_soon(self._replace, slot, reason)
 
     def _recycles(self, worker: Worker, reason: str) -> None:
-        self._events.emit("worker.recycled", None, reason=reason, **self._who(worker))
+        self._events.emit("worker.recycled", None, reason=reason, **self.roster.who(worker))
 
     @protected
     async def _replace(self, slot: Slot, reason: str) -> None:
@@ -681,10 +396,6 @@ class Crew:
             await slot.replace(reason)
         finally:
             self._replacing.discard(slot)
-
-
-def _no_such_worker(worker_id: str) -> InvalidParameter:
-    return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})
 
 
 def _info(slot: Slot, worker: Worker, seats: Seats | None) -> WorkerInfo:

@@ -8,7 +8,6 @@ of them in its nursery, are one per slot and one clock that ends what is overdue
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,14 +23,16 @@ from snakepit_trio.errors import (
     PoolClosed,
     RequestCancelled,
     RequestTimeout,
-    WouldDeadlock,
 )
 from snakepit_trio.policies.guard import Guard
 
 from .cancel_set import CancelSet
-from .crew import Crew, PoolParts
+from .crew import Crew
 from .ledger import Binding, Ledger, Phase, Request, Seats
 from .mapping import MapResults
+from .nested import NestedRequests
+from .operating import Operations
+from .parts import PoolParts
 from .proxy import bind
 from .queue import RequestQueue
 from .scaling import Autoscaler, ScaledCrew
@@ -49,12 +50,10 @@ if TYPE_CHECKING:
 
 __all__ = ["UNSET", "Pool"]
 
-_log = logging.getLogger(__name__)
-
 Declared = TypeVar("Declared")
 
 
-class Pool:
+class Pool(Operations):
     """A pool of worker processes. Made by :func:`snakepit_trio.open_pool` or :func:`snakepit_trio.open_runtime`.
 
     Attributes:
@@ -78,7 +77,7 @@ class Pool:
             runtime.config.recorder_size if runtime is not None else 0,
             parts.timings,
             lambda: self._ledger.queued,
-            self._follow_nested,
+            lambda event, request: self._nested.follow(event, request),
         )
         self._ledger = Ledger(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
@@ -90,6 +89,8 @@ class Pool:
             on_due=self._note_due,
         )
         self._crew = Crew(config, parts, self._ledger)
+        self._roster = self._crew.roster
+        self._nested = NestedRequests(config, parts.waits, self._ledger, self._crew)
         self._guard = Guard.of(config, parts.events)
         self._scaled: ScaledCrew | None = None
         if config.max_size is not None:
@@ -104,7 +105,7 @@ class Pool:
         self._calls = Submission(
             config,
             parts,
-            self._crew,
+            self._roster,
             self._ledger,
             self._loop,
             on_queued=_nobody if self._scaled is None else self._scaled.poke,
@@ -174,7 +175,7 @@ class Pool:
     ) -> Any:
         await self._loop.check()
         if self._guard is not None and not guarded:
-            spec = self._crew.tools.get(tool)
+            spec = self._roster.tools.get(tool)
             limit = self.config.timeout if isinstance(timeout, Unset) else timeout
             if spec is not None and (limit is None or is_time(limit)):
                 return await self._guard.execute(
@@ -258,7 +259,7 @@ class Pool:
         make = functools.partial(
             self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
         )
-        if self._guard is not None and tool in self._crew.tools and (limit is None or is_time(limit)):
+        if self._guard is not None and tool in self._roster.tools and (limit is None or is_time(limit)):
             return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
         return make(timeout=limit)
 
@@ -370,8 +371,8 @@ class Pool:
         totals = self._ledger.totals()
         return PoolStats(
             size=self._crew.size,
-            ready=self._crew.ready,
-            busy=self._crew.busy,
+            ready=self._roster.ready,
+            busy=self._roster.busy,
             restarts=self._crew.restarts,
             queued=totals.queued,
             in_flight=totals.in_flight,
@@ -391,7 +392,7 @@ class Pool:
 
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
-        return tuple(self._crew.tools[name] for name in sorted(self._crew.tools))
+        return tuple(self._roster.tools[name] for name in sorted(self._roster.tools))
 
     def session(
         self,
@@ -467,7 +468,7 @@ class Pool:
         Raises:
             ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
         """
-        spec = self._crew.tools.get(tool)
+        spec = self._roster.tools.get(tool)
         if spec is None:
             raise self._calls.tool_not_found(tool)
         if spec.streaming:
@@ -478,70 +479,6 @@ class Pool:
 
         call.__name__, call.__doc__ = tool, spec.description
         return call
-
-    async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until ``n`` workers are ready, all of them when None.
-
-        Raises:
-            WorkerStartupError: None can be: every slot has failed, or the time was spent.
-            PoolClosed: The pool is closing or closed.
-        """
-        await self._crew.wait_ready(n, timeout)
-
-    async def resize(self, size: int) -> None:
-        """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
-
-        Surplus workers finish the calls that they hold, within ``stop_grace``.
-
-        Raises:
-            InvalidParameter: The size is not a positive int.
-            WorkerStartupError: A new worker could not start.
-        """
-        await self._crew.resize(size)
-
-    async def rolling_restart(self) -> None:
-        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
-
-        Raises:
-            WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
-        """
-        await self._crew.rolling_restart()
-
-    async def recycle(self, worker_id: str) -> bool:
-        """Replace one worker: a new one is ready first, then this one drains and stops.
-
-        Returns whether that happened; False when the new one could not start, and this one goes on.
-
-        Raises:
-            InvalidParameter: The pool has no such worker.
-        """
-        return await self._crew.recycle(worker_id)
-
-    def cordon(self, worker_id: str, *, cordoned: bool = True) -> None:
-        """Give one worker no more calls, or, with ``cordoned=False``, calls again; those that it has go on.
-
-        Raises:
-            InvalidParameter: The pool has no such worker that takes calls.
-        """
-        self._crew.cordon(worker_id, cordoned=cordoned)
-
-    async def drain(self, worker_id: str) -> None:
-        """Give one worker no more calls, and wait until it holds none. ``cordon(..., cordoned=False)`` undoes it.
-
-        A cancellation leaves the worker without new calls.
-
-        Raises:
-            InvalidParameter: The pool has no such worker that takes calls.
-        """
-        await self._crew.drain(worker_id)
-
-    def kill_worker(self, worker_id: str) -> None:
-        """End one worker at once; its calls fail or run elsewhere as after a crash, and its slot gets another worker.
-
-        Raises:
-            InvalidParameter: The pool has no such worker that is alive.
-        """
-        self._crew.kill_worker(worker_id)
 
     def circuits(self) -> Mapping[str, str]:
         """The state of each circuit, ``"closed"``, ``"open"`` or ``"half_open"``, by tool; ``"*"`` is the whole pool's."""
@@ -592,7 +529,7 @@ class Pool:
     @property
     def killed(self) -> list[str]:
         """Ids of the workers that had to be killed while the pool was closing."""
-        return self._crew.killed
+        return self._roster.killed
 
     @protected
     async def _clock(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -610,31 +547,6 @@ class Pool:
         """The workers that strict sessions are tied to."""
         bindings = self._parts.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
-
-    def _follow_nested(self, event: str, request: Request) -> None:
-        """A tool waits for this request: see whether its own wait can end."""
-        waits = self._parts.waits
-        if event == "queued":
-            waits.add(
-                request,
-                request.chain,
-                lambda blocked: self._ledger.hopeless(request, blocked) and not self._expecting(request),
-                lambda: self._ledger.end(request, self._would_deadlock(request), anyio.current_time()),
-            )
-        else:
-            waits.remove(request)
-
-    def _expecting(self, request: Request) -> bool:
-        """Whether a worker is to come that may run a request."""
-        if request.pin is not None:
-            return False
-        return self._crew.expecting or self._crew.size < (self.config.max_size or 0)
-
-    def _would_deadlock(self, request: Request) -> WouldDeadlock:
-        return WouldDeadlock(
-            f"{request.tool!r} would wait for a worker of pool {self.name!r}, and each of them waits for a call like it",
-            details={"tool": request.tool, "pool": self.name},
-        )
 
     def _end_call(self, request: Request) -> None:
         """End a session's call, whose session is no more."""

@@ -28,7 +28,7 @@ def snapshot(stats: PoolStats, crew: Crew, ledger: Ledger, watch: RequestWatch, 
     for request in ledger.requests():
         if len(requests) == _MOST:
             break
-        requests.append(_request(request, crew.request_prefix, now))
+        requests.append(_request(request, crew.roster.request_prefix, now))
     return {
         "stats": attrs.asdict(stats),
         "workers": [attrs.asdict(info) for info in crew.infos()],

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-    from .crew import Crew, PoolParts
     from .ledger import Ledger
+    from .parts import PoolParts
+    from .roster import Roster
     from .streams import ChunkStream
 
 __all__ = ["STREAM_WINDOW", "UNSET", "Submission", "Unset", "check_metadata", "is_time", "wrong_kind"]
@@ -53,7 +54,7 @@ class Submission:
         self,
         config: PoolConfig,
         parts: PoolParts,
-        crew: Crew,
+        roster: Roster,
         ledger: Ledger,
         loop: EventLoop,
         *,
@@ -63,7 +64,7 @@ class Submission:
         self._config = config
         self._name = config.name
         self._parts = parts
-        self._crew = crew
+        self._roster = roster
         self._ledger = ledger
         self._loop = loop
         self._on_queued = on_queued
@@ -90,9 +91,9 @@ class Submission:
             batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
         """
         config = self._config
-        spec = self._crew.tools.get(tool)
+        spec = self._roster.tools.get(tool)
         if spec is None:
-            if self._crew.tools:
+            if self._roster.tools:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
@@ -103,11 +104,11 @@ class Submission:
                 f"params must be a mapping of argument names to values, not {type(params).__name__}",
                 details={"path": "params"},
             )
-        check = self._crew.checks.get(tool)
+        check = self._roster.checks.get(tool)
         if check is not None:
             check(params)
         payload = codec.encode(
-            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._crew.encoding
+            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._roster.encoding
         )
         if timeout is UNSET:
             timeout = config.timeout
@@ -152,7 +153,7 @@ class Submission:
             stream.request = request
         telemetry = self._parts.telemetry
         if telemetry is not None:
-            id = f"{self._crew.request_prefix}{request.id}"
+            id = f"{self._roster.request_prefix}{request.id}"
             decodes = stream is None and not batch
             request.trace = telemetry.begin(request, pool=self._name, request_id=id, decodes=decodes)
         return request
@@ -181,7 +182,7 @@ class Submission:
         """The error for a tool that the pool does not have."""
         import difflib
 
-        close = difflib.get_close_matches(str(tool), self._crew.tools, n=1)
+        close = difflib.get_close_matches(str(tool), self._roster.tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return ToolNotFound(
             f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}

@@ -11,7 +11,7 @@ import anyio
 import snakepit_trio as sp
 from snakepit_trio.config import PoolConfig
 from snakepit_trio.observe.events import EventBus
-from snakepit_trio.pool.crew import PoolParts
+from snakepit_trio.pool.parts import PoolParts
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.testing.scripted import ScriptedWorkers
 from snakepit_trio.tools.serving import HostThreads

@@ -1,0 +1,60 @@
+"""The requests of a pool that tools wait for, and the end of those whose wait can't end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+
+from snakepit_trio.errors import WouldDeadlock
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.tools.waits import Waits
+
+    from .crew import Crew
+    from .ledger import Ledger, Request
+
+__all__ = ["NestedRequests"]
+
+
+class NestedRequests:
+    """Tells :class:`~snakepit_trio.tools.waits.Waits` of a pool's nested requests.
+
+    Args:
+        config: The pool's configuration.
+        waits: All that wait for each other, in all pools.
+        ledger: The pool's books.
+        crew: The pool's workers.
+    """
+
+    def __init__(self, config: PoolConfig, waits: Waits, ledger: Ledger, crew: Crew) -> None:
+        self._config = config
+        self._waits = waits
+        self._ledger = ledger
+        self._crew = crew
+
+    def follow(self, event: str, request: Request) -> None:
+        """A tool waits for this request: see whether its own wait can end."""
+        waits = self._waits
+        if event == "queued":
+            waits.add(
+                request,
+                request.chain,
+                lambda blocked: self._ledger.hopeless(request, blocked) and not self._expecting(request),
+                lambda: self._ledger.end(request, self._would_deadlock(request), anyio.current_time()),
+            )
+        else:
+            waits.remove(request)
+
+    def _expecting(self, request: Request) -> bool:
+        """Whether a worker is to come that may run a request."""
+        if request.pin is not None:
+            return False
+        return self._crew.expecting or self._crew.size < (self._config.max_size or 0)
+
+    def _would_deadlock(self, request: Request) -> WouldDeadlock:
+        return WouldDeadlock(
+            f"{request.tool!r} would wait for a worker of pool {self._config.name!r}, and each of them waits for a call like it",
+            details={"tool": request.tool, "pool": self._config.name},
+        )

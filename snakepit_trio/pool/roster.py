@@ -1,0 +1,302 @@
+"""The workers of one pool that are there: who takes calls, what they offer, and what they tell."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._waiting import event_loop
+from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed
+from snakepit_trio.tools.schemas import compile_check
+from snakepit_trio.tools.serving import HostToolServer
+from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.events import EVENT_LIMIT
+from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.workers.states import Exit, WorkerState
+
+from .ledger import Ledger, Request, Seats, UnexpectedReply
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.workers.worker import Worker
+
+    from .parts import PoolParts
+
+__all__ = ["Roster", "no_such_worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class _WorkerPort:
+    """The ledger's way to one worker."""
+
+    __slots__ = ("_index", "_now", "_servers", "worker")
+
+    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer], now: Callable[[], float]) -> None:
+        self.worker = worker
+        self._now = now
+        self._servers = servers
+        self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
+
+    def start(self, request: Request) -> None:
+        until = min(request.deadline, request.until)
+        timeout_us = 0
+        if until != math.inf:
+            timeout_us = max(1, int((until - self._now()) * 1e6))
+        index = self._index.get(request.tool, 0)
+        self.worker.call(
+            Call(
+                request.id,
+                index,
+                "" if index else request.tool,
+                request.payload,
+                timeout_us,
+                request.attempt,
+                request.stream,
+                request.credits,
+                request.session or "",
+                request.metadata,
+            )
+        )
+
+    def cancel(self, request: Request) -> None:
+        self.worker.cancel(request.id)
+        server = self._servers.get(self.worker)
+        if server is not None:
+            server.cancel_for(request)
+
+    def withdraw(self, request: Request) -> None:
+        self.worker.withdraw(request.id)
+
+    def recall(self, request: Request) -> None:
+        self.worker.withdraw(request.id, recall=True)
+
+
+class Roster:
+    """The workers that are there. What they tell goes into the ledger at once; nothing here waits but :meth:`drain`.
+
+    Args:
+        config: The pool's configuration.
+        parts: What the pool has from its runtime.
+        ledger: The pool's books.
+        on_due: Called with a worker that is to be replaced, and the reason.
+
+    Attributes:
+        seats: The workers that may have calls, and the ledger's seats for each.
+        tools: What the workers offer, by name; empty until one has been ready.
+        checks: By tool, what refuses arguments that can't be right.
+        encoding: How the arguments are encoded: as the workers can read it.
+        killed: Ids of the workers that had to be killed while the pool was closing.
+        request_prefix: What the ids of the pool's requests begin with.
+        nursery: The pool's, once it is open.
+    """
+
+    def __init__(
+        self, config: PoolConfig, parts: PoolParts, ledger: Ledger, *, on_due: Callable[[Worker, str], object]
+    ) -> None:
+        self.config = config
+        self.name: str = config.name
+        self.seats: dict[Worker, Seats] = {}
+        self.tools: dict[str, ToolSpec] = {}
+        self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
+        self.encoding = MSGPACK
+        self.killed: list[str] = []
+        self.request_prefix = f"{parts.run_id}-"
+        self.nursery: anyio.abc.TaskGroup | None = None
+        self._parts = parts
+        self._events = parts.events
+        self._ledger = ledger
+        self._on_due = on_due
+        self._now = event_loop(parts.backend).now
+        self._servers: dict[Worker, HostToolServer] = {}
+
+    def __repr__(self) -> str:
+        return f"<Roster of {self.name!r}: {self.ready} of {len(self.seats)} take calls>"
+
+    @property
+    def ready(self) -> int:
+        """Workers that take calls."""
+        return sum(1 for seats in self.seats.values() if seats.open)
+
+    @property
+    def busy(self) -> int:
+        """Workers that hold at least one call."""
+        return sum(1 for seats in self.seats.values() if seats.load)
+
+    @property
+    def cordoned(self) -> int:
+        """Workers that are up, and take no calls for as long as somebody wants it so."""
+        return sum(
+            not seats.open and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY)
+            for worker, seats in self.seats.items()
+        )
+
+    def cordon(self, worker_id: str, *, cordoned: bool) -> None:
+        """Give one worker no more calls, or calls again; those that it has go on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        for worker, seats in self.seats.items():
+            if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
+                if cordoned:
+                    self._ledger.cordon(seats)
+                    self._parts.waits.check()
+                else:
+                    self._ledger.uncordon(seats, anyio.current_time())
+                return
+        raise no_such_worker(worker_id)
+
+    async def drain(self, worker_id: str) -> None:
+        """Give one worker no more calls, and wait until it holds none. A cancellation leaves it without new ones.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        self.cordon(worker_id, cordoned=True)
+        for worker in self.seats:
+            if worker.id == worker_id:
+                await worker.drained()
+                return
+
+    # ---- the interface WorkerHost ------------------------------------------------------------------
+
+    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        if old is WorkerState.STARTING and new is WorkerState.READY:
+            self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self.who(worker))
+        elif not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
+            self._events.emit(f"worker.{new.value}", None, **self.who(worker))
+        if old is WorkerState.STARTING and new is WorkerState.READY:
+            self.encoding = worker.encoding
+            for tool in worker.tools:
+                known = self.tools.get(tool.name)
+                if known is None or known.parameters_schema != tool.parameters_schema:
+                    self.checks[tool.name] = compile_check(tool.name, tool.parameters_schema)
+                self.tools[tool.name] = tool
+            if worker.slot >= 0:
+                self.admit(worker)
+        elif new is WorkerState.DRAINING or new.over:
+            seats_now = self.seats.get(worker)
+            if seats_now is not None:
+                self._ledger.retire(seats_now, anyio.current_time())
+                self._parts.waits.check()
+            server = self._servers.get(worker)
+            if new.over and server is not None:
+                server.close()
+
+    def admit(self, worker: Worker) -> None:
+        """A worker takes calls from now on."""
+        # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
+        may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
+        seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
+        seats.port = _WorkerPort(worker, self._servers, self._now)
+        self.seats[worker] = seats
+        self._ledger.open(seats, anyio.current_time())
+
+    def worker_tainted(self, worker: Worker, reason: str) -> None:
+        seats = self.seats.get(worker)
+        if seats is not None:
+            self._ledger.cordon(seats)
+            self._parts.waits.check()
+        self._events.emit("worker.tainted", None, reason=reason, **self.who(worker))
+        if reason != "cancel_grace":
+            self._on_due(worker, reason)
+
+    def worker_missed(self, worker: Worker, silence: float) -> None:
+        self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self.who(worker))
+
+    def worker_reply(self, worker: Worker, reply: Reply) -> None:
+        error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
+        now = self._now()
+        try:
+            request = self._ledger.replied(self.seats[worker], reply.id, now, result=reply.payload, error=error)
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+        if worker in self._servers and request is not None:
+            self._servers[worker].cancel_for(request)
+
+    def worker_returned(self, worker: Worker, call_id: int) -> None:
+        try:
+            self._ledger.returned(self.seats[worker], call_id, anyio.current_time())
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+
+    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
+        seats = self.seats[worker]
+        request = seats.running.get(chunk.id)
+        if request is not None and request.chunk is not None:
+            request.chunk(chunk.payload)
+        elif chunk.id not in seats.leaving:
+            raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
+
+    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
+        server = self._servers.get(worker)
+        if server is None:
+            assert self.nursery is not None
+            server = self._servers[worker] = HostToolServer(
+                worker,
+                registries=self._parts.registries,
+                threads=self._parts.host_threads,
+                start=self.nursery.start_soon,
+                limit=self.config.max_payload,
+                redact=self._parts.redact,
+                prefix=self.request_prefix,
+            )
+        if isinstance(call, HostCancel):
+            server.cancel(call.id)
+        else:
+            server.begin(call, self.seats[worker].running.get(call.call_id))
+
+    def worker_emit(self, worker: Worker, emit: Emit) -> None:
+        if not self._events.active:
+            return
+        try:
+            measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)
+            fields = {**metadata, **self.who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
+            self._events.tell(emit.name, dict(measurements), fields)
+        except (SnakepitError, TypeError, ValueError) as exc:
+            _log.warning("worker %s emitted an event that is refused: %s", worker.id, exc, extra=self.who(worker))
+
+    def worker_due(self, worker: Worker, reason: str) -> None:
+        self._on_due(worker, reason)
+
+    def worker_gone(self, worker: Worker, exit: Exit) -> None:
+        self._servers.pop(worker, None)
+        seats = self.seats.pop(worker, None)
+        if seats is not None:
+            error: WorkerCrashed | PoolClosed
+            if self._ledger.closed is not None:
+                error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
+            else:
+                error = WorkerCrashed(
+                    f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
+                )
+            self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
+            self._parts.waits.check()
+        if self._ledger.closed is not None and worker.was_killed:
+            self.killed.append(worker.id)
+        self._events.emit(
+            "worker.gone",
+            {"uptime": time.time() - worker.started_at, "requests": worker.served},
+            reason=exit.reason,
+            expected=exit.expected,
+            **self.who(worker),
+        )
+        level = logging.INFO if exit.expected else logging.WARNING
+        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self.who(worker))
+
+    def who(self, worker: Worker) -> dict[str, Any]:
+        """What events and logs say of a worker."""
+        return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
+
+
+def no_such_worker(worker_id: str) -> InvalidParameter:
+    """The failure of an operation on a worker that is not there."""
+    return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})
