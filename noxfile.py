@@ -14,7 +14,7 @@ import nox
 nox.needs_version = ">=2024.4.15"
 nox.options.default_venv_backend = "uv|venv"
 nox.options.error_on_missing_interpreters = False
-nox.options.sessions = ["lint", "protos", "tests"]
+nox.options.sessions = ["lint", "protos", "events", "docs", "tests"]
 
 PROJECT = nox.project.load_toml("pyproject.toml")
 GENERATED = pathlib.Path("snakepit_trio/wire/generated")
@@ -130,7 +130,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def soak(session: nox.Session, backend: str) -> None:
-    """The property tests at length, and a million calls of every kind while everything is broken."""
+    """Property tests and the decoder's fuzzer at length, deaths at each step, a million calls while everything is broken."""
     session.install(".", *group("test", "protos", "bench"))
     session.run(
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
@@ -140,13 +140,9 @@ def soak(session: nox.Session, backend: str) -> None:
         # Its last wheels are for 3.11.
         session.install("atheris>=2.3")
         session.run(
-            "python",
-            "tests/fuzz/decoder.py",
-            "-max_total_time=600",
-            "-rss_limit_mb=512",
-            "-timeout=10",
+            "python", "tests/fuzz/decoder.py", "-max_total_time=600", "-rss_limit_mb=512", "-timeout=10",
             f"{session.create_tmp()}/corpus",
-        )
+        )  # fmt: skip
     session.run("pytest", "tests/chaos", "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_CHAOS_STEPS": "10"})
     record = f"benchmarks/results/soak-{backend}.json"
     session.run("python", "benchmarks/soak.py", "--backend", backend, "--json", record)
