@@ -10,7 +10,6 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import random
 import signal
@@ -21,7 +20,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import ProtocolMismatch, SnakepitError, WorkerStartupError
+from snakepit_trio.errors import SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, RpcFailure
 from snakepit_trio.wire.frames import (
     JSON,
@@ -36,16 +35,15 @@ from snakepit_trio.wire.frames import (
     HostReply,
     Reply,
 )
-from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
-from snakepit_trio.worker.adapter import TOOL_NAME
 
 from .exchange import Exchange
+from .handshake import shake_hands
 from .logs import Tail, pump
 from .plain import HEALTH, PlainCalls
 from .states import TRANSITIONS, Exit, WorkerState, classify, oom_kills
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
@@ -59,13 +57,10 @@ __all__ = ["Worker", "WorkerHost"]
 
 _log = logging.getLogger(__name__)
 
-_SERVICE = "/snakepit.v1.WorkerService/"
 #: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
 _LAST_BREATH = 0.25
 #: The part of ``max_age`` by which a worker may be replaced earlier.
 _AGE_JITTER = 0.2
-#: What only the frames of an exchange can carry.
-_FRAMES_ONLY = frozenset({"prefetch", "host_calls", "credits"})
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
 
@@ -355,7 +350,8 @@ class Worker:
             report.address, token=self.spec.token, max_message=self._settings.max_payload + _FRAME_OVERHEAD
         )
         nursery.start_soon(self._serve, self._connection)
-        await self._handshake(self._connection)
+        said = await shake_hands(self._connection, self.spec, self._prefix)
+        self.tools, self.capabilities, self.threads = said.tools, said.capabilities, said.threads
         if "exchange" in self.capabilities:
             self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm)
         else:
@@ -369,34 +365,6 @@ class Worker:
                 request_prefix=self._prefix,
                 redact=self._redact,
             )
-
-    async def _handshake(self, connection: Connection) -> None:
-        from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
-
-        request = HandshakeRequest(
-            protocol_version=PROTOCOL_VERSION,
-            protocol_version_min=PROTOCOL_VERSION_MIN,
-            worker_id=self.id,
-            pool=self.pool,
-            request_prefix=self._prefix,
-            capabilities=list(CAPABILITIES),
-        )
-        said = await connection.unary(_SERVICE + "Handshake", bytes(request))
-        try:
-            answer = HandshakeResponse.parse(said)
-        except Exception as exc:
-            raise WorkerStartupError(f"its handshake can't be read: {exc}") from exc
-        if not PROTOCOL_VERSION_MIN <= answer.protocol_version <= PROTOCOL_VERSION:
-            raise ProtocolMismatch(
-                f"the worker speaks protocol {answer.protocol_version}, this host "
-                f"{PROTOCOL_VERSION_MIN} to {PROTOCOL_VERSION}",
-                details={"ours": PROTOCOL_VERSION, "theirs": answer.protocol_version},
-            )
-        _check_tools(answer.tools)
-        self.tools = answer.tools
-        capabilities = frozenset(answer.capabilities)
-        self.capabilities = capabilities if "exchange" in capabilities else capabilities - _FRAMES_ONLY
-        self.threads = max(1, min(answer.threads or 1, self.spec.threads))
 
     # ---- its tasks -----------------------------------------------------------------------------------
 
@@ -599,21 +567,3 @@ class Worker:
             await self._process.aclose()
         if self._link is not None:
             self._link.close()
-
-
-def _check_tools(tools: Sequence[ToolSpec]) -> None:
-    """Workers in other languages are not made by our own code, which would have checked this."""
-    seen: set[str] = set()
-    for tool in tools:
-        if not TOOL_NAME.fullmatch(tool.name) or tool.name in seen:
-            raise WorkerStartupError(
-                f"its handshake names a tool {tool.name!r} {'twice' if tool.name in seen else 'that can not be one'}"
-            )
-        seen.add(tool.name)
-        for schema in (tool.parameters_schema, tool.result_schema):
-            try:
-                fits = not schema or isinstance(json.loads(schema), dict | bool)
-            except ValueError:
-                fits = False
-            if not fits:
-                raise WorkerStartupError(f"its handshake has a schema of {tool.name!r} that is no JSON Schema")
