@@ -59,6 +59,14 @@ def lowest(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+@nox.parametrize("backend", BACKENDS)
+def ray(session: nox.Session, backend: str) -> None:
+    """Workers on a Ray cluster of two nodes on this machine; five minutes, so it is not part of the others."""
+    session.install(".[numpy,ray]", *group("test"))
+    session.run("pytest", "tests/integration/test_ray.py", "--backend", backend, *session.posargs)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, types, and the direction of imports."""
     session.install(".[numpy,trio-asyncio]", *group("lint"))

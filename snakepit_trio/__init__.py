@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import LimitConfig as LimitConfig
     from snakepit_trio.config import MetricsConfig as MetricsConfig
     from snakepit_trio.config import PoolConfig as PoolConfig
+    from snakepit_trio.config import RayConfig as RayConfig
     from snakepit_trio.config import RetryConfig as RetryConfig
     from snakepit_trio.config import RuntimeConfig as RuntimeConfig
     from snakepit_trio.config import TlsConfig as TlsConfig
@@ -68,8 +69,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "client.client": ["Client", "connect"],
     "config": [
-        "BridgeConfig", "CircuitConfig", "HedgeConfig", "LimitConfig", "MetricsConfig", "PoolConfig", "RetryConfig",
-        "RuntimeConfig", "TlsConfig",
+        "BridgeConfig", "CircuitConfig", "HedgeConfig", "LimitConfig", "MetricsConfig", "PoolConfig", "RayConfig",
+        "RetryConfig", "RuntimeConfig", "TlsConfig",
     ],
     "errors": [
         "AuthenticationFailed", "CircuitOpen", "ConfigError", "ConnectionLost", "InvalidParameter", "InvalidPayload",

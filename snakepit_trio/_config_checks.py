@@ -18,6 +18,9 @@ __all__ = ["TINY", "as_tuple", "check_types", "describe", "refuse", "within"]
 TINY = 1e-3
 
 
+_PLURALS = {str: "text", float: "numbers"}
+
+
 def refuse(key: str, value: object, expected: str) -> typing.NoReturn:
     """Raise a ConfigError about a value."""
     shown = repr(value)
@@ -39,7 +42,7 @@ def describe(hint: Any) -> str:
     if origin is not None and issubclass(origin, Sequence):
         return f"a list of {describe(typing.get_args(hint)[0]).removeprefix('a ').removeprefix('an ')}"
     if origin is not None and issubclass(origin, Mapping):
-        return "a mapping of text to text"
+        return f"a mapping of text to {'anything' if typing.get_args(hint)[1] is Any else _PLURALS[typing.get_args(hint)[1]]}"
     return {int: "an int", float: "a number", str: "text", bool: "true or false"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )
@@ -61,7 +64,10 @@ def _fits(value: object, hint: Any) -> bool:
     if origin is tuple or (origin is not None and issubclass(origin, Sequence)):
         return isinstance(value, tuple) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if origin is not None and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(type(k) is str and type(v) is str for k, v in value.items())
+        kept = typing.get_args(hint)[1]
+        return isinstance(value, Mapping) and all(type(k) is str and _fits(v, kept) for k, v in value.items())
+    if hint is Any:
+        return True
     return isinstance(value, hint)
 
 

@@ -152,6 +152,11 @@ def _from_text(text: str, hint: Any, variable: str, key: str) -> Any:
                 continue
         if typing.get_origin(option) is tuple:
             return tuple(part.strip() for part in text.split(","))
+        if typing.get_origin(option) is Mapping:
+            try:
+                return json.loads(text)
+            except ValueError:
+                _fail(variable, key, "a table as JSON", repr(text[:60]))
         if typing.get_origin(option) is Sequence:
             try:
                 return json.loads(text)

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import attrs
 
 from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
+from snakepit_trio._config_ray import RayConfig
 from snakepit_trio.hardware import visibility
 from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
@@ -26,6 +27,7 @@ __all__ = [
     "LimitConfig",
     "MetricsConfig",
     "PoolConfig",
+    "RayConfig",
     "RetryConfig",
     "RuntimeConfig",
     "TlsConfig",
@@ -91,7 +93,8 @@ class PoolConfig(_Remembers):
         start_method: ``"fork_server"``: forked from a template that has imported the adapter; ``"spawn"``: a new interpreter.
         worker_backend: The event loop for async tools; ``"auto"`` goes by what the adapter's module imports.
         transport: ``"unix"`` or ``"tcp"`` sockets; ``"auto"`` is unix where there is one.
-        launcher: Where worker processes come from; ``"local"``.
+        launcher: Where worker processes come from: ``"local"``, or ``"ray"`` for a Ray cluster, which places them.
+        ray: What they need there, and where the cluster is; see docs/ray.md.
         affinity: What a session is bound by unless it says otherwise.
         cancel_grace: How long a cancelled tool may take to stop.
         on_cancel: What then happens: its worker is replaced (``"kill"``), or left to finish (``"abandon"``).
@@ -147,7 +150,8 @@ class PoolConfig(_Remembers):
     start_method: Literal["fork_server", "spawn"] = attrs.field(factory=_start_method)
     worker_backend: Literal["auto", "trio", "asyncio"] = "auto"
     transport: Literal["auto", "unix", "tcp"] = "auto"
-    launcher: Literal["local"] = "local"
+    launcher: Literal["local", "ray"] = "local"
+    ray: RayConfig | None = None
     affinity: Literal["hint", "strict_queue", "strict_fail_fast"] = "hint"
     cancel_grace: float = within(1.0, 0)
     on_cancel: Literal["kill", "abandon"] = "kill"
@@ -214,9 +218,23 @@ class PoolConfig(_Remembers):
                     refuse("devices", device, "devices such as 'cuda:0'")
         if self.devices is not None and self.spares:
             refuse("spares", self.spares, "0 when devices are given: a warm worker would be tied to the wrong one")
+        if self.launcher == "ray":
+            self._check_ray()
+        elif self.ray is not None:
+            refuse("ray", "a RayConfig", "launcher='ray' beside it")
         for name, value in (self.env or {}).items():
             if not name or "=" in name or "\0" in name or "\0" in value:
                 refuse("env", name, "names without '=' and no NUL in names or values")
+
+    def _check_ray(self) -> None:
+        if self.ray is None:
+            object.__setattr__(self, "ray", RayConfig())
+        if self.command is not None:
+            refuse("command", list(self.command), "an adapter: Ray starts no commands")
+        if self.devices is not None:
+            refuse("devices", self.devices, "none: Ray gives each worker its devices, by num_gpus")
+        if self.transport == "unix":
+            refuse("transport", self.transport, "'auto' or 'tcp' with launcher='ray'")
 
     def _check_command(self, command: Sequence[str]) -> None:
         if not command or not command[0] or any("\0" in part for part in command):
@@ -389,6 +407,8 @@ class RuntimeConfig:
             if pool.name in seen:
                 refuse("pools", pool.name, "pools with different names")
             seen.add(pool.name)
+        if len({(pool.ray.address, pool.ray.namespace) for pool in self.pools if pool.ray is not None}) > 1:
+            refuse("pools", sorted(seen), "one Ray cluster and namespace: a process can be connected to only one")
 
     @classmethod
     def load(

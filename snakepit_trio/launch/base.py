@@ -1,7 +1,7 @@
 """Where a worker process comes from: what a launcher takes, and what it gives back.
 
-A launcher starts operating-system processes and knows nothing of gRPC, pools or requests. Four promises hold for every
-launcher, and one contract suite checks them:
+A launcher starts operating-system processes, here or on other machines, and knows nothing of gRPC, pools or requests. Four
+promises hold for every launcher, and one contract suite checks them; docs/guides/launchers.md says how to write one:
 
 - Nothing is left behind when :meth:`Launcher.start` is cancelled or fails at any step: no process, file descriptor, file.
 - The worker ends when the host ends, however the host ends (the lifeline).
@@ -14,13 +14,27 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import attrs
 
-from .messages import Boot, Report
+from .messages import Boot, Credentials, Report
 
-__all__ = ["Boot", "ExitStatus", "Launcher", "NoBook", "ProcessBook", "Report", "WorkerProcess", "WorkerSpec"]
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "Boot",
+    "Credentials",
+    "ExitStatus",
+    "Launcher",
+    "NoBook",
+    "Output",
+    "ProcessBook",
+    "Report",
+    "WorkerProcess",
+    "WorkerSpec",
+]
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +66,10 @@ class WorkerSpec:
     #: Of this worker alone: set in the process before any user code runs in it, if ``env`` does not name it already.
     own_env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     cwd: str | None = None
+    #: Where it listens when it has no ``socket_dir``: an address of its machine.
+    bind: str = "127.0.0.1"
+    #: What it shows to whoever connects, who must show a certificate of the same authority. Travels like the token.
+    tls: Credentials | None = attrs.field(default=None, repr=False)
     #: What ``own_env`` ties it to, such as "cuda:0".
     device: str | None = None
 
@@ -62,21 +80,39 @@ class ExitStatus:
 
     code: int | None = None
     signal: int | None = None
+    #: It was lost with what it ran on, whose end this tells in words.
+    lost: str = ""
+
+
+class Output(Protocol):
+    """What a process writes to one of its standard streams."""
+
+    async def receive(self) -> bytes:
+        """Wait for what it writes next; empty at the end. Never raises for what the process does. One reader at a time."""
 
 
 class WorkerProcess(Protocol):
     """One started process. Its launcher owns the descriptors; :meth:`aclose` gives them back."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """Its process id, on its machine; 0 as long as it has none."""
 
     @property
-    def stdout(self) -> int:
-        """The read end of the worker's standard output, non-blocking."""
+    def stdout(self) -> Output:
+        """What it writes to its standard output."""
 
     @property
-    def stderr(self) -> int:
-        """The read end of the worker's standard error, non-blocking."""
+    def stderr(self) -> Output:
+        """What it writes to its standard error."""
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What the connection to it is secured with; it shows a certificate in its worker id. None: it is not."""
+
+    @property
+    def waiting(self) -> str:
+        """What keeps it from being started, in words, as long as it is not; empty when nothing is known to."""
 
     @property
     def ended(self) -> bool:
@@ -137,6 +173,9 @@ class NoBook:
 class Launcher(AbstractAsyncContextManager["Launcher"]):
     """Starts workers. Leaving its block ends whatever it still holds."""
 
+    #: Whether its workers share this machine's files and memory; if not, they get neither a ``socket_dir`` nor shared memory.
+    same_machine: ClassVar[bool] = True
+
     async def __aenter__(self) -> Launcher:
         return self
 
@@ -145,7 +184,8 @@ class Launcher(AbstractAsyncContextManager["Launcher"]):
 
     @abstractmethod
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
-        """Start a process. Returns as soon as it exists; what it then says comes from :meth:`WorkerProcess.report`.
+        """Start a process. Returns as soon as it exists, or is asked for; what it then says is what
+        :meth:`WorkerProcess.report` waits for.
 
         Raises:
             WorkerStartupError: The process could not be started; ``details["reason"]`` says why.

@@ -1,4 +1,4 @@
-"""Chooses how a worker on this machine is started."""
+"""Chooses how the workers of a pool are started."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from snakepit_trio.errors import ConfigError
 from snakepit_trio.observe.redaction import redact
 
 from .base import Launcher, ProcessBook
@@ -25,12 +26,28 @@ class Place(ProcessBook, Protocol):
     @property
     def run_dir(self) -> Path: ...
 
+    @property
+    def run_id(self) -> str: ...
+
 
 def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = redact) -> Launcher:
     """The launcher of a pool's workers, whose processes are written down in the run's book.
 
     ``redact`` takes secrets out of what the processes print while they start.
+
+    Raises:
+        ConfigError: Ray is asked for, and is not installed.
     """
+    if config.ray is not None:
+        try:
+            from .ray_workers import RayLauncher
+        except ImportError as exc:
+            raise ConfigError(
+                f"launcher: expected snakepit-trio[ray] to be installed: {exc}",
+                details={"source": "code", "key": "launcher", "expected": "snakepit-trio[ray] to be installed"},
+            ) from exc
+        most = max(config.size, config.max_size or 0) + config.surge + config.spares
+        return RayLauncher(config.ray, run.run_id, most)
     if config.command is not None:
         return CommandLauncher(config.command, run.run_dir, run)
     return local_launcher(config.start_method, run, redact)

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Boot", "Report"]
+__all__ = ["Boot", "Credentials", "Report"]
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What one end of a mutually authenticated connection shows, and whom it trusts; all in PEM."""
+
+    certificate: str
+    key: str
+    authority: str
+
+    def __repr__(self) -> str:
+        return "<Credentials>"
 
 
 class Boot(msgspec.Struct, kw_only=True):
@@ -23,6 +34,10 @@ class Boot(msgspec.Struct, kw_only=True):
     #: Bytes of shared memory that the worker may use for what it sends; 0 for none, on both sides.
     shm_limit: int = 0
     unserializable: str = "error"
+    #: The address on which it listens when it has no ``socket_dir``; anything but loopback needs ``tls``.
+    bind: str = "127.0.0.1"
+    #: Whoever connects must come from the same authority.
+    tls: Credentials | None = None
     #: Variables of this worker alone, which its template does not have.
     env: dict[str, str] = {}
     #: Entries of ``sys.path`` that the worker puts before its own, so that it finds what the host finds.

@@ -24,6 +24,8 @@ from .marks import Marks, marks_file
 __all__ = ["Descriptors", "Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message", "make_descriptors"]
 
 _REPORT_LIMIT = 256 * 1024
+#: How much of its output is read at once, in bytes.
+_CHUNK = 64 * 1024
 #: How long giving a process back may take, in seconds; a killed process that stays longer hangs in the kernel.
 _GIVE_BACK = 5.0
 
@@ -44,6 +46,8 @@ def boot_message(spec: WorkerSpec) -> bytes:
             max_payload=spec.max_payload,
             shm_limit=spec.shm_limit,
             unserializable=spec.unserializable,
+            bind=spec.bind,
+            tls=spec.tls,
             env={name: value for name, value in spec.own_env.items() if name not in spec.env},
             path=import_path(spec),
         )
@@ -146,6 +150,23 @@ class Reaper(Protocol):
         """Take the exit status of the process, which has ended."""
 
 
+class _PipeOutput:
+    """What is written to a pipe; the descriptor is another's."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    async def receive(self) -> bytes:
+        while True:
+            await anyio.wait_readable(self._fd)
+            try:
+                return os.read(self._fd, _CHUNK)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return b""
+
+
 class LocalProcess:
     """A worker process on this machine; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
@@ -171,6 +192,10 @@ class LocalProcess:
         read_report: Callable[[bytes, bool], Report | None],
     ) -> None:
         self.pid = pid
+        self.stdout = _PipeOutput(descriptors.stdout_read)
+        self.stderr = _PipeOutput(descriptors.stderr_read)
+        self.tls = None
+        self.waiting = ""
         self._pidfd = pidfd
         self._descriptors = descriptors
         self._boot = memoryview(boot)
@@ -187,12 +212,10 @@ class LocalProcess:
         return f"<LocalProcess {self.pid} {self._status or 'running'}>"
 
     @property
-    def stdout(self) -> int:
-        return self._descriptors.stdout_read
-
-    @property
-    def stderr(self) -> int:
-        return self._descriptors.stderr_read
+    def marks(self) -> bytes | None:
+        """The table of the calls that it has begun, as it is now; None when it keeps none."""
+        marks = self._descriptors.marks
+        return None if self._closed or marks is None else marks.table()
 
     @property
     def ended(self) -> bool:

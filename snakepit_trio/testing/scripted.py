@@ -65,6 +65,13 @@ class Behaviour:
         return self.rng.random() < probability
 
 
+class _Silence:
+    """What such a worker prints."""
+
+    async def receive(self) -> bytes:
+        return b""
+
+
 class ScriptedWorker:
     """One worker: its process, its connection and its calls.
 
@@ -94,22 +101,11 @@ class ScriptedWorker:
         self._posted = anyio.Event()
         self._inbox: list[bytes] = []
         self._arrived = anyio.Event()
-        self._fds: list[int] = []
-        for _ in range(2):
-            read, write = os.pipe()
-            os.close(write)
-            os.set_blocking(read, False)
-            self._fds.append(read)
+        self.stdout = self.stderr = _Silence()
+        self.tls = None
+        self.waiting = ""
 
     # ---- the process -------------------------------------------------------------------------------
-
-    @property
-    def stdout(self) -> int:
-        return self._fds[0]
-
-    @property
-    def stderr(self) -> int:
-        return self._fds[1]
 
     async def report(self) -> Report:
         await anyio.sleep(self.world.behaviour.rng.uniform(0, 0.05))
@@ -152,9 +148,6 @@ class ScriptedWorker:
 
     async def aclose(self) -> None:
         self.kill()
-        for fd in self._fds:
-            os.close(fd)
-        self._fds.clear()
         self.world.alive.pop(self, None)
 
     # ---- the connection ------------------------------------------------------------------------------
@@ -395,7 +388,7 @@ class ScriptedWorkers(Launcher, Wire):
         self.alive[worker] = None
         return worker
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Any:
+    async def connect(self, address: str, *, token: str, max_message: int, tls: object = None, name: str = "") -> Any:
         (found,) = [w for w in self.alive if f"unix:{w.spec.worker_id}" == address]
         if found.status is not None:
             raise OSError("nobody listens")

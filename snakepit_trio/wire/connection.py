@@ -24,6 +24,8 @@ from snakepit_trio._interrupts import protected
 from .pipe import FramePipe, PipeProtocol
 
 if TYPE_CHECKING:
+    import ssl
+
     from grpclib.protocol import Stream
 
 __all__ = ["Connection", "Rpc", "RpcFailure", "Transport", "Wire", "client_protocol"]
@@ -79,11 +81,20 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         return None
 
     @abstractmethod
-    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
+    async def connect(
+        self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
+    ) -> Connection:
         """Connect to a worker. A cancellation leaves no socket open.
 
+        Args:
+            address: Where it listens.
+            token: Sent with every RPC.
+            max_message: Longest message that is accepted, in bytes.
+            tls: Secures the connection; None: it is plain.
+            name: Whose certificate the worker must show then.
+
         Raises:
-            OSError: Nobody listens there.
+            OSError: Nobody listens there, or (``ssl.SSLError`` is one) somebody else does.
         """
 
 

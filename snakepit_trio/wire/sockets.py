@@ -110,7 +110,7 @@ class SocketTransport:
             try:
                 self._tls.write(data)
             except ssl.SSLError:
-                self.abort()
+                self._wake(self.abort)
                 return
             data = self._outgoing.read()
         self._unsent += data
@@ -157,16 +157,23 @@ class SocketTransport:
         except BlockingIOError:
             sent = 0
         except OSError:
-            self.abort()
+            self._wake(self.abort)
             return
         del self._unsent[:sent]
         if self._unsent:
-            self._more.set()
+            self._wake(self._wake_writer)
             if len(self._unsent) > _HIGH_WATER and not self._held_back:
                 self._held_back = True
                 self._room = anyio.Event()
                 if self._protocol is not None:
                     self._protocol.pause_writing()
+
+    def _wake(self, callback: Callable[[], None]) -> None:
+        """Run a callback that wakes tasks."""
+        callback()
+
+    def _wake_writer(self) -> None:
+        self._more.set()
 
     # ---- what the tasks do -----------------------------------------------------------------------
 

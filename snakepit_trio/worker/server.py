@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import SnakepitError, qualified_name
 from snakepit_trio.launch.marks import Marks
-from snakepit_trio.launch.messages import Boot, Report
+from snakepit_trio.launch.messages import Boot, Credentials, Report
 from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
@@ -35,6 +35,8 @@ from .service import PipeServer, WorkerService
 from .toolbox import find_tools, toolbox_is_async
 
 if TYPE_CHECKING:
+    import ssl
+
     from .toolbox import Tool
 
 __all__ = ["EXIT_STUCK", "run"]
@@ -112,6 +114,13 @@ def _failed(exc: BaseException) -> Report:
         remote_types=list(info.remote_types),
         remote_traceback=info.remote_traceback,
     )
+
+
+def _server_context(tls: Credentials) -> ssl.SSLContext:
+    """For a server whose clients must show a certificate, too."""
+    from snakepit_trio.wire.credentials import tls_context
+
+    return tls_context(tls.certificate, tls.key, tls.authority, server_side=True)
 
 
 class _Io:
@@ -211,9 +220,10 @@ class _Io:
             await server.start(path=path)
             self._address = f"unix:{path}"
         else:
-            sock = socket.create_server(("127.0.0.1", 0))
-            await server.start(sock=sock)
-            self._address = f"tcp:127.0.0.1:{sock.getsockname()[1]}"
+            bind, tls = self._boot.bind, self._boot.tls
+            sock = socket.create_server((bind, 0), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+            await server.start(sock=sock, ssl=None if tls is None else _server_context(tls))
+            self._address = f"tcp:{f'[{bind}]' if ':' in bind else bind}:{sock.getsockname()[1]}"
         self._exchange, self._loop = exchange, loop
         unopened = loop.call_later(_OPEN_TIME, exchange.stop_unopened)
         self._started.set()

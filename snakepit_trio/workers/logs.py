@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections import deque
 from collections.abc import Callable
-
-import anyio
+from typing import TYPE_CHECKING
 
 from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor
 
+if TYPE_CHECKING:
+    from snakepit_trio.launch.base import Output
+
 __all__ = ["Tail", "pump"]
 
 _log = logging.getLogger("snakepit_trio.worker")
-_CHUNK = 64 * 1024
 #: A line longer than this, in bytes, is logged in pieces.
 _LONGEST = 16 * 1024
 
@@ -35,11 +35,11 @@ class Tail:
         return "\n".join(self._lines)[-self._size :]
 
 
-async def pump(fd: int, *, stream: str, tail: Tail, redact: Callable[[str], str], **fields: object) -> None:
+async def pump(source: Output, *, stream: str, tail: Tail, redact: Callable[[str], str], **fields: object) -> None:
     """Log each line that arrives, until the stream ends. Never raises for what the worker does.
 
     Args:
-        fd: The read end of a pipe, non-blocking; stays open.
+        source: What it writes.
         stream: ``"stdout"`` or ``"stderr"``, for the records.
         tail: Gets each line, redacted.
         redact: Takes secrets out of a line.
@@ -55,13 +55,7 @@ async def pump(fd: int, *, stream: str, tail: Tail, redact: Callable[[str], str]
 
     rest = b""
     while True:
-        await anyio.wait_readable(fd)
-        try:
-            data = os.read(fd, _CHUNK)
-        except BlockingIOError:
-            continue
-        except OSError:
-            data = b""
+        data = await source.receive()
         if not data:
             if rest:
                 put(rest)

@@ -61,7 +61,7 @@ class Exit:
     Attributes:
         reason: ``"stopped"``, ``"startup"``, ``"startup_timeout"``, ``"exited"``, ``"segfault"``, ``"aborted"``,
             ``"oom_killed"`` (by the system for lack of memory), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
-            ``"cancel_grace"``, ``"protocol"``, or ``"killed"`` (SIGKILL from
+            ``"cancel_grace"``, ``"protocol"``, ``"node_lost"`` (with what it ran on), or ``"killed"`` (SIGKILL from
             elsewhere, or by this side on demand).
         message: The same for people.
         expected: Somebody asked for it.
@@ -127,6 +127,8 @@ def classify(status: ExitStatus, *, out_of_memory: bool = False) -> tuple[str, s
         status: How it ended.
         out_of_memory: The system has killed processes for lack of memory while it lived.
     """
+    if status.lost:
+        return "node_lost", f"was lost with its node: {status.lost}", None
     if out_of_memory and status.signal == signal.SIGKILL:
         return "oom_killed", "was killed by the system for lack of memory", "SIGKILL"
     if status.signal is not None:

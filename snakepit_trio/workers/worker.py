@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerProcess, WorkerSpec
+    from snakepit_trio.launch.base import ExitStatus, Launcher, Output, WorkerProcess, WorkerSpec
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
     from snakepit_trio.wire.shared import Budget
@@ -59,6 +59,8 @@ _log = logging.getLogger(__name__)
 
 #: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
 _LAST_BREATH = 0.25
+#: The same for one on another machine.
+_FAR_BREATH = 1.0
 #: The part of ``max_age`` by which a worker may be replaced earlier.
 _AGE_JITTER = 0.2
 #: Room for the frame around a payload, in bytes.
@@ -302,7 +304,9 @@ class Worker:
             with anyio.fail_after(settings.startup_timeout):
                 await self._start(nursery)
         except TimeoutError:
-            self._end("startup_timeout", f"was not ready within {settings.startup_timeout:g} s")
+            why = self._process.waiting if self._process is not None else ""
+            words = f"was not ready within {settings.startup_timeout:g} s"
+            self._end("startup_timeout", f"{words}: {why}" if why else words)
             return
         except SnakepitError as exc:
             self._startup_failure = exc
@@ -346,8 +350,13 @@ class Worker:
             raise WorkerStartupError(f"{words} before it was ready", details={"reason": reason})
         nursery.start_soon(self._watch_exit, process)
         self.address = report.address
+        self.pid = process.pid
         self._connection = await self._wire.connect(
-            report.address, token=self.spec.token, max_message=self._settings.max_payload + _FRAME_OVERHEAD
+            report.address,
+            token=self.spec.token,
+            max_message=self._settings.max_payload + _FRAME_OVERHEAD,
+            tls=process.tls,
+            name=self.id,
         )
         nursery.start_soon(self._serve, self._connection)
         said = await shake_hands(self._connection, self.spec, self._prefix)
@@ -375,9 +384,9 @@ class Worker:
             self._link.lost()
 
     @protected
-    async def _pump(self, fd: int, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
+    async def _pump(self, source: Output, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
         try:
-            await pump(fd, stream=stream, tail=tail, redact=self._redact, **fields)
+            await pump(source, stream=stream, tail=tail, redact=self._redact, **fields)
         finally:
             done.set()
 
@@ -528,7 +537,7 @@ class Worker:
             return None
         assert self._cause is not None
         if self._cause[0] in ("connection_lost", "stopped"):
-            with anyio.move_on_after(_LAST_BREATH):
+            with anyio.move_on_after(_LAST_BREATH if self._launcher.same_machine else _FAR_BREATH):
                 return await process.wait()
         self._killed = not process.ended
         process.kill()
@@ -541,7 +550,9 @@ class Worker:
         if status is not None:
             seen, words, name = self._classify(status)
             code = status.code
-            if reason == "connection_lost" and not self._killed:
+            # What did not end by the signal that this side sends has ended by itself before.
+            itself = not self._killed or status.signal not in (None, signal.SIGKILL)
+            if (reason == "connection_lost" and itself) or (status.lost and reason in ("connection_lost", "heartbeat")):
                 reason, message = seen, words
             elif reason == "startup" and self._killed:
                 # It has said why; that it was then killed is this side's doing.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.wire import codec, frames
 from snakepit_trio.wire.connection import Connection, RpcFailure
+from snakepit_trio.wire.credentials import tls_context
 from snakepit_trio.wire.generated.snakepit.v1 import (
     ExecuteRequest,
     ExecuteResponse,
@@ -238,3 +240,52 @@ def test_addresses(bad: str) -> None:
     assert parse_address("tcp:[::1]:80") == ("::1", 80)
     with pytest.raises(ValueError, match="not an address"):
         parse_address(bad)
+
+
+async def test_a_secured_connection(wire_kind: str, anyio_backend: str) -> None:
+    """Calls and long messages work; who shows nothing, or the certificate of another or for another use, does not get in."""
+    authority = pytest.importorskip("snakepit_trio.launch.authority").Authority("r")
+    stranger = type(authority)("r")
+    spec = WorkerSpec(
+        worker_id="w1", run_id="test", pool="p", token="right", adapter="tests.adapters.basic",
+        bind="127.0.0.1", tls=authority.for_worker("w1"),
+    )  # fmt: skip
+    other = authority.for_worker("w2")
+    pretending = tls_context(other.certificate, other.key, other.authority, server_side=False)
+    nothing = ssl.create_default_context(cadata=other.authority)
+    with anyio.fail_after(60):
+        process = await SpawnLauncher().start(spec)
+        try:
+            address = (await process.report()).address
+            assert address.startswith("tcp:127.0.0.1:")
+            async with make_wire(wire_kind, anyio_backend) as wire:
+
+                async def echo(context: ssl.SSLContext | None, name: str, size: int) -> bool:
+                    connection = await wire.connect(address, token="right", max_message=1 << 26, tls=context, name=name)
+                    try:
+                        async with anyio.create_task_group() as nursery:
+                            nursery.start_soon(connection.serve)
+                            params = codec.encode({"value": "x" * size})
+                            execute = ExecuteRequest(tool="echo", payload=PayloadMessage(encoding=2, data=params.data))
+                            said = await connection.unary(SERVICE + "Execute", bytes(execute), timeout=30)
+                            reply = ExecuteResponse.parse(said)
+                            assert reply.payload is not None
+                            nursery.cancel_scope.cancel()
+                            return bool(codec.decode(frames.Payload(2, reply.payload.data)) == "x" * size)
+                    finally:
+                        connection.close()
+
+                assert await echo(authority.for_host(), "w1", 10)
+                assert await echo(authority.for_host(), "w1", 5_000_000)
+                for context, name in [
+                    (authority.for_host(), "w2"),
+                    (stranger.for_host(), "w1"),
+                    (pretending, "w1"),
+                    (nothing, "w1"),
+                    (None, "w1"),
+                ]:
+                    with pytest.raises((OSError, RpcFailure, ExceptionGroup)):
+                        await echo(context, name, 10)
+                assert await echo(authority.for_host(), "w1", 10)
+        finally:
+            await process.aclose()

@@ -232,3 +232,66 @@ def test_a_command_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
     assert pool.command == ("node", "worker.js") and pool.adapter is None
     (pool,) = sp.RuntimeConfig.load(path, environ={"SNAKEPIT_POOLS__DEFAULT__COMMAND": '["deno"]'}).pools
     assert pool.command == ("deno",)
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "words"),
+    [
+        ({"ray": sp.RayConfig()}, "ray", "launcher='ray' beside it"),
+        ({"launcher": "ray", "devices": ["cuda:0"]}, "devices", "by num_gpus"),
+        ({"launcher": "ray", "transport": "unix"}, "transport", "'tcp'"),
+        ({"launcher": "slurm"}, "launcher", "'local' or 'ray'"),
+    ],
+)
+def test_what_does_not_go_with_ray(options: dict[str, Any], key: str, words: str) -> None:
+    with pytest.raises(sp.ConfigError, match=words) as refused:
+        sp.PoolConfig(adapter="m", **options)
+    assert refused.value.details["key"] == key
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resources": {"num_cpus": "1"}}, "a mapping of text to numbers"),
+        ({"resources": {"num_cpus": True}}, "a mapping of text to numbers"),
+        ({"resources": {"num_cpus": -1}}, "a number from 0"),
+        ({"resources": {"num_cpus": float("inf")}}, "a number from 0"),
+        ({"resources": {"CPU": 1}}, "num_cpus, num_gpus"),
+        ({"resources": {"memory": 1.5}}, "whole bytes"),
+        ({"resources": {}, "placement_group": "PACK"}, "resources to reserve"),
+        ({"placement_group": "pack"}, "'PACK' or"),
+        ({"address": "ray://head:10001"}, "not supported"),
+        ({"runtime_env": "pip"}, "a mapping of text to anything"),
+    ],
+)
+def test_what_ray_is_not_asked(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(sp.ConfigError, match=words):
+        sp.RayConfig(**options)
+
+
+def test_ray_from_a_file_and_from_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(
+        '[[pools]]\nadapter = "m"\nlauncher = "ray"\n'
+        '[pools.ray]\naddress = "head:6379"\nruntime_env = { pip = ["numpy"] }\n'
+        "[pools.ray.resources]\nnum_cpus = 1\nnum_gpus = 0.25\n"
+    )
+    (pool,) = sp.RuntimeConfig.load(path, environ={}).pools
+    assert pool.ray == sp.RayConfig(
+        address="head:6379", resources={"num_cpus": 1, "num_gpus": 0.25}, runtime_env={"pip": ["numpy"]}
+    )
+    environ = {"SNAKEPIT_POOLS__DEFAULT__RAY__RESOURCES": '{"num_cpus": 2}'}
+    (pool,) = sp.RuntimeConfig.load(path, environ=environ).pools
+    assert pool.ray is not None and pool.ray.resources == {"num_cpus": 2}
+    path.write_text('[[pools]]\nadapter = "m"\nlauncher = "ray"\n[pools.ray]\nadress = "x"\n')
+    with pytest.raises(sp.ConfigError, match=r"pools\[0\]\.ray\.adress: .*did you mean 'address'"):
+        sp.RuntimeConfig.load(path, environ={})
+    assert sp.PoolConfig(adapter="m", launcher="ray").ray == sp.RayConfig()
+
+
+def test_one_process_has_one_ray_cluster() -> None:
+    pools = [
+        sp.PoolConfig(adapter="m", name=name, launcher="ray", ray=sp.RayConfig(address=f"{name}:1")) for name in "ab"
+    ]
+    with pytest.raises(sp.ConfigError, match="one Ray cluster"):
+        sp.RuntimeConfig(pools=pools)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -44,11 +45,11 @@ class _Protocol(PipeProtocol):
         self.lost.set()
 
 
-async def open_protocol(address: str) -> tuple[_Protocol, AsyncioTransport]:
+async def open_protocol(address: str, tls: ssl.SSLContext | None, name: str) -> tuple[_Protocol, AsyncioTransport]:
     """Connect. To be awaited in an asyncio event loop, or in trio-asyncio's.
 
     Raises:
-        OSError: Nobody listens there.
+        OSError: Nobody listens there, or somebody else does.
     """
     loop = asyncio.get_running_loop()
     lost = asyncio.Event()
@@ -63,7 +64,9 @@ async def open_protocol(address: str) -> tuple[_Protocol, AsyncioTransport]:
     if isinstance(place, str):
         transport, protocol = await loop.create_unix_connection(factory, place)
     else:
-        transport, protocol = await loop.create_connection(factory, *place)
+        transport, protocol = await loop.create_connection(
+            factory, *place, ssl=tls, server_hostname=name if tls is not None else None
+        )
     return protocol, AsyncioTransport(loop, cast("asyncio.Transport", transport), lost)
 
 
@@ -72,6 +75,8 @@ class AsyncioWire(Wire):
 
     name = "asyncio"
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
-        protocol, transport = await open_protocol(address)
+    async def connect(
+        self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
+    ) -> Connection:
+        protocol, transport = await open_protocol(address, tls, name)
         return Connection(protocol, transport, token=token, max_message=max_message)

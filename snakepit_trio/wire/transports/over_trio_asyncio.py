@@ -6,6 +6,7 @@ does not import on Python 3.14 and later.
 
 from __future__ import annotations
 
+import ssl
 from contextlib import AsyncExitStack
 
 import trio_asyncio
@@ -45,6 +46,8 @@ class TrioAsyncioWire(Wire):
     async def __aexit__(self, *exc: object) -> None:
         await self._stack.aclose()
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
-        protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address)
+    async def connect(
+        self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
+    ) -> Connection:
+        protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address, tls, name)
         return Connection(protocol, _Transport(transport), token=token, max_message=max_message)

@@ -11,6 +11,7 @@ flushes right before Trio waits for I/O, so that batching costs no extra pass.
 from __future__ import annotations
 
 import socket
+import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,6 +20,8 @@ import trio
 from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.pipe import PipeProtocol
+from snakepit_trio.wire.sockets import SocketTransport
+from snakepit_trio.wire.sockets import connect as connect_socket
 from snakepit_trio.wire.transports import parse_address
 
 if TYPE_CHECKING:
@@ -170,6 +173,23 @@ class _SocketTransport:
                     self._protocol.resume_writing()
 
 
+class _TlsTransport(SocketTransport):
+    """A secured connection, which writes once for each pass of the scheduler, too."""
+
+    def __init__(self, sock: socket.socket, tick: _Tick, tls: ssl.SSLContext, name: str) -> None:
+        super().__init__(sock, tls=tls, server_hostname=name)
+        self._tick = tick
+
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        if self._corked:
+            super().call_soon(callback)
+        else:
+            self._tick.call_soon(callback)
+
+    def _wake(self, callback: Callable[[], None]) -> None:
+        self._tick.soon(callback)
+
+
 class TrioWire(Wire):
     """Connections of a Trio run."""
 
@@ -185,8 +205,12 @@ class TrioWire(Wire):
     async def __aexit__(self, *exc: object) -> None:
         trio.lowlevel.remove_instrument(self._tick)
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Connection:
+    async def connect(
+        self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
+    ) -> Connection:
         place = parse_address(address)
+        if tls is not None:
+            return await self._connect_securely(place, token, max_message, tls, name)
         family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET6 if ":" in place[0] else socket.AF_INET
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -205,3 +229,12 @@ class TrioWire(Wire):
             sock.close()
             raise
         return Connection(protocol, transport, token=token, max_message=max_message)
+
+    async def _connect_securely(
+        self, place: str | tuple[str, int], token: str, max_message: int, tls: ssl.SSLContext, name: str
+    ) -> Connection:
+        transport = _TlsTransport(await connect_socket(place), self._tick, tls, name)
+        await transport.handshake()
+        protocol = client_protocol(PipeProtocol)
+        transport.attach(protocol)
+        return Connection(protocol, transport, token=token, max_message=max_message, scheme="https")

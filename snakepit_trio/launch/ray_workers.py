@@ -1,0 +1,337 @@
+"""Workers on the nodes of a Ray cluster, started by actors that Ray places by their resources.
+
+The host's side. Ray decides where a worker runs, starts an actor there (:mod:`snakepit_trio.launch.ray_actor`), and carries
+what belongs to a worker's life: its start, its output, signals, its end. Calls go from the host to the worker directly, over
+TCP with TLS, for which the run issues the certificates (:mod:`snakepit_trio.launch.authority`).
+
+Ray's functions block, and some of what they start is tied to the thread that calls them; so all of them run in one thread
+that lives as long as the launcher. What they promise for later is awaited without a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import anyio
+import attrs
+import ray
+from ray.exceptions import RayError
+
+from snakepit_trio.errors import WorkerStartupError
+
+from .authority import Authority
+from .base import ExitStatus, Launcher, Report, WorkerSpec
+from .futures import settled
+from .marks import begun_in
+from .ray_actor import Placed, WorkerActor
+
+if TYPE_CHECKING:
+    import ssl
+
+    from snakepit_trio.config import RayConfig
+
+__all__ = ["RayLauncher", "RayProcess"]
+
+_log = logging.getLogger("snakepit_trio.launch")
+
+T = TypeVar("T")
+
+#: How long the cluster's address may take to accept a connection, in seconds: Ray itself tries for minutes.
+_REACH = 5.0
+#: How long an actor may take to tell of the end of the worker that it was told to kill, in seconds.
+_ANSWER = 2.0
+#: How long the end of the connection to Ray may take, in seconds.
+_LEAVE = 20.0
+_BECAUSE = re.compile(r"The actor (?:died because|is dead because) (.+)")
+
+
+class _Output:
+    """What a worker writes, by way of its actor."""
+
+    def __init__(self, actor: Any, stream: str) -> None:
+        self._actor = actor
+        self._stream = stream
+
+    async def receive(self) -> bytes:
+        try:
+            return bytes(await _result(self._actor.receive.remote(self._stream)))
+        except RayError:
+            return b""
+
+
+class RayProcess:
+    """A worker on some node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
+
+    Args:
+        actor: Its actor, which Ray may not have placed yet.
+        spec: What to start there.
+        tls: What the host connects with.
+        asked: The resources that it was asked for with, in words.
+        on_end: Called once, when nothing of it is left.
+    """
+
+    def __init__(
+        self, actor: Any, spec: WorkerSpec, tls: ssl.SSLContext, asked: str, on_end: Callable[[RayProcess], None]
+    ) -> None:
+        self.pid = 0
+        self.node = ""
+        self.tls = tls
+        self.stdout = _Output(actor, "stdout")
+        self.stderr = _Output(actor, "stderr")
+        self._actor = actor
+        self._asked = asked
+        self._on_end = on_end
+        self._placed = actor.start.remote(spec)
+        self._reported = actor.report.remote()
+        self._exit = actor.wait.remote()
+        self._report: Report | None = None
+        self._status: ExitStatus | None = None
+        self._begun: bytes | None = None
+        #: When to stop waiting for an answer of its actor.
+        self._deadline = math.inf
+        self._waits: set[anyio.CancelScope] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<RayProcess {self.pid or self.waiting} on {self.node or 'no node'} {self._status or 'running'}>"
+
+    @property
+    def ended(self) -> bool:
+        return self._status is not None
+
+    @property
+    def waiting(self) -> str:
+        return "" if self.node or self.ended else f"Ray has not placed it; it asked for {self._asked}"
+
+    async def report(self) -> Report:
+        if self._report is None:
+            try:
+                placed: Placed = await _result(self._placed)
+                self.node, self.pid = placed.node, placed.pid
+                if placed.failure:
+                    self._report = Report(code="worker_startup", message=placed.failure)
+                else:
+                    self._report = await _result(self._reported)
+            except RayError as exc:
+                self._report = Report(code="worker_startup", message=f"Ray could not run it: {_words(exc)}")
+        return self._report
+
+    def begun(self, call_id: int) -> bool:
+        return self._begun is None or begun_in(self._begun, call_id)
+
+    async def wait(self) -> ExitStatus:
+        while self._status is None:
+            with anyio.CancelScope(deadline=self._deadline) as scope:
+                self._waits.add(scope)
+                try:
+                    status, begun = await _result(self._exit)
+                except RayError as exc:
+                    status, begun = ExitStatus(lost=_words(exc)), None
+                finally:
+                    self._waits.discard(scope)
+                if self._status is None:
+                    self._status, self._begun = status, begun
+            if self._status is None and scope.cancelled_caught:
+                self._status = ExitStatus(lost="it did not answer")
+        return self._status
+
+    def terminate(self) -> None:
+        if not self.ended:
+            self._actor.signal.remote(False)
+
+    def kill(self) -> None:
+        if self.ended or self._deadline != math.inf:
+            return
+        if self.node:
+            self._actor.signal.remote(True)
+            self._deadline = anyio.current_time() + _ANSWER
+        else:
+            # It may have been placed by now; then its worker ends with it.
+            self._status = ExitStatus()
+            self._deadline = -math.inf
+            self._end_actor()
+        for scope in self._waits:
+            scope.deadline = self._deadline
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            self.kill()
+            await self.wait()
+            self._end_actor()
+        self._on_end(self)
+
+    def _end_actor(self) -> None:
+        with contextlib.suppress(Exception):  # Ray is gone already, and the actor with it.
+            ray.kill(self._actor)
+
+
+class RayLauncher(Launcher):
+    """Starts each worker by an actor of its own, which ends with this process.
+
+    Args:
+        config: Which cluster, which resources.
+        run_id: Named in the run's certificates.
+        most: How many workers there may be at once.
+    """
+
+    same_machine = False
+
+    def __init__(self, config: RayConfig, run_id: str, most: int) -> None:
+        self._config = config
+        self._most = most
+        self._authority = Authority(run_id)
+        self._asked = ", ".join(f"{name}={amount:g}" for name, amount in config.resources.items()) or "no resources"
+        self._held: set[RayProcess] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snakepit-ray")
+        self._connection: Future[None] | None = None
+        self._connecting = anyio.Lock()
+        self._owned = False
+        self._group: Any = None
+        self._actor_class: Any = None
+
+    async def __aexit__(self, *exc: object) -> None:
+        with anyio.CancelScope(shield=True):
+            for process in list(self._held):
+                await process.aclose()
+            left = self._thread.submit(self._leave)
+            with anyio.move_on_after(_LEAVE):
+                await settled(left)
+            if not left.done():
+                _log.warning("the connection to Ray did not end within %g s", _LEAVE)
+            # It has nothing to do any more, or is stuck in Ray, where nobody can reach it.
+            self._thread.shutdown(wait=left.done(), cancel_futures=True)
+
+    async def start(self, spec: WorkerSpec) -> RayProcess:
+        await self._connect()
+        credentials = self._authority.for_worker(spec.worker_id)
+        spec = attrs.evolve(spec, tls=credentials, socket_dir=None, shm_limit=0)
+        made = self._thread.submit(self._actor_class.remote)
+        try:
+            await settled(made)
+        except BaseException:
+            made.add_done_callback(_unwanted)
+            raise
+        process = RayProcess(
+            _taken(made, "Ray refused an actor"), spec, self._authority.for_host(), self._asked, self._held.discard
+        )
+        self._held.add(process)
+        return process
+
+    async def _connect(self) -> None:
+        async with self._connecting:
+            if self._connection is None:
+                await self._reach()
+                self._connection = self._thread.submit(self._join)
+            # A cancellation leaves it to the next start, or to the end.
+            await settled(self._connection)
+            if self._connection.exception() is not None:
+                failed, self._connection = self._connection, None
+                _taken(failed, f"no connection to Ray at {self._config.address!r}")
+
+    async def _reach(self) -> None:
+        host, _, port = self._config.address.rpartition(":")
+        if not (host and port.isdigit()) or ray.is_initialized():
+            return
+        try:
+            with anyio.fail_after(_REACH):
+                stream = await anyio.connect_tcp(host, int(port))
+        except (OSError, TimeoutError) as exc:
+            reason = str(exc) or f"no answer within {_REACH:g} s"
+            raise WorkerStartupError(
+                f"no Ray cluster at {self._config.address!r}: {reason}", details={"reason": reason}
+            ) from exc
+        await stream.aclose()
+
+    # ---- what runs in the thread -------------------------------------------------------------------
+
+    def _join(self) -> None:
+        config = self._config
+        if not ray.is_initialized():
+            with _without_a_word_of_signals():
+                ray.init(
+                    address=config.address, namespace=config.namespace, log_to_driver=False, configure_logging=False
+                )
+            self._owned = True
+        known = ("num_cpus", "num_gpus", "memory")
+        amounts = {"num_cpus": 0, **config.resources}
+        options: dict[str, Any] = {name: amounts.pop(name) for name in known if name in amounts}
+        if "memory" in options:
+            options["memory"] = int(options["memory"])
+        if config.runtime_env is not None:
+            options["runtime_env"] = dict(config.runtime_env)
+        if config.placement_group is not None and self._group is None:
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+            names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+            bundle = {names.get(name, name): amount for name, amount in config.resources.items() if amount}
+            self._group = ray.util.placement_group([bundle] * self._most, strategy=config.placement_group)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group)
+        self._actor_class = ray.remote(WorkerActor).options(
+            resources=amounts, max_restarts=0, max_task_retries=0, **options
+        )
+
+    def _leave(self) -> None:
+        if not ray.is_initialized():
+            return
+        if self._group is not None:
+            with contextlib.suppress(RayError):
+                ray.util.remove_placement_group(self._group)
+        if self._owned:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _without_a_word_of_signals() -> Iterator[None]:
+    """Ray warns that it can't handle SIGTERM in a thread; it is not to handle it."""
+    log = logging.getLogger("ray._private.worker")
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "SIGTERM" not in record.getMessage()
+
+    log.addFilter(keep)
+    try:
+        yield
+    finally:
+        log.removeFilter(keep)
+
+
+async def _result(ref: Any) -> Any:
+    """What an object reference stands for. A cancellation leaves it as it is.
+
+    Raises:
+        RayError: The actor, its node or its environment failed.
+    """
+    future = ref.future()
+    await settled(future)
+    return future.result()
+
+
+def _taken(future: Future[T], failure: str) -> T:
+    try:
+        return future.result()
+    except Exception as exc:
+        reason = _words(exc)
+        raise WorkerStartupError(f"{failure}: {reason}", details={"reason": reason}) from exc
+
+
+def _unwanted(made: Future[Any]) -> None:
+    """An actor that nobody waits for any more."""
+    if not made.cancelled() and made.exception() is None:
+        with contextlib.suppress(Exception):
+            ray.kill(made.result())
+
+
+def _words(exc: Exception) -> str:
+    """Ray's messages run over many lines; one of them says why."""
+    text = str(exc).strip()
+    because = _BECAUSE.search(text)
+    return because[1].strip() if because else (text.splitlines() or [type(exc).__name__])[0]
