@@ -1,0 +1,378 @@
+"""Bytes as frames; see :mod:`.frames` for the rules. What is not a frame raises :class:`FrameError`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from .frame_types import (
+    Buffer,
+    Call,
+    Cancel,
+    Chunk,
+    Credit,
+    Emit,
+    ErrorInfo,
+    Frame,
+    FrameError,
+    HostCall,
+    HostCancel,
+    HostFrame,
+    HostReply,
+    Payload,
+    Ping,
+    Pong,
+    Reply,
+    SharedBlock,
+    Stop,
+    WorkerFrame,
+)
+
+__all__ = ["decode_error", "decode_host_frame", "decode_worker_frame", "read_fields"]
+
+_U64 = (1 << 64) - 1
+_U32 = (1 << 32) - 1
+
+_Field: TypeAlias = "int | bytes"
+
+
+def read_fields(data: bytes, position: int, end: int) -> list[tuple[int, _Field]]:
+    """The fields of one message as (tag, value): an int for a varint, bytes for what has a length.
+
+    Fixed-width fields and groups are skipped, for no message here has them.
+    """
+    out: list[tuple[int, _Field]] = []
+    while position < end:
+        tag = data[position]
+        position += 1
+        if tag > 127:
+            tag, position = _read_varint(data, position - 1, end)
+        kind = tag & 7
+        if kind == 0 or kind == 2:
+            if position >= end:
+                raise FrameError("a field is cut off")
+            value = data[position]
+            position += 1
+            if value > 127:
+                value, position = _read_varint(data, position - 1, end)
+            if kind == 0:
+                out.append((tag, value))
+                continue
+            stop = position + value
+            if stop > end:
+                raise FrameError("a field is longer than its message")
+            out.append((tag, data[position:stop]))
+            position = stop
+        elif kind == 5:
+            position += 4
+        elif kind == 1:
+            position += 8
+        else:
+            raise FrameError(f"wire type {kind} is not used by this protocol")
+        if tag < 8:
+            raise FrameError("field number 0")
+    if position != end:
+        raise FrameError("a field is cut off")
+    return out
+
+
+def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        if position >= end or shift > 63:
+            raise FrameError("a varint is cut off or too long")
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value & _U64, position
+        shift += 7
+
+
+def _as_text(value: _Field) -> str:
+    try:
+        return value.decode()  # type: ignore[union-attr]
+    except UnicodeDecodeError as exc:
+        raise FrameError("a string is not UTF-8") from exc
+
+
+def _decode_payload(data: bytes) -> Payload:
+    encoding = 0
+    body = b""
+    buffers: list[Buffer] = []
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x12:
+            body = value  # type: ignore[assignment]
+        elif tag == 0x08:
+            encoding = value  # type: ignore[assignment]
+        elif tag == 0x1A:
+            buffers.append(_decode_buffer(value))  # type: ignore[arg-type]
+    if encoding > 127:
+        raise FrameError(f"encoding {encoding} is not known")
+    return Payload(encoding, body, buffers)
+
+
+def _decode_buffer(data: bytes) -> Buffer:
+    buffer: Buffer = b""
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x0A:
+            buffer = value  # type: ignore[assignment]
+        elif tag == 0x12:
+            name, offset, size = "", 0, 0
+            for inner, item in read_fields(value, 0, len(value)):  # type: ignore[arg-type]
+                if inner == 0x0A:
+                    name = _as_text(item)
+                elif inner == 0x10:
+                    offset = item  # type: ignore[assignment]
+                elif inner == 0x18:
+                    size = item  # type: ignore[assignment]
+            buffer = SharedBlock(name, offset, size)
+    return buffer
+
+
+def decode_error(data: bytes) -> ErrorInfo:
+    """The message ErrorInfo, from its bytes."""
+    error = ErrorInfo("")
+    types: list[str] = []
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x0A:
+            error.code = _as_text(value)
+        elif tag == 0x12:
+            error.message = _as_text(value)
+        elif tag == 0x18:
+            error.retryable = bool(value)
+        elif tag == 0x22:
+            types.append(_as_text(value))
+        elif tag == 0x2A:
+            error.remote_message = _as_text(value)
+        elif tag == 0x32:
+            error.remote_traceback = _as_text(value)
+        elif tag == 0x3A:
+            error.details = _decode_payload(value)  # type: ignore[arg-type]
+    error.remote_types = types
+    return error
+
+
+def _decode_call(data: bytes) -> Call:
+    call = Call(0)
+    metadata: dict[str, str] = {}
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            call.id = value  # type: ignore[assignment]
+        elif tag == 0x10:
+            call.tool_index = value & _U32  # type: ignore[operator]
+        elif tag == 0x22:
+            call.payload = _decode_payload(value)  # type: ignore[arg-type]
+        elif tag == 0x28:
+            call.timeout_us = value  # type: ignore[assignment]
+        elif tag == 0x30:
+            call.attempt = value & _U32  # type: ignore[operator]
+        elif tag == 0x1A:
+            call.tool = _as_text(value)
+        elif tag == 0x38:
+            call.stream = bool(value)
+        elif tag == 0x40:
+            call.credits = value & _U32  # type: ignore[operator]
+        elif tag == 0x4A:
+            call.session_id = _as_text(value)
+        elif tag == 0x52:
+            key = text = ""
+            for inner, item in read_fields(value, 0, len(value)):  # type: ignore[arg-type]
+                if inner == 0x0A:
+                    key = _as_text(item)
+                elif inner == 0x12:
+                    text = _as_text(item)
+            metadata[key] = text
+    call.metadata = metadata
+    return call
+
+
+def _decode_outcome(cls: type[Reply] | type[HostReply], data: bytes) -> Reply | HostReply:
+    reply = cls(0)
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            reply.id = value  # type: ignore[assignment]
+        elif tag == 0x12:
+            reply.payload, reply.error = _decode_payload(value), None  # type: ignore[arg-type]
+        elif tag == 0x1A:
+            reply.payload, reply.error = None, decode_error(value)  # type: ignore[arg-type]
+    return reply
+
+
+def _decode_id(data: bytes) -> int:
+    identity = 0
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            identity = value  # type: ignore[assignment]
+    return identity
+
+
+def _decode_cancel(data: bytes) -> Cancel:
+    cancel = Cancel(0)
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            cancel.id = value  # type: ignore[assignment]
+        elif tag == 0x10:
+            cancel.recall = bool(value)
+    return cancel
+
+
+def _decode_credit(data: bytes) -> Credit:
+    credit = Credit(0, 0)
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            credit.id = value  # type: ignore[assignment]
+        elif tag == 0x10:
+            credit.chunks = value & _U32  # type: ignore[operator]
+    return credit
+
+
+def _decode_chunk(data: bytes) -> Chunk:
+    chunk = Chunk(0)
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            chunk.id = value  # type: ignore[assignment]
+        elif tag == 0x12:
+            chunk.payload = _decode_payload(value)  # type: ignore[arg-type]
+    return chunk
+
+
+def _decode_pong(data: bytes) -> Pong:
+    pong = Pong(0)
+    running: list[int] = []
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            pong.sequence = value  # type: ignore[assignment]
+        elif tag == 0x12:
+            position, end = 0, len(value)  # type: ignore[arg-type]
+            while position < end:
+                item, position = _read_varint(value, position, end)  # type: ignore[arg-type]
+                running.append(item)
+        elif tag == 0x10:
+            running.append(value)  # type: ignore[arg-type]
+        elif tag == 0x18:
+            pong.rss = value  # type: ignore[assignment]
+        elif tag == 0x20:
+            pong.lag_us = value  # type: ignore[assignment]
+    pong.running = running
+    return pong
+
+
+def _decode_host_call(data: bytes) -> HostCall:
+    call = HostCall(0, 0, "")
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            call.id = value  # type: ignore[assignment]
+        elif tag == 0x10:
+            call.call_id = value  # type: ignore[assignment]
+        elif tag == 0x1A:
+            call.name = _as_text(value)
+        elif tag == 0x22:
+            call.payload = _decode_payload(value)  # type: ignore[arg-type]
+        elif tag == 0x28:
+            call.timeout_us = value  # type: ignore[assignment]
+    return call
+
+
+def _decode_emit(data: bytes) -> Emit:
+    emit = Emit(0, "")
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x08:
+            emit.call_id = value  # type: ignore[assignment]
+        elif tag == 0x12:
+            emit.name = _as_text(value)
+        elif tag == 0x1A:
+            emit.payload = _decode_payload(value)  # type: ignore[arg-type]
+    return emit
+
+
+_HOST_DECODERS = {
+    0x0A: _decode_call,
+    0x12: _decode_cancel,
+    0x1A: _decode_credit,
+    0x22: lambda data: Ping(_decode_id(data)),
+    0x2A: lambda data: _decode_outcome(HostReply, data),
+    0x32: lambda data: Stop(_decode_id(data)),
+}
+_WORKER_DECODERS = {
+    0x0A: lambda data: _decode_outcome(Reply, data),
+    0x12: _decode_chunk,
+    0x1A: _decode_pong,
+    0x22: _decode_host_call,
+    0x2A: lambda data: HostCancel(_decode_id(data)),
+    0x32: _decode_emit,
+}
+
+
+_PLAIN: Mapping[bytes, type[Reply] | type[Chunk]] = {b"\x0a": Reply, b"\x12": Chunk}
+
+
+def _plain_body(data: bytes) -> tuple[int, Payload] | None:
+    """The id and the payload of a Reply or Chunk that has just these, as our own encoder writes them; None for any other.
+
+    All that it takes are the bytes in one order, so nothing is taken here that the general decoder would see otherwise.
+    """
+    end = len(data)
+    try:
+        size, at = data[1], 2
+        if size > 127:
+            size, at = _read_varint(data, 1, end)
+        if at + size != end or data[at] != 0x08:
+            return None
+        at += 1
+        identity = data[at]
+        at += 1
+        if identity > 127:
+            identity, at = _read_varint(data, at - 1, end)
+        if data[at] != 0x12:
+            return None
+        size = data[at + 1]
+        at += 2
+        if size > 127:
+            size, at = _read_varint(data, at - 1, end)
+        if at + size != end or data[at] != 0x08 or data[at + 2] != 0x12:
+            return None
+        encoding = data[at + 1]
+        size = data[at + 3]
+        at += 4
+        if size > 127:
+            size, at = _read_varint(data, at - 1, end)
+        if at + size != end or encoding > 127:
+            return None
+    except IndexError:
+        return None
+    return identity, Payload(encoding, data[at:])
+
+
+def decode_host_frame(data: bytes) -> HostFrame | None:
+    """The frame in a HostFrame message, or None for a kind of frame that this version does not know.
+
+    Raises:
+        FrameError: The bytes are not a HostFrame.
+    """
+    return _decode(_HOST_DECODERS, data)  # type: ignore[return-value]
+
+
+def decode_worker_frame(data: bytes) -> WorkerFrame | None:
+    """The frame in a WorkerFrame message, or None for a kind of frame that this version does not know.
+
+    Raises:
+        FrameError: The bytes are not a WorkerFrame.
+    """
+    if data[:1] in _PLAIN:
+        plain = _plain_body(data)
+        if plain is not None:
+            return _PLAIN[data[:1]](*plain)
+    return _decode(_WORKER_DECODERS, data)  # type: ignore[return-value]
+
+
+def _decode(decoders: Mapping[int, object], data: bytes) -> Frame | None:
+    frame: Frame | None = None
+    try:
+        for tag, value in read_fields(data, 0, len(data)):
+            decoder = decoders.get(tag)
+            if decoder is not None:
+                frame = decoder(value)  # type: ignore[operator]
+    except (TypeError, AttributeError) as exc:
+        raise FrameError("a field has the wrong wire type") from exc
+    return frame

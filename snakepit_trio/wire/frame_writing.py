@@ -1,0 +1,185 @@
+"""Frames as bytes; see :mod:`.frames` for the rules."""
+
+from __future__ import annotations
+
+from .frame_types import (
+    NO_PAYLOAD,
+    Buffer,
+    Call,
+    Cancel,
+    Chunk,
+    Credit,
+    Emit,
+    ErrorInfo,
+    Frame,
+    HostCall,
+    HostCancel,
+    HostReply,
+    Payload,
+    Ping,
+    Pong,
+    Reply,
+    SharedBlock,
+    Stop,
+)
+
+__all__ = ["encode", "encode_error", "varint"]
+
+_ONE_BYTE = [bytes((i,)) for i in range(128)]
+# A oneof member is written even when it is empty, and so is a message-typed field that is set.
+
+
+def varint(value: int) -> bytes:
+    """A number as protobuf writes it."""
+    if value < 128:
+        return _ONE_BYTE[value]
+    if value < 16384:
+        return bytes((value & 127 | 128, value >> 7))
+    if value < 2097152:
+        return bytes((value & 127 | 128, value >> 7 & 127 | 128, value >> 14))
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def _uint(tag: bytes, value: int) -> bytes:
+    return tag + varint(value) if value else b""
+
+
+def _text(tag: bytes, value: str) -> bytes:
+    if not value:
+        return b""
+    raw = value.encode()
+    return tag + varint(len(raw)) + raw
+
+
+def _sized(tag: bytes, body: bytes) -> bytes:
+    return b"%b%b%b" % (tag, varint(len(body)), body)
+
+
+def _payload(payload: Payload) -> bytes:
+    data = payload.data
+    head = b"\x08" + _ONE_BYTE[payload.encoding] if payload.encoding else b""
+    body = b"%b\x12%b%b" % (head, varint(len(data)), data) if data else head
+    if payload.buffers:
+        return b"".join([body, *(_sized(b"\x1a", _buffer(b)) for b in payload.buffers)])
+    return body
+
+
+def _buffer(buffer: Buffer) -> bytes:
+    if isinstance(buffer, SharedBlock):
+        body = _text(b"\x0a", buffer.name) + _uint(b"\x10", buffer.offset) + _uint(b"\x18", buffer.size)
+        return _sized(b"\x12", body)
+    return b"".join((b"\x0a", varint(memoryview(buffer).nbytes), buffer))
+
+
+def encode_error(error: ErrorInfo) -> bytes:
+    """The message ErrorInfo."""
+    parts = [_text(b"\x0a", error.code), _text(b"\x12", error.message), b"\x18\x01" if error.retryable else b""]
+    for name in error.remote_types:
+        raw = name.encode()
+        parts.append(b"\x22" + varint(len(raw)) + raw)
+    parts.append(_text(b"\x2a", error.remote_message))
+    parts.append(_text(b"\x32", error.remote_traceback))
+    if error.details is not None:
+        parts.append(_sized(b"\x3a", _payload(error.details)))
+    return b"".join(parts)
+
+
+def _call(f: Call) -> bytes:
+    body = (
+        b"\x08%b\x10%b" % (varint(f.id), varint(f.tool_index))
+        if f.id and f.tool_index and not f.tool
+        else _call_head(f)
+    )
+    payload = f.payload
+    if payload is not NO_PAYLOAD:
+        inner = _payload(payload)
+        body = b"%b\x22%b%b" % (body, varint(len(inner)), inner)
+    if f.timeout_us:
+        body = b"%b\x28%b" % (body, varint(f.timeout_us))
+    if f.attempt:
+        body = b"%b\x30%b" % (body, varint(f.attempt))
+    if f.stream or f.credits or f.session_id or f.metadata:
+        return body + _call_tail(f)
+    return body
+
+
+def _call_head(f: Call) -> bytes:
+    return _uint(b"\x08", f.id) + _uint(b"\x10", f.tool_index) + _text(b"\x1a", f.tool)
+
+
+def _call_tail(f: Call) -> bytes:
+    parts = [b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
+    for key, value in f.metadata.items():
+        raw_key, raw_value = key.encode(), value.encode()
+        entry = b"\x0a%b%b\x12%b%b" % (varint(len(raw_key)), raw_key, varint(len(raw_value)), raw_value)
+        parts += (b"\x52", varint(len(entry)), entry)
+    return b"".join(parts)
+
+
+def _outcome(f: Reply | HostReply) -> bytes:
+    head = b"\x08" + varint(f.id) if f.id else b""
+    if f.payload is not None:
+        body = _payload(f.payload)
+        return b"%b\x12%b%b" % (head, varint(len(body)), body)
+    if f.error is not None:
+        return head + _sized(b"\x1a", encode_error(f.error))
+    return head
+
+
+def _pong(f: Pong) -> bytes:
+    running = b"".join(map(varint, f.running))
+    return b"".join(
+        (
+            _uint(b"\x08", f.sequence),
+            _sized(b"\x12", running) if running else b"",
+            _uint(b"\x18", f.rss),
+            _uint(b"\x20", f.lag_us),
+        )
+    )
+
+
+def _message(tag: bytes, payload: Payload) -> bytes:
+    return b"" if payload is NO_PAYLOAD else _sized(tag, _payload(payload))
+
+
+def _host_call(f: HostCall) -> bytes:
+    return b"".join(
+        (
+            _uint(b"\x08", f.id),
+            _uint(b"\x10", f.call_id),
+            _text(b"\x1a", f.name),
+            _message(b"\x22", f.payload),
+            _uint(b"\x28", f.timeout_us),
+        )
+    )
+
+
+_ENCODERS = {
+    Call: (b"\x0a", _call),
+    Cancel: (b"\x12", lambda f: _uint(b"\x08", f.id) + (b"\x10\x01" if f.recall else b"")),
+    Credit: (b"\x1a", lambda f: _uint(b"\x08", f.id) + _uint(b"\x10", f.chunks)),
+    Ping: (b"\x22", lambda f: _uint(b"\x08", f.sequence)),
+    HostReply: (b"\x2a", _outcome),
+    Stop: (b"\x32", lambda f: _uint(b"\x08", f.grace_us)),
+    Reply: (b"\x0a", _outcome),
+    Chunk: (b"\x12", lambda f: _uint(b"\x08", f.id) + _message(b"\x12", f.payload)),
+    Pong: (b"\x1a", _pong),
+    HostCall: (b"\x22", _host_call),
+    HostCancel: (b"\x2a", lambda f: _uint(b"\x08", f.id)),
+    Emit: (
+        b"\x32",
+        lambda f: _uint(b"\x08", f.call_id) + _text(b"\x12", f.name) + _message(b"\x1a", f.payload),
+    ),
+}
+
+
+def encode(frame: Frame) -> bytes:
+    """The HostFrame or WorkerFrame message that holds this frame."""
+    tag, encoder = _ENCODERS[type(frame)]
+    body = encoder(frame)
+    return b"%b%b%b" % (tag, varint(len(body)), body)
