@@ -275,6 +275,9 @@ class BridgeConfig:
         max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room.
         max_streams: Requests of one connection at once.
         max_message: Largest request; None: as large as the largest ``max_payload`` of the pools allows.
+        max_buffered: Bytes of requests that have arrived and are not decoded yet, over all connections; what would be more
+            is RESOURCE_EXHAUSTED, and one connection may have half of it. None: four times the largest request, and at
+            least 256 MiB.
         max_header_size: Largest request headers.
         handshake_timeout: For TLS, and for a connection's first request with the token.
         idle_timeout: A connection without requests is closed after so long; clients connect anew when they need it.
@@ -293,6 +296,7 @@ class BridgeConfig:
     max_connections: int = within(1000, 1)
     max_streams: int = within(100, 1, 10_000)
     max_message: int | None = within(None, 1024, 1 << 31)
+    max_buffered: int | None = within(None, 1024)
     max_header_size: int = within(16 * 1024, 1024, 1 << 20)
     handshake_timeout: float = within(10.0, TINY)
     idle_timeout: float | None = within(600.0, TINY)

@@ -23,6 +23,7 @@ from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, 
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.frames import read_fields
+from snakepit_trio.wire.lean_h2 import FixedHeaders
 from snakepit_trio.wire.pipe import FramePipe
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ _LAST_WORD = 0.25
 _RETRY_AFTER = 0.1
 #: Unsent bytes of one stream that its handler need not wait for.
 _UNSENT = 64 * 1024
+_ANSWER = FixedHeaders((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity"))
+_OK = FixedHeaders(("grpc-status", "0"))
 
 
 class Unimplemented(SnakepitError):
@@ -121,6 +124,9 @@ class ServerCall:
         self._answered = False
         self._finished = False
         self._received: deque[bytes] = deque()
+        # Bytes of messages that wait, and all that is counted for this call.
+        self._waiting_bytes = 0
+        self._counted = 0
         self._ended = False
         self._news = anyio.Event()
         self._room = anyio.Event()
@@ -133,6 +139,7 @@ class ServerCall:
             on_end=self._on_end,
             on_room=self._on_room,
             on_refuse=self._on_refuse,
+            on_held=self._on_held,
         )
 
     def __repr__(self) -> str:
@@ -168,7 +175,7 @@ class ServerCall:
                 return None
             self._news = anyio.Event()
             await self._news.wait()
-        return self._parse(self._received.popleft())
+        return self._parse(self._take())
 
     async def send(self, message: _Message) -> None:
         """Send one message of an answer that streams. Waits while the client has not made room for what was sent before."""
@@ -194,7 +201,22 @@ class ServerCall:
         if len(self._received) >= _MOST_WAITING:
             raise ValueError("messages came faster than they were taken")
         self._received.append(message)
+        self._waiting_bytes += len(message)
         self._news.set()
+
+    def _on_held(self, partial: int) -> bool:
+        return self._count(self._waiting_bytes + partial)
+
+    def _count(self, size: int) -> bool:
+        by = size - self._counted
+        self._counted = size
+        return not by or self._connection.share.change(by)
+
+    def _take(self) -> bytes:
+        message = self._received.popleft()
+        self._waiting_bytes -= len(message)
+        self._count(self._counted - len(message))
+        return message
 
     def _on_end(self) -> None:
         self._ended = True
@@ -213,6 +235,8 @@ class ServerCall:
     def _on_refuse(self, kind: str, reason: str) -> None:
         if kind == "too_long":
             self._refusal = QuotaExceeded(reason, details={"quota": "max_message"})
+        elif kind == "too_much":
+            self._refusal = QuotaExceeded(reason, details={"quota": "max_buffered"}, retryable=True)
         elif kind == "compressed":
             self._refusal = Unimplemented("compressed messages are not taken; grpc-accept-encoding is identity")
         else:
@@ -279,7 +303,7 @@ class ServerCall:
             return
         if not self._received:
             raise InvalidPayload("the request has no message")
-        answer = await method.handler(self, self._parse(self._received.popleft()))
+        answer = await method.handler(self, self._parse(self._take()))
         if not method.streams_out and not self.lost:
             data = bytes(answer)
             # The answer and its trailers leave in one piece.
@@ -301,6 +325,8 @@ class ServerCall:
             if not self._answered:
                 self._answer()
             self._succeed()
+        if not self._pipe.unsent:
+            return
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
             while self._pipe.unsent and not self.lost:
@@ -309,12 +335,11 @@ class ServerCall:
 
     def _succeed(self) -> None:
         self._finished = True
-        self._pipe.end([("grpc-status", "0")])
+        self._pipe.end(_OK)
 
     def _answer(self) -> None:
         self._answered = True
-        headers = [(":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity")]
-        self._connection.send_headers(self._stream, headers)
+        self._connection.send_headers(self._stream, _ANSWER)
 
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""
@@ -345,6 +370,8 @@ class ServerCall:
             release()
         except (KeyError, H2Error):
             pass  # The connection is over.
+        self._received.clear()
+        self._count(0)
         self._connection.done(self)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
@@ -30,6 +30,7 @@ from snakepit_trio.wire import status
 from snakepit_trio.wire.pipe import PipeProtocol, Processor
 from snakepit_trio.wire.sockets import SocketTransport
 
+from .budget import Share
 from .calls import Method, ServerCall, Unimplemented, read_timeout
 from .guard import COSTS, EMPTY_DATA, REFUSED, Flooded, Guard
 
@@ -141,6 +142,7 @@ class BridgeConnection(AbstractHandler):
         transport: Its socket, secured already.
         services: What is offered.
         limits: What it may do.
+        share: Where its bytes are counted that wait to be decoded.
         token: What it must show, as ``Bearer TOKEN``.
         nursery: Where its requests' tasks run.
         keepalive: Whether a peer that is gone may go unnoticed by the system: TCP.
@@ -153,6 +155,7 @@ class BridgeConnection(AbstractHandler):
         transport: SocketTransport,
         services: Services,
         limits: Limits,
+        share: Share,
         token: bytes,
         nursery: anyio.abc.TaskGroup,
         *,
@@ -162,6 +165,7 @@ class BridgeConnection(AbstractHandler):
     ) -> None:
         self.transport = transport
         self.limits = limits
+        self.share = share
         self.clock = anyio.current_time
         now = self.clock()
         self._guard = Guard(now)
@@ -271,7 +275,7 @@ class BridgeConnection(AbstractHandler):
 
     # ---- for the calls -----------------------------------------------------------------------------
 
-    def send_headers(self, stream: Stream, headers: list[tuple[str, str]], *, end: bool = False) -> None:
+    def send_headers(self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False) -> None:
         """Send headers, or an answer that is nothing but its trailers."""
         connection = self._protocol.connection
         if connection.is_closing() or stream.id not in connection._connection.streams:

@@ -7,11 +7,11 @@ from typing import Any
 
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.wire import codec
-from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
+from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
-__all__ = ["check_encoding", "params_of", "read", "write"]
+__all__ = ["check_encoding", "encode", "params_of", "read", "write"]
 
 
 def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
@@ -22,30 +22,33 @@ def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
     """
     if message is None:
         raise InvalidPayload(f"{what} is missing", details={"path": what})
-    buffers: list[bytes] = []
-    for index, buffer in enumerate(message.buffers):
-        if buffer.inline is None:
-            raise InvalidPayload(
-                f"{what}.buffers[{index}] has no inline bytes", details={"path": f"{what}.buffers[{index}]"}
-            )
-        buffers.append(buffer.inline)
+    elsewhere = SharedBlock("", 0, 0)
+    buffers = [elsewhere if buffer.inline is None else buffer.inline for buffer in message.buffers]
+    return _decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+
+
+def _decode(payload: Payload, *, what: str, limit: int) -> Any:
+    for index, buffer in enumerate(payload.buffers):
+        if isinstance(buffer, SharedBlock):
+            path = f"{what}.buffers[{index}]"
+            raise InvalidPayload(f"{path} has no inline bytes", details={"path": path})
     try:
-        return codec.decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+        return codec.decode(payload, what=what, limit=limit)
     except InvalidPayload as exc:
         exc.details["path"] = what
         raise
 
 
-def params_of(message: PayloadMessage | None, *, limit: int) -> Mapping[str, Any]:
+def params_of(payload: Payload | None, *, limit: int) -> Mapping[str, Any]:
     """A tool's arguments.
 
     Raises:
         InvalidPayload: The payload is malformed.
         InvalidParameter: It holds something else than a map of names to values.
     """
-    if message is None or (not message.data and int(message.encoding) == 0 and not message.buffers):
+    if payload is None or (not payload.data and payload.encoding == 0 and not payload.buffers):
         return {}
-    value = read(message, what="payload", limit=limit)
+    value = _decode(payload, what="payload", limit=limit)
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         raise InvalidParameter(
             f"payload must be a map of argument names to values, not {type(value).__name__}",
@@ -54,29 +57,34 @@ def params_of(message: PayloadMessage | None, *, limit: int) -> Mapping[str, Any
     return value
 
 
-def check_encoding(accept: Encoding | int, given: PayloadMessage | None) -> int:
+def check_encoding(accept: int, given: Payload | None) -> int:
     """How an answer is to be encoded: as was asked for, else as the request is, else in JSON.
 
     Raises:
         InvalidParameter: There is no such encoding.
     """
-    chosen = int(accept) or (int(given.encoding) if given is not None else 0) or JSON
+    chosen = int(accept) or (given.encoding if given is not None else 0) or JSON
     if chosen not in (JSON, MSGPACK):
         raise InvalidParameter(f"accept: the encoding {chosen} is not known", details={"path": "accept"})
     return chosen
 
 
-def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
+def encode(value: Any, encoding: int, *, what: str, limit: int) -> Payload:
     """A value as a payload. For JSON, tuples become arrays; nothing else is changed.
 
     Raises:
         InvalidPayload: The encoding has no form for it; the path says for what.
     """
     try:
-        payload = codec.encode(_arrays(value) if encoding == JSON else value, what=what, limit=limit, encoding=encoding)
+        return codec.encode(_arrays(value) if encoding == JSON else value, what=what, limit=limit, encoding=encoding)
     except InvalidParameter as exc:
         hint = "; ask for it in MSGPACK (accept)" if encoding == JSON else ""
         raise InvalidPayload(f"{exc.message}{hint}", details=exc.details) from None
+
+
+def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
+    """The same as a message of the library's."""
+    payload = encode(value, encoding, what=what, limit=limit)
     return PayloadMessage(
         encoding=Encoding(payload.encoding),
         data=payload.data,

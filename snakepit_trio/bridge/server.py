@@ -17,6 +17,7 @@ import anyio.abc
 from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.sockets import SocketTransport
 
+from .budget import Budget, Share
 from .calls import Method
 from .connection import BridgeConnection, Limits
 from .health import HealthService
@@ -33,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 #: Bytes of a request around its payload.
 _OVERHEAD = 64 * 1024
+#: Bytes of requests that may wait to be decoded, unless the configuration says it or messages are very long.
+_BUFFERED = 256 * 1024 * 1024
 #: Seconds to wait when the process has no descriptors left.
 _PAUSE = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -68,9 +71,12 @@ class Bridge:
             **(ReflectionService().methods if config.reflection else {}),
         }
         largest = max(pool.max_payload for pool in runtime.config.pools)
+        longest = largest + _OVERHEAD if config.max_message is None else config.max_message
+        buffered = max(4 * longest, _BUFFERED) if config.max_buffered is None else config.max_buffered
+        self._budget = Budget(buffered, longest)
         self._limits = Limits(
             max_streams=config.max_streams,
-            max_message=largest + _OVERHEAD if config.max_message is None else config.max_message,
+            max_message=longest,
             max_header_size=config.max_header_size,
             handshake_timeout=config.handshake_timeout,
             idle_timeout=config.idle_timeout,
@@ -182,6 +188,7 @@ class Bridge:
                     transport,
                     self,
                     self._limits,
+                    Share(self._budget),
                     self._expected,
                     requests,
                     keepalive=sock.family != socket.AF_UNIX,

@@ -16,7 +16,8 @@ from snakepit_trio.wire.version import PROTOCOL_VERSION
 
 from .calls import Method, ServerCall
 from .client_tools import ClientTools, spec_of
-from .payloads import check_encoding, params_of, read, write
+from .messages import ExecuteToolRequest, payload_answer
+from .payloads import check_encoding, encode, params_of, read, write
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
@@ -42,8 +43,8 @@ class BridgeService:
         self.keep = self._client_tools.keep
         methods: dict[str, Method] = {
             "Ping": Method(self._ping, v1.PingRequest),
-            "ExecuteTool": Method(self._execute, v1.ExecuteToolRequest),
-            "ExecuteStreamingTool": Method(self._stream, v1.ExecuteToolRequest, streams_out=True),
+            "ExecuteTool": Method(self._execute, ExecuteToolRequest),
+            "ExecuteStreamingTool": Method(self._stream, ExecuteToolRequest, streams_out=True),
             "ListTools": Method(self._list_tools, v1.ListToolsRequest),
             "GetTool": Method(self._get_tool, v1.GetToolRequest),
             "RegisterTools": Method(self._client_tools.register, v1.RegisterToolsRequest),
@@ -93,7 +94,7 @@ class BridgeService:
             pools=pools,
         )
 
-    async def _execute(self, call: ServerCall, request: v1.ExecuteToolRequest) -> v1.ExecuteToolResponse:
+    async def _execute(self, call: ServerCall, request: ExecuteToolRequest) -> bytes:
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
         params = params_of(request.payload, limit=limit)
@@ -108,9 +109,9 @@ class BridgeService:
                 value = await pool.execute(request.tool, params, **options)
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
-        return v1.ExecuteToolResponse(payload=write(value, encoding, what="result", limit=limit))
+        return payload_answer(encode(value, encoding, what="result", limit=limit))
 
-    async def _stream(self, call: ServerCall, request: v1.ExecuteToolRequest) -> None:
+    async def _stream(self, call: ServerCall, request: ExecuteToolRequest) -> None:
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
         params = params_of(request.payload, limit=limit)
@@ -123,7 +124,7 @@ class BridgeService:
                     source = await stack.enter_async_context(self._session(request.session_id, pool))
                 chunks = await stack.enter_async_context(source.stream(request.tool, params, **options))
                 async for chunk in chunks:
-                    await call.send(v1.ToolChunk(payload=write(chunk, encoding, what="chunk", limit=limit)))
+                    await call.send(payload_answer(encode(chunk, encoding, what="chunk", limit=limit)))
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
 
@@ -197,7 +198,7 @@ class BridgeService:
         return v1.PutValueResponse(stored=version is not None, version=version or 0)
 
     async def _get_value(self, call: ServerCall, request: v1.GetValueRequest) -> v1.GetValueResponse:
-        encoding = check_encoding(request.accept, None)
+        encoding = check_encoding(int(request.accept), None)
         async with self._any_session(request.session_id) as session:
             value, version = await session.get_versioned(request.key)
         if not version:
@@ -256,9 +257,9 @@ async def _resumed(runtime: Runtime, id: str, pool: Pool) -> AsyncIterator[Sessi
         yield session
 
 
-def _options(call: ServerCall, request: v1.ExecuteToolRequest) -> dict[str, Any]:
+def _options(call: ServerCall, request: ExecuteToolRequest) -> dict[str, Any]:
     left = call.time_left
-    options: dict[str, Any] = {"priority": request.priority, "metadata": dict(request.metadata) or None}
+    options: dict[str, Any] = {"priority": request.priority, "metadata": request.metadata or None}
     if left is not None or request.unlimited:
         options["timeout"] = left
     return options

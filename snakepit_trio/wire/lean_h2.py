@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import Any
 
-from h2.connection import ConnectionState, H2Connection
-from h2.stream import StreamState
+from h2.connection import ConnectionInputs, ConnectionState, H2Connection
+from h2.stream import StreamInputs, StreamState
 
-__all__ = ["LeanH2Connection"]
+__all__ = ["FixedHeaders", "LeanH2Connection"]
 
 _OPEN = (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
 _MAY_RECEIVE = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
@@ -25,8 +26,64 @@ _HEAD = struct.Struct(">HBHI")
 _HEAD_SIZE = _HEAD.size
 
 
+#: HEADERS, END_HEADERS; and with END_STREAM.
+_WHOLE_HEADERS, _LAST_HEADERS = 0x0104, 0x0105
+_STATUS_200 = b"\x88"
+
+
+class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can have none
+    """Headers of a response that are always the same: encoded once, as literals that change no table of HPACK's.
+
+    Args:
+        headers: At most ``:status`` 200 and names and values of less than 127 bytes, all in ASCII and in lower case.
+
+    The encoding: https://www.rfc-editor.org/rfc/rfc7541#section-6.2.2
+    """
+
+    block: bytes
+
+    def __new__(cls, *headers: tuple[str, str]) -> FixedHeaders:
+        made = super().__new__(cls, headers)
+        parts = []
+        for name, value in headers:
+            if name == ":status":
+                assert value == "200"
+                parts.append(_STATUS_200)
+                continue
+            assert len(name) < 127 and len(value) < 127
+            parts += (b"\0", bytes((len(name),)), name.encode("ascii"), bytes((len(value),)), value.encode("ascii"))
+        made.block = b"".join(parts)
+        return made
+
+
 class LeanH2Connection(H2Connection):
-    """h2's connection, with a shorter way for most DATA frames."""
+    """h2's connection, with a shorter way for most DATA frames and for headers that never change."""
+
+    def send_headers(  # type: ignore[override]
+        self, stream_id: int, headers: Any, end_stream: bool = False, **priority: Any
+    ) -> None:
+        """As h2's own."""
+        stream = self.streams.get(stream_id)
+        if (
+            type(headers) is not FixedHeaders
+            or priority
+            or stream is None
+            or self.config.client_side
+            # The next block has to tell the peer of a table's new size.
+            or self.encoder.header_table.resized
+        ):
+            super().send_headers(stream_id, headers, end_stream, **priority)
+            return
+        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
+        if end_stream:
+            stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+        block = headers.block
+        size = len(block)
+        self._data_to_send += _HEAD.pack(
+            size >> 8, size & 255, _LAST_HEADERS if end_stream else _WHOLE_HEADERS, stream_id
+        )
+        self._data_to_send += block
 
     def send_data(
         self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: int | None = None

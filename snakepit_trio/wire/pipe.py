@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
@@ -183,6 +183,8 @@ class FramePipe:
         on_refuse: Called once, instead of ``on_close``, when what arrives breaks the rules, with ``"too_long"``,
             ``"compressed"``, ``"cut_off"`` or ``"refused"``, and the reason; the pipe then takes nothing more, and can
             still send. Without it, the stream is reset.
+        on_held: Called after whatever arrives, with how many bytes of a message that is not whole are kept; what it returns
+            is whether they may be. If not, the pipe is refused for being ``"too_much"``.
     """
 
     def __init__(
@@ -196,6 +198,7 @@ class FramePipe:
         on_end: Callable[[], None] | None = None,
         on_room: Callable[[], None] | None = None,
         on_refuse: Callable[[str, str], None] | None = None,
+        on_held: Callable[[int], bool] | None = None,
     ) -> None:
         assert stream.id is not None
         self._stream = stream
@@ -209,9 +212,10 @@ class FramePipe:
         self._on_end = on_end
         self._on_room = on_room
         self._on_refuse = on_refuse
+        self._on_held = on_held
         self._flushing = False
         self._ending = False
-        self._trailers: list[tuple[str, str]] | None = None
+        self._trailers: Sequence[tuple[str, str]] | None = None
         self._closed = False
         self._held = False
         self._unacked = 0
@@ -260,7 +264,7 @@ class FramePipe:
         self._out.append(message)
         self._wake()
 
-    def end(self, trailers: list[tuple[str, str]] | None = None) -> None:
+    def end(self, trailers: Sequence[tuple[str, str]] | None = None) -> None:
         """End our side of the stream, after what is still to be sent; a server ends it with trailers."""
         if not self._closed and not self._ending:
             self._ending = True
@@ -354,6 +358,7 @@ class FramePipe:
             self._parts.append(data)
             self._have += len(data)
             if self._have < self._need:
+                self._hold_on(self._have)
                 return
             data = b"".join(self._parts)
             self._parts.clear()
@@ -384,6 +389,11 @@ class FramePipe:
         if left:
             self._parts.append(data[position:] if position else data)
         self._have = left
+        self._hold_on(left)
+
+    def _hold_on(self, kept: int) -> None:
+        if self._on_held is not None and not self._on_held(kept):
+            self._refuse("too_much", "too many bytes of requests are waiting to be whole")
 
     def eof(self) -> None:
         """The peer has ended its side."""

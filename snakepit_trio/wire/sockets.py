@@ -33,6 +33,10 @@ _HIGH_WATER = 256 * 1024
 _LOW_WATER = 64 * 1024
 #: Seconds between two attempts to connect to a Unix socket whose queue is full.
 _FULL_PAUSE = 0.01
+#: A server that ends a connection reads on for so many seconds and bytes: to close a socket with unread data resets the
+#: connection, and the peer then may never see the GOAWAY that says why.
+_LINGER = 1.0
+_LINGER_BYTES = 4 * 1024 * 1024
 _CONNECTING = (BlockingIOError, InterruptedError)
 
 
@@ -69,6 +73,7 @@ class SocketTransport:
         self._closed = False
         self._ending = False
         self._serving = False
+        self._lingers = server_side
         self._scope = anyio.CancelScope()
         self._more = anyio.Event()
         self._room = anyio.Event()
@@ -227,10 +232,28 @@ class SocketTransport:
                         self._feed(b"")  # What came together with the end of the handshake.
                     await self._read()
                     nursery.cancel_scope.cancel()
+            if self._lingers and self._ending:
+                await self._linger()
         finally:
             self._closed = True
             self._sock.close()
             self._protocol.connection_lost(None)
+
+    @protected
+    async def _linger(self) -> None:
+        """Let the peer read our last words, and throw away what it still sends."""
+        left = _LINGER_BYTES
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+            with anyio.move_on_after(_LINGER):
+                while left > 0:
+                    await anyio.wait_readable(self._sock)
+                    data = self._sock.recv(_READ_SIZE)
+                    if not data:
+                        return
+                    left -= len(data)
+        except OSError:
+            pass  # It is gone.
 
     @protected
     async def _read(self) -> None:

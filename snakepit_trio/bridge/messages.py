@@ -1,0 +1,108 @@
+"""The messages of the two RPCs that run tools, read and written without the library's objects.
+
+They are on the path of every call. The bytes are the same as the library's own; the other messages are the library's.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from snakepit_trio.wire.frames import Buffer, FrameError, Payload, SharedBlock, read_fields, varint
+
+__all__ = ["ExecuteToolRequest", "payload_answer"]
+
+#: Stands in a payload for a buffer that is somewhere else than in the message; no client has shared memory with us.
+_ELSEWHERE = SharedBlock("", 0, 0)
+_SIGN = 1 << 31
+
+
+class ExecuteToolRequest(msgspec.Struct):
+    """The message of this name; see ``bridge.proto``. A shared buffer is a block without a name, to be refused."""
+
+    tool: str = ""
+    payload: Payload | None = None
+    pool: str = ""
+    session_id: str = ""
+    metadata: dict[str, str] = {}
+    priority: int = 0
+    idempotent: bool | None = None
+    accept: int = 0
+    unlimited: bool = False
+
+    @classmethod
+    def parse(cls, data: bytes) -> ExecuteToolRequest:
+        """Read one.
+
+        Raises:
+            ValueError: The bytes are not such a message.
+        """
+        made = cls()
+        for tag, value in read_fields(data, 0, len(data)):
+            if isinstance(value, int):
+                if tag == 0x30:
+                    made.priority = _int32(value)
+                elif tag == 0x38:
+                    made.idempotent = value != 0
+                elif tag == 0x40:
+                    made.accept = _int32(value)
+                elif tag == 0x48:
+                    made.unlimited = value != 0
+            elif tag == 0x0A:
+                made.tool = value.decode()
+            elif tag == 0x12:
+                made.payload = _payload(value)
+            elif tag == 0x1A:
+                made.pool = value.decode()
+            elif tag == 0x22:
+                made.session_id = value.decode()
+            elif tag == 0x2A:
+                entry = {1: "", 2: ""}
+                for inner, text in read_fields(value, 0, len(value)):
+                    if inner in (0x0A, 0x12) and isinstance(text, bytes):
+                        entry[inner >> 3] = text.decode()
+                made.metadata[entry[1]] = entry[2]
+        return made
+
+
+def _int32(value: int) -> int:
+    return ((value & 0xFFFF_FFFF) ^ _SIGN) - _SIGN
+
+
+def _payload(data: bytes) -> Payload:
+    encoding, body = 0, b""
+    buffers: list[Buffer] = []
+    for tag, value in read_fields(data, 0, len(data)):
+        if isinstance(value, int):
+            if tag == 0x08:
+                encoding = _int32(value)
+        elif tag == 0x12:
+            body = value
+        elif tag == 0x1A:
+            buffers.append(_buffer(value))
+    return Payload(encoding, body, buffers)
+
+
+def _buffer(data: bytes) -> Buffer:
+    found: Buffer = _ELSEWHERE
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x0A and isinstance(value, bytes):
+            found = value
+        elif tag == 0x12:
+            found = _ELSEWHERE
+    return found
+
+
+def payload_answer(payload: Payload) -> bytes:
+    """An ``ExecuteToolResponse`` or a ``ToolChunk`` that holds this payload: both are the same bytes."""
+    data = payload.data
+    parts = [b"\x08", varint(payload.encoding)] if payload.encoding else []
+    if data:
+        parts += (b"\x12", varint(len(data)), data)
+    for buffer in payload.buffers:
+        if isinstance(buffer, SharedBlock):
+            raise FrameError("a client has no shared memory with us")
+        size = memoryview(buffer).nbytes
+        head = b"\x0a" + varint(size)
+        parts += (b"\x1a", varint(len(head) + size), head, bytes(buffer))
+    body = b"".join(parts)
+    return b"%b%b%b" % (b"\x0a", varint(len(body)), body)
