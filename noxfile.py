@@ -152,5 +152,7 @@ def soak(session: nox.Session, backend: str) -> None:
             f"{session.create_tmp()}/corpus",
         )  # fmt: skip
     session.run("pytest", "tests/chaos", "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_CHAOS_STEPS": "10"})
+    load = "tests/integration/test_bridge_load.py"
+    session.run("pytest", load, "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_BRIDGE_ROUNDS": "50"})
     record = f"benchmarks/results/soak-{backend}.json"
     session.run("python", "benchmarks/soak.py", "--backend", backend, "--json", record)

@@ -54,3 +54,12 @@ async def count_and_note(marker: str) -> AsyncIterator[int]:
 @sp.tool
 async def ask_host(ctx: sp.ToolContext, name: str, params: dict[str, Any]) -> Any:
     return await ctx.call_host(name, params)
+
+
+@sp.tool
+async def ask_and_catch(ctx: sp.ToolContext, name: str) -> str:
+    try:
+        await ctx.call_host(name, {})
+    except sp.remote(KeyError) as error:
+        return f"caught {error.remote_type}"
+    return "nothing"

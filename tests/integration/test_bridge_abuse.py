@@ -311,29 +311,3 @@ async def test_a_client_that_is_killed(tmp_path: Path) -> None:
         assert stats.cancelled == 4
         assert stats.restarts == 0
         await still_serves(tmp_path)
-
-
-async def test_many_connections_and_requests(tmp_path: Path) -> None:
-    """Descriptors are flat: each connection goes with what it had."""
-    async with door(tmp_path) as runtime:
-        await still_serves(tmp_path)
-        process = psutil.Process()
-        before = process.num_fds()
-        good = plain("sync_add", b'{"a":1,"b":2}')
-
-        def some() -> None:
-            raws = [Raw(tmp_path) for _ in range(100)]
-            try:
-                streams = [raw.request(good) for raw in raws]
-                for raw, stream in zip(raws, streams, strict=True):
-                    assert raw.trailers(stream)["grpc-status"] == "0"
-            finally:
-                for raw in raws:
-                    raw.socket.close()
-
-        await anyio.to_thread.run_sync(some)
-        assert runtime.bridge is not None
-        with anyio.fail_after(10):
-            while runtime.bridge.connections:
-                await anyio.sleep(0.005)
-        assert process.num_fds() <= before + 2

@@ -201,7 +201,9 @@ async def test_tools_that_the_client_serves() -> None:
         async with client.serve_tools({"double": double, "broken": broken}):
             assert runtime.tools.get("double").description == "Twice as much."
             assert await client.execute("ask_host", ask) == 42
-            with pytest.raises(sp.ToolError, match="KeyError: 'here'"):
+            # It has its type, in the worker and back here.
+            assert await client.execute("ask_and_catch", {"name": "broken"}) == "caught KeyError"
+            with pytest.raises(sp.remote(KeyError), match="KeyError: 'here'"):
                 await client.execute("ask_host", {"name": "broken", "params": {}})
             with pytest.raises(sp.ToolExists):
                 async with client.serve_tools({"other": double, "double": double}):

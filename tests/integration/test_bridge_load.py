@@ -1,0 +1,136 @@
+"""Much at once: what the bridge has open and keeps in memory does not grow with what has gone through it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import psutil
+import pytest
+
+import snakepit_trio as sp
+from snakepit_trio.wire.generated.snakepit import v1
+
+from .test_bridge_abuse import Raw, door, plain, still_serves
+
+pytestmark = pytest.mark.anyio
+
+LOAD = Path(__file__).resolve().parents[1] / "clients" / "load.py"
+#: `nox -s soak` asks for more.
+ROUNDS = int(os.environ.get("SNAKEPIT_BRIDGE_ROUNDS", "1"))
+CONNECTIONS, EACH = 500, 20
+
+
+async def test_500_connections_and_10_000_requests(tmp_path: Path) -> None:
+    message = plain("sync_add", b'{"a":1,"b":2}').hex()
+
+    async def load(runtime: sp.Runtime, each: int) -> tuple[int, int]:
+        """Descriptors and memory after so many requests on each connection."""
+        program = [sys.executable, str(LOAD), f"{tmp_path}/door", "right", str(CONNECTIONS), str(each), message]
+        done = await anyio.run_process(program, stderr=None)
+        assert int(done.stdout) == CONNECTIONS * each
+        assert runtime.bridge is not None
+        with anyio.fail_after(10):
+            while runtime.bridge.connections:
+                await anyio.sleep(0.005)
+        gc.collect()
+        process = psutil.Process()
+        return process.num_fds(), process.memory_info().rss
+
+    async with door(tmp_path) as runtime:
+        fds, memory = await load(runtime, 2)
+        for _ in range(ROUNDS):
+            fds_after, memory_after = await load(runtime, EACH)
+            assert fds_after <= fds + 2
+            assert memory_after < memory + 16 * 1024 * 1024
+        assert runtime.pool().stats().in_flight == 0
+        await still_serves(tmp_path)
+
+
+async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path: Path) -> None:
+    limit = 1024 * 1024
+    half = b"\0" + (500_000).to_bytes(4, "big") + b"x" * 300_000
+
+    def begin(raw: Raw) -> int:
+        stream = raw.headers()
+        for start in range(0, len(half), 16_000):
+            while raw.h2.local_flow_control_window(stream) < 16_000:
+                assert raw.read()
+            raw.h2.send_data(stream, half[start : start + 16_000])
+            raw.flush()
+        return stream
+
+    async with door(tmp_path, max_buffered=limit, max_message=600_000) as runtime:
+        assert runtime.bridge is not None
+        budget = runtime.bridge._budget
+        with Raw(tmp_path) as greedy, Raw(tmp_path) as second, Raw(tmp_path) as third:
+            # One connection may have what one message may have, and no more: the rest is for others.
+            await anyio.to_thread.run_sync(begin, greedy)
+            refused = await anyio.to_thread.run_sync(begin, greedy)
+            trailers = await anyio.to_thread.run_sync(greedy.trailers, refused)
+            assert trailers["grpc-status"] == "8"
+            for raw in (second, third):
+                await anyio.to_thread.run_sync(begin, raw)
+            with anyio.fail_after(5):
+                while budget.used < 900_000:
+                    await anyio.sleep(0.005)
+            with Raw(tmp_path) as late:
+                stream = await anyio.to_thread.run_sync(begin, late)
+                assert (await anyio.to_thread.run_sync(late.trailers, stream))["grpc-status"] == "8"
+            assert budget.used <= limit
+            # What is small goes through.
+            await still_serves(tmp_path)
+        with anyio.fail_after(5):
+            while budget.used:
+                await anyio.sleep(0.005)
+
+
+async def test_a_client_that_is_stopped_is_noticed(tmp_path: Path) -> None:
+    """Its socket is open and takes what we send: only that it does not answer tells."""
+    code = (
+        "import sys, anyio, snakepit_trio as sp\n"
+        "async def main():\n"
+        "    async with sp.connect(sys.argv[1], token='right') as client:\n"
+        "        await client.execute('wait', {'marker': sys.argv[2]})\n"
+        "anyio.run(main, backend='trio')\n"
+    )
+    marker = tmp_path / "m"
+    pools = [sp.PoolConfig(adapter="tests.adapters.asynchronous", size=1)]
+    bridge = sp.BridgeConfig(
+        address="tcp:127.0.0.1:0", token="right", keepalive_interval=0.2, keepalive_timeout=0.3, public_health=True
+    )
+    async with sp.open_runtime(sp.RuntimeConfig(pools=pools, bridge=bridge)) as runtime:
+        assert runtime.bridge is not None
+        arguments = [sys.executable, "-c", code, runtime.bridge.address, str(marker)]
+        async with await anyio.open_process(arguments, stderr=None) as process:
+            try:
+                with anyio.fail_after(20):
+                    while not marker.exists():
+                        await anyio.sleep(0.005)
+                    # It answers: it stays.
+                    await anyio.sleep(0.8)
+                    assert runtime.bridge.connections == 1
+                    process.send_signal(signal.SIGSTOP)
+                    while runtime.bridge.connections or not (tmp_path / "m.cancelled").exists():
+                        await anyio.sleep(0.005)
+            finally:
+                process.kill()
+        assert runtime.pool().stats().cancelled == 1
+
+
+async def test_tools_that_nobody_serves_in_time_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snakepit_trio.bridge.client_tools._TO_COME", 0.2)
+    request: Any = bytes(v1.RegisterToolsRequest(tools=[v1.ToolSpec(name="never_served")]))
+    async with door(tmp_path) as runtime:
+        with Raw(tmp_path) as raw:
+            stream = raw.request(request, path="/snakepit.v1.BridgeService/RegisterTools")
+            assert (await anyio.to_thread.run_sync(raw.trailers, stream))["grpc-status"] == "0"
+            with anyio.fail_after(5):
+                while "never_served" in runtime.tools:
+                    await anyio.sleep(0.005)
