@@ -117,7 +117,7 @@ def bench(session: nox.Session) -> None:
 
     Ray takes part when ``-- ray`` is given.
     """
-    session.install(".", *group("bench", *(["bench-ray"] if "ray" in session.posargs else [])))
+    session.install(".[ray]" if "ray" in session.posargs else ".", *group("bench"))
     results = "benchmarks/results"
     session.run("python", "benchmarks/calls.py", "--rounds", "5", "--json", f"{results}/calls.json")
     session.run("python", "benchmarks/sweeps.py", "--rounds", "3", "--json", f"{results}/sweeps.json")
