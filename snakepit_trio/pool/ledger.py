@@ -178,6 +178,10 @@ class Ledger:
         """Why nothing is accepted any more, if so."""
         return self._closed
 
+    def is_short(self, tool: str) -> bool:
+        """Whether the calls of a tool take so little time that the way to a worker counts."""
+        return self._places.is_short(tool)
+
     def totals(self) -> Totals:
         """The counters, which obey the conservation law at every moment."""
         ended = self._ended

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from typing import Any
-
-import anyio
+from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import QueueFull, SnakepitError
 
 from .ledger import Phase, Request
+
+if TYPE_CHECKING:
+    from snakepit_trio._waiting import EventLoop, Waiter
 
 __all__ = ["MapResults"]
 
@@ -18,8 +19,9 @@ __all__ = ["MapResults"]
 class MapResults:
     """The results of a map: an async iterator for one task.
 
-    The inputs are taken as the results are: at most ``limit`` of them are with the pool at any moment. No task runs for
-    it, so there is nothing to be left behind.
+    The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. No task runs for
+    it, so there is nothing to be left behind. Results that arrive together cost its task one wake-up, and the inputs
+    that take their places leave together.
 
     Attributes:
         index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
@@ -29,12 +31,13 @@ class MapResults:
         self,
         inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
         *,
-        limit: int,
+        limit: Callable[[], int],
         ordered: bool,
         return_errors: bool,
         submit: Callable[[Mapping[str, Any], Callable[[], None]], Request],
         take: Callable[[Request], Any],
         cancel: Callable[[Request], None],
+        loop: EventLoop,
     ) -> None:
         self.index = -1
         self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
@@ -51,7 +54,8 @@ class MapResults:
         self._ready: deque[int] = deque()
         self._taken = 0
         self._refused: Mapping[str, Any] | None = None
-        self._news = anyio.Event()
+        self._loop = loop
+        self._consumer: Waiter | None = None
 
     def __repr__(self) -> str:
         return f"<MapResults under_way={len(self._under_way)} ready={len(self._ready)}>"
@@ -65,6 +69,7 @@ class MapResults:
         Raises:
             SnakepitError: What that input's call raised, unless errors are returned.
         """
+        await self._loop.check()
         while True:
             await self._refill()
             found = self._next_done()
@@ -72,8 +77,11 @@ class MapResults:
                 return self._deliver(found)
             if not self._under_way:
                 raise StopAsyncIteration
-            self._news = anyio.Event()
-            await self._news.wait()
+            self._consumer = self._loop.waiter()
+            try:
+                await self._consumer.wait()
+            finally:
+                self._consumer = None
 
     def close(self) -> None:
         """Cancel what is still under way."""
@@ -110,7 +118,7 @@ class MapResults:
             raise
 
     async def _refill(self) -> None:
-        while not self._exhausted and len(self._under_way) < self._limit:
+        while not self._exhausted and len(self._under_way) < self._limit():
             if self._refused is not None:
                 params, self._refused = self._refused, None
             else:
@@ -122,8 +130,7 @@ class MapResults:
             index = self._taken
 
             def wake(index: int = index) -> None:
-                self._ready.append(index)
-                self._news.set()
+                self._note_done(index)
 
             try:
                 request: Request | SnakepitError = self._submit(params, wake)
@@ -135,6 +142,12 @@ class MapResults:
                 return
             except SnakepitError as exc:
                 request = exc
-                self._ready.append(index)
+                self._note_done(index)
             self._taken += 1
             self._under_way[index] = request
+
+    def _note_done(self, index: int) -> None:
+        if not self._ordered:
+            self._ready.append(index)
+        if self._consumer is not None:
+            self._consumer.wake()

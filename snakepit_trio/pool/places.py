@@ -108,14 +108,18 @@ class Places:
             request.session is None
             and not request.stream
             and not request.chain
-            and self._paces.get(request.tool, math.inf) <= SHORT
+            and self.is_short(request.tool)
             and (request.priority >= self._floor or now >= self._floor_until)
         )
 
     def _is_quick(self, seats: Seats) -> bool:
         for request in seats.running.values():
-            return self._paces.get(request.tool, math.inf) <= SHORT
+            return self.is_short(request.tool)
         return False
+
+    def is_short(self, tool: str) -> bool:
+        """Whether the calls of a tool are short, by those that there were."""
+        return self._paces.get(tool, math.inf) <= SHORT
 
     def note(self, tool: str, seconds: float) -> None:
         """A call has taken so long."""

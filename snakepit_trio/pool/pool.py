@@ -324,20 +324,19 @@ class Pool(Operations):
         Args:
             tool: The tool's name.
             inputs: The arguments of each call; an async iterable too.
-            limit: How many inputs may be with the pool at once; None means twice as many as it can run at once.
+            limit: How many inputs may be with the pool at once; None means twice as many as it can run at once, and for a tool
+                that turns out to take no time as many as it can hold ahead of their time; see ``prefetch``.
             ordered: Results in the order of the inputs, else as they come.
             return_errors: Give the error in the place of a result instead of raising it.
             timeout: Seconds for one input, from the moment a worker gets it.
             priority, metadata, idempotent: As in :meth:`execute`.
         """
-        if limit is None:
-            limit = 2 * self._crew.size * self.config.threads
-        elif isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
             raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
         return self._map(
             MapResults(
                 inputs,
-                limit=limit,
+                limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
                 ordered=ordered,
                 return_errors=return_errors,
                 submit=lambda params, wake: self._calls.submit(
@@ -353,9 +352,48 @@ class Pool(Operations):
                     )
                 ),
                 take=self._calls.take,
-                cancel=lambda request: self._ledger.cancel(request, anyio.current_time()),
+                cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
+                loop=self._loop,
             )
         )
+
+    def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
+        """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
+        if limit is not None:
+            return limit
+        config, size = self.config, self._crew.size
+        if config.threads == 1 and not patient and self._ledger.is_short(tool):
+            return 2 * size * (1 + config.prefetch)
+        return 2 * size * config.threads
+
+    async def execute_many(
+        self,
+        tool: str,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: int | None = None,
+        return_errors: bool = False,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> list[Any]:
+        """Run a tool over many inputs and return the list of the results, in the order of the inputs.
+
+        The first error ends it, and cancels what is under way; with ``return_errors`` errors stand in the places of results.
+        A cancellation cancels all of it. Args and errors are those of :meth:`map`.
+        """
+        async with self.map(
+            tool,
+            inputs,
+            limit=limit,
+            return_errors=return_errors,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=idempotent,
+        ) as results:
+            return [result async for result in results]
 
     @asynccontextmanager
     async def _map(self, results: MapResults) -> AsyncIterator[MapResults]:

@@ -171,7 +171,7 @@ class Roster:
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
         if old is WorkerState.STARTING and new is WorkerState.READY:
             self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self.who(worker))
-        elif not {old, new} <= {WorkerState.READY, WorkerState.BUSY}:
+        else:
             self._events.emit(f"worker.{new.value}", None, **self.who(worker))
         if old is WorkerState.STARTING and new is WorkerState.READY:
             self.encoding = worker.encoding

@@ -57,6 +57,8 @@ __all__ = ["Worker", "WorkerHost"]
 
 _log = logging.getLogger(__name__)
 
+_READY, _BUSY = WorkerState.READY, WorkerState.BUSY
+
 #: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
 _LAST_BREATH = 0.25
 #: The same for one on another machine.
@@ -71,7 +73,7 @@ class WorkerHost(Protocol):
     """Who a worker works for. None of these methods waits."""
 
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        """Its state has changed. After STARTING it is ready for calls; at an end it takes none."""
+        """Its state has changed, and not between READY and BUSY only. After STARTING it is ready; at an end it takes no calls."""
 
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         """It has shown a fault and must not get new calls; it may still finish those that it has."""
@@ -514,6 +516,10 @@ class Worker:
     def _become(self, state: WorkerState) -> None:
         old = self.state
         if state is old:
+            return
+        if (old is _READY and state is _BUSY) or (old is _BUSY and state is _READY):
+            # As often as each call, and nobody else has to hear of it.
+            self.state = state
             return
         assert state in TRANSITIONS[old], f"{old} to {state}"
         self.state = state

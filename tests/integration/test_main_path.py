@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 import snakepit_trio as sp
@@ -449,3 +452,28 @@ async def test_descriptors_stay_flat_over_many_calls() -> None:
                     nursery.start_soon(many)
             assert len(os.listdir("/proc/self/fd")) == before
             assert pool.stats().completed == 10_001
+
+
+async def test_execute_many() -> None:
+    async with sp.open_pool("tests.adapters.basic", size=2) as pool:
+        assert await pool.execute_many("add", []) == []
+        inputs = [{"a": n, "b": 1} for n in range(500)]
+        assert await pool.execute_many("add", iter(inputs)) == [n + 1 for n in range(500)]
+
+        async def later() -> AsyncIterator[dict[str, int]]:
+            for params in inputs[:5]:
+                await anyio.lowlevel.checkpoint()
+                yield params
+
+        assert await pool.execute_many("add", later()) == [1, 2, 3, 4, 5]
+        found = await pool.execute_many("add", [{"a": 1, "b": 2}, {"a": "x"}], return_errors=True)
+        assert found[0] == 3 and isinstance(found[1], sp.InvalidParameter)
+        with pytest.raises(sp.InvalidParameter):
+            await pool.execute_many("add", [{"a": 1, "b": 2}, {"a": "x"}, *inputs])
+        with pytest.raises(sp.InvalidParameter, match="limit"):
+            await pool.execute_many("add", inputs, limit=0)
+        with anyio.move_on_after(0.2) as scope:
+            await pool.execute_many("sleep", ({"seconds": 0.05} for _ in itertools.count()))
+        assert scope.cancelled_caught
+        stats = pool.stats()
+        assert (stats.in_flight, stats.queued) == (0, 0)
