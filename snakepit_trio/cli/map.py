@@ -34,6 +34,9 @@ def map_command(
     retry: Annotated[bool, typer.Option(help="Run an input again whose worker died.")] = False,
     ordered: Annotated[bool, typer.Option(help="Results in the order of the inputs.")] = False,
     progress: Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default on a terminal.")] = None,
+    _as_json: Annotated[
+        bool, typer.Option("--json", help="Changes nothing: the output is lines of JSON anyway.")
+    ] = False,
 ) -> None:
     """Run a tool over many inputs and print a line of JSON for each.
 

@@ -81,7 +81,7 @@ def test_map_files(tmp_path: Path) -> None:
     assert found[0]["error"]["type"] == "SyntaxError"
     assert all(line["result"]["functions"] == 1 for line in found[1:])
     assert "1 of 11 inputs failed" in done.stderr
-    good = snakepit("map", "code_metrics", "measure", str(tmp_path / "m1.py"), "--param", "path={path}")
+    good = snakepit("map", "code_metrics", "measure", str(tmp_path / "m1.py"), "--param", "path={path}", "--json")
     assert good.returncode == 0
 
 
