@@ -170,7 +170,7 @@ class PoolConfig(_Remembers):
     spares: int = within(0, 0, 1000)
     surge: int = within(1, 1)
     poison_limit: int | None = within(2, 1)
-    aging: float | None = within(30.0, TINY)
+    aging: float | None = within(0.5, TINY)
     fair: bool = False
     reject_hopeless: bool = False
     cancel_set_size: int = within(1024, 0)
