@@ -63,6 +63,8 @@ if TYPE_CHECKING:
 __all__ = ["Binding", "Ledger", "Observer", "Outcome", "Phase", "Port", "Request", "Seats", "Totals", "UnexpectedReply"]
 
 
+#: Seconds by which a worker may see a deadline pass before the host does.
+_AHEAD = 0.01
 #: The weight of one call in the average of how long calls take.
 _SMOOTHING = 0.1
 
@@ -398,9 +400,11 @@ class Ledger:
     def _answer(self, request: Request, result: Payload | None, error: SnakepitError | None, now: float) -> None:
         if error is None:
             self._finish(request, Outcome.COMPLETED, result, None, now)
-        elif error.code == "request_timeout":
-            # The worker keeps the same deadline and may be the first to see it pass.
-            self._finish(request, Outcome.EXPIRED, None, deadline_passed(request, now), now)
+        elif error.code == "request_timeout" and min(request.deadline, request.until) <= now + _AHEAD:
+            # The worker keeps the same deadline and may be the first to see it pass. (Earlier than that it is the tool
+            # that let the timeout of a call of its own out.) When it is the caller's scope that ends, the caller is gone.
+            outcome = Outcome.CANCELLED if request.until < request.deadline else Outcome.EXPIRED
+            self._finish(request, outcome, None, deadline_passed(request, now), now)
         else:
             self._finish(request, Outcome.FAILED, None, error, now)
 
@@ -697,7 +701,7 @@ class Ledger:
         if again and started:
             again = request.idempotent and not request.stream
         if crashed and request.binding is not None and request.binding.strict:
-            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
+            self._finish(request, Outcome.FAILED, None, worker_lost(request, error), now)
         elif again and self._poison_limit is not None and request.deaths >= self._poison_limit:
             self._finish(request, Outcome.FAILED, None, poisonous(request, error), now)
         elif again:

@@ -22,13 +22,12 @@ from snakepit_trio.errors import (
     InvalidParameter,
     PoolClosed,
     RequestCancelled,
-    RequestTimeout,
 )
 from snakepit_trio.policies.guard import Guard
 
 from .cancel_set import CancelSet
 from .crew import Crew
-from .ledger import Binding, Ledger, Phase, Request, Seats
+from .ledger import Binding, Ledger, Outcome, Phase, Request, Seats
 from .mapping import MapResults
 from .nested import NestedRequests
 from .operating import Operations
@@ -215,7 +214,7 @@ class Pool(Operations):
                 session.finish(request)
         error = request.error
         if error is not None:
-            if isinstance(error, RequestTimeout) and request.until < request.deadline:
+            if request.outcome is Outcome.CANCELLED:
                 # The worker saw the end of the caller's scope a moment before the scope itself does.
                 await anyio.sleep_until(request.until)
             raise error

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from snakepit_trio.errors import RequestTimeout
-
-from .ledger import Phase
+from .ledger import Outcome, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +77,7 @@ class ChunkStream:
         if not self._chunks:
             await self._arrival(request)
             self._in_a_row = 0
-        if isinstance(request.error, RequestTimeout):
+        if request.outcome is Outcome.EXPIRED and request.error is not None:
             raise request.error
         self._in_a_row += 1
         if self._in_a_row >= _IN_A_ROW:
@@ -104,6 +102,9 @@ class ChunkStream:
         while not self._chunks:
             if request.phase is Phase.DONE or self._left:
                 if request.error is not None and not self._left:
+                    if request.outcome is Outcome.CANCELLED:
+                        # The worker saw the end of the caller's scope a moment before the scope itself does.
+                        await anyio.sleep_until(request.until)
                     raise request.error
                 raise StopAsyncIteration
             self._consumer = self._loop.waiter()

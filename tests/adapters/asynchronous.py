@@ -63,3 +63,11 @@ async def ask_and_catch(ctx: sp.ToolContext, name: str) -> str:
     except sp.remote(KeyError) as error:
         return f"caught {error.remote_type}"
     return "nothing"
+
+
+@sp.tool
+async def naps() -> AsyncIterator[int]:
+    """Two chunks, and for ever none."""
+    yield 1
+    yield 2
+    await anyio.sleep_forever()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -13,7 +14,10 @@ from snakepit_trio.launch.environment import THREAD_VARIABLES
 
 pytestmark = pytest.mark.anyio
 
+ASYNC = "tests.adapters.asynchronous"
+BASIC = "tests.adapters.basic"
 MORTAL = "tests.adapters.mortal"
+NESTED = "tests.adapters.nested"
 
 
 async def test_how_a_worker_died_and_its_last_words() -> None:
@@ -75,3 +79,62 @@ async def test_numeric_libraries_are_told_how_many_threads_they_may_start(thread
     assert found.pop("OMP_NUM_THREADS") == "7"
     assert found == {name: before[name] or str(threads) for name in found}
     assert before == {name: os.environ.get(name) for name in THREAD_VARIABLES}
+
+
+@pytest.mark.parametrize("tool", ["ask", "ask_sync"])
+async def test_a_timeout_of_a_tools_own_call_is_not_the_requests(tool: str) -> None:
+    async def never() -> None:
+        await anyio.sleep_forever()
+
+    with anyio.fail_after(30):
+        async with sp.open_pool(NESTED, size=1) as pool:
+            pool.runtime.tools.register("never", never)
+            # The caller's scope ends before the pool's own timeout, and nobody is made to wait for either.
+            with anyio.fail_after(20), pytest.raises(sp.RequestTimeout):
+                begun = anyio.current_time()
+                await pool.execute(tool, {"name": "never", "params": {}, "timeout": 0.05})
+            assert anyio.current_time() - begun < 10
+            stats = pool.stats()
+            assert (stats.failed, stats.timed_out, stats.cancelled) == (1, 0, 0)
+
+
+async def test_the_end_of_the_callers_scope_is_a_cancellation_whoever_sees_it_first(tmp_path: Path) -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(ASYNC, size=1) as pool:
+            for _ in range(5):
+                with anyio.move_on_after(0.03) as scope:
+                    await pool.execute("wait", {"marker": str(tmp_path / "marker")})
+                assert scope.cancelled_caught
+                with anyio.move_on_after(0.03) as scope:
+                    async with pool.stream("naps") as chunks:
+                        async for _chunk in chunks:
+                            pass
+                assert scope.cancelled_caught
+            stats = pool.stats()
+            assert (stats.cancelled, stats.timed_out, stats.restarts) == (10, 0, 0)
+
+
+async def test_a_stream_of_urgent_calls_starves_no_other() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(BASIC, size=1) as pool, anyio.create_task_group() as nursery:
+
+            async def urgent() -> None:
+                while True:
+                    await pool.execute("sleep", {"seconds": 0.005}, priority=2)
+
+            for _ in range(4):
+                nursery.start_soon(urgent)
+            while pool.stats().queued < 3:
+                await anyio.sleep(0.001)
+            # Before it would have waited longer than anyone may.
+            assert await pool.execute("add", {"a": 1, "b": 2}) == 3
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_strict_session_tells_how_its_worker_died() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(BASIC, size=1) as pool, pool.session("s", affinity="strict_queue") as session:
+            with pytest.raises(sp.SessionWorkerUnavailable, match="SIGKILL") as caught:
+                await session.execute("die")
+            assert caught.value.details["session"] == "s"
+            assert caught.value.details["signal"] == "SIGKILL"
