@@ -6,7 +6,7 @@ import itertools
 import math
 import random
 import secrets
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 import anyio
@@ -135,19 +135,24 @@ class Crew:
             PoolClosed: The pool is closing or closed.
         """
         with anyio.move_on_after(math.inf if timeout is None else timeout):
-            while True:
-                if self._ledger.closed is not None:
-                    raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
-                if self.roster.ready >= (self.size if n is None else n):
-                    return
-                if self.slots and all(slot.failed for slot in self.slots):
-                    raise self._startup_error()
-                self._settled = anyio.Event()
-                await self._settled.wait()
+            await self._until_ready(lambda: self.size if n is None else n)
+            return
         raise WorkerStartupError(
             f"pool {self.name!r}: {self.roster.ready} of {n or self.size} workers were ready within {timeout:g} s",
             details={"pool": self.name, "reason": "timeout"},
         )
+
+    async def _until_ready(self, needed: Callable[[], int]) -> None:
+        """Wait until so many workers are ready; how many is asked anew each time, for sizes change meanwhile."""
+        while True:
+            if self._ledger.closed is not None:
+                raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
+            if self.roster.ready >= needed():
+                return
+            if self.slots and all(slot.failed for slot in self.slots):
+                raise self._startup_error()
+            self._settled = anyio.Event()
+            await self._settled.wait()
 
     async def resize(self, size: int) -> None:
         """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
@@ -167,7 +172,8 @@ class Crew:
             for slot in surplus:
                 nursery.start_soon(self._retire, slot)
         if grows:
-            await self.wait_ready(self.size - self.roster.cordoned)
+            # Another resize or the autoscaler may want fewer by now: those that are not meant to be are not waited for.
+            await self._until_ready(lambda: min(size, self.size) - self.roster.cordoned)
 
     def scale(self, size: int, keep: Container[Seats]) -> None:
         """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.
@@ -198,6 +204,7 @@ class Crew:
         self.slots[:] = [slot for slot in self.slots if slot not in surplus]
         self._retiring += surplus
         self.size = size
+        self._settled.set()
         return bool([self._add_slot(self.slots) for _ in range(size - len(self.slots))])
 
     def load(self) -> Load:

@@ -96,3 +96,20 @@ def test_a_size_that_is_asked_for_stays_between_the_two() -> None:
         assert pool.stats().size == 2
 
     assert simulate(body, size=2, max_size=6) == [(4, "resize"), (2, "load")]
+
+
+def test_a_resize_does_not_wait_for_workers_that_are_no_longer_wanted() -> None:
+    """The second resize, and then the autoscaler, takes away what the first one waits for."""
+
+    async def body(pool: sp.Pool) -> None:
+        world = pool._parts.launcher
+        assert isinstance(world, World)
+        world.behaviour.start_failure = 1.0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.resize, 4)
+            await trio.sleep(0.2)
+            world.behaviour.start_failure = 0.0
+            await pool.resize(1)
+        assert pool.stats().size == 1
+
+    simulate(body, size=1, restart_limit=1000, backoff_base=1.0, backoff_max=10.0)
