@@ -170,7 +170,10 @@ class Slot:
     def give(self) -> Worker | None:
         """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
         worker = self.current
-        if worker is None or self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
+        # Given away already: it is still the current one until this slot's task has run.
+        if worker is None or worker is self._given:
+            return None
+        if self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
             return None
         self._given = worker
         self._alive.pop(worker, None)

@@ -113,3 +113,12 @@ def test_a_resize_does_not_wait_for_workers_that_are_no_longer_wanted() -> None:
         assert pool.stats().size == 1
 
     simulate(body, size=1, restart_limit=1000, backoff_base=1.0, backoff_max=10.0)
+
+
+def test_one_spare_is_given_to_one_slot() -> None:
+    async def body(pool: sp.Pool) -> None:
+        await pool.resize(4)
+        assert len({slot.current for slot in pool._crew.slots}) == 4
+        assert pool.stats().ready == 4
+
+    simulate(body, size=1, spares=1)
