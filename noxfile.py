@@ -144,6 +144,11 @@ def soak(session: nox.Session, backend: str) -> None:
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
         env={"HYPOTHESIS_PROFILE": "soak"},
     )  # fmt: skip
+    if backend == "trio":
+        session.run(
+            "pytest", "tests/simulation/test_simulator.py", "--backend", backend, "--timeout", "3600",
+            env={"SNAKEPIT_TEST_SEEDS": "10000"},
+        )  # fmt: skip
     if backend == BACKENDS[0] and session.python in (None, "3.11"):
         # Its last wheels are for 3.11.
         session.install("atheris>=2.3")

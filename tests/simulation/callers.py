@@ -1,0 +1,163 @@
+"""The tasks that use the pool in a simulation, and which ends of a call what was injected can explain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+import snakepit_trio as sp
+
+from .scenario import Caller
+
+if TYPE_CHECKING:
+    from .simulator import Simulation
+
+__all__ = ["call", "explained"]
+
+#: Faults that can cost a worker that is up.
+_DEADLY = {"crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall"}
+#: Seconds. How much later than due a caller may be: deadlines are kept in ticks of a millisecond.
+_LATE = 0.001 + 1e-6
+
+
+async def call(simulation: Simulation, caller: Caller) -> None:
+    """Do what one caller does, and note how it ended."""
+    await anyio.sleep(caller.at)
+    pool = simulation.runtime.pool()
+    begun = anyio.current_time()
+    simulation.note(f"caller {caller.number} ({caller.kind} {caller.tool}) begins")
+    outcome = "cancelled"
+    details: dict[str, Any] = {}
+    with anyio.move_on_after(caller.patience):
+        try:
+            await _KINDS[caller.kind](simulation, pool, caller)
+            outcome = "completed"
+        except sp.SnakepitError as exc:
+            outcome, details = type(exc).__name__, dict(exc.details)
+    spent = anyio.current_time() - begun
+    simulation.ended(caller, outcome)
+    assert explained(simulation, caller, outcome, details, spent), f"nothing explains {outcome} of {caller} {details}"
+    limit = caller.patience if caller.timeout is None else min(caller.patience, caller.timeout)
+    if caller.kind in ("execute", "nested"):
+        assert spent <= limit + _LATE, f"{caller} took {spent:.6f} s, and had {limit}"
+    elif caller.kind == "session" or caller.kind == "map":
+        assert spent <= caller.patience + _LATE, f"{caller} left {spent - caller.patience:.6f} s late"
+
+
+def explained(simulation: Simulation, caller: Caller, outcome: str, details: dict[str, Any], spent: float) -> bool:
+    """Whether a call may end so, by what has been injected and asked for up to now."""
+    options, happened = simulation.pool_config, set(simulation.world.happened)
+    kinds = {c.kind for c in simulation.scenario.callers}
+    kills = simulation.can_lose_workers or bool(happened & _DEADLY)
+    match outcome:
+        case "completed":
+            return True
+        case "cancelled":
+            return spent >= caller.patience - _LATE
+        case "RequestTimeout":
+            return caller.timeout is not None and (caller.kind != "execute" or spent >= caller.timeout - _LATE)
+        case "QueueTimeout":
+            waited = spent >= options.queue_timeout - _LATE
+            return waited or (options.reject_hopeless and bool(details.get("hopeless")))
+        case "QueueFull":
+            return options.max_queue is not None and options.max_queue < 1000
+        case "WorkerCrashed":
+            return kills and caller.kind != "operate"
+        case "PoolClosed":
+            return simulation.closing
+        case "WorkerStartupError":
+            return bool(happened) or simulation.can_lose_workers
+        case "WorkerBusy":
+            return caller.kind == "session" and caller.affinity == "strict_fail_fast"
+        case "SessionWorkerUnavailable":
+            return caller.kind == "session" and caller.affinity != "hint"
+        case "WouldDeadlock":
+            return caller.kind == "nested" or (simulation.closing and "nested" in kinds)
+        case "InvalidParameter":
+            return caller.kind == "operate"
+        case "RequestCancelled":
+            return caller.kind in ("nested", "session")
+    return False
+
+
+async def _execute(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    found = await pool.execute(caller.tool, caller.params, timeout=caller.timeout, priority=caller.priority)
+    assert found == caller.params, f"{caller} got the answer of another: {found}"
+
+
+async def _nested(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    params = {**caller.params, "tool": caller.tool}
+    found = await pool.execute("nested", params, timeout=caller.timeout, priority=caller.priority)
+    assert found == caller.params, f"{caller} got the answer of another: {found}"
+
+
+async def _stream(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    params = {**caller.params, "n": caller.count}
+    async with pool.stream("stream", params, timeout=caller.timeout, priority=caller.priority) as chunks:
+        taken = 0
+        async for chunk in chunks:
+            assert chunk == taken, f"{caller}: chunk {chunk} in the place of {taken}"
+            if taken == caller.leave_at:
+                return
+            taken += 1
+            if caller.pause:
+                await anyio.sleep(caller.pause)
+        assert taken == caller.count, f"{caller}: the stream ended after {taken}"
+
+
+async def _map(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    inputs = [{**caller.params, "i": i} for i in range(caller.count)]
+    async with pool.map(caller.tool, inputs, limit=3, timeout=caller.timeout, priority=caller.priority) as results:
+        taken = 0
+        async for found in results:
+            assert found == inputs[taken], f"{caller}: {found} in the place of {inputs[taken]}"
+            if taken == caller.leave_at:
+                return
+            taken += 1
+        assert taken == caller.count
+
+
+async def _session(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    name = f"s{caller.number % 4}"
+    async with pool.session(name, affinity=caller.affinity, on_lost=caller.on_lost) as session:  # type: ignore[arg-type]
+        for i in range(caller.count):
+            params = {**caller.params, "i": i}
+            found = await session.execute(caller.tool, params, timeout=caller.timeout)
+            assert found == params, f"{caller} got the answer of another: {found}"
+            await session.put("k", i)
+
+
+async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
+    workers = [info.id for info in pool.workers() if info.state in ("ready", "busy")]
+    chosen = workers[caller.number % len(workers)] if workers else "none"
+    match caller.tool:
+        case "resize":
+            await pool.resize(1 + caller.number % 5)
+        case "recycle":
+            await pool.recycle(chosen)
+        case "rolling_restart":
+            await pool.rolling_restart()
+        case "cordon":
+            pool.cordon(chosen)
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.05)
+            pool.cordon(chosen, cordoned=False)
+        case "drain":
+            try:
+                with anyio.move_on_after(0.3):
+                    await pool.drain(chosen)
+            finally:
+                pool.cordon(chosen, cordoned=False)
+        case "kill":
+            pool.kill_worker(chosen)
+
+
+_KINDS = {
+    "execute": _execute,
+    "nested": _nested,
+    "stream": _stream,
+    "map": _map,
+    "session": _session,
+    "operate": _operate,
+}

@@ -1,0 +1,105 @@
+"""What holds in a pool at every pass of the scheduler, and what holds when everybody has left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import snakepit_trio as sp
+from snakepit_trio.pool.ledger import Outcome, Phase, Request
+
+__all__ = ["Invariants"]
+
+_FINAL = frozenset(outcome.value for outcome in Outcome)
+#: Seconds. Deadlines are kept in ticks of a millisecond, and never pass early.
+_TICK = 0.001 + 1e-6
+
+
+class Invariants:
+    """Watches one pool from outside: its ledger's observer is wrapped, its tables are read.
+
+    Attributes:
+        requests: Every request that the ledger has heard of, by id.
+        ended: How often each has ended.
+    """
+
+    def __init__(self, pool: sp.Pool, note: Any) -> None:
+        self.pool = pool
+        self.requests: dict[int, Request] = {}
+        self.open: dict[int, Request] = {}
+        self.ended: Counter[int] = Counter()
+        self._note = note
+        self._told = pool._ledger._observe
+        pool._ledger._observe = self._hear
+
+    def _hear(self, event: str, request: Request, now: float) -> None:
+        self._note(f"request {request.id} {request.tool}: {event}")
+        self.requests[request.id] = self.open[request.id] = request
+        if event in _FINAL:
+            self.ended[request.id] += 1
+            del self.open[request.id]
+        self._told(event, request, now)
+
+    def check(self, now: float) -> None:
+        """Raise AssertionError when anything does not hold now."""
+        pool, ledger, crew = self.pool, self.pool._ledger, self.pool._crew
+        t = ledger.totals()
+        assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued, f"lost: {t}"
+        assert len(self.open) == t.in_flight + t.queued, "a request is in no table, or in two"
+        assert t.cancel_set_size <= pool.config.cancel_set_size, "the set of cancelled ids is too large"
+        running = 0
+        free = []
+        for seats in ledger._all:
+            load = len(seats.running) + len(seats.leaving)
+            running += len(seats.running)
+            assert load <= seats.capacity, f"{seats!r} runs more than it may"
+            assert len(seats.ahead) <= seats.depth, f"the line of {seats!r} is too long"
+            assert not seats.ahead or load == seats.capacity, f"somebody stands in line behind a free seat of {seats!r}"
+            assert seats.open or seats.place is None, f"{seats!r} takes no calls and has a place for them"
+            held = seats.port.worker._held  # type: ignore[attr-defined]
+            if not seats.port.worker.state.over:  # type: ignore[attr-defined]
+                table = {*seats.running, *seats.leaving, *seats.ahead}
+                assert table == held.keys(), f"ledger and worker disagree on what it holds: {table ^ held.keys()}"
+            if seats.open and load < seats.capacity:
+                free.append(seats)
+        assert running == t.in_flight, "running calls and in_flight differ"
+        if free and len(ledger._queue):
+            for request in ledger._queue:
+                assert request.pin is not None, f"{request!r} waits while a seat is free"
+                assert request.pin not in free, f"{request!r} waits while a seat of its own worker is free"
+        for request in self.open.values():
+            assert request.phase in (Phase.QUEUED, Phase.RUNNING), f"{request!r} has no place"
+            due = request.deadline
+            if request.phase is Phase.QUEUED:
+                due = min(due, request.queue_deadline)
+            assert due > now - _TICK, f"{request!r} is overdue by {now - due:.6f} s"
+        assert len(ledger._wheel) <= len(self.open), "a deadline is kept of what has ended"
+        assert ledger._places.waiting == sum(
+            request.phase is Phase.QUEUED for seats in ledger._all for request in seats.ahead.values()
+        ), "the lines are miscounted"
+        if not ledger.closed:
+            assert len(crew.slots) == crew.size, "slots and size differ"
+        workers = [worker for slot in [*crew.slots, *crew._retiring, *crew._spares] for worker in slot._alive]
+        assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
+        assert all(worker in workers for worker in pool._roster.seats), "a worker takes calls and is in no slot"
+
+    def at_rest(self) -> None:
+        """Raise AssertionError unless every request has ended once and every table is empty."""
+        ledger = self.pool._ledger
+        assert not self.open, f"never ended: {list(self.open.values())}"
+        assert set(self.ended.values()) <= {1}, "a request has ended twice"
+        assert self.ended.keys() == self.requests.keys()
+        assert (len(ledger._queue), len(ledger._wheel), ledger._places.waiting, ledger.in_flight) == (0, 0, 0, 0)
+        assert not any(seats.load or seats.ahead for seats in ledger.seats), "a seat never came back"
+        assert not ledger._places._priorities, "priorities are kept of nobody"
+        assert len(self.pool._parts.waits) == 0, "a wait is kept of nobody"
+
+    def after_the_end(self) -> None:
+        """Raise AssertionError unless a closed pool is empty."""
+        self.at_rest()
+        pool = self.pool
+        assert not list(pool._ledger.seats), "seats are left"
+        assert not pool._roster.seats, "workers are left"
+        assert not pool._roster._servers, "host tools are left"
+        crew = pool._crew
+        assert not any(slot._alive for slot in [*crew.slots, *crew._retiring, *crew._spares])

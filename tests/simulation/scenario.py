@@ -1,0 +1,149 @@
+"""What happens in one simulation, all of it as plain values drawn from one seed: options, callers, faults.
+
+A part of a scenario is left out by its number, and the rest of it stays what it was: that makes a failure small.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import attrs
+
+__all__ = ["FRAME_FAULTS", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"]
+
+#: What happens at one frame of a worker, its host's or its own.
+FRAME_FAULTS = ("crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall")
+#: What happens when a worker starts.
+START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails")
+
+_OPERATIONS = ("resize", "recycle", "rolling_restart", "cordon", "drain", "kill")
+
+
+@attrs.frozen(kw_only=True)
+class Fault:
+    """One fault: of the ``worker``-th start of the simulation, at its ``frame``-th frame."""
+
+    number: int
+    kind: str
+    worker: int
+    frame: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Caller:
+    """One task that uses the pool: what it does, when it begins, and all that it has drawn beforehand."""
+
+    number: int
+    kind: str
+    at: float
+    tool: str = "work"
+    params: dict[str, Any] = attrs.field(factory=dict)
+    timeout: float | None = None
+    patience: float = float("inf")
+    priority: int = 0
+    count: int = 1
+    leave_at: int | None = None
+    pause: float = 0.0
+    affinity: str = "hint"
+    on_lost: str = "error"
+
+
+@attrs.frozen(kw_only=True)
+class Scenario:
+    """One simulation. ``delay`` is the longest time that a frame is under way, in seconds."""
+
+    seed: int
+    options: dict[str, Any]
+    callers: tuple[Caller, ...]
+    faults: tuple[Fault, ...]
+    delay: float
+    close_at: float | None
+
+    def only(
+        self, callers: set[int] | None = None, faults: set[int] | None = None, dropped: set[str] | None = None
+    ) -> Scenario:
+        """A part of it: the callers and faults of these numbers, without these options; None leaves all."""
+        return attrs.evolve(
+            self,
+            callers=tuple(c for c in self.callers if callers is None or c.number in callers),
+            faults=tuple(f for f in self.faults if faults is None or f.number in faults),
+            options={k: v for k, v in self.options.items() if k not in (dropped or ())},
+            close_at=None if dropped and "close_at" in dropped else self.close_at,
+        )
+
+
+def _caller(rng: random.Random, number: int, quick: bool) -> Caller:
+    kind = rng.choice(["execute"] * 8 + ["stream"] * 3 + ["map"] * 2 + ["session"] * 2 + ["nested"] * 2 + ["operate"])
+    timeout = rng.choice([None, None, 0.005, 0.05, 0.5])
+    patience = rng.choice([float("inf")] * 3 + [0.0, 0.003, 0.05])
+    # A timeout and a scope at the same moment: either may win, and only one.
+    if timeout is not None and rng.random() < 0.1:
+        patience = timeout
+    seconds = rng.choice([0] * 15 + [0.1] if quick else [0, 0.001, 0.01, 0.1])
+    params: dict[str, Any] = {"seconds": seconds, "number": number}
+    params.update({"deaf": True} if rng.random() < 0.08 else {}, **({"late": True} if rng.random() < 0.1 else {}))
+    return Caller(
+        number=number,
+        kind=kind,
+        at=round(rng.uniform(0, 0.1 if quick else 1.5), 4),
+        tool=rng.choice(_OPERATIONS) if kind == "operate" else rng.choice(["work", "work", "again"]),
+        params=params,
+        timeout=timeout,
+        patience=patience,
+        priority=rng.randint(-1, 1),
+        count=rng.choice([1, 2, 5, 40] if kind == "stream" else [1, 3, 8]),
+        leave_at=rng.choice([None, None, 0, 3]),
+        pause=rng.choice([0, 0, 0.02]),
+        affinity=rng.choice(["hint", "strict_queue", "strict_fail_fast"]),
+        on_lost=rng.choice(["error", "rebind"]),
+    )
+
+
+def draw(seed: int) -> Scenario:
+    """The scenario of a seed."""
+    rng = random.Random(seed)
+    quick = rng.random() < 0.5
+    size = rng.randint(1, 4)
+    options: dict[str, Any] = {
+        "size": size,
+        "threads": rng.choice([1, 1, 3]),
+        "max_queue": rng.choice([2, 1000, 1000]),
+        "queue_timeout": rng.choice([0.02, 10.0]),
+        "cancel_grace": 0.2,
+        "on_cancel": rng.choice(["kill", "kill", "abandon"]),
+        "max_requests": rng.choice([None, None, 5]),
+        "restart_limit": rng.choice([1000, 1000, 2]),
+        "cancel_set_size": rng.choice([2, 1024]),
+        "cancel_set_ttl": 1.0,
+        "stop_grace": 2.0,
+        "startup_timeout": 1.0,
+        "heartbeat_interval": 0.2,
+        "reject_hopeless": rng.random() < 0.2,
+        "fair": rng.random() < 0.15,
+        "spares": rng.choice([0, 0, 0, 1]),
+        "surge": rng.choice([1, 2]),
+        "prefetch": rng.choice([16, 16, 2, 0]),
+    }
+    if rng.random() < 0.25:
+        options |= {"min_size": rng.choice([0, 1]), "max_size": 6, "target_wait": 0.02, "scale_down_after": 0.2}
+    callers = tuple(_caller(rng, number, quick) for number in range(rng.randint(10, 35)))
+    faults = []
+    for number in range(rng.choice([0, 1, 2, 4, 8])):
+        starting = rng.random() < 0.3
+        faults.append(
+            Fault(
+                number=number,
+                kind=rng.choice(START_FAULTS if starting else FRAME_FAULTS),
+                worker=rng.randint(1, size + 4),
+                frame=0 if starting else rng.choice([1, 2, 3, rng.randint(1, 60)]),
+            )
+        )
+    return Scenario(
+        seed=seed,
+        options=options,
+        callers=callers,
+        faults=tuple(faults),
+        delay=0.0002 if quick else 0.002,
+        close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
+    )

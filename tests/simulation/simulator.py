@@ -1,0 +1,241 @@
+"""A whole runtime over workers in memory, run from one scenario on a clock that jumps; and the smallest part that fails."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import random
+from collections import Counter, deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import attrs
+import trio
+import trio.testing
+
+import snakepit_trio as sp
+from snakepit_trio.runtime import assemble
+from snakepit_trio.workers.registry import Run
+
+from .callers import call
+from .faulty import FaultyWorkers
+from .invariants import Invariants
+from .scenario import Caller, Scenario
+
+__all__ = ["Result", "Simulation", "command", "explain", "run", "shrink"]
+
+#: How much of a history is kept, in lines.
+_HISTORY = 400
+#: How many parts of a scenario are tried to make a failure smaller.
+_ATTEMPTS = 200
+
+
+@attrs.frozen(kw_only=True)
+class Result:
+    """How a simulation went: what happened with its times, how callers and requests ended, and what did not hold."""
+
+    history: tuple[str, ...]
+    outcomes: Counter[str]
+    faults: Counter[str]
+    checks: int
+    failure: BaseException | None
+
+
+class Simulation(trio.abc.Instrument):
+    """One run of a scenario."""
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.history: deque[str] = deque(maxlen=_HISTORY)
+        self.outcomes: Counter[str] = Counter()
+        self.checks = 0
+        self.closing = False
+        self.failure: BaseException | None = None
+        self.world = FaultyWorkers(scenario, self.note)
+        self.runtime: Any = None
+        self.pool_config = sp.PoolConfig(adapter="scripted", **scenario.options)
+        self.invariants: Invariants | None = None
+        self._scope = trio.CancelScope()
+        # Workers may go although nothing was injected: callers of these kinds, and calls that hear no cancel, cost some.
+        config, callers = self.pool_config, scenario.callers
+        self.can_lose_workers = any(c.params.get("deaf") for c in callers) or any(
+            c.kind == "operate" and c.tool == "kill" for c in callers
+        )
+        self.can_lose_workers |= config.max_size is not None or config.max_requests is not None
+
+    def note(self, line: str) -> None:
+        self.history.append(f"{trio.current_time():9.4f} {line}")
+
+    def ended(self, caller: Caller, outcome: str) -> None:
+        self.outcomes[f"{caller.kind}:{outcome}"] += 1
+        self.note(f"caller {caller.number} ({caller.kind} {caller.tool}): {outcome}")
+
+    def after_io_wait(self, timeout: float) -> None:
+        # An exception from an instrument would only be logged.
+        if self.invariants is not None and self.failure is None:
+            self.checks += 1
+            try:
+                self.invariants.check(trio.current_time())
+                assert not self.world.wrong, self.world.wrong[0]
+            except Exception as exc:
+                self.failure = exc
+                self._scope.cancel()
+
+    async def main(self) -> None:
+        with self._scope:
+            with trio.fail_after(200):
+                await self._run()
+        if self.failure is not None:
+            raise self.failure
+
+    async def _run(self) -> None:
+        config = sp.RuntimeConfig(pools=[self.pool_config], control=False, telemetry="off", recorder_size=0)
+        made = Run("scripted", Path(os.devnull), None, [])
+        async with trio.open_nursery() as callers:
+            try:
+                async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
+                    self.invariants = Invariants(self.runtime.pool(), self.note)
+
+                    @self.runtime.tools.host_tool
+                    async def ask(tool: str, params: dict[str, Any]) -> Any:
+                        return await self.runtime.pool().execute(tool, params)
+
+                    async with trio.open_nursery() as mine:
+                        nursery = mine if self.scenario.close_at is None else callers
+                        for caller in self.scenario.callers:
+                            nursery.start_soon(functools.partial(call, self, caller))
+                    if self.scenario.close_at is None:
+                        await self._rest()
+                    else:
+                        await trio.sleep(self.scenario.close_at)
+                    self.closing = True
+                    self.note("closing")
+            except sp.WorkerStartupError:
+                if self.invariants is not None or not self.world.happened:
+                    raise
+                self.outcomes["open:WorkerStartupError"] += 1
+                return
+        assert self.invariants is not None
+        self.invariants.after_the_end()
+        assert not self.world.alive, "workers are left"
+
+    async def _rest(self) -> None:
+        """Wait until every call has come to its end in the workers too."""
+        assert self.invariants is not None
+        ledger = self.runtime.pool()._ledger
+        with trio.fail_after(60):
+            while any(seats.load or seats.ahead for seats in ledger.seats) or len(ledger._cancel_set):
+                await trio.sleep(0.1)
+        self.invariants.at_rest()
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Whatever is drawn anywhere in the host is drawn from this seed, Trio's order of tasks too."""
+    rng = random.Random(seed)
+    secrets = SimpleNamespace(randbits=rng.getrandbits, token_hex=lambda n: rng.randbytes(n).hex())
+    with (
+        mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        mock.patch.object(trio._core._run, "_r", random.Random(seed)),
+        mock.patch("snakepit_trio.pool.crew.secrets", secrets),
+        mock.patch("snakepit_trio.workers.worker.random", random.Random(seed)),
+    ):
+        yield
+
+
+def run(scenario: Scenario) -> Result:
+    """Run a scenario; a failure is in the result, not raised."""
+    fds = len(os.listdir("/proc/self/fd"))
+    failure: BaseException | None = None
+    simulation = Simulation(scenario)
+    with _seeded(scenario.seed):
+        try:
+            clock = trio.testing.MockClock(autojump_threshold=0)
+            trio.run(simulation.main, clock=clock, instruments=[simulation])
+            assert len(os.listdir("/proc/self/fd")) <= fds, "descriptors are left"
+        except Exception as exc:
+            failure = exc
+    return Result(
+        history=tuple(simulation.history),
+        outcomes=simulation.outcomes,
+        faults=Counter(simulation.world.happened),
+        checks=simulation.checks,
+        failure=failure,
+    )
+
+
+def shrink(scenario: Scenario) -> tuple[Scenario, Result]:
+    """The smallest part of a failing scenario that was found to fail, and how it does: callers, faults, options go in turn."""
+    best, result, left = scenario, run(scenario), _ATTEMPTS
+    assert result.failure is not None, "it does not fail"
+    while True:
+        before = best
+        # Halves first, then one by one; whatever goes makes the next attempts cheaper.
+        size = max(1, len(best.callers) // 2)
+        while size:
+            for start in range(0, len(best.callers), size):
+                gone = {c.number for c in best.callers[start : start + size]}
+                kept = {c.number for c in best.callers} - gone
+                best, result, left = _attempt(best, best.only(callers=kept), result, left)
+            size //= 2
+        for fault in best.faults:
+            kept = {f.number for f in best.faults if f is not fault}
+            best, result, left = _attempt(best, best.only(faults=kept), result, left)
+        for option in [*best.options, "close_at"]:
+            if option == "close_at" and best.close_at is None:
+                continue
+            best, result, left = _attempt(best, best.only(dropped={option}), result, left)
+        if best == before or left <= 0:
+            return best, result
+
+
+def _attempt(best: Scenario, part: Scenario, result: Result, left: int) -> tuple[Scenario, Result, int]:
+    if left <= 0 or part == best:
+        return best, result, left
+    found = run(part)
+    same = _signature(found.failure) == _signature(result.failure)
+    return (part, found, left - 1) if same else (best, result, left - 1)
+
+
+def _leaf(failure: BaseException | None) -> BaseException | None:
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return failure
+
+
+def _signature(failure: BaseException | None) -> tuple[str, str]:
+    """What makes two failures one: their type, and the words before anything that names a part of the scenario."""
+    leaf = _leaf(failure)
+    return type(leaf).__name__, "".join(c for c in str(leaf) if not c.isdigit())[:24]
+
+
+def command(scenario: Scenario, whole: Scenario) -> str:
+    """The command that runs a part of a scenario again."""
+    words = [f"python -m tests.simulation {scenario.seed}"]
+    if scenario.callers != whole.callers:
+        words.append("--callers " + (",".join(str(c.number) for c in scenario.callers) or "none"))
+    if scenario.faults != whole.faults:
+        words.append("--faults " + (",".join(str(f.number) for f in scenario.faults) or "none"))
+    dropped = [name for name in whole.options if name not in scenario.options]
+    dropped += ["close_at"] if scenario.close_at != whole.close_at else []
+    return " ".join([*words, *(["--without " + ",".join(dropped)] if dropped else [])])
+
+
+def explain(scenario: Scenario, result: Result, whole: Scenario) -> str:
+    """A failure to be read: the scenario, its history, and how to run it again."""
+    failure = _leaf(result.failure)
+    return "\n".join(
+        [
+            f"seed {scenario.seed}: {type(failure).__name__}: {failure}",
+            f"options {scenario.options}, delay {scenario.delay}, close_at {scenario.close_at}",
+            *map(str, scenario.callers),
+            *map(str, scenario.faults),
+            "history:",
+            *result.history[-60:],
+            "again: " + command(scenario, whole),
+        ]
+    )
