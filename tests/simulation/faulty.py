@@ -213,8 +213,8 @@ class FaultyWorkers(ScriptedWorkers):
             raise sp.WorkerStartupError("the template is gone", details={"reason": "scripted"})
         return worker
 
-    async def connect(self, address: str, *, token: str, max_message: int) -> Any:
-        found = await super().connect(address, token=token, max_message=max_message)
+    async def connect(self, address: str, **options: Any) -> Any:
+        found = await super().connect(address, **options)
         if found.fault("connect_fails"):
             raise OSError("refused")
         return found

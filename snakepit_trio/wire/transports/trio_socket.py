@@ -211,17 +211,8 @@ class TrioWire(Wire):
         place = parse_address(address)
         if tls is not None:
             return await self._connect_securely(place, token, max_message, tls, name)
-        family = socket.AF_UNIX if isinstance(place, str) else socket.AF_INET6 if ":" in place[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock = await connect_socket(place)
         try:
-            sock.setblocking(False)
-            try:
-                sock.connect(place)
-            except BlockingIOError:
-                await trio.lowlevel.wait_writable(sock.fileno())
-                failure = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-                if failure:
-                    raise OSError(failure, f"can't connect to {address}") from None
             transport = _SocketTransport(sock, self._tick)
             protocol = client_protocol(PipeProtocol)
             transport.attach(protocol)
