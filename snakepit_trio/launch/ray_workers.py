@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import attrs
@@ -40,8 +40,6 @@ __all__ = ["RayLauncher", "RayProcess"]
 
 _log = logging.getLogger("snakepit_trio.launch")
 
-T = TypeVar("T")
-
 #: How long the cluster's address may take to accept a connection, in seconds: Ray itself tries for minutes.
 _REACH = 5.0
 #: How long an actor may take to tell of the end of the worker that it was told to kill, in seconds.
@@ -60,7 +58,7 @@ class _Output:
 
     async def receive(self) -> bytes:
         try:
-            return bytes(await _result(self._actor.receive.remote(self._stream)))
+            return bytes(await _result(_call(self._actor.receive, self._stream)))
         except RayError:
             return b""
 
@@ -87,9 +85,9 @@ class RayProcess:
         self._actor = actor
         self._asked = asked
         self._on_end = on_end
-        self._placed = actor.start.remote(spec)
-        self._reported = actor.report.remote()
-        self._exit = actor.wait.remote()
+        self._placed = _call(actor.start, spec)
+        self._reported = _call(actor.report)
+        self._exit = _call(actor.wait)
         self._report: Report | None = None
         self._status: ExitStatus | None = None
         self._begun: bytes | None = None
@@ -143,13 +141,13 @@ class RayProcess:
 
     def terminate(self) -> None:
         if not self.ended:
-            self._actor.signal.remote(False)
+            self._signal(kill=False)
 
     def kill(self) -> None:
         if self.ended or self._deadline != math.inf:
             return
         if self.node:
-            self._actor.signal.remote(True)
+            self._signal(kill=True)
             self._deadline = anyio.current_time() + _ANSWER
         else:
             # It may have been placed by now; then its worker ends with it.
@@ -158,6 +156,10 @@ class RayProcess:
             self._end_actor()
         for scope in self._waits:
             scope.deadline = self._deadline
+
+    def _signal(self, *, kill: bool) -> None:
+        with contextlib.suppress(RayError):  # There is no connection to Ray any more.
+            _call(self._actor.signal, kill)
 
     async def aclose(self) -> None:
         if self._closed:
@@ -170,8 +172,7 @@ class RayProcess:
         self._on_end(self)
 
     def _end_actor(self) -> None:
-        with contextlib.suppress(Exception):  # Ray is gone already, and the actor with it.
-            ray.kill(self._actor)
+        _end(self._actor)
 
 
 class RayLauncher(Launcher):
@@ -220,22 +221,27 @@ class RayLauncher(Launcher):
         except BaseException:
             made.add_done_callback(_unwanted)
             raise
-        process = RayProcess(
-            _taken(made, "Ray refused an actor"), spec, self._authority.for_host(), self._asked, self._held.discard
-        )
+        try:
+            process = RayProcess(made.result(), spec, self._authority.for_host(), self._asked, self._held.discard)
+        except Exception as exc:
+            raise _failure("Ray refused an actor", exc) from exc
         self._held.add(process)
         return process
 
     async def _connect(self) -> None:
         async with self._connecting:
+            if self._connection is not None and self._connection.done() and not ray.is_initialized():
+                # The application has ended its own; Ray would make up another cluster for whoever goes on.
+                self._connection = self._group = None
             if self._connection is None:
                 await self._reach()
                 self._connection = self._thread.submit(self._join)
             # A cancellation leaves it to the next start, or to the end.
             await settled(self._connection)
-            if self._connection.exception() is not None:
-                failed, self._connection = self._connection, None
-                _taken(failed, f"no connection to Ray at {self._config.address!r}")
+            failure = self._connection.exception()
+            if failure is not None:
+                self._connection = None
+                raise _failure(f"no connection to Ray at {self._config.address!r}", failure) from failure
 
     async def _reach(self) -> None:
         host, _, port = self._config.address.rpartition(":")
@@ -243,7 +249,7 @@ class RayLauncher(Launcher):
             return
         try:
             with anyio.fail_after(_REACH):
-                stream = await anyio.connect_tcp(host, int(port))
+                stream = await anyio.connect_tcp(host.strip("[]"), int(port))
         except (OSError, TimeoutError) as exc:
             reason = str(exc) or f"no answer within {_REACH:g} s"
             raise WorkerStartupError(
@@ -268,12 +274,13 @@ class RayLauncher(Launcher):
             options["memory"] = int(options["memory"])
         if config.runtime_env is not None:
             options["runtime_env"] = dict(config.runtime_env)
-        if config.placement_group is not None and self._group is None:
+        if config.placement_group is not None:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
             names = {"num_cpus": "CPU", "num_gpus": "GPU"}
             bundle = {names.get(name, name): amount for name, amount in config.resources.items() if amount}
-            self._group = ray.util.placement_group([bundle] * self._most, strategy=config.placement_group)
+            if self._group is None:
+                self._group = ray.util.placement_group([bundle] * self._most, strategy=config.placement_group)
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group)
         self._actor_class = ray.remote(WorkerActor).options(
             resources=amounts, max_restarts=0, max_task_retries=0, **options
@@ -304,33 +311,54 @@ def _without_a_word_of_signals() -> Iterator[None]:
         log.removeFilter(keep)
 
 
-async def _result(ref: Any) -> Any:
-    """What an object reference stands for. A cancellation leaves it as it is.
+def _call(method: Any, *args: Any) -> Future[Any]:
+    """Call a method of an actor. When the connection to Ray is closed later, its answer may never come.
+
+    Ray itself would make up another cluster for whoever is not connected.
+
+    Raises:
+        RayError: There is no connection to Ray, or none in which there is such an actor.
+    """
+    if not ray.is_initialized():
+        raise RayError("the connection to Ray is closed")
+    try:
+        future: Future[Any] = method.remote(*args).future()
+    except RayError:
+        raise
+    except Exception as exc:
+        raise RayError(str(exc)) from exc
+    return future
+
+
+def _end(actor: Any) -> None:
+    """End an actor, which may be gone already, and Ray with it."""
+    if ray.is_initialized():
+        with contextlib.suppress(Exception):
+            ray.kill(actor)
+
+
+async def _result(future: Future[Any]) -> Any:
+    """What an actor has answered. A cancellation leaves it as it is.
 
     Raises:
         RayError: The actor, its node or its environment failed.
     """
-    future = ref.future()
     await settled(future)
     return future.result()
 
 
-def _taken(future: Future[T], failure: str) -> T:
-    try:
-        return future.result()
-    except Exception as exc:
-        reason = _words(exc)
-        raise WorkerStartupError(f"{failure}: {reason}", details={"reason": reason}) from exc
+def _failure(what: str, exc: BaseException) -> WorkerStartupError:
+    reason = _words(exc)
+    return WorkerStartupError(f"{what}: {reason}", details={"reason": reason})
 
 
 def _unwanted(made: Future[Any]) -> None:
     """An actor that nobody waits for any more."""
     if not made.cancelled() and made.exception() is None:
-        with contextlib.suppress(Exception):
-            ray.kill(made.result())
+        _end(made.result())
 
 
-def _words(exc: Exception) -> str:
+def _words(exc: BaseException) -> str:
     """Ray's messages run over many lines; one of them says why."""
     text = str(exc).strip()
     because = _BECAUSE.search(text)
