@@ -362,4 +362,5 @@ def _words(exc: BaseException) -> str:
     """Ray's messages run over many lines; one of them says why."""
     text = str(exc).strip()
     because = _BECAUSE.search(text)
-    return because[1].strip() if because else (text.splitlines() or [type(exc).__name__])[0]
+    words = because[1].strip() if because else (text.splitlines() or [type(exc).__name__])[0]
+    return words.partition(" Some common causes")[0]
