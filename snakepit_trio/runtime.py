@@ -292,7 +292,7 @@ async def assemble(
         if config.bridge is not None:
             from snakepit_trio.bridge.server import bound_bridge
 
-            runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir)))
+            runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir), runtime._redactor))
         if runtime._telemetry is not None:
             stack.callback(runtime._telemetry.close)
         try:

@@ -26,6 +26,7 @@ from .reflection import ReflectionService
 from .service import BridgeService
 
 if TYPE_CHECKING:
+    from snakepit_trio.observe.redaction import Redactor
     from snakepit_trio.runtime import Runtime
 
 __all__ = ["Bridge", "bound_bridge"]
@@ -52,7 +53,13 @@ class Bridge:
     """
 
     def __init__(
-        self, runtime: Runtime, sock: socket.socket, address: str, token: str, tls: ssl.SSLContext | None
+        self,
+        runtime: Runtime,
+        redactor: Redactor,
+        sock: socket.socket,
+        address: str,
+        token: str,
+        tls: ssl.SSLContext | None,
     ) -> None:
         config = runtime.config.bridge
         assert config is not None
@@ -62,7 +69,7 @@ class Bridge:
         self._sock = sock
         self._tls = tls
         self._events = runtime.events
-        self.redactor = runtime._redactor
+        self.redactor = redactor
         self._service = BridgeService(runtime)
         self._health = HealthService(runtime, public=config.public_health)
         self.methods: Mapping[bytes, Method] = {
@@ -216,11 +223,12 @@ class Bridge:
 
 
 @contextmanager
-def bound_bridge(runtime: Runtime, directory: str) -> Iterator[Bridge]:
+def bound_bridge(runtime: Runtime, directory: str, redactor: Redactor) -> Iterator[Bridge]:
     """Listen, and give the bridge that will serve there; until it does, clients wait.
 
     Args:
         runtime: What it is the door of.
+        redactor: What takes secrets out of the errors that clients get.
         directory: Where its Unix socket is, unless the configuration says it.
 
     Raises:
@@ -230,4 +238,4 @@ def bound_bridge(runtime: Runtime, directory: str) -> Iterator[Bridge]:
     assert config is not None
     tls = tls_context(config)
     with held_token(config) as token, listen(config, os.path.join(directory, "bridge.sock")) as (sock, address):
-        yield Bridge(runtime, sock, address, token, tls)
+        yield Bridge(runtime, redactor, sock, address, token, tls)

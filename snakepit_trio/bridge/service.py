@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_trio import __version__
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolNotFound
-from snakepit_trio.pool.ledger import Binding
 from snakepit_trio.pool.pool import UNSET
 from snakepit_trio.pool.session import AFFINITIES
 from snakepit_trio.wire.generated.snakepit import v1
@@ -175,10 +174,8 @@ class BridgeService:
             metadata=dict(request.metadata),
             detach=True,
         ) as session:
-            known = self._runtime.sessions.known(session.id)
-            if known is not None:
-                # Remembered for the calls to come: none of them says it again.
-                known.bindings.setdefault(pool.name, Binding(session.affinity))
+            # For the calls to come: none of them says it again.
+            self._runtime.sessions.keep_affinity(session.id, pool.name, session.affinity)
             return v1.OpenSessionResponse(session=_state(await session.info()))
 
     async def _get_session(self, call: ServerCall, request: v1.GetSessionRequest) -> v1.GetSessionResponse:
@@ -248,11 +245,7 @@ class BridgeService:
 @asynccontextmanager
 async def _resumed(runtime: Runtime, id: str, pool: Pool) -> AsyncIterator[Session]:
     """A session that was opened before, held open for one RPC."""
-    # Not made by the way: one that is not there is an error.
-    await runtime.sessions.get(id)
-    known = runtime.sessions.known(id)
-    binding = None if known is None else known.bindings.get(pool.name)
-    affinity = None if binding is None else binding.affinity
+    affinity = await runtime.sessions.resumable(id, pool.name)
     async with pool.session(id, affinity=affinity, detach=True) as session:
         yield session
 

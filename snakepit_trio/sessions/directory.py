@@ -48,6 +48,7 @@ class KnownSession:
         handles: How many blocks have it open.
         calls: Its calls that are under way, and what ends each for its caller.
         bindings: Its tie to a worker, by pool.
+        affinities: What :meth:`SessionDirectory.keep_affinity` has kept, by pool.
         tools: Its own host tools, once there are any.
         used_at: When it was last used.
         told_at: The last use that the store has heard of.
@@ -60,6 +61,7 @@ class KnownSession:
         self.handles = 0
         self.calls: dict[object, Callable[[], object]] = {}
         self.bindings: dict[str, Any] = {}
+        self.affinities: dict[str, str] = {}
         self.tools: Any = None
         self.used_at = self.told_at = now
 
@@ -77,6 +79,7 @@ class KnownSession:
         for cancel in list(self.calls.values()):
             cancel()
         self.bindings.clear()
+        self.affinities.clear()
         self.tools = None
 
 
@@ -151,6 +154,28 @@ class SessionDirectory:
     def bindings(self, pool: str) -> Iterable[Any]:
         """The ties of all sessions to workers of a pool."""
         return [known.bindings[pool] for known in self._known.values() if pool in known.bindings]
+
+    def keep_affinity(self, id: str, pool: str, affinity: str) -> None:
+        """Remember which affinity a session was opened with in a pool, for :meth:`resumable`. The first one stays."""
+        known = self._known.get(id)
+        if known is not None:
+            known.affinities.setdefault(pool, affinity)
+
+    async def resumable(self, id: str, pool: str) -> str | None:
+        """Check that a session is there, for it to be opened again and not made by the way.
+
+        Returns:
+            The affinity that it has in this pool; None when it was never opened there.
+
+        Raises:
+            SessionNotFound: It is not there.
+        """
+        await self.get(id)
+        known = self._known.get(id)
+        if known is None:
+            return None
+        binding = known.bindings.get(pool)
+        return known.affinities.get(pool) if binding is None else binding.affinity
 
     def known(self, id: str) -> KnownSession | None:
         """What this process has of a session."""

@@ -182,6 +182,30 @@ async def test_rapid_resets(tmp_path: Path) -> None:
         assert runtime.pool().stats().accepted == 1
 
 
+@pytest.mark.parametrize("trailers", [False, True])
+async def test_malformed_headers_end_the_connection(tmp_path: Path, trailers: bool) -> None:
+    """Also after headers that were well-formed: what was looked at before does not vouch for what comes."""
+    good = plain("sync_add", b'{"a":1,"b":2}')
+
+    def ask() -> int | None:
+        with Raw(tmp_path) as raw:
+            for _ in range(2):
+                assert raw.trailers(raw.request(good))["grpc-status"] == "0"
+            raw.h2.config.validate_outbound_headers = raw.h2.config.normalize_outbound_headers = False
+            if trailers:
+                stream = raw.headers()
+                raw.h2.send_data(stream, b"\0" + len(good).to_bytes(4, "big") + good)
+                raw.h2.send_headers(stream, [(":path", "/x")], end_stream=True)
+            else:
+                raw.headers(Connection="close")
+            raw.flush()
+            return raw.ended()
+
+    async with door(tmp_path):
+        assert await anyio.to_thread.run_sync(ask) == h2.errors.ErrorCodes.PROTOCOL_ERROR
+        await still_serves(tmp_path)
+
+
 async def test_slowness_is_bounded(tmp_path: Path) -> None:
     async with door(tmp_path, handshake_timeout=0.3, receive_timeout=0.3, idle_timeout=1.0):
         began = time.monotonic()
