@@ -121,6 +121,7 @@ def bench(session: nox.Session) -> None:
     results = "benchmarks/results"
     session.run("python", "benchmarks/calls.py", "--rounds", "5", "--json", f"{results}/calls.json")
     session.run("python", "benchmarks/sweeps.py", "--rounds", "3", "--json", f"{results}/sweeps.json")
+    session.run("python", "benchmarks/host_profile.py")
     session.run("python", "benchmarks/cancel.py", "--json", f"{results}/cancel.json")
     session.run("python", "benchmarks/arrays.py", "--mib", "1,10", "--json", f"{results}/arrays.json")
     session.run("python", "benchmarks/queue_cost.py", "--json", f"{results}/queue_cost.json")

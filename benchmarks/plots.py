@@ -1,6 +1,6 @@
 """The figures of ``benchmarks/results`` as SVG, for docs/benchmarks.md.
 
-python benchmarks/plots.py [--out docs/_static/benchmarks]
+python benchmarks/plots.py [--out docs/images]
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def save(figure: Any, path: Path, record: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("docs/_static/benchmarks"))
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     for name, plot in (("calls", bars), ("sweeps", lines)):
