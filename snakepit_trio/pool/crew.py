@@ -13,6 +13,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, WorkerStartupError
 from snakepit_trio.hardware import detect, visibility
@@ -72,7 +73,7 @@ class Crew:
         self._nursery: anyio.abc.TaskGroup | None = None
         self._replacing: set[Slot] = set()
         self._failed: set[Slot] = set()
-        self._settled = anyio.Event()
+        self._settled = Bell()
         self._opening = True
 
     def __repr__(self) -> str:
@@ -106,7 +107,6 @@ class Crew:
         for _ in range(self.config.spares):
             self._add_slot(self._spares)
         while any(not self._tried(slot) for slot in self.slots):
-            self._settled = anyio.Event()
             await self._settled.wait()
         self._opening = False
         if not self.roster.ready:
@@ -151,7 +151,6 @@ class Crew:
                 return
             if self.slots and all(slot.failed for slot in self.slots):
                 raise self._startup_error()
-            self._settled = anyio.Event()
             await self._settled.wait()
 
     async def resize(self, size: int) -> None:
@@ -204,7 +203,7 @@ class Crew:
         self.slots[:] = [slot for slot in self.slots if slot not in surplus]
         self._retiring += surplus
         self.size = size
-        self._settled.set()
+        self._settled.ring()
         return bool([self._add_slot(self.slots) for _ in range(size - len(self.slots))])
 
     def load(self) -> Load:
@@ -364,7 +363,7 @@ class Crew:
         self._events.emit("slot.restarted", None, pool=self.name, slot=slot.index, reason=slot.reason)
 
     def slot_settled(self, slot: Slot) -> None:
-        self._settled.set()
+        self._settled.ring()
         self._parts.waits.check()
         if slot.failed != (slot in self._failed):
             self._note_failure(slot)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio
 import anyio.abc
 
+from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, RpcFailure
@@ -174,7 +175,7 @@ class Worker:
         self._oom_kills = 0
         #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
         self._held: dict[int, None] = {}
-        self._emptied = anyio.Event()
+        self._emptied = Bell()
         self._grace: dict[int, float] = {}
         self._graced = anyio.Event()
 
@@ -278,7 +279,6 @@ class Worker:
             return True
         with anyio.move_on_after(grace):
             while self._held:
-                self._emptied = anyio.Event()
                 await self._emptied.wait()
         self._link.stop()
         with anyio.move_on_after(self._settings.stop_grace):
@@ -296,7 +296,6 @@ class Worker:
     async def drained(self) -> None:
         """Wait until it holds no calls."""
         while self._held and not self.state.over:
-            self._emptied = anyio.Event()
             await self._emptied.wait()
 
     @protected
@@ -426,7 +425,6 @@ class Worker:
                 self._host.worker_tainted(self, "cancel_grace")
                 # Other calls in the same process are not made to pay for it: they have deadlines of their own.
                 while self._grace and any(call_id not in self._grace for call_id in self._begun()):
-                    self._emptied = anyio.Event()
                     await self._emptied.wait()
                 if self._grace:
                     await anyio.sleep_until(max(self._grace.values()))
@@ -480,7 +478,7 @@ class Worker:
             self._host.worker_due(self, "max_requests")
         if not self._held and self.state is WorkerState.BUSY:
             self._become(WorkerState.READY)
-        self._emptied.set()
+        self._emptied.ring()
 
     def link_chunk(self, chunk: Chunk) -> None:
         self._host.worker_chunk(self, chunk)
@@ -531,7 +529,7 @@ class Worker:
             return
         self._cause = reason, message
         self._become(WorkerState.STOPPED if reason == "stopped" or self._stopping else WorkerState.CRASHED)
-        self._emptied.set()
+        self._emptied.ring()
         self._over.set()
 
     def _classify(self, status: ExitStatus) -> tuple[str, str, str | None]:

@@ -122,3 +122,14 @@ def test_one_spare_is_given_to_one_slot() -> None:
         assert pool.stats().ready == 4
 
     simulate(body, size=1, spares=1)
+
+
+def test_everybody_who_waits_for_workers_is_told() -> None:
+    async def body(pool: sp.Pool) -> None:
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(pool.wait_ready, 3)
+                nursery.start_soon(pool.resize, 3)
+
+    simulate(body, size=1)
