@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import anyio
+
+from snakepit_trio._bell import Bell
 from snakepit_trio.errors import QueueFull, SnakepitError
 
 from .ledger import Phase, Request
@@ -15,13 +19,18 @@ if TYPE_CHECKING:
 
 __all__ = ["MapResults"]
 
+#: Stands for no input; any value may be one, if only to be refused.
+_NOTHING: Final = object()
+#: How long closing a generator of inputs may take, in seconds.
+_CLOSE = 5.0
+
 
 class MapResults:
     """The results of a map: an async iterator for one task.
 
-    The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. No task runs for
-    it, so there is nothing to be left behind. Results that arrive together cost its task one wake-up, and the inputs
-    that take their places leave together.
+    The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. Results that
+    arrive together cost its task one wake-up, and the inputs that take their places leave together. No task runs for it,
+    but for :meth:`feed` where the inputs are an async iterable: a result must not wait for an input that is yet to come.
 
     Attributes:
         index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
@@ -41,7 +50,12 @@ class MapResults:
     ) -> None:
         self.index = -1
         self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
-        self._async = isinstance(inputs, AsyncIterable)
+        #: Whether :meth:`feed` has to run beside it.
+        self.fed = isinstance(inputs, AsyncIterable)
+        self._fetched: Any = _NOTHING
+        self._room = Bell()
+        self._source_ended = False
+        self._source_error: Exception | None = None
         self._exhausted = False
         self._limit = limit
         self._ordered = ordered
@@ -53,7 +67,7 @@ class MapResults:
         self._under_way: dict[int, Request | SnakepitError] = {}
         self._ready: deque[int] = deque()
         self._taken = 0
-        self._refused: Mapping[str, Any] | None = None
+        self._refused: Any = _NOTHING
         self._loop = loop
         self._consumer: Waiter | None = None
 
@@ -71,17 +85,37 @@ class MapResults:
         """
         await self._loop.check()
         while True:
-            await self._refill()
+            self._refill()
             found = self._next_done()
             if found is not None:
+                self._room.ring()
                 return self._deliver(found)
-            if not self._under_way:
+            if not self._under_way and self._exhausted:
                 raise StopAsyncIteration
             self._consumer = self._loop.waiter()
             try:
                 await self._consumer.wait()
             finally:
                 self._consumer = None
+
+    async def feed(self) -> None:
+        """Fetch inputs from an async iterable, each when there is room for it. Ends with them; what they raise, the consumer
+        gets."""
+        try:
+            async for params in self._inputs:
+                self._fetched = params
+                self._wake()
+                while self._fetched is not _NOTHING or len(self._under_way) >= self._limit():
+                    await self._room.wait()
+        except Exception as exc:
+            self._source_error = exc
+        finally:
+            if inspect.isasyncgen(self._inputs):
+                # Nobody else has it, and the event loop would have to close it some day.
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE):
+                    await self._inputs.aclose()
+        self._source_ended = True
+        self._wake()
 
     def close(self) -> None:
         """Cancel what is still under way."""
@@ -117,16 +151,32 @@ class MapResults:
                 return exc
             raise
 
-    async def _refill(self) -> None:
+    def _next_input(self) -> Any:
+        """The next input; ``_NOTHING`` when there is none now, or none any more."""
+        if self._refused is not _NOTHING:
+            refused, self._refused = self._refused, _NOTHING
+            return refused
+        if not self.fed:
+            try:
+                return next(self._inputs)
+            except StopIteration:
+                self._exhausted = True
+                return _NOTHING
+        fetched, self._fetched = self._fetched, _NOTHING
+        if fetched is not _NOTHING:
+            self._room.ring()
+        elif self._source_ended:
+            self._exhausted = True
+            error, self._source_error = self._source_error, None
+            if error is not None:
+                raise error
+        return fetched
+
+    def _refill(self) -> None:
         while not self._exhausted and len(self._under_way) < self._limit():
-            if self._refused is not None:
-                params, self._refused = self._refused, None
-            else:
-                try:
-                    params = await anext(self._inputs) if self._async else next(self._inputs)
-                except (StopIteration, StopAsyncIteration):
-                    self._exhausted = True
-                    return
+            params = self._next_input()
+            if params is _NOTHING:
+                return
             index = self._taken
 
             def wake(index: int = index) -> None:
@@ -149,5 +199,8 @@ class MapResults:
     def _note_done(self, index: int) -> None:
         if not self._ordered:
             self._ready.append(index)
+        self._wake()
+
+    def _wake(self) -> None:
         if self._consumer is not None:
             self._consumer.wake()

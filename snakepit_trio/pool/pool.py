@@ -396,10 +396,25 @@ class Pool(Operations):
 
     @asynccontextmanager
     async def _map(self, results: MapResults) -> AsyncIterator[MapResults]:
-        try:
-            yield results
-        finally:
-            results.close()
+        if not results.fed:
+            try:
+                yield results
+            finally:
+                results.close()
+            return
+        raised: BaseException | None = None
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(results.feed)
+            try:
+                yield results
+            except (Exception, KeyboardInterrupt, SystemExit) as exc:
+                # It leaves the block as it is, not inside a group.
+                raised = exc
+            finally:
+                results.close()
+                nursery.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
 
     # ---- the pool itself ---------------------------------------------------------------------------
 

@@ -477,3 +477,46 @@ async def test_execute_many() -> None:
         assert scope.cancelled_caught
         stats = pool.stats()
         assert (stats.in_flight, stats.queued) == (0, 0)
+
+
+async def test_a_map_gives_each_result_though_the_next_input_is_yet_to_come() -> None:
+    answers: list[int] = []
+    asked = anyio.Event()
+
+    async def inputs() -> AsyncIterator[dict[str, int]]:
+        yield {"a": 0, "b": 0}
+        await asked.wait()
+        for n in range(1, 4):
+            yield {"a": n, "b": n}
+
+    with anyio.fail_after(30):
+        async with sp.open_pool("tests.adapters.basic", size=1) as pool, pool.map("add", inputs()) as results:
+            async for result in results:
+                answers.append(result)
+                asked.set()
+    assert answers == [0, 2, 4, 6]
+
+
+async def test_what_the_inputs_of_a_map_raise_and_what_its_reader_raises() -> None:
+    async def inputs() -> AsyncIterator[dict[str, int]]:
+        yield {"a": 1, "b": 1}
+        raise KeyError("of the source")
+
+    async def endless() -> AsyncIterator[dict[str, int]]:
+        while True:
+            yield {"a": 1, "b": 1}
+
+    async with sp.open_pool("tests.adapters.basic", size=1) as pool:
+        with pytest.raises(KeyError, match="of the source"):
+            async with pool.map("add", inputs()) as results:
+                async for _ in results:
+                    pass
+        with pytest.raises(LookupError, match="mine"):
+            async with pool.map("add", endless()) as results:
+                async for _ in results:
+                    raise LookupError("mine")
+        with pytest.raises(sp.InvalidParameter):
+            async with pool.map("add", [7]) as results:  # type: ignore[list-item]
+                async for _ in results:
+                    pass
+        assert await pool.execute("add", {"a": 1, "b": 1}) == 2
