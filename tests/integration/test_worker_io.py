@@ -30,6 +30,12 @@ KINDS = {
 }
 
 
+@pytest.fixture(params=["trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> str:
+    """What is tested is the worker, of every kind; which event loop drives it from outside is of no importance."""
+    return str(request.param)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
     """Options of a worker that runs its tools in one of the ways there are."""
