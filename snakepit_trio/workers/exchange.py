@@ -110,7 +110,7 @@ class Exchange:
             if now - due > interval / 2:
                 # This side was held up: the answers may be waiting to be read, so the count begins anew.
                 self._heard = now
-            elif now - self._heard >= limit:
+            elif now >= self._heard + limit:  # As it was added up above: a difference may round to just below.
                 if self._owner.in_flight and not settings.heartbeat_while_busy:
                     self._heard = now
                     continue
