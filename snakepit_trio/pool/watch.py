@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestWatch", "Timings"]
 
-_QUEUED, _DISPATCHED, _REJECTED = "queued", "dispatched", Outcome.REJECTED.value
+_QUEUED, _DISPATCHED = "queued", "dispatched"
+_CANCELLED, _REJECTED = Outcome.CANCELLED.value, Outcome.REJECTED.value
 
 
 class Timings(Protocol):
@@ -95,7 +96,6 @@ class RequestWatch:
             if self._saturated is not None:
                 self._note_room(self._saturated)
         elif event != _QUEUED:
-            error = request.error
             self._ended.append(
                 (
                     event,
@@ -104,7 +104,7 @@ class RequestWatch:
                     request.session,
                     request.worker_id,
                     request.attempt,
-                    None if error is None else error.code,
+                    _error(event, request),
                     request.submitted_at,
                     request.dispatched_at,
                     now,
@@ -150,6 +150,17 @@ class RequestWatch:
             metadata["attempt"] = request.attempt
         elif event != _QUEUED:
             measurements["duration"] = now - request.submitted_at
-            if request.error is not None:
-                metadata["error"] = request.error.code
+            error = _error(event, request)
+            if error is not None:
+                metadata["error"] = error
         self._events.publish(f"request.{event}", measurements, metadata)
+
+
+def _error(event: str, request: Request) -> str | None:
+    """The code of the error that a request ended with.
+
+    One whose caller is gone has ended with none, though the worker may have seen the end of the caller's time first.
+    """
+    if request.error is None or event == _CANCELLED:
+        return None
+    return request.error.code

@@ -71,3 +71,11 @@ async def naps() -> AsyncIterator[int]:
     yield 1
     yield 2
     await anyio.sleep_forever()
+
+
+@sp.tool
+async def early(ctx: sp.ToolContext) -> None:
+    """Sees its deadline pass a moment before anybody else can."""
+    assert ctx.deadline is not None
+    await anyio.sleep(ctx.deadline - 0.008)
+    raise sp.RequestTimeout("spent")

@@ -100,8 +100,11 @@ async def test_a_timeout_of_a_tools_own_call_is_not_the_requests(tool: str) -> N
 
 async def test_the_end_of_the_callers_scope_is_a_cancellation_whoever_sees_it_first(tmp_path: Path) -> None:
     with anyio.fail_after(30):
-        async with sp.open_pool(ASYNC, size=1) as pool:
+        async with sp.open_pool(ASYNC, size=1) as pool, pool.runtime.events.subscribe("request.cancelled") as events:
             for _ in range(5):
+                with anyio.move_on_after(0.03) as scope:
+                    await pool.execute("early")
+                assert scope.cancelled_caught
                 with anyio.move_on_after(0.03) as scope:
                     await pool.execute("wait", {"marker": str(tmp_path / "marker")})
                 assert scope.cancelled_caught
@@ -111,7 +114,9 @@ async def test_the_end_of_the_callers_scope_is_a_cancellation_whoever_sees_it_fi
                             pass
                 assert scope.cancelled_caught
             stats = pool.stats()
-            assert (stats.cancelled, stats.timed_out, stats.restarts) == (10, 0, 0)
+            assert (stats.cancelled, stats.timed_out, stats.restarts) == (15, 0, 0)
+            for _ in range(15):
+                assert "error" not in (await anext(events)).metadata
 
 
 async def test_a_stream_of_urgent_calls_starves_no_other() -> None:
