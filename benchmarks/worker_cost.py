@@ -27,7 +27,7 @@ import trio
 import snakepit_trio as sp
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
-from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
 from snakepit_trio.wire.transports import make_wire
 
@@ -113,10 +113,10 @@ class Peer:
         def send() -> None:
             call = frames.Call(next(self.ids), tool, "", payload, 60_000_000, 1)
             begun[call.id] = time.perf_counter()
-            self.rpc.send(frames.encode(call))
+            self.rpc.send(frame_writing.encode(call))
 
         def arrived(message: bytes) -> None:
-            frame = frames.decode_worker_frame(message)
+            frame = frame_reading.decode_worker_frame(message)
             assert isinstance(frame, frames.Reply) and frame.error is None, frame
             laps.append(time.perf_counter() - begun.pop(frame.id))
             if len(laps) + len(begun) < count:
@@ -143,7 +143,7 @@ class Peer:
             if message[0] == 0x12:
                 taken += 1
                 if taken == CREDITS // 2:
-                    self.rpc.send(frames.encode(frames.Credit(id, taken)))
+                    self.rpc.send(frame_writing.encode(frames.Credit(id, taken)))
                     taken = 0
             else:
                 over.set()
@@ -151,7 +151,7 @@ class Peer:
         self.arrived = arrived
         before, at = Spent(self.pid), time.perf_counter()
         payload = codec.encode({"n": count})
-        self.rpc.send(frames.encode(frames.Call(id, tool, "", payload, 60_000_000, 1, True, CREDITS)))
+        self.rpc.send(frame_writing.encode(frames.Call(id, tool, "", payload, 60_000_000, 1, True, CREDITS)))
         await over.wait()
         return self._figures(before, at, count)
 

@@ -22,7 +22,7 @@ from h2.exceptions import H2Error
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
-from snakepit_trio.wire.frames import read_fields
+from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.lean_h2 import FixedHeaders
 from snakepit_trio.wire.pipe import FramePipe
 

@@ -16,7 +16,7 @@ import anyio
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConnectionLost, InvalidParameter, InvalidPayload, SnakepitError, ToolExists
 from snakepit_trio.tools.registry import HostTool, ToolRegistry
-from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire import failures, frame_reading
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -79,7 +79,7 @@ class _Registration:
             raise ConnectionLost(f"the client that serves {name!r} went before it answered", details={"tool": name})
         (answer,) = answers
         if answer.error is not None:
-            raise failures.from_info(frames.decode_error(bytes(answer.error)))
+            raise failures.from_info(frame_reading.decode_error(bytes(answer.error)))
         if answer.payload is None:
             return None
         return read(answer.payload, what=f"the result of {name}", limit=self.limit)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from snakepit_trio.wire.frames import Buffer, FrameError, Payload, SharedBlock, read_fields, varint
+from snakepit_trio.wire.frame_reading import read_fields
+from snakepit_trio.wire.frame_writing import varint
+from snakepit_trio.wire.frames import Buffer, FrameError, Payload, SharedBlock
 
 __all__ = ["ExecuteToolRequest", "payload_answer"]
 

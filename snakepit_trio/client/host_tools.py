@@ -12,7 +12,7 @@ import anyio.to_thread
 
 from snakepit_trio.errors import ConnectionLost, ToolNotFound
 from snakepit_trio.observe.redaction import redact
-from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire import failures, frame_writing
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -62,7 +62,7 @@ class _Server:
                 reply.payload = pack(await self._call(call), what="result", limit=self._limit)
             except Exception as exc:
                 info = failures.describe_exception(exc, redact=redact)
-                reply.error = v1.ErrorInfo.parse(frames.encode_error(info))
+                reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
         self._scopes.pop(call.call_id, None)
         if not scope.cancelled_caught and self.rpc is not None:
             self.rpc.send(bytes(v1.ClientToolFrame(reply=reply)))

@@ -16,8 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from snakepit_trio.wire.credentials import tls_context
-
-from .messages import Credentials
+from snakepit_trio.wire.startup import Credentials
 
 __all__ = ["Authority"]
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import attrs
 
-from .messages import Boot, Credentials, Report
+from snakepit_trio.wire.startup import Boot, Credentials, Report
 
 if TYPE_CHECKING:
     import ssl

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.startup import Report
 
 from .base import ProcessBook, WorkerSpec
 from .environment import worker_environment
-from .messages import Report
 from .process import Hold, LocalLauncher, make_descriptors
 from .spawn import PopenReaper
 

@@ -15,11 +15,11 @@ import anyio
 import msgspec
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.marks import Marks, marks_file
 from snakepit_trio.worker.lifeline import arm
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .environment import import_path
-from .marks import Marks, marks_file
 
 __all__ = ["Descriptors", "Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message", "make_descriptors"]
 

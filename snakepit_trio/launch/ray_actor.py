@@ -12,9 +12,9 @@ from typing import Literal
 import attrs
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.startup import Report
 
 from .base import ExitStatus, WorkerProcess, WorkerSpec
-from .messages import Report
 from .spawn import SpawnLauncher
 
 __all__ = ["Placed", "WorkerActor"]

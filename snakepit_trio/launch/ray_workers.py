@@ -24,11 +24,11 @@ import ray
 from ray.exceptions import RayError
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.marks import begun_in
 
 from .authority import Authority
 from .base import ExitStatus, Launcher, Report, WorkerSpec
 from .futures import settled
-from .marks import begun_in
 from .ray_actor import Placed, WorkerActor
 
 if TYPE_CHECKING:

@@ -24,12 +24,12 @@ import anyio.abc
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import RequestCancelled
 from snakepit_trio.launch.base import ExitStatus, Launcher, WorkerSpec
-from snakepit_trio.launch.messages import Report
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.runtime import assemble
-from snakepit_trio.wire import codec, failures, frames
+from snakepit_trio.wire import codec, failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.connection import RpcFailure, Wire
 from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse, ToolSpec
+from snakepit_trio.wire.startup import Report
 from snakepit_trio.worker.adapter import options_of
 from snakepit_trio.workers.registry import Run
 
@@ -218,7 +218,7 @@ class ScriptedWorker:
                 await anyio.sleep(self.world.behaviour.rng.uniform(0, self.world.behaviour.delay))
                 frame = self._outbox.pop(0)
                 if self.on_message is not None and not self.closed:
-                    self.on_message(frames.encode(frame))
+                    self.on_message(frame_writing.encode(frame))
             self._posted = anyio.Event()
             await self._posted.wait()
 
@@ -226,7 +226,7 @@ class ScriptedWorker:
         while True:
             while self._inbox:
                 await anyio.sleep(self.world.behaviour.rng.uniform(0, self.world.behaviour.delay))
-                self._take(frames.decode_host_frame(self._inbox.pop(0)), nursery)
+                self._take(frame_reading.decode_host_frame(self._inbox.pop(0)), nursery)
             self._arrived = anyio.Event()
             await self._arrived.wait()
 

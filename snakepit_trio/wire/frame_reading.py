@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from .frame_types import (
+from .frames import (
     Buffer,
     Call,
     Cancel,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .frame_types import (
+from .frames import (
     NO_PAYLOAD,
     Buffer,
     Call,

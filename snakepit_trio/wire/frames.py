@@ -1,43 +1,20 @@
-"""The frames of the Exchange stream, encoded and decoded by hand.
+"""The frames of the Exchange stream, and what they carry.
 
-These are the messages of ``protos/snakepit/v1/worker.proto``, byte for byte what any protobuf library writes (fields in
-ascending order, proto3 defaults left out); a frame costs a few microseconds here where a general library needs tens.
-A decoder accepts all that protobuf allows: fields in any order, unknown fields, repeated scalars packed or not. What is
-not a frame raises :class:`FrameError`, whatever the bytes are.
+These are the messages of ``protos/snakepit/v1/worker.proto``, encoded and decoded by hand (:mod:`.frame_writing`,
+:mod:`.frame_reading`), byte for byte what any protobuf library writes (fields in ascending order, proto3 defaults left
+out); a frame costs a few microseconds here where a general library needs tens. A decoder accepts all that protobuf
+allows: fields in any order, unknown fields, repeated scalars packed or not. What is not a frame raises
+:class:`FrameError`, whatever the bytes are.
 
 Encoding rules: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations
 
-from .frame_reading import decode_error, decode_host_frame, decode_worker_frame, read_fields
-from .frame_types import (
-    JSON,
-    MSGPACK,
-    NO_PAYLOAD,
-    RECALLED,
-    Buffer,
-    Call,
-    Cancel,
-    Chunk,
-    Credit,
-    Emit,
-    ErrorInfo,
-    Frame,
-    FrameError,
-    HostCall,
-    HostCancel,
-    HostFrame,
-    HostReply,
-    Payload,
-    Ping,
-    Pong,
-    Reply,
-    SharedBlock,
-    Stop,
-    WorkerFrame,
-)
-from .frame_writing import encode, encode_error, varint
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import msgspec
 
 __all__ = [
     "JSON",
@@ -64,11 +41,128 @@ __all__ = [
     "SharedBlock",
     "Stop",
     "WorkerFrame",
-    "decode_error",
-    "decode_host_frame",
-    "decode_worker_frame",
-    "encode",
-    "encode_error",
-    "read_fields",
-    "varint",
 ]
+
+JSON = 1
+MSGPACK = 2
+
+#: The code of the error with which a worker gives back a call that it had not begun; see Cancel.recall in worker.proto.
+RECALLED = "recalled"
+
+
+class FrameError(ValueError):
+    """The bytes are not a frame of this protocol."""
+
+
+class SharedBlock(msgspec.Struct, frozen=True):
+    """A block of shared memory: segment name, offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+#: A large binary value of a payload: its bytes, or where they are.
+Buffer: TypeAlias = bytes | bytearray | memoryview | SharedBlock
+
+
+class Payload(msgspec.Struct, frozen=True):
+    """An encoded value: ``encoding`` is :data:`JSON` or :data:`MSGPACK` (0 when there is none)."""
+
+    encoding: int
+    data: bytes
+    buffers: Sequence[Buffer] = ()
+
+
+#: Stands for a payload that is absent. Never changed.
+NO_PAYLOAD = Payload(0, b"")
+
+
+class ErrorInfo(msgspec.Struct):
+    """A failure as it travels; see ``snakepit_trio.wire.failures`` for the way to and from exceptions."""
+
+    code: str
+    message: str = ""
+    retryable: bool = False
+    remote_types: Sequence[str] = ()
+    remote_message: str = ""
+    remote_traceback: str = ""
+    details: Payload | None = None
+
+
+class Call(msgspec.Struct):
+    id: int
+    tool_index: int = 0
+    tool: str = ""
+    payload: Payload = NO_PAYLOAD
+    timeout_us: int = 0
+    attempt: int = 0
+    stream: bool = False
+    credits: int = 0
+    session_id: str = ""
+    metadata: Mapping[str, str] = {}
+
+
+class Cancel(msgspec.Struct):
+    id: int
+    recall: bool = False
+
+
+class Credit(msgspec.Struct):
+    id: int
+    chunks: int
+
+
+class Ping(msgspec.Struct):
+    sequence: int
+
+
+class HostReply(msgspec.Struct):
+    id: int
+    payload: Payload | None = None
+    error: ErrorInfo | None = None
+
+
+class Stop(msgspec.Struct):
+    grace_us: int
+
+
+class Reply(msgspec.Struct):
+    id: int
+    payload: Payload | None = None
+    error: ErrorInfo | None = None
+
+
+class Chunk(msgspec.Struct):
+    id: int
+    payload: Payload = NO_PAYLOAD
+
+
+class Pong(msgspec.Struct):
+    sequence: int
+    running: Sequence[int] = ()
+    rss: int = 0
+    lag_us: int = 0
+
+
+class HostCall(msgspec.Struct):
+    id: int
+    call_id: int
+    name: str
+    payload: Payload = NO_PAYLOAD
+    timeout_us: int = 0
+
+
+class HostCancel(msgspec.Struct):
+    id: int
+
+
+class Emit(msgspec.Struct):
+    call_id: int
+    name: str
+    payload: Payload = NO_PAYLOAD
+
+
+HostFrame: TypeAlias = Call | Cancel | Credit | Ping | HostReply | Stop
+WorkerFrame: TypeAlias = Reply | Chunk | Pong | HostCall | HostCancel | Emit
+Frame: TypeAlias = HostFrame | WorkerFrame

@@ -16,7 +16,9 @@ from urllib.parse import quote
 from snakepit_trio.errors import ConnectionLost, SnakepitError, ToolError
 
 from . import failures
-from .frames import ErrorInfo, FrameError, decode_error, encode_error, read_fields, varint
+from .frame_reading import decode_error, read_fields
+from .frame_writing import encode_error, varint
+from .frames import ErrorInfo, FrameError
 
 __all__ = ["DEFAULT_ROOM", "OK", "error_from_trailers", "find_info", "trailers_for"]
 

@@ -8,8 +8,8 @@ import sys
 
 import msgspec
 
-from snakepit_trio.launch.marks import Marks
-from snakepit_trio.launch.messages import Boot, Report
+from snakepit_trio.wire.marks import Marks
+from snakepit_trio.wire.startup import Boot, Report
 
 from .lifeline import Lifeline, end_children
 

@@ -15,8 +15,8 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
 from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
-from snakepit_trio.launch.memory import resident
-from snakepit_trio.wire import failures, frames
+from snakepit_trio.observe.memory import resident
+from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.events import EVENTS_WAITING
 from snakepit_trio.wire.pipe import FramePipe
 from snakepit_trio.wire.shared import Arena, Borrower, Budget
@@ -26,8 +26,8 @@ from .host_calls import HostCalls
 from .runners import run_sync
 
 if TYPE_CHECKING:
-    from snakepit_trio.launch.marks import Marks
-    from snakepit_trio.launch.messages import Boot
+    from snakepit_trio.wire.marks import Marks
+    from snakepit_trio.wire.startup import Boot
 
     from .runners import Runner
     from .shared_loop import SharedLoop
@@ -137,7 +137,7 @@ class Exchange:
     # ---- what arrives --------------------------------------------------------------------------------
 
     def _on_message(self, message: bytes) -> None:
-        frame: Any = frames.decode_host_frame(message)
+        frame: Any = frame_reading.decode_host_frame(message)
         if isinstance(frame, frames.Call | frames.HostReply) and frame.payload is not None and frame.payload.buffers:
             frame.payload = self._borrower.borrow(frame.payload)
         kind = type(frame)
@@ -298,7 +298,7 @@ class Exchange:
         elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
             return
         if self._pipe is not None:
-            self._pipe.send(frames.encode(frame))
+            self._pipe.send(frame_writing.encode(frame))
         if self.stopping:
             self.note_drained()
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from grpclib.const import Status
 
 from snakepit_trio.errors import SnakepitError, ToolNotFound
-from snakepit_trio.wire import failures, frames
+from snakepit_trio.wire import failures, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
 from .calls import Call, Channel
 
 if TYPE_CHECKING:
-    from snakepit_trio.launch.messages import Boot
+    from snakepit_trio.wire.startup import Boot
 
     from .exchange import Exchange
     from .runners import Runner
@@ -160,5 +160,5 @@ def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
     info.remote_traceback = ""
     info.message, info.remote_message = info.message[:_TEXT], info.remote_message[:_TEXT]
     info.remote_types = list(info.remote_types)[:8]
-    trailers = {"snakepit-error-bin": frames.encode_error(info)}
+    trailers = {"snakepit-error-bin": frame_writing.encode_error(info)}
     return Status(failures.grpc_status(info.code)), text[:_TEXT], trailers

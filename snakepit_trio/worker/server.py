@@ -19,11 +19,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import SnakepitError, qualified_name
-from snakepit_trio.launch.marks import Marks
-from snakepit_trio.launch.messages import Boot, Credentials, Report
 from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
+from snakepit_trio.wire.marks import Marks
+from snakepit_trio.wire.startup import Boot, Credentials, Report
 
 from .adapter import load_adapter
 from .backend import choose_backend

@@ -27,7 +27,7 @@ from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_
 from .plain import PlainCalls
 
 if TYPE_CHECKING:
-    from snakepit_trio.launch.messages import Boot
+    from snakepit_trio.wire.startup import Boot
 
     from .exchange import Exchange
     from .runners import Runner

@@ -8,6 +8,8 @@ import anyio
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
+from snakepit_trio.wire.frame_reading import decode_worker_frame
+from snakepit_trio.wire.frame_writing import encode
 from snakepit_trio.wire.frames import (
     Call,
     Cancel,
@@ -21,8 +23,6 @@ from snakepit_trio.wire.frames import (
     Pong,
     Reply,
     Stop,
-    decode_worker_frame,
-    encode,
 )
 from snakepit_trio.wire.shared import Arena, Borrower, Budget, remove
 

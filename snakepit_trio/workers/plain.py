@@ -18,7 +18,7 @@ import anyio
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidPayload, RequestCancelled, SnakepitError
-from snakepit_trio.launch.memory import resident
+from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import JSON, MSGPACK, Call, Chunk, HostReply, Payload, Reply

@@ -19,7 +19,7 @@ import atheris
 
 with atheris.instrument_imports(include=["snakepit_trio.wire"]):
     from snakepit_trio.errors import InvalidParameter, InvalidPayload
-    from snakepit_trio.wire import codec, frames
+    from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
 
 import numpy as np
 
@@ -38,11 +38,11 @@ def seeds() -> list[bytes]:
     made = [b"\x00" + payload.data for payload in encoded]
     payload = codec.encode({"a": [b"x" * 100, (1,)]}, buffer_threshold=10)
     failure = frames.ErrorInfo("tool_error", "no", False, ["builtins.ValueError"], "no", "Traceback", payload)
-    made += [b"\x01" + frames.encode(frame) for frame in (
+    made += [b"\x01" + frame_writing.encode(frame) for frame in (
         frames.Call(1, 1, "", payload, 5, 1, False, 0, "s", {"k": "v"}), frames.Cancel(1, True), frames.Credit(1, 2),
         frames.Ping(3), frames.HostReply(1, payload, None), frames.Stop(5),
     )]  # fmt: skip
-    made += [b"\x02" + frames.encode(frame) for frame in (
+    made += [b"\x02" + frame_writing.encode(frame) for frame in (
         frames.Reply(1, payload, None), frames.Reply(1, None, failure), frames.Chunk(1, payload), frames.Pong(1, [1], 2, 3),
         frames.HostCall(1, 1, "t", payload, 5), frames.HostCancel(1), frames.Emit(1, "e", payload),
     )]  # fmt: skip
@@ -70,7 +70,7 @@ def one_input(data: bytes) -> None:
         value(frames.Payload(frames.MSGPACK, body))
         return
     try:
-        frame = (frames.decode_host_frame if kind == 1 else frames.decode_worker_frame)(body)
+        frame = (frame_reading.decode_host_frame if kind == 1 else frame_reading.decode_worker_frame)(body)
     except frames.FrameError:
         return
     payload = getattr(frame, "payload", None)

@@ -16,7 +16,7 @@ import pytest
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
-from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
 from snakepit_trio.wire.connection import Connection, RpcFailure
 from snakepit_trio.wire.credentials import tls_context
 from snakepit_trio.wire.generated.snakepit.v1 import (
@@ -128,7 +128,7 @@ class Exchange:
         self.rpc = connection.rpc(SERVICE + "Exchange", on_message=self._message, on_end=self._end)
 
     def _message(self, message: bytes) -> None:
-        self.frames.append(frames.decode_worker_frame(message))
+        self.frames.append(frame_reading.decode_worker_frame(message))
         self._news.set()
 
     def _end(self, status: int, message: str) -> None:
@@ -136,7 +136,7 @@ class Exchange:
         self._news.set()
 
     def send(self, frame: Any) -> None:
-        self.rpc.send(frames.encode(frame))
+        self.rpc.send(frame_writing.encode(frame))
 
     async def until(self, condition: Any) -> Any:
         while not condition():

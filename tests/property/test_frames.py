@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.wire import frames
+from snakepit_trio.wire import frame_reading, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit import v1
 
 u64 = st.integers(0, 2**64 - 1)
@@ -85,16 +85,16 @@ def plain(value: Any) -> Any:
 
 @given(host_frames)
 def test_host_frames_are_the_messages(frame: Any) -> None:
-    ours, theirs = frames.encode(frame), bytes(envelope(v1.HostFrame, frame))
+    ours, theirs = frame_writing.encode(frame), bytes(envelope(v1.HostFrame, frame))
     assert ours == theirs
-    assert plain(frames.decode_host_frame(theirs)) == plain(frame)
+    assert plain(frame_reading.decode_host_frame(theirs)) == plain(frame)
 
 
 @given(worker_frames)
 def test_worker_frames_are_the_messages(frame: Any) -> None:
-    ours, theirs = frames.encode(frame), bytes(envelope(v1.WorkerFrame, frame))
+    ours, theirs = frame_writing.encode(frame), bytes(envelope(v1.WorkerFrame, frame))
     assert ours == theirs
-    assert plain(frames.decode_worker_frame(theirs)) == plain(frame)
+    assert plain(frame_reading.decode_worker_frame(theirs)) == plain(frame)
 
 
 @pytest.fixture(scope="module")
@@ -116,11 +116,11 @@ def test_protobufs_own_runtime_agrees(protobuf: Any) -> None:
     # Fields in protobuf's maps have no order, so what each decodes is compared, not the bytes.
     @given(host_frames | worker_frames)
     def check(frame: Any) -> None:
-        ours = frames.encode(frame)
+        ours = frame_writing.encode(frame)
         kind, decode = (
-            (protobuf.HostFrame, frames.decode_host_frame)
+            (protobuf.HostFrame, frame_reading.decode_host_frame)
             if isinstance(frame, frames.HostFrame)
-            else (protobuf.WorkerFrame, frames.decode_worker_frame)
+            else (protobuf.WorkerFrame, frame_reading.decode_worker_frame)
         )
         parsed = kind.FromString(ours)
         assert plain(decode(parsed.SerializeToString(deterministic=True))) == plain(frame)
@@ -130,11 +130,11 @@ def test_protobufs_own_runtime_agrees(protobuf: Any) -> None:
 
 @given(host_frames | worker_frames, st.data())
 def test_mutated_frames_are_refused_or_frames(frame: Any, data: st.DataObject) -> None:
-    raw = bytearray(frames.encode(frame))
+    raw = bytearray(frame_writing.encode(frame))
     for _ in range(data.draw(st.integers(1, 4))):
         raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
     for mutated in (bytes(raw), bytes(raw[: data.draw(st.integers(0, len(raw)))])):
-        for decode in (frames.decode_host_frame, frames.decode_worker_frame):
+        for decode in (frame_reading.decode_host_frame, frame_reading.decode_worker_frame):
             try:
                 decode(mutated)
             except frames.FrameError:
@@ -143,7 +143,7 @@ def test_mutated_frames_are_refused_or_frames(frame: Any, data: st.DataObject) -
 
 @given(st.binary(max_size=100))
 def test_garbage_is_refused_or_a_frame(raw: bytes) -> None:
-    for decode in (frames.decode_host_frame, frames.decode_worker_frame):
+    for decode in (frame_reading.decode_host_frame, frame_reading.decode_worker_frame):
         try:
             decode(raw)
         except frames.FrameError:

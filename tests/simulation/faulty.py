@@ -11,9 +11,9 @@ import anyio.abc
 
 import snakepit_trio as sp
 from snakepit_trio.launch.base import ExitStatus, WorkerSpec
-from snakepit_trio.launch.messages import Report
 from snakepit_trio.testing.scripted import ScriptedWorker, ScriptedWorkers
-from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
+from snakepit_trio.wire.startup import Report
 
 from .scenario import Fault, Scenario
 
@@ -111,7 +111,7 @@ class FaultyWorker(ScriptedWorker):
                 frame = self._outbox.pop(0)
                 self.sending = getattr(frame, "id", 0)
                 self.frames += 1
-                data = frames.encode(frame)
+                data = frame_writing.encode(frame)
                 reply = isinstance(frame, frames.Reply)
                 if self.muted or self.fault("mute"):
                     self.muted = True
@@ -127,7 +127,7 @@ class FaultyWorker(ScriptedWorker):
                 elif self.fault("garbage"):
                     self.deliver(b"\xff" * 7)
                 elif self.fault("stray"):
-                    self.deliver(frames.encode(frames.Reply(self.forgotten(), codec.encode(None))))
+                    self.deliver(frame_writing.encode(frames.Reply(self.forgotten(), codec.encode(None))))
                 self.deliver(data)
                 if reply and self.fault("twice"):
                     self.deliver(data)
@@ -140,7 +140,7 @@ class FaultyWorker(ScriptedWorker):
         while True:
             while self._inbox:
                 await anyio.sleep(self.rng.uniform(0, self.delay))
-                frame = frames.decode_host_frame(self._inbox.pop(0))
+                frame = frame_reading.decode_host_frame(self._inbox.pop(0))
                 self.frames += 1
                 if self.fault("crash_before"):
                     self.crash()
