@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.ledger import Ledger, Request
+from snakepit_trio.pool.ledger import Ledger
 from snakepit_trio.pool.queue import RequestQueue
+from snakepit_trio.pool.request import Request
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 SIZES = (1_000, 10_000, 100_000)

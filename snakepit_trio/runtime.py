@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import MetricsConfig
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.http import Metrics
-    from snakepit_trio.pool.ledger import Request
+    from snakepit_trio.pool.request import Request
     from snakepit_trio.sessions.store import Store
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.workers.registry import Run

@@ -23,9 +23,10 @@ from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
 from snakepit_trio.workers.worker import Worker
 
-from .ledger import Ledger, Seats
+from .ledger import Ledger
 from .roster import Roster, no_such_worker
 from .scaling import Load
+from .seats import Seats
 from .stats import WorkerInfo
 
 if TYPE_CHECKING:

@@ -35,182 +35,33 @@ Invariants, checked by the model tests after every step:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterable
-from typing import TYPE_CHECKING, Protocol
-
-import attrs
+from collections.abc import Container
+from typing import TYPE_CHECKING
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import (
-    PoolClosed,
-    QueueTimeout,
-    RequestTimeout,
-    SnakepitError,
-    WorkerCrashed,
-)
+from snakepit_trio.errors import PoolClosed, SnakepitError, WorkerCrashed
 
-from .cancel_set import CancelSet
-from .deadlines import DeadlineWheel
-from .endings import copy_error, deadline_passed, overdue, poisonous, worker_busy, worker_lost
-from .places import PATIENCE, Places
-from .queue import RequestQueue
-from .request import Binding, Outcome, Phase, Request
-from .seats import Port, Seats
+from .books import Books, release
+from .endings import copy_error, deadline_passed, overdue, poisonous, worker_lost
+from .places import PATIENCE
+from .request import Outcome, Phase, Request
+from .seats import Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload
 
-__all__ = ["Binding", "Ledger", "Observer", "Outcome", "Phase", "Port", "Request", "Seats", "Totals", "UnexpectedReply"]
-
+__all__ = ["Ledger", "UnexpectedReply"]
 
 #: Seconds by which a worker may see a deadline pass before the host does.
 _AHEAD = 0.01
-#: The weight of one call in the average of how long calls take.
-_SMOOTHING = 0.1
 
 
 class UnexpectedReply(Exception):
     """A worker answered a call that it was never given, or answered one twice."""
 
 
-class Observer(Protocol):
-    """Hears of what happens to requests."""
-
-    def __call__(self, event: str, request: Request, now: float) -> None:
-        """``event`` is ``"queued"``, ``"dispatched"``, or the value of an :class:`Outcome`."""
-
-
-@attrs.frozen
-class Totals:
-    """The ledger's counters at one moment; see ``snakepit_trio.PoolStats`` for what each means."""
-
-    accepted: int
-    rejected: int
-    completed: int
-    failed: int
-    cancelled: int
-    timed_out: int
-    in_flight: int
-    queued: int
-    late_replies: int
-    cancel_set_size: int
-
-
-def _ignore(event: str, request: Request, now: float) -> None:
-    """The observer of a ledger that nobody watches."""
-
-
-class Ledger:
-    """The books of one pool.
-
-    Args:
-        queue: Where requests wait.
-        cancel_set: Remembers the ids of requests whose callers are gone.
-        poison_limit: A request that has ended this many workers is not given to another; None means no limit.
-        reject_hopeless: Refuse a request whose deadline would pass while it waits.
-        observer: Hears of what happens to requests.
-        on_idle: Called when the last running request has ended.
-        on_due: Called with a time when :meth:`expire` has to be called at that time, which may be earlier than was known.
-    """
-
-    def __init__(
-        self,
-        *,
-        queue: RequestQueue[Request],
-        cancel_set: CancelSet,
-        poison_limit: int | None = 2,
-        reject_hopeless: bool = False,
-        observer: Observer = _ignore,
-        on_idle: Callable[[], object] = lambda: None,
-        on_due: Callable[[float], object] = lambda when: None,
-    ) -> None:
-        self._queue = queue
-        self._cancel_set = cancel_set
-        self._wheel: DeadlineWheel[Request] = DeadlineWheel()
-        self._poison_limit = poison_limit
-        self._reject_hopeless = reject_hopeless
-        # How long a call holds its seat: an exponential average, 0 before the first.
-        self._service_time = 0.0
-        self._observe = observer
-        self._on_idle = on_idle
-        self._on_due = on_due
-        self._all: dict[Seats, None] = {}
-        self._places = Places()
-        # When to see whether somebody stands in line behind a long call while others have room.
-        self._look_at = math.inf
-        self._closed: SnakepitError | None = None
-        self._broken: SnakepitError | None = None
-        self._in_flight = 0
-        self._accepted = 0
-        self._rejected = 0
-        self._ended = dict.fromkeys((outcome.value for outcome in Outcome), 0)
-        self._late_replies = 0
-
-    def __repr__(self) -> str:
-        return f"<Ledger workers={len(self._all)} in_flight={self._in_flight} queued={len(self._queue)}>"
-
-    # ---- reading the books -----------------------------------------------------------------------
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that a worker is running for a caller who waits."""
-        return self._in_flight
-
-    @property
-    def queued(self) -> int:
-        """Requests that wait for a worker."""
-        return len(self._queue) + self._places.waiting
-
-    @property
-    def service_time(self) -> float:
-        """How long calls took of late, in seconds; 0 before the first."""
-        return self._service_time
-
-    def oldest_wait(self, now: float) -> float:
-        """How long the request has waited that came first of those that any worker may run; 0 when none waits."""
-        return max(0.0, now - self._queue.oldest_arrival())
-
-    @property
-    def seats(self) -> Iterable[Seats]:
-        """Every incarnation that is known here."""
-        return self._all.keys()
-
-    @property
-    def closed(self) -> SnakepitError | None:
-        """Why nothing is accepted any more, if so."""
-        return self._closed
-
-    def is_short(self, tool: str) -> bool:
-        """Whether the calls of a tool take so little time that the way to a worker counts."""
-        return self._places.is_short(tool)
-
-    def totals(self) -> Totals:
-        """The counters, which obey the conservation law at every moment."""
-        ended = self._ended
-        return Totals(
-            accepted=self._accepted,
-            rejected=self._rejected,
-            completed=ended[Outcome.COMPLETED.value],
-            failed=ended[Outcome.FAILED.value],
-            cancelled=ended[Outcome.CANCELLED.value],
-            timed_out=ended[Outcome.EXPIRED.value],
-            in_flight=self._in_flight,
-            queued=len(self._queue) + self._places.waiting,
-            late_replies=self._late_replies,
-            cancel_set_size=len(self._cancel_set),
-        )
-
-    def requests(self) -> Iterable[Request]:
-        """Every request that has not ended: those that run, then those that wait."""
-        for seats in self._all:
-            yield from seats.running.values()
-        for seats in self._all:
-            yield from (request for request in seats.ahead.values() if request.phase is Phase.QUEUED)
-        yield from self._queue
-
-    def next_deadline(self) -> float:
-        """When :meth:`expire` has something to do at the earliest; infinity when nothing is due ever."""
-        return min(self._wheel.next_deadline(), self._cancel_set.next_expiry(), self._look_at)
+class Ledger(Books):
+    """The decisions of one pool, over its books; made as they are."""
 
     # ---- requests --------------------------------------------------------------------------------
 
@@ -229,7 +80,7 @@ class Ledger:
         """
         request.submitted_at = now
         try:
-            seats = self._admit(request, now)
+            seats = self._admission.admit(request, now)
         except SnakepitError as exc:
             self._rejected += 1
             request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
@@ -249,59 +100,6 @@ class Ledger:
         self._observe("queued", request, now)
         if seats is not None:
             self._line_up(request, seats, now)
-
-    def _admit(self, request: Request, now: float) -> Seats | None:
-        """The incarnation that gets a request, to run it or to hold it in line; None when it has been put in the queue."""
-        refused = self._closed or self._broken
-        if refused is not None:
-            raise refused.__class__(refused.message, details=refused.details)
-        if request.deadline <= now:
-            raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
-        binding = request.binding
-        if binding is None:
-            seats = self._places.seat()
-        else:
-            if binding.lost:
-                raise worker_lost(request)
-            tied = binding.seats
-            if tied is not None and tied.open and tied.load < tied.capacity:
-                seats = tied
-            elif tied is not None and binding.strict:
-                if binding.fail_fast:
-                    raise worker_busy(request)
-                seats, request.pin = None, tied
-            else:
-                seats = self._places.seat()
-        if seats is None:
-            if self._reject_hopeless:
-                self._check_hope(request, now)
-            places = self._places
-            late = places.waiting and places.overtaken(request, now)
-            if not len(self._queue) and request.pin is None and not late:
-                seats = places.line(request, now)
-            if seats is None:
-                self._queue.push(request, now, others=places.waiting)
-                if late:
-                    self._recall_below(request.priority)
-            else:
-                self._queue.admit(request, now, others=places.waiting)
-        return seats
-
-    def expected_wait(self) -> float:
-        """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
-        capacity = sum(seats.capacity for seats in self._all if seats.open)
-        if not capacity:
-            return 0.0
-        return self._service_time * (self.queued + 1) / capacity
-
-    def _check_hope(self, request: Request, now: float) -> None:
-        wait = self.expected_wait()
-        due = min(request.deadline, request.until, request.queue_deadline)
-        if now + wait > due:
-            raise QueueTimeout(
-                f"a worker would be free after about {wait:.3g} s, and the request has {max(0.0, due - now):.3g} s",
-                details={"expected_wait": wait, "hopeless": True, "tool": request.tool},
-            )
 
     def cancel(self, request: Request, now: float) -> None:
         """The caller is gone: a waiting request leaves the queue, a running one is cancelled in its worker.
@@ -332,8 +130,8 @@ class Ledger:
                 self._wheel.add(request, request.deadline)
             else:
                 self._leave(request, Outcome.EXPIRED, overdue(request, now), now)
-        if now >= self._look_at:
-            self._look(now)
+        if now >= self._lines.look_at:
+            self._lines.look(now)
 
     @protected
     def replied(
@@ -351,7 +149,7 @@ class Ledger:
             del seats.running[call_id]
             self._in_flight -= 1
             spent = now - request.dispatched_at
-            self._service_time += (spent - self._service_time) * (_SMOOTHING if self._service_time else 1.0)
+            self._admission.note(spent)
             if not request.stream:
                 self._places.note(request.tool, spent)
             self._answer(request, result, error, now)
@@ -390,7 +188,7 @@ class Ledger:
                 if request is None:
                     raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
         if request.phase is Phase.DONE:
-            _release(request)
+            release(request)
         else:
             request.attempt -= 1
             self._queue_again(request, now)
@@ -426,7 +224,7 @@ class Ledger:
         """A worker has confirmed that it is through with a call whose caller is gone."""
         if error is None or error.code != "request_cancelled":
             self._late_replies += 1
-        _release(request)
+        release(request)
 
     # ---- workers ---------------------------------------------------------------------------------
 
@@ -434,7 +232,7 @@ class Ledger:
     def open(self, seats: Seats, now: float) -> None:
         """An incarnation is ready for calls; it gets what waits for it."""
         self._all[seats] = None
-        self._broken = None
+        self._admission.broken = None
         seats.open = True
         self._places.admit(seats)
         self._places.place(seats)
@@ -446,7 +244,7 @@ class Ledger:
         if seats.open:
             seats.open = False
             self._places.place(seats)
-            self._recall(seats)
+            self._lines.recall(seats)
 
     @protected
     def retire(self, seats: Seats, now: float) -> None:
@@ -486,14 +284,14 @@ class Ledger:
         del self._all[seats]
         held = [*seats.running.values(), *seats.ahead.values()]
         for request in seats.leaving.values():
-            _release(request)
+            release(request)
         seats.running.clear()
         seats.leaving.clear()
         seats.ahead.clear()
         # The last first: each goes back to the front of those that came after it.
         for request in reversed(held):
             if request.phase is Phase.DONE:
-                _release(request)
+                release(request)
                 continue
             if request.phase is Phase.RUNNING:
                 self._in_flight -= 1
@@ -508,13 +306,13 @@ class Ledger:
     @protected
     def fail_all(self, error: SnakepitError, now: float) -> None:
         """No worker can serve: whoever waits is told at once, and so is whoever comes, until a worker is ready."""
-        self._broken = error
+        self._admission.broken = error
         self._end_queue(error, now)
 
     @protected
     def close(self, error: SnakepitError, now: float) -> None:
         """Accept nothing more, and end what waits. What runs goes on."""
-        self._closed = error
+        self._admission.closed = error
         self._end_queue(error, now)
 
     @protected
@@ -525,48 +323,6 @@ class Ledger:
                 self._leave(request, Outcome.FAILED, copy_error(error), now)
 
     # ---- inside ----------------------------------------------------------------------------------
-
-    def _start(self, request: Request, seats: Seats, now: float) -> None:
-        """Give a request a free seat."""
-        request.attempt += 1
-        self._begin(request, seats, now)
-        self._places.place(seats)
-        seats.port.start(request)
-
-    def _line_up(self, request: Request, seats: Seats, now: float) -> None:
-        """Send a request to a worker ahead of its time. It goes on waiting."""
-        request.attempt += 1
-        request.recalled = False
-        request.seats = seats
-        seats.ahead[request.id] = request
-        self._places.joined(seats, request)
-        self._places.place(seats)
-        seats.port.start(request)
-
-    def _begin(self, request: Request, seats: Seats, now: float) -> None:
-        """A request runs from now on."""
-        if request.time_limit is not None and math.isnan(request.dispatched_at):
-            request.deadline = min(request.deadline, now + request.time_limit)
-            self._wheel.move(request, request.deadline)
-            self._on_due(request.deadline)
-        seats.running[request.id] = request
-        if seats.depth:
-            self._places.began(seats, now)
-        self._in_flight += 1
-        request.phase = Phase.RUNNING
-        request.seats = seats
-        request.dispatched_at = now
-        binding = request.binding
-        if binding is not None and binding.seats is not seats:
-            if binding.strict and binding.seats is None and request.session is not None:
-                # Those that wait behind it were made when no worker was chosen yet.
-                waiting = self._queue.pin(request.session, binding, seats)
-                if binding.fail_fast:
-                    for other in waiting[seats.capacity - seats.load :]:
-                        self._queue.discard(other)
-                        self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
-            binding.seats = seats
-        self._observe("dispatched", request, now)
 
     def _advance(self, seats: Seats, now: float) -> None:
         """A worker has ended a call: the next in its line runs now, and it gets more."""
@@ -585,7 +341,7 @@ class Ledger:
         places.place(seats)
         self._fill(seats, now)
         if places.waiting and now > places.hostage_since() + PATIENCE:
-            self._look(now)
+            self._lines.look(now)
         if not self._in_flight:
             self._on_idle()
 
@@ -609,7 +365,7 @@ class Ledger:
             else:
                 self._line_up(request, seats, now)
         if places.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
-            self._look_later()
+            self._lines.look_later()
 
     def _fill_all(self, now: float) -> None:
         if not len(self._queue):
@@ -617,87 +373,11 @@ class Ledger:
         for seats in self._places.seats():
             self._fill(seats, now)
 
-    # ---- lines -----------------------------------------------------------------------------------
-
-    def _look_later(self) -> None:
-        """A seat is free while others stand in line: to be looked at again when the call before them has turned out long."""
-        due = self._places.hostage_since() + PATIENCE
-        if due < self._look_at:
-            self._look_at = due
-            self._on_due(due)
-
-    def _look(self, now: float) -> None:
-        """Ask those back who stand in line behind a call that has turned out long, if there is any other way for them."""
-        self._look_at = math.inf
-        if len(self._all) > 1:
-            for seats in self._places.holders():
-                if now >= seats.since + PATIENCE:
-                    self._recall(seats)
-            if self._places.seat() is not None:
-                self._look_later()
-
-    def _recall(self, seats: Seats) -> None:
-        """Ask a worker's line back."""
-        self._places.forget(seats)
-        for request in seats.ahead.values():
-            if request.phase is Phase.QUEUED and not request.recalled:
-                request.recalled = True
-                seats.port.recall(request)
-
-    def _recall_below(self, priority: int) -> None:
-        """Ask those back who stand in line and should come after somebody who came now."""
-        for seats in self._places.holders():
-            for request in seats.ahead.values():
-                if request.phase is Phase.QUEUED and not request.recalled and request.priority < priority:
-                    request.recalled = True
-                    seats.port.recall(request)
-
-    def _queue_again(self, request: Request, now: float) -> None:
-        """Put a request back where it was in the queue."""
-        ran = request.phase is Phase.RUNNING
-        request.phase = Phase.QUEUED
-        request.seats = None
-        due = min(request.deadline, request.queue_deadline)
-        self._wheel.move(request, due)
-        self._on_due(due)
-        self._queue.push_front(request, now)
-        if ran:
-            self._observe("queued", request, now)
-
-    def _leave(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
-        """End a request for its caller, wherever it is."""
-        if request.phase is Phase.QUEUED:
-            seats = request.seats
-            if seats is None:
-                self._queue.discard(request)
-                self._finish(request, outcome, None, error, now)
-            else:
-                # It stays in the line until the worker confirms that it has dropped it.
-                self._places.left(request)
-                self._cancel_set.add(request.id, now)
-                self._on_due(self._cancel_set.next_expiry())
-                self._finish(request, outcome, None, error, now)
-                seats.port.withdraw(request)
-        elif request.phase is Phase.RUNNING:
-            seats = request.seats
-            assert seats is not None
-            # The seat stays taken: it moves from one table to the other.
-            del seats.running[request.id]
-            seats.leaving[request.id] = request
-            self._in_flight -= 1
-            self._cancel_set.add(request.id, now)
-            self._on_due(self._cancel_set.next_expiry())
-            self._finish(request, outcome, None, error, now)
-            seats.port.cancel(request)
-            self._places.place(seats)
-            if not self._in_flight:
-                self._on_idle()
-
     def _retry_or_fail(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, *, started: bool) -> None:
         if started:
             request.deaths += 1
         crashed = isinstance(error, WorkerCrashed)
-        again = crashed and self._closed is None and request.deadline > now
+        again = crashed and self._admission.closed is None and request.deadline > now
         if again and started:
             again = request.idempotent and not request.stream
         if crashed and request.binding is not None and request.binding.strict:
@@ -717,21 +397,3 @@ class Ledger:
                 self._leave(request, Outcome.FAILED, copy_error(error), now)
         for request in list(self._queue):
             self._leave(request, Outcome.FAILED, copy_error(error), now)
-
-    def _finish(
-        self, request: Request, outcome: Outcome, result: Payload | None, error: SnakepitError | None, now: float
-    ) -> None:
-        if request.deadline_node is not None:
-            self._wheel.remove(request)
-        request.phase = Phase.DONE
-        request.outcome = outcome
-        request.result = result
-        request.error = error
-        self._ended[outcome._value_] += 1
-        self._observe(outcome._value_, request, now)
-        request.wake()
-
-
-def _release(request: Request) -> None:
-    if request.released is not None:
-        request.released()

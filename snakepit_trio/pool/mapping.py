@@ -12,7 +12,7 @@ import anyio
 from snakepit_trio._bell import Bell
 from snakepit_trio.errors import QueueFull, SnakepitError
 
-from .ledger import Phase, Request
+from .request import Phase, Request
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop, Waiter

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from snakepit_trio.tools.waits import Waits
 
     from .crew import Crew
-    from .ledger import Ledger, Request
+    from .ledger import Ledger
+    from .request import Request
 
 __all__ = ["NestedRequests"]
 

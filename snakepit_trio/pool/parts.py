@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from snakepit_trio.tools.waits import Waits
     from snakepit_trio.wire.connection import Wire
 
-    from .ledger import Binding, Request
+    from .request import Binding, Request
     from .watch import Timings
 
 __all__ = ["PoolParts"]

@@ -27,14 +27,16 @@ from snakepit_trio.policies.guard import Guard
 
 from .cancel_set import CancelSet
 from .crew import Crew
-from .ledger import Binding, Ledger, Outcome, Phase, Request, Seats
+from .ledger import Ledger
 from .mapping import MapResults
 from .nested import NestedRequests
 from .operating import Operations
 from .parts import PoolParts
 from .proxy import bind
 from .queue import RequestQueue
+from .request import Binding, Outcome, Phase, Request
 from .scaling import Autoscaler, ScaledCrew
+from .seats import Seats
 from .session import OnLost, Session, open_session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo

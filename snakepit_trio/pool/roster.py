@@ -20,7 +20,9 @@ from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.workers.states import Exit, WorkerState
 
-from .ledger import Ledger, Request, Seats, UnexpectedReply
+from .ledger import Ledger, UnexpectedReply
+from .request import Request
+from .seats import Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig

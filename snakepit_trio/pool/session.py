@@ -17,7 +17,7 @@ from snakepit_trio.tools.waits import CHAIN
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
-from .ledger import Binding, Request
+from .request import Binding, Request
 
 if TYPE_CHECKING:
     from snakepit_trio.sessions.directory import KnownSession, SessionDirectory

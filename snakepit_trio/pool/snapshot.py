@@ -8,7 +8,8 @@ import attrs
 
 if TYPE_CHECKING:
     from .crew import Crew
-    from .ledger import Ledger, Request
+    from .ledger import Ledger
+    from .request import Request
     from .stats import PoolStats
     from .watch import RequestWatch
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
-from .ledger import Outcome, Phase
+from .request import Outcome, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop, Waiter
     from snakepit_trio.wire.frames import Payload
 
-    from .ledger import Request
+    from .request import Request
 
 __all__ = ["ChunkStream"]
 

@@ -13,7 +13,7 @@ import attrs
 
 from snakepit_trio.errors import QueueFull
 
-from .ledger import Outcome, Request
+from .request import Outcome, Request
 
 if TYPE_CHECKING:
     from snakepit_trio.observe.events import EventBus

@@ -15,9 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from snakepit_trio.errors import PoolClosed, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
 from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.ledger import Binding, Ledger, Outcome, Phase, Request, Seats, UnexpectedReply
+from snakepit_trio.pool.ledger import Ledger, UnexpectedReply
 from snakepit_trio.pool.places import PATIENCE
 from snakepit_trio.pool.queue import RequestQueue
+from snakepit_trio.pool.request import Binding, Outcome, Phase, Request
+from snakepit_trio.pool.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 import snakepit_trio as sp
-from snakepit_trio.pool.ledger import Outcome, Phase, Request
+from snakepit_trio.pool.request import Outcome, Phase, Request
 
 __all__ = ["Invariants"]
 

@@ -1,0 +1,108 @@
+"""Whether a request is taken, and where it goes: to a free seat, into a worker's line, or into the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from snakepit_trio.errors import QueueTimeout, RequestTimeout, SnakepitError
+
+from .endings import worker_busy, worker_lost
+from .lines import Lines
+from .places import Places
+from .queue import RequestQueue
+from .request import Request
+from .seats import Seats
+
+__all__ = ["Admission"]
+
+#: The weight of one call in the average of how long calls take.
+_SMOOTHING = 0.1
+
+
+class Admission:
+    """The door of one pool.
+
+    Args:
+        known: All incarnations that there are.
+        reject_hopeless: Refuse a request whose deadline would pass while it waits.
+
+    Attributes:
+        closed: Why nothing is accepted any more, if so.
+        broken: Why nothing is accepted until a worker is ready, if so.
+        service_time: How long calls took of late, in seconds: an exponential average, 0 before the first.
+    """
+
+    def __init__(
+        self,
+        queue: RequestQueue[Request],
+        places: Places,
+        lines: Lines,
+        known: Collection[Seats],
+        *,
+        reject_hopeless: bool = False,
+    ) -> None:
+        self.closed: SnakepitError | None = None
+        self.broken: SnakepitError | None = None
+        self.service_time = 0.0
+        self._queue = queue
+        self._places = places
+        self._lines = lines
+        self._known = known
+        self._reject_hopeless = reject_hopeless
+
+    def note(self, seconds: float) -> None:
+        """A call has held its seat for so long."""
+        self.service_time += (seconds - self.service_time) * (_SMOOTHING if self.service_time else 1.0)
+
+    def admit(self, request: Request, now: float) -> Seats | None:
+        """The incarnation that gets a request, to run it or to hold it in line; None when it has been put in the queue."""
+        refused = self.closed or self.broken
+        if refused is not None:
+            raise refused.__class__(refused.message, details=refused.details)
+        if request.deadline <= now:
+            raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
+        binding = request.binding
+        if binding is None:
+            seats = self._places.seat()
+        else:
+            if binding.lost:
+                raise worker_lost(request)
+            tied = binding.seats
+            if tied is not None and tied.open and tied.load < tied.capacity:
+                seats = tied
+            elif tied is not None and binding.strict:
+                if binding.fail_fast:
+                    raise worker_busy(request)
+                seats, request.pin = None, tied
+            else:
+                seats = self._places.seat()
+        if seats is None:
+            if self._reject_hopeless:
+                self._check_hope(request, now)
+            places = self._places
+            late = places.waiting and places.overtaken(request, now)
+            if not len(self._queue) and request.pin is None and not late:
+                seats = places.line(request, now)
+            if seats is None:
+                self._queue.push(request, now, others=places.waiting)
+                if late:
+                    self._lines.recall_below(request.priority)
+            else:
+                self._queue.admit(request, now, others=places.waiting)
+        return seats
+
+    def _expected_wait(self) -> float:
+        """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
+        capacity = sum(seats.capacity for seats in self._known if seats.open)
+        if not capacity:
+            return 0.0
+        return self.service_time * (len(self._queue) + self._places.waiting + 1) / capacity
+
+    def _check_hope(self, request: Request, now: float) -> None:
+        wait = self._expected_wait()
+        due = min(request.deadline, request.until, request.queue_deadline)
+        if now + wait > due:
+            raise QueueTimeout(
+                f"a worker would be free after about {wait:.3g} s, and the request has {max(0.0, due - now):.3g} s",
+                details={"expected_wait": wait, "hopeless": True, "tool": request.tool},
+            )

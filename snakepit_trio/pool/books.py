@@ -1,0 +1,267 @@
+"""The books of one pool, and the moves that keep them true: each takes one request from one place to the next.
+
+What may happen, and which moves follow from it, is decided in :mod:`.ledger`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
+
+import attrs
+
+from .admission import Admission
+from .cancel_set import CancelSet
+from .deadlines import DeadlineWheel
+from .endings import worker_busy
+from .lines import Lines
+from .places import Places
+from .queue import RequestQueue
+from .request import Outcome, Phase, Request
+from .seats import Seats
+
+if TYPE_CHECKING:
+    from snakepit_trio.errors import SnakepitError
+    from snakepit_trio.wire.frames import Payload
+
+__all__ = ["Books", "Observer", "Totals", "release"]
+
+
+class Observer(Protocol):
+    """Hears of what happens to requests."""
+
+    def __call__(self, event: str, request: Request, now: float) -> None:
+        """``event`` is ``"queued"``, ``"dispatched"``, or the value of an :class:`Outcome`."""
+
+
+@attrs.frozen
+class Totals:
+    """The ledger's counters at one moment; see ``snakepit_trio.PoolStats`` for what each means."""
+
+    accepted: int
+    rejected: int
+    completed: int
+    failed: int
+    cancelled: int
+    timed_out: int
+    in_flight: int
+    queued: int
+    late_replies: int
+    cancel_set_size: int
+
+
+def _ignore(event: str, request: Request, now: float) -> None:
+    """The observer of a ledger that nobody watches."""
+
+
+class Books:
+    """The books of one pool.
+
+    Args:
+        queue: Where requests wait.
+        cancel_set: Remembers the ids of requests whose callers are gone.
+        poison_limit: A request that has ended this many workers is not given to another; None means no limit.
+        reject_hopeless: Refuse a request whose deadline would pass while it waits.
+        observer: Hears of what happens to requests.
+        on_idle: Called when the last running request has ended.
+        on_due: Called with a time when :meth:`next_deadline` may be that now, which is earlier than was known.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue: RequestQueue[Request],
+        cancel_set: CancelSet,
+        poison_limit: int | None = 2,
+        reject_hopeless: bool = False,
+        observer: Observer = _ignore,
+        on_idle: Callable[[], object] = lambda: None,
+        on_due: Callable[[float], object] = lambda when: None,
+    ) -> None:
+        self._queue = queue
+        self._cancel_set = cancel_set
+        self._wheel: DeadlineWheel[Request] = DeadlineWheel()
+        self._poison_limit = poison_limit
+        self._observe = observer
+        self._on_idle = on_idle
+        self._on_due = on_due
+        self._all: dict[Seats, None] = {}
+        self._places = Places()
+        self._lines = Lines(self._places, self._all, on_due)
+        self._admission = Admission(queue, self._places, self._lines, self._all, reject_hopeless=reject_hopeless)
+        self._in_flight = 0
+        self._accepted = 0
+        self._rejected = 0
+        self._ended = dict.fromkeys((outcome.value for outcome in Outcome), 0)
+        self._late_replies = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} workers={len(self._all)} in_flight={self._in_flight} queued={len(self._queue)}>"
+
+    # ---- reading the books -----------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that a worker is running for a caller who waits."""
+        return self._in_flight
+
+    @property
+    def queued(self) -> int:
+        """Requests that wait for a worker."""
+        return len(self._queue) + self._places.waiting
+
+    @property
+    def service_time(self) -> float:
+        """How long calls took of late, in seconds; 0 before the first."""
+        return self._admission.service_time
+
+    def oldest_wait(self, now: float) -> float:
+        """How long the request has waited that came first of those that any worker may run; 0 when none waits."""
+        return max(0.0, now - self._queue.oldest_arrival())
+
+    @property
+    def seats(self) -> Iterable[Seats]:
+        """Every incarnation that is known here."""
+        return self._all.keys()
+
+    @property
+    def closed(self) -> SnakepitError | None:
+        """Why nothing is accepted any more, if so."""
+        return self._admission.closed
+
+    def is_short(self, tool: str) -> bool:
+        """Whether the calls of a tool take so little time that the way to a worker counts."""
+        return self._places.is_short(tool)
+
+    def totals(self) -> Totals:
+        """The counters, which obey the conservation law at every moment."""
+        ended = self._ended
+        return Totals(
+            accepted=self._accepted,
+            rejected=self._rejected,
+            completed=ended[Outcome.COMPLETED.value],
+            failed=ended[Outcome.FAILED.value],
+            cancelled=ended[Outcome.CANCELLED.value],
+            timed_out=ended[Outcome.EXPIRED.value],
+            in_flight=self._in_flight,
+            queued=len(self._queue) + self._places.waiting,
+            late_replies=self._late_replies,
+            cancel_set_size=len(self._cancel_set),
+        )
+
+    def requests(self) -> Iterable[Request]:
+        """Every request that has not ended: those that run, then those that wait."""
+        for seats in self._all:
+            yield from seats.running.values()
+        for seats in self._all:
+            yield from (request for request in seats.ahead.values() if request.phase is Phase.QUEUED)
+        yield from self._queue
+
+    def next_deadline(self) -> float:
+        """When :meth:`expire` has something to do at the earliest; infinity when nothing is due ever."""
+        return min(self._wheel.next_deadline(), self._cancel_set.next_expiry(), self._lines.look_at)
+
+    # ---- moves -----------------------------------------------------------------------------------
+
+    def _start(self, request: Request, seats: Seats, now: float) -> None:
+        """Give a request a free seat."""
+        request.attempt += 1
+        self._begin(request, seats, now)
+        self._places.place(seats)
+        seats.port.start(request)
+
+    def _line_up(self, request: Request, seats: Seats, now: float) -> None:
+        """Send a request to a worker ahead of its time. It goes on waiting."""
+        request.attempt += 1
+        request.recalled = False
+        request.seats = seats
+        seats.ahead[request.id] = request
+        self._places.joined(seats, request)
+        self._places.place(seats)
+        seats.port.start(request)
+
+    def _begin(self, request: Request, seats: Seats, now: float) -> None:
+        """A request runs from now on."""
+        if request.time_limit is not None and math.isnan(request.dispatched_at):
+            request.deadline = min(request.deadline, now + request.time_limit)
+            self._wheel.move(request, request.deadline)
+            self._on_due(request.deadline)
+        seats.running[request.id] = request
+        if seats.depth:
+            self._places.began(seats, now)
+        self._in_flight += 1
+        request.phase = Phase.RUNNING
+        request.seats = seats
+        request.dispatched_at = now
+        binding = request.binding
+        if binding is not None and binding.seats is not seats:
+            if binding.strict and binding.seats is None and request.session is not None:
+                # Those that wait behind it were made when no worker was chosen yet.
+                waiting = self._queue.pin(request.session, binding, seats)
+                if binding.fail_fast:
+                    for other in waiting[seats.capacity - seats.load :]:
+                        self._queue.discard(other)
+                        self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
+            binding.seats = seats
+        self._observe("dispatched", request, now)
+
+    def _queue_again(self, request: Request, now: float) -> None:
+        """Put a request back where it was in the queue."""
+        ran = request.phase is Phase.RUNNING
+        request.phase = Phase.QUEUED
+        request.seats = None
+        due = min(request.deadline, request.queue_deadline)
+        self._wheel.move(request, due)
+        self._on_due(due)
+        self._queue.push_front(request, now)
+        if ran:
+            self._observe("queued", request, now)
+
+    def _leave(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
+        """End a request for its caller, wherever it is."""
+        if request.phase is Phase.QUEUED:
+            seats = request.seats
+            if seats is None:
+                self._queue.discard(request)
+                self._finish(request, outcome, None, error, now)
+            else:
+                # It stays in the line until the worker confirms that it has dropped it.
+                self._places.left(request)
+                self._cancel_set.add(request.id, now)
+                self._on_due(self._cancel_set.next_expiry())
+                self._finish(request, outcome, None, error, now)
+                seats.port.withdraw(request)
+        elif request.phase is Phase.RUNNING:
+            seats = request.seats
+            assert seats is not None
+            # The seat stays taken: it moves from one table to the other.
+            del seats.running[request.id]
+            seats.leaving[request.id] = request
+            self._in_flight -= 1
+            self._cancel_set.add(request.id, now)
+            self._on_due(self._cancel_set.next_expiry())
+            self._finish(request, outcome, None, error, now)
+            seats.port.cancel(request)
+            self._places.place(seats)
+            if not self._in_flight:
+                self._on_idle()
+
+    def _finish(
+        self, request: Request, outcome: Outcome, result: Payload | None, error: SnakepitError | None, now: float
+    ) -> None:
+        if request.deadline_node is not None:
+            self._wheel.remove(request)
+        request.phase = Phase.DONE
+        request.outcome = outcome
+        request.result = result
+        request.error = error
+        self._ended[outcome._value_] += 1
+        self._observe(outcome._value_, request, now)
+        request.wake()
+
+
+def release(request: Request) -> None:
+    """The worker is through with a call."""
+    if request.released is not None:
+        request.released()
