@@ -19,8 +19,10 @@ import msgspec
 
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 
-from .extensions import MAX_DEPTH, Refused, Unwrapper, Wrapper, type_name
+from .extensions import MAX_DEPTH
 from .frames import JSON, MSGPACK, Payload, SharedBlock
+from .unwrapping import Unwrapper
+from .wrapping import Refused, Wrapper, type_name
 
 __all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "decode", "encode", "encode_result"]
 

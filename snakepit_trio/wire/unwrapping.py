@@ -1,0 +1,215 @@
+"""Values from what msgspec has decoded; see :mod:`.extensions`."""
+
+from __future__ import annotations
+
+import array
+import datetime as dt
+import decimal
+import uuid
+import zoneinfo
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+
+from . import tables
+from .extensions import (
+    ARRAY,
+    BUFFER,
+    BYTEARRAY,
+    COMPLEX,
+    DATE,
+    DATETIME,
+    DECIMAL,
+    FROZENSET,
+    INT,
+    MAX_DEPTH,
+    MEMORYVIEW,
+    NDARRAY,
+    NUMPY_SCALAR,
+    PAIRS,
+    SET,
+    TABLE,
+    TIME,
+    TIMEDELTA,
+    TUPLE,
+    UUID,
+)
+
+__all__ = ["Unwrapper"]
+
+
+class Unwrapper:
+    """Takes apart the extensions of one payload.
+
+    Args:
+        buffers: The binary values that travelled out of band, each to be used exactly once.
+    """
+
+    def __init__(self, buffers: Sequence[memoryview | bytes]) -> None:
+        self._buffers: list[memoryview | bytes | None] = list(buffers)
+        self._depth = 0
+        self._decoder = msgspec.msgpack.Decoder(ext_hook=self.unwrap)
+
+    def decode(self, data: bytes) -> Any:
+        """The value that these bytes hold. Raises all kinds of errors for bytes that hold none."""
+        value = self._decoder.decode(data)
+        if any(buffer is not None for buffer in self._buffers):
+            raise ValueError("a buffer is not referred to")
+        return value
+
+    def unwrap(self, code: int, data: memoryview) -> Any:
+        """The value of one extension."""
+        try:
+            unwrapper = _UNWRAPPERS[code]
+        except KeyError:
+            raise ValueError(f"extension type {code} is not known") from None
+        return unwrapper(self, data)
+
+    def _sequence(self, data: memoryview) -> list[Any]:
+        # Looked at where it lies: with a copy for each level, a few megabytes of nested extensions would fill the memory.
+        if self._depth > MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+        self._depth += 1
+        try:
+            value = self._decoder.decode(data)
+        finally:
+            self._depth -= 1
+        if type(value) is not list:
+            raise ValueError("an extension does not hold a sequence")
+        return value
+
+    def _pairs(self, data: memoryview) -> dict[Any, Any]:
+        pairs = self._sequence(data)
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a map has a key twice")
+        return found
+
+    def _buffer(self, index: Any) -> memoryview:
+        if type(index) is not int or not 0 <= index < len(self._buffers):
+            raise ValueError("a buffer is referred to that is not there")
+        buffer, self._buffers[index] = self._buffers[index], None
+        if buffer is None:
+            raise ValueError("a buffer is referred to twice")
+        return memoryview(buffer)
+
+    def _from_buffer(self, data: memoryview) -> Any:
+        kind, index = self._sequence(data)
+        view = self._buffer(index)
+        if kind == 0:
+            return bytes(view)
+        if kind == 1:
+            return bytearray(view)
+        if kind == 2:
+            return view.toreadonly()
+        raise ValueError("a buffer of a kind that is not known")
+
+    def _datetime(self, data: memoryview) -> dt.datetime:
+        *body, fold, zone = self._sequence(data)
+        return dt.datetime(*body).replace(tzinfo=_unzone(zone), fold=fold)
+
+    def _time(self, data: memoryview) -> dt.time:
+        *body, fold, zone = self._sequence(data)
+        return dt.time(*body).replace(tzinfo=_unzone(zone), fold=fold)
+
+    def _ndarray(self, data: memoryview) -> Any:
+        import numpy
+
+        descr, shape, body = self._sequence(data)
+        dtype = numpy.lib.format.descr_to_dtype(_tuples(descr))
+        if dtype.hasobject:
+            raise ValueError("an array of Python objects")
+        raw = self._bulk(body)
+        found = numpy.frombuffer(raw, numpy.uint8).view(dtype) if len(raw) else numpy.empty(0, dtype)
+        found = found.reshape(shape)
+        found.flags.writeable = False
+        return found
+
+    def _bulk(self, body: Any) -> memoryview:
+        return memoryview(body) if type(body) is bytes else self._buffer(body)
+
+    def _array(self, data: memoryview) -> array.array[Any]:
+        code, size, body = self._sequence(data)
+        found = array.array(code)
+        if found.itemsize != size:
+            raise ValueError("an array whose items have another size here")
+        found.frombytes(self._bulk(body))
+        return found
+
+    def _table(self, data: memoryview) -> Any:
+        kind, body = self._sequence(data)
+        return tables.from_stream(kind, self._bulk(body))
+
+    def _numpy_scalar(self, data: memoryview) -> Any:
+        import numpy
+
+        name, body = self._sequence(data)
+        dtype = numpy.dtype(name)
+        if dtype.hasobject:
+            raise ValueError("an object scalar")
+        if dtype.itemsize != len(body):
+            raise ValueError("a scalar of the wrong size")
+        return numpy.frombuffer(body, dtype)[0] if body else dtype.type()
+
+
+def _tuples(descr: Any) -> Any:
+    """A dtype's description with the tuples that travelled as lists."""
+    if isinstance(descr, list):
+        return [tuple(_inner(part) for part in field) for field in descr]
+    return descr
+
+
+def _inner(part: Any) -> Any:
+    if isinstance(part, list):
+        if part and all(type(item) is int for item in part):
+            return tuple(part)
+        if len(part) == 2 and all(type(item) is str for item in part):
+            return tuple(part)
+        return _tuples(part)
+    return part
+
+
+def _unzone(zone: Any) -> dt.tzinfo | None:
+    if zone is None:
+        return None
+    if zone == "UTC":
+        return dt.UTC
+    if isinstance(zone, str) and zone.startswith("zone:"):
+        return zoneinfo.ZoneInfo(zone[5:])
+    days, seconds, microseconds = zone
+    return dt.timezone(dt.timedelta(days, seconds, microseconds))
+
+
+def _float_pair(unwrapper: Unwrapper, data: memoryview) -> complex:
+    real, imaginary = unwrapper._sequence(data)
+    return complex(real, imaginary)
+
+
+def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
+    if len(data) > 1 << 20:
+        raise ValueError("a Decimal of more than a million digits")
+    return decimal.Decimal(str(data, "ascii"))
+
+
+_UNWRAPPERS: dict[int, Callable[[Unwrapper, memoryview], Any]] = {
+    INT: lambda _, data: int.from_bytes(data, "big", signed=True),
+    TUPLE: lambda u, data: tuple(u._sequence(data)),
+    SET: lambda u, data: set(u._sequence(data)),
+    FROZENSET: lambda u, data: frozenset(u._sequence(data)),
+    BYTEARRAY: lambda _, data: bytearray(data),
+    MEMORYVIEW: lambda _, data: memoryview(bytes(data)),
+    PAIRS: Unwrapper._pairs,
+    BUFFER: Unwrapper._from_buffer,
+    DATETIME: Unwrapper._datetime,
+    DATE: lambda u, data: dt.date(*u._sequence(data)),
+    TIME: Unwrapper._time,
+    TIMEDELTA: lambda u, data: dt.timedelta(*u._sequence(data)),
+    DECIMAL: _decimal,
+    UUID: lambda _, data: uuid.UUID(bytes=bytes(data)),
+    COMPLEX: _float_pair,
+    NDARRAY: Unwrapper._ndarray,
+    NUMPY_SCALAR: Unwrapper._numpy_scalar,
+    ARRAY: Unwrapper._array,
+    TABLE: Unwrapper._table,
+}
