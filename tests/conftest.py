@@ -50,6 +50,10 @@ def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The tests' runs are neither the user's nor those of other tests on this machine."""
     patch = pytest.MonkeyPatch()
     patch.setenv("SNAKEPIT_STATE_DIR", str(tmp_path_factory.mktemp("state")))
+    if os.environ.get("PYTHONDONTWRITEBYTECODE"):
+        # Hundreds of interpreters are started here: what they import is compiled once, and out of the way.
+        patch.delenv("PYTHONDONTWRITEBYTECODE")
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
     # Short: the path of a Unix socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="spt", ignore_cleanup_errors=True) as place:
         patch.setenv("TMPDIR", place)
