@@ -15,13 +15,16 @@ class Bell:
     """
 
     def __init__(self) -> None:
-        self._next = anyio.Event()
+        self._next: anyio.Event | None = None
 
     def ring(self) -> None:
-        """Wake who waits."""
-        rung, self._next = self._next, anyio.Event()
-        rung.set()
+        """Wake who waits; costs nothing when nobody does."""
+        rung, self._next = self._next, None
+        if rung is not None:
+            rung.set()
 
     async def wait(self) -> None:
         """Wait until it is rung. A cancellation leaves nothing behind."""
+        if self._next is None:
+            self._next = anyio.Event()
         await self._next.wait()

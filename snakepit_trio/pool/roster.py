@@ -18,7 +18,8 @@ from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.events import EVENT_LIMIT
 from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
-from snakepit_trio.workers.states import Exit, WorkerState
+from snakepit_trio.workers.exits import Exit
+from snakepit_trio.workers.states import WorkerState
 
 from .ledger import Ledger, UnexpectedReply
 from .request import Request

@@ -26,6 +26,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRe
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
 from .answers import DEADLINE_EXCEEDED, error_info, read_response
+from .health import HEALTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -37,11 +38,10 @@ if TYPE_CHECKING:
 
     from .link import LinkOwner
 
-__all__ = ["HEALTH", "PlainCalls"]
+__all__ = ["PlainCalls"]
 
 _log = logging.getLogger(__name__)
 
-HEALTH = "/grpc.health.v1.Health/Check"
 _SERVICE = "/snakepit.v1.WorkerService/"
 _OK = 0
 #: A server that ends a call so short a time before its deadline, in seconds, does so because of the deadline.

@@ -21,7 +21,8 @@ import anyio.abc
 
 from snakepit_trio._interrupts import protected
 
-from .states import Exit, WorkerState
+from .exits import Exit
+from .states import WorkerState
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig

@@ -9,12 +9,11 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 import signal
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -38,10 +37,14 @@ from snakepit_trio.wire.frames import (
 )
 
 from .exchange import Exchange
+from .exits import Exit, classify, explain, oom_kills
+from .grace import Grace
 from .handshake import shake_hands
+from .health import unhealthy
+from .host import WorkerHost
 from .logs import Tail, pump
-from .plain import HEALTH, PlainCalls
-from .states import TRANSITIONS, Exit, WorkerState, classify, oom_kills
+from .plain import PlainCalls
+from .states import TRANSITIONS, WorkerState
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +57,7 @@ if TYPE_CHECKING:
 
     from .link import Link
 
-__all__ = ["Worker", "WorkerHost"]
+__all__ = ["Worker"]
 
 _log = logging.getLogger(__name__)
 
@@ -68,40 +71,6 @@ _FAR_BREATH = 1.0
 _AGE_JITTER = 0.2
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
-
-
-class WorkerHost(Protocol):
-    """Who a worker works for. None of these methods waits."""
-
-    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        """Its state has changed, and not between READY and BUSY only. After STARTING it is ready; at an end it takes no calls."""
-
-    def worker_tainted(self, worker: Worker, reason: str) -> None:
-        """It has shown a fault and must not get new calls; it may still finish those that it has."""
-
-    def worker_due(self, worker: Worker, reason: str) -> None:
-        """It is well, and is to be replaced: ``reason`` names the limit that it has reached."""
-
-    def worker_missed(self, worker: Worker, silence: float) -> None:
-        """It has not answered a heartbeat before the next was due; it was heard last ``silence`` seconds ago."""
-
-    def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        """A call has ended. Raises ValueError when there was no such call."""
-
-    def worker_returned(self, worker: Worker, call_id: int) -> None:
-        """A call is given back that had not begun. Raises ValueError when there was no such call."""
-
-    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
-        """A stream has given a chunk."""
-
-    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        """A tool calls the host, or no longer does."""
-
-    def worker_emit(self, worker: Worker, emit: Emit) -> None:
-        """A tool has emitted an event."""
-
-    def worker_gone(self, worker: Worker, exit: Exit) -> None:
-        """It is over; how is known. Its process has ended."""
 
 
 class Worker:
@@ -176,8 +145,7 @@ class Worker:
         #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
         self._held: dict[int, None] = {}
         self._emptied = Bell()
-        self._grace: dict[int, float] = {}
-        self._graced = anyio.Event()
+        self._grace = Grace(self._held, self._emptied)
 
     def __repr__(self) -> str:
         where = f"{self.pool}/{self.slot}.{self.incarnation}"
@@ -209,8 +177,7 @@ class Worker:
             return
         self._link.cancel(call_id)
         if self._settings.on_cancel == "kill":
-            self._grace[call_id] = anyio.current_time() + self._settings.cancel_grace
-            self._graced.set()
+            self._grace.begin(call_id, anyio.current_time() + self._settings.cancel_grace)
 
     def withdraw(self, call_id: int, *, recall: bool = False) -> None:
         """A call that it holds and has not begun, as far as is known, is not wanted any more; with ``recall`` not from it."""
@@ -253,7 +220,16 @@ class Worker:
                 with anyio.move_on_after(_LAST_BREATH):
                     await self._pumped()
                 nursery.cancel_scope.cancel()
-            self.exit = self._explain(status)
+            assert self._cause is not None
+            self.exit = explain(
+                *self._cause,
+                status,
+                out_of_memory=self._out_of_memory,
+                killed=self._killed,
+                stopping=self._stopping,
+                stderr=str(self._stderr),
+                failure=self._startup_failure,
+            )
         finally:
             if self._cause is None:
                 self._end("stopped", "was cancelled")
@@ -326,7 +302,7 @@ class Worker:
         if settings.max_age is not None:
             nursery.start_soon(self._age, settings.max_age)
         if settings.health_interval is not None and "health" in self.capabilities:
-            nursery.start_soon(self._health)
+            nursery.start_soon(self._health, settings.health_interval)
 
     async def _start(self, nursery: anyio.abc.TaskGroup) -> None:
         self._oom_kills = oom_kills()
@@ -347,7 +323,7 @@ class Worker:
             )
         if not report.address:
             status = await process.wait()
-            reason, words, _ = self._classify(status)
+            reason, words = self._classify(status)
             raise WorkerStartupError(f"{words} before it was ready", details={"reason": reason})
         nursery.start_soon(self._watch_exit, process)
         self.address = report.address
@@ -398,7 +374,7 @@ class Worker:
     @protected
     async def _watch_exit(self, process: WorkerProcess) -> None:
         status = await process.wait()
-        reason, words, _ = self._classify(status)
+        reason, words = self._classify(status)
         if self._stopping and status.signal in (None, signal.SIGTERM):
             self._end("stopped", words)
         else:
@@ -414,52 +390,23 @@ class Worker:
     async def _watch_grace(self) -> None:
         """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
         while True:
-            if not self._grace:
-                self._graced = anyio.Event()
-                await self._graced.wait()
-                continue
-            await anyio.sleep_until(min(self._grace.values()))
-            now = anyio.current_time()
-            if any(due <= now for due in self._grace.values()):
-                self.tainted = True
-                self._host.worker_tainted(self, "cancel_grace")
-                # Other calls in the same process are not made to pay for it: they have deadlines of their own.
-                while self._grace and any(call_id not in self._grace for call_id in self._begun()):
-                    await self._emptied.wait()
-                if self._grace:
-                    await anyio.sleep_until(max(self._grace.values()))
-                if self._grace:
-                    self._end("cancel_grace", "did not stop a cancelled call in time")
-                    return
-                # It did stop in the end, but others were told already that it takes no more.
-                self._host.worker_due(self, "cancel_grace")
-
-    def _begun(self) -> list[int]:
-        """The calls that may be running: those that it has threads for."""
-        return list(itertools.islice(self._held, self.threads))
+            await self._grace.overdue()
+            self.tainted = True
+            self._host.worker_tainted(self, "cancel_grace")
+            if not await self._grace.stopped(self.threads):
+                self._end("cancel_grace", "did not stop a cancelled call in time")
+                return
+            # It did stop in the end, but others were told already that it takes no more.
+            self._host.worker_due(self, "cancel_grace")
 
     @protected
-    async def _health(self) -> None:
+    async def _health(self, interval: float) -> None:
         assert self._connection is not None
-        interval = self._settings.health_interval
-        assert interval is not None
-        while True:
-            await anyio.sleep(interval)
-            try:
-                with anyio.fail_after(interval):
-                    answer = await self._connection.unary(HEALTH, b"", timeout=interval)
-            except TimeoutError:
-                words = "did not answer a health check"
-            except RpcFailure as exc:
-                words = f"failed a health check: {exc.message}"
-            else:
-                if answer == b"\x08\x01":
-                    continue
-                words = "says that it is not healthy"
-            if not self.tainted:
-                _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
-                self.tainted = True
-                self._host.worker_tainted(self, "unhealthy")
+        words = await unhealthy(self._connection, interval)
+        if not self.tainted:
+            _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
+            self.tainted = True
+            self._host.worker_tainted(self, "unhealthy")
 
     # ---- what its link tells: the interface LinkOwner ------------------------------------------------
 
@@ -467,7 +414,7 @@ class Worker:
         if reply.id not in self._held:
             raise FrameError(f"a reply to call {reply.id}, which it does not hold")
         del self._held[reply.id]
-        self._grace.pop(reply.id, None)
+        self._grace.end(reply.id)
         if reply.error is not None and reply.error.code == RECALLED:
             self._host.worker_returned(self, reply.id)
         else:
@@ -532,8 +479,13 @@ class Worker:
         self._emptied.ring()
         self._over.set()
 
-    def _classify(self, status: ExitStatus) -> tuple[str, str, str | None]:
-        return classify(status, out_of_memory=oom_kills() > self._oom_kills)
+    def _classify(self, status: ExitStatus) -> tuple[str, str]:
+        reason, words, _ = classify(status, out_of_memory=self._out_of_memory)
+        return reason, words
+
+    @property
+    def _out_of_memory(self) -> bool:
+        return oom_kills() > self._oom_kills
 
     async def _await_exit(self) -> ExitStatus | None:
         process = self._process
@@ -546,33 +498,6 @@ class Worker:
         self._killed = not process.ended
         process.kill()
         return await process.wait()
-
-    def _explain(self, status: ExitStatus | None) -> Exit:
-        assert self._cause is not None
-        reason, message = self._cause
-        code = name = None
-        if status is not None:
-            seen, words, name = self._classify(status)
-            code = status.code
-            # What did not end by the signal that this side sends has ended by itself before.
-            itself = not self._killed or status.signal not in (None, signal.SIGKILL)
-            if (reason == "connection_lost" and itself) or (status.lost and reason in ("connection_lost", "heartbeat")):
-                reason, message = seen, words
-            elif reason == "startup" and self._killed:
-                # It has said why; that it was then killed is this side's doing.
-                name = None
-        failure = self._startup_failure
-        return Exit(
-            reason=reason,
-            message=message,
-            expected=self._stopping or reason == "stopped",
-            code=code,
-            signal=name,
-            stderr=str(self._stderr),
-            error_code=failure.code if failure is not None else "",
-            remote_types=tuple(failure.details.get("remote_types", ())) if failure is not None else (),
-            remote_traceback=failure.details.get("remote_traceback", "") if failure is not None else "",
-        )
 
     async def _give_back(self) -> None:
         if self._connection is not None:

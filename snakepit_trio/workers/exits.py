@@ -1,0 +1,150 @@
+"""The ways in which a worker incarnation ends, and how each is told from what was seen."""
+
+from __future__ import annotations
+
+import re
+import signal
+
+import attrs
+
+from snakepit_trio.errors import SnakepitError
+from snakepit_trio.launch.base import ExitStatus
+
+__all__ = ["Exit", "classify", "explain", "oom_kills"]
+
+
+@attrs.frozen(kw_only=True)
+class Exit:
+    """How an incarnation ended.
+
+    Attributes:
+        reason: ``"stopped"``, ``"startup"``, ``"startup_timeout"``, ``"exited"``, ``"segfault"``, ``"aborted"``,
+            ``"oom_killed"`` (by the system for lack of memory), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
+            ``"cancel_grace"``, ``"protocol"``, ``"node_lost"`` (with what it ran on), or ``"killed"`` (SIGKILL from
+            elsewhere, or by this side on demand).
+        message: The same for people.
+        expected: Somebody asked for it.
+        code: The exit code, where there was one.
+        signal: The signal's name, where one ended it.
+        stderr: The last lines of its standard error.
+        remote_types: The types of the exception that the adapter raised while starting.
+        remote_traceback: Its traceback.
+    """
+
+    reason: str
+    message: str
+    expected: bool = False
+    code: int | None = None
+    signal: str | None = None
+    stderr: str = ""
+    remote_types: tuple[str, ...] = ()
+    remote_traceback: str = ""
+
+    def details(self) -> dict[str, object]:
+        """What a ``WorkerCrashed`` or ``WorkerStartupError`` says in its ``details``."""
+        found: dict[str, object] = {"reason": self.reason}
+        if self.code is not None:
+            found["exit_code"] = self.code
+        if self.signal is not None:
+            found["signal"] = self.signal
+        if self.stderr:
+            found["stderr"] = self.stderr
+        if self.remote_types:
+            found["remote_type"] = self.remote_types[0].removeprefix("builtins.")
+        if self.remote_traceback:
+            found["remote_traceback"] = self.remote_traceback
+        return found
+
+
+_SIGNAL_REASONS = {
+    signal.SIGSEGV: "segfault",
+    signal.SIGBUS: "segfault",
+    signal.SIGABRT: "aborted",
+    signal.SIGKILL: "killed",
+}
+
+
+def oom_kills() -> int:
+    """How many processes this system has killed for lack of memory since it started; 0 where it doesn't tell.
+
+    See ``oom_kill`` in https://docs.kernel.org/filesystems/proc.html; it counts kills by cgroup limits too.
+    """
+    try:
+        with open("/proc/vmstat", "rb") as file:
+            found = re.search(rb"^oom_kill (\d+)", file.read(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(found[1]) if found else 0
+
+
+def classify(status: ExitStatus, *, out_of_memory: bool = False) -> tuple[str, str, str | None]:
+    """The reason, the words for it, and the signal's name, for a process that ended by itself.
+
+    Args:
+        status: How it ended.
+        out_of_memory: The system has killed processes for lack of memory while it lived.
+    """
+    if status.lost:
+        return "node_lost", f"was lost with its node: {status.lost}", None
+    if out_of_memory and status.signal == signal.SIGKILL:
+        return "oom_killed", "was killed by the system for lack of memory", "SIGKILL"
+    if status.signal is not None:
+        try:
+            number = signal.Signals(status.signal)
+        except ValueError:
+            return "signal", f"ended by signal {status.signal}", str(status.signal)
+        words = {
+            signal.SIGSEGV: "crashed with a segmentation fault",
+            signal.SIGBUS: "crashed with a bus error",
+            signal.SIGABRT: "aborted",
+            signal.SIGKILL: "was killed by SIGKILL",
+        }.get(number, f"was ended by {number.name}")
+        return _SIGNAL_REASONS.get(number, "signal"), words, number.name
+    if status.code is not None:
+        return "exited", f"exited with code {status.code}", None
+    return "exited", "ended; how is not known", None
+
+
+def explain(
+    reason: str,
+    message: str,
+    status: ExitStatus | None,
+    *,
+    out_of_memory: bool,
+    killed: bool,
+    stopping: bool,
+    stderr: str,
+    failure: SnakepitError | None,
+) -> Exit:
+    """How an incarnation ended, by what was seen first and by how its process ended.
+
+    Args:
+        reason, message: What was seen first.
+        status: How its process ended; None when there was none.
+        out_of_memory: As in :func:`classify`.
+        killed: This side had to kill it.
+        stopping: It was being stopped.
+        stderr: The last lines of its standard error.
+        failure: The error that it gave itself for not starting.
+    """
+    code = name = None
+    if status is not None:
+        seen, words, name = classify(status, out_of_memory=out_of_memory)
+        code = status.code
+        # What did not end by the signal that this side sends has ended by itself before.
+        itself = not killed or status.signal not in (None, signal.SIGKILL)
+        if (reason == "connection_lost" and itself) or (status.lost and reason in ("connection_lost", "heartbeat")):
+            reason, message = seen, words
+        elif reason == "startup" and killed:
+            # It has said why; that it was then killed is this side's doing.
+            name = None
+    return Exit(
+        reason=reason,
+        message=message,
+        expected=stopping or reason == "stopped",
+        code=code,
+        signal=name,
+        stderr=stderr,
+        remote_types=tuple(failure.details.get("remote_types", ())) if failure is not None else (),
+        remote_traceback=failure.details.get("remote_traceback", "") if failure is not None else "",
+    )

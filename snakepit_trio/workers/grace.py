@@ -1,0 +1,63 @@
+"""The cancelled calls that a worker has not stopped yet, and how long it may take to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+
+import anyio
+
+from snakepit_trio._bell import Bell
+
+__all__ = ["Grace"]
+
+
+class Grace:
+    """The grace of one worker.
+
+    Args:
+        held: The calls that it holds, in the order in which they were sent.
+        changed: Rings when it holds one less.
+    """
+
+    def __init__(self, held: Mapping[int, None], changed: Bell) -> None:
+        self._held = held
+        self._changed = changed
+        self._due: dict[int, float] = {}
+        self._begun = Bell()
+
+    def __len__(self) -> int:
+        return len(self._due)
+
+    def begin(self, call_id: int, due: float) -> None:
+        """A call is cancelled; it should have stopped by ``due``, by the event loop's clock."""
+        self._due[call_id] = due
+        self._begun.ring()
+
+    def end(self, call_id: int) -> None:
+        """A call has ended, cancelled or not."""
+        self._due.pop(call_id, None)
+
+    async def overdue(self) -> None:
+        """Wait until a call has not stopped in time."""
+        while True:
+            while not self._due:
+                await self._begun.wait()
+            await anyio.sleep_until(min(self._due.values()))
+            now = anyio.current_time()
+            if any(due <= now for due in self._due.values()):
+                return
+
+    async def stopped(self, threads: int) -> bool:
+        """Wait until only overdue calls are left among those that may run, or none; returns whether none is.
+
+        Other calls in the same process are not made to pay for it: they have deadlines of their own.
+
+        Args:
+            threads: How many calls the worker runs at once.
+        """
+        while self._due and any(call_id not in self._due for call_id in itertools.islice(self._held, threads)):
+            await self._changed.wait()
+        if self._due:
+            await anyio.sleep_until(max(self._due.values()))
+        return not self._due
