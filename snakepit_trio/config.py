@@ -268,8 +268,8 @@ class BridgeConfig:
     Attributes:
         address: ``"unix:PATH"`` or ``"tcp:HOST:PORT"``; port 0 is any free one. None: a Unix socket in the run's directory.
         token: What clients send as ``authorization: Bearer TOKEN``; None: made anew for each run.
-        token_file: A file that holds the token; one that does not exist is made (0600), with a new token, and removed at
-            the end.
+        token_file: A file that holds the token; only its owner may read it. When it changes, connections that come from then
+            on must show what it holds now. One that does not exist is made (0600), with a new token, and removed at the end.
         tls: For TCP.
         allow_plaintext: Listen without TLS on an address that other machines reach: the token then travels in the clear.
         max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room.

@@ -1,7 +1,7 @@
 """grpc.health.v1: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
 The host as a whole is the service ``""``; ``snakepit.v1.BridgeService`` is the same. Each pool is one more, by its name:
-it serves while it has a worker that takes calls.
+it serves while it has a worker that takes calls, and until it begins to close.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from snakepit_trio.wire.generated.grpc.health.v1 import (
 from .calls import Method, ServerCall
 
 if TYPE_CHECKING:
+    from snakepit_trio.pool.pool import Pool
     from snakepit_trio.runtime import Runtime
 
 __all__ = ["HealthService"]
@@ -56,9 +57,9 @@ class HealthService:
     def _status(self, service: str) -> HealthCheckResponseServingStatus:
         pools = self._runtime.pools
         if service in _WHOLE:
-            well = any(pool.stats().ready for pool in pools.values())
+            well = any(map(_serves, pools.values()))
         elif service in pools:
-            well = pools[service].stats().ready > 0
+            well = _serves(pools[service])
         else:
             return _UNKNOWN
         return _SERVING if well and not self._closing else _NOT_SERVING
@@ -71,7 +72,7 @@ class HealthService:
 
     async def _watch(self, call: ServerCall, request: HealthCheckRequest) -> None:
         told = None
-        async with self._runtime.events.subscribe("worker.", "bridge.", capacity=1) as events:
+        async with self._runtime.events.subscribe("worker.", "pool.", "bridge.closing", capacity=1) as events:
             while not self._closing:
                 told = await self._tell(call, request.service, told)
                 await anext(events)
@@ -84,3 +85,7 @@ class HealthService:
         if found is not told:
             await call.send(HealthCheckResponse(status=found))
         return found
+
+
+def _serves(pool: Pool) -> bool:
+    return not pool.closed and pool.stats().ready > 0

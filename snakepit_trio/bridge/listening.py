@@ -1,17 +1,15 @@
-"""Where a bridge listens: its socket, who may reach it, its token, its TLS."""
+"""Where a bridge listens: its socket, who may reach it, its TLS."""
 
 from __future__ import annotations
 
 import contextlib
 import ipaddress
 import os
-import secrets
 import socket
 import ssl
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from snakepit_trio.errors import ConfigError
@@ -20,12 +18,11 @@ from snakepit_trio.wire.transports import parse_address
 if TYPE_CHECKING:
     from snakepit_trio.config import BridgeConfig
 
-__all__ = ["held_token", "listen", "tls_context"]
+__all__ = ["listen", "tls_context"]
 
 #: ``sun_path`` holds 107 bytes, see unix(7).
 _LONGEST_PATH = 107
 _BACKLOG = 1024
-_LONGEST_TOKEN_FILE = 8192
 
 
 def _refuse(key: str, message: str, expected: str) -> NoReturn:
@@ -156,43 +153,3 @@ def tls_context(config: BridgeConfig) -> ssl.SSLContext | None:
             _refuse("tls.ca", f"{tls.ca} holds no certificates: {exc}", "certificates in PEM")
         context.verify_mode = ssl.CERT_REQUIRED
     return context
-
-
-@contextmanager
-def held_token(config: BridgeConfig) -> Iterator[str]:
-    """The token; a file that was made for it is removed at the end.
-
-    Raises:
-        ConfigError: The file can't be used.
-    """
-    if config.token_file is None:
-        yield config.token or secrets.token_urlsafe(32)
-        return
-    path = Path(config.token_file)
-    token = secrets.token_urlsafe(32)
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        yield _read_token(path)
-        return
-    except OSError as exc:
-        _refuse("token_file", f"{path} can't be made: {exc.strerror}", "a path in a directory that can be written")
-    with os.fdopen(descriptor, "w") as file:
-        file.write(token + "\n")
-    try:
-        yield token
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _read_token(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & 0o022:
-                _refuse("token_file", f"{path} can be written by others", "a file that only its owner can write")
-            text = file.read(_LONGEST_TOKEN_FILE).decode("ascii", "replace").strip()
-    except OSError as exc:
-        _refuse("token_file", f"{path} can't be read: {exc.strerror}", "a readable file")
-    if not text or not text.isprintable() or " " in text or "\ufffd" in text:
-        _refuse("token_file", f"{path} does not hold a token", "one line of printable ASCII text without spaces")
-    return text

@@ -21,9 +21,10 @@ from .budget import Budget, Share
 from .calls import Method
 from .connection import BridgeConnection, Limits
 from .health import HealthService
-from .listening import held_token, listen, tls_context
+from .listening import listen, tls_context
 from .reflection import ReflectionService
 from .service import BridgeService
+from .tokens import Token, held_token
 
 if TYPE_CHECKING:
     from snakepit_trio.observe.redaction import Redactor
@@ -49,7 +50,6 @@ class Bridge:
 
     Attributes:
         address: Where it listens: ``unix:PATH``, or ``tcp:HOST:PORT`` with the port that it has really got.
-        token: What clients send as ``authorization: Bearer TOKEN``.
     """
 
     def __init__(
@@ -58,13 +58,13 @@ class Bridge:
         redactor: Redactor,
         sock: socket.socket,
         address: str,
-        token: str,
+        token: Token,
         tls: ssl.SSLContext | None,
     ) -> None:
         config = runtime.config.bridge
         assert config is not None
         self.address = address
-        self.token = token
+        self._token = token
         self._config = config
         self._sock = sock
         self._tls = tls
@@ -91,7 +91,6 @@ class Bridge:
             keepalive_interval=config.keepalive_interval,
             keepalive_timeout=config.keepalive_timeout,
         )
-        self._expected = f"Bearer {token}".encode()
         # Scopes of the clients that have not shown the token, the oldest first, and how many there are of all.
         self._strangers: dict[anyio.CancelScope, None] = {}
         self._connections: set[BridgeConnection] = set()
@@ -102,6 +101,11 @@ class Bridge:
 
     def __repr__(self) -> str:
         return f"<Bridge {self.address} connections={self._count}>"
+
+    @property
+    def token(self) -> str:
+        """What clients send as ``authorization: Bearer TOKEN``."""
+        return self._token.look()
 
     @property
     def connections(self) -> int:
@@ -196,7 +200,7 @@ class Bridge:
                     self,
                     self._limits,
                     Share(self._budget),
-                    self._expected,
+                    f"Bearer {self.token}".encode(),
                     requests,
                     keepalive=sock.family != socket.AF_UNIX,
                     on_known=lambda: self._know(scope),

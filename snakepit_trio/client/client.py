@@ -331,7 +331,7 @@ async def connect(
     Args:
         address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.
         token: ``runtime.bridge.token``; by default ``$SNAKEPIT_TOKEN``.
-        token_file: A file that holds it.
+        token_file: A file that holds it; read anew for each connection.
         pool: The pool to use; by default ``"default"``, or the only one.
         tls: True for the system's authorities; the path of one's own; a :class:`~snakepit_trio.TlsConfig` to show a
             certificate too; or a context of :mod:`ssl`.
@@ -344,10 +344,15 @@ async def connect(
         ConfigError: An argument can't be used.
     """
     raised: BaseException | None = None
-    secret = _token(token, token_file)
+    # Looked at now, and for each connection: the file may have changed by then.
+    _token(token, token_file)
     context = client_tls(tls)
     link = Link(
-        address, token=secret, tls=context, max_message=max_payload + _OVERHEAD, connect_timeout=connect_timeout
+        address,
+        token=lambda: _token(token, token_file),
+        tls=context,
+        max_message=max_payload + _OVERHEAD,
+        connect_timeout=connect_timeout,
     )
     async with anyio.create_task_group() as nursery:
         link.nursery = nursery

@@ -72,7 +72,7 @@ class Link:
 
     Args:
         address: Where the bridge is.
-        token: What it asks for.
+        token: Gives what it asks for, for each connection.
         tls: How the connection is secured.
         max_message: Longest message that is taken, in bytes.
         connect_timeout: For a connection to come about, attempts included.
@@ -87,7 +87,7 @@ class Link:
         self,
         address: str,
         *,
-        token: str,
+        token: Callable[[], str],
         tls: ssl.SSLContext | None,
         max_message: int,
         connect_timeout: float,
@@ -167,7 +167,7 @@ class Link:
             made = Connection(
                 protocol,
                 transport,
-                token=self._token,
+                token=self._token(),
                 max_message=self._max_message,
                 scheme="https" if self._tls else "http",
                 authority=host,

@@ -101,6 +101,8 @@ _ALL = (
            {"silence": "s, since its last sign of life"}, _WORKER),
     _event("worker.tainted", "A worker has shown a fault and gets no more calls.", {},
            {**_WORKER, "reason": "`cancel_grace` or `unhealthy`"}),
+    _event("worker.cordoned", "A worker gets no more calls, because an operator wants it so.", {}, _WORKER),
+    _event("worker.uncordoned", "A worker that was cordoned gets calls again.", {}, _WORKER),
     _event("worker.recycled", "A worker is about to be replaced.", {},
            {**_WORKER, "reason": "`max_requests`, `max_age`, `max_rss`, `unhealthy`, `rolling_restart`, `on_demand`"}),
     _event("slot.restarted", "A slot starts a worker in place of one that ended unbidden.", {},

@@ -154,6 +154,8 @@ class Roster:
                     self._parts.waits.check()
                 else:
                     self._ledger.uncordon(seats, anyio.current_time())
+                name = "worker.cordoned" if cordoned else "worker.uncordoned"
+                self._events.emit(name, None, **self.who(worker))
                 return
         raise no_such_worker(worker_id)
 

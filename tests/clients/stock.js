@@ -1,11 +1,18 @@
-// @grpc/grpc-js: node stock.js PROTOS ADDRESS, the token in SNAKEPIT_TOKEN; prints what came of it as one line of JSON.
+// @grpc/grpc-js: node stock.js PROTOS ADDRESS, the token in SNAKEPIT_TOKEN, for TLS the files in SNAKEPIT_CA, SNAKEPIT_CERT
+// and SNAKEPIT_KEY; prints what came of it as one line of JSON.
+const fs = require("fs");
 const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 
 const [protos, address] = process.argv.slice(2);
+const read = (name) => (process.env[name] ? fs.readFileSync(process.env[name]) : null);
+const credentials = () =>
+  process.env.SNAKEPIT_CA
+    ? grpc.credentials.createSsl(read("SNAKEPIT_CA"), read("SNAKEPIT_KEY"), read("SNAKEPIT_CERT"))
+    : grpc.credentials.createInsecure();
 const definition = loader.loadSync("snakepit/v1/bridge.proto", { includeDirs: [protos], keepCase: true });
 const { BridgeService } = grpc.loadPackageDefinition(definition).snakepit.v1;
-const client = new BridgeService(address.replace(/^tcp:/, ""), grpc.credentials.createInsecure());
+const client = new BridgeService(address.replace(/^tcp:/, ""), credentials());
 const metadata = new grpc.Metadata();
 metadata.set("authorization", `Bearer ${process.env.SNAKEPIT_TOKEN}`);
 

@@ -14,16 +14,13 @@ import sys
 from typing import Any
 
 import grpc
+from channels import channel
 from google.protobuf import json_format
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from snakepit.v1 import bridge_pb2, bridge_pb2_grpc
 
 SERVICE = bridge_pb2.DESCRIPTOR.services_by_name["BridgeService"]
-
-
-def target(address: str) -> str:
-    return address.removeprefix("tcp:")
 
 
 def say(value: Any) -> None:
@@ -58,8 +55,8 @@ def prepare(stub: Any, step: list[Any]) -> tuple[Any, Any, dict[str, Any], int |
 
 
 def run_sync(address: str, steps: list[Any]) -> None:
-    with grpc.insecure_channel(target(address)) as channel:
-        stub = bridge_pb2_grpc.BridgeServiceStub(channel)
+    with channel(address, aio=False) as opened:
+        stub = bridge_pb2_grpc.BridgeServiceStub(opened)
         for step in steps:
             method, request, keywords, take = prepare(stub, step)
             try:
@@ -79,8 +76,8 @@ def run_sync(address: str, steps: list[Any]) -> None:
 
 
 async def run_aio(address: str, steps: list[Any]) -> None:
-    async with grpc.aio.insecure_channel(target(address)) as channel:
-        stub = bridge_pb2_grpc.BridgeServiceStub(channel)
+    async with channel(address, aio=True) as opened:
+        stub = bridge_pb2_grpc.BridgeServiceStub(opened)
         for step in steps:
             method, request, keywords, take = prepare(stub, step)
             try:

@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import json
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,68 +13,10 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
+from tests.clients.running import STOCK, bridged, call, environment, payload, raw, stock, value
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).resolve().parents[2]
-STOCK = ROOT / "tests" / "clients" / "stock.py"
-
-
-@pytest.fixture(scope="module")
-def stubs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What protoc makes of the project's files, for Python."""
-    for module in ("grpc_tools", "grpc_status", "grpc_health", "grpc_reflection"):
-        # Not imported: grpcio would keep its descriptors in this process.
-        if importlib.util.find_spec(module) is None:
-            pytest.skip(f"{module} is not installed")
-    out = tmp_path_factory.mktemp("stubs")
-    files = [f"protos/snakepit/v1/{name}.proto" for name in ("payload", "worker", "bridge")]
-    subprocess.run(
-        [sys.executable, "-m", "grpc_tools.protoc", "-I", "protos", f"--python_out={out}", f"--grpc_python_out={out}", *files],
-        cwd=ROOT, check=True, timeout=60,
-    )  # fmt: skip
-    return out
-
-
-@asynccontextmanager
-async def bridged(*pools: sp.PoolConfig, **options: Any) -> AsyncIterator[sp.Runtime]:
-    """A runtime with a bridge on a free port of the loopback, unless said otherwise."""
-    chosen = list(pools) or [sp.PoolConfig(adapter="tests.adapters.basic", size=1)]
-    bridge = sp.BridgeConfig(**{"address": "tcp:127.0.0.1:0", **options})
-    async with sp.open_runtime(sp.RuntimeConfig(pools=chosen, bridge=bridge)) as runtime:
-        yield runtime
-
-
-def environment(runtime: sp.Runtime, stubs: Path) -> dict[str, str]:
-    assert runtime.bridge is not None
-    return {**os.environ, "SNAKEPIT_TOKEN": runtime.bridge.token, "PYTHONPATH": str(stubs)}
-
-
-async def stock(kind: str, runtime: sp.Runtime, stubs: Path, steps: list[Any]) -> list[Any]:
-    """Run a script of RPCs in a client of its own; gives what came of each."""
-    assert runtime.bridge is not None
-    done = await anyio.run_process(
-        [sys.executable, str(STOCK), kind, runtime.bridge.address, json.dumps(steps)],
-        env=environment(runtime, stubs), check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
-def payload(value: Any) -> dict[str, Any]:
-    return {"encoding": "ENCODING_JSON", "data": base64.b64encode(json.dumps(value).encode()).decode()}
-
-
-def raw(encoding: str, data: bytes) -> dict[str, Any]:
-    return {"encoding": encoding, "data": base64.b64encode(data).decode()}
-
-
-def value(message: dict[str, Any]) -> Any:
-    return json.loads(base64.b64decode(message["payload"]["data"]))
-
-
-def call(tool: str, params: Any = None, **fields: Any) -> list[Any]:
-    options = fields.pop("options", {})
-    return ["ExecuteTool", {"tool": tool, "payload": payload(params or {}), **fields}, options]
 
 
 @pytest.mark.parametrize("kind", ["sync", "aio"])
@@ -253,28 +190,11 @@ async def test_the_example_client(stubs: Path, tmp_path: Path) -> None:
         assert done.stdout.strip() == b"3"
 
 
-@pytest.fixture(scope="module")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with @grpc/grpc-js."""
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("node and npm are not installed")
-    place = tmp_path_factory.mktemp("node")
-    shutil.copy(STOCK.with_suffix(".js"), place)
-    install = ["npm", "install", "--no-audit", "--no-fund", "--silent", "@grpc/grpc-js@1", "@grpc/proto-loader@0"]
-    try:
-        done = subprocess.run(install, cwd=place, capture_output=True, text=True, timeout=60, check=False)
-    except subprocess.TimeoutExpired:
-        pytest.skip("npm took too long")
-    if done.returncode:
-        pytest.skip(f"npm could not install @grpc/grpc-js: {done.stderr[-200:]}")
-    return place
-
-
 async def test_a_client_in_node(node: Path) -> None:
     async with bridged() as runtime:
         assert runtime.bridge is not None
-        program = ["node", str(node / "stock.js"), str(ROOT / "protos"), runtime.bridge.address]
-        env = {**os.environ, "SNAKEPIT_TOKEN": runtime.bridge.token}
+        program = ["node", str(STOCK.with_suffix(".js")), str(ROOT / "protos"), runtime.bridge.address]
+        env = {**os.environ, "SNAKEPIT_TOKEN": runtime.bridge.token, "NODE_PATH": str(node)}
         found = json.loads((await anyio.run_process(program, env=env, stderr=None)).stdout)
         assert found["sum"] == 3
         assert found["missing"]["code"] == 5

@@ -120,7 +120,15 @@ async def calls(seen: Seen, place: Path) -> None:
             assert event.metadata["worker_id"]
 
 
-@scenario("worker.crashed", "slot.restarted", "pool.resized", "worker.recycled", "worker.tainted")
+@scenario(
+    "worker.crashed",
+    "slot.restarted",
+    "pool.resized",
+    "worker.recycled",
+    "worker.tainted",
+    "worker.cordoned",
+    "worker.uncordoned",
+)
 async def supervision(seen: Seen, place: Path) -> None:
     async with seen.of(sp.PoolConfig(adapter=BASIC, size=1, cancel_grace=0.02)) as runtime:
         pool = runtime.pool()
@@ -130,6 +138,8 @@ async def supervision(seen: Seen, place: Path) -> None:
         await seen.until("worker.ready")
         await pool.resize(2)
         await pool.rolling_restart()
+        for cordoned in (True, False):
+            pool.cordon(pool.workers()[0].id, cordoned=cordoned)
         with anyio.move_on_after(0.05):
             await pool.execute("sleep", {"seconds": 10})
         await seen.until("worker.tainted")
