@@ -66,9 +66,9 @@ class SnakepitError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.code = self.default_code if code is None else code
+        self.code: str = self.default_code if code is None else code
         self.details: dict[str, Any] = dict(details or {})
-        self.retryable = self.default_retryable if retryable is None else retryable
+        self.retryable: bool = self.default_retryable if retryable is None else retryable
 
     def __str__(self) -> str:
         return self.message

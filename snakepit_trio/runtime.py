@@ -91,11 +91,11 @@ class Runtime:
         self._launcher = launcher
         self.run_id: str = run.run_id
         self._redactor = Redactor(config.redact_patterns)
-        self.events = EventBus(config.recorder_size, self._redactor.value)
-        self.sessions = SessionDirectory(store, self.events)
-        self.programs = ProgramStore(store, self.sessions, config.program_ttl, self.events)
-        self.tools = ToolRegistry()
-        self.recorder = FlightRecorder(
+        self.events: EventBus = EventBus(config.recorder_size, self._redactor.value)
+        self.sessions: SessionDirectory = SessionDirectory(store, self.events)
+        self.programs: ProgramStore = ProgramStore(store, self.sessions, config.program_ttl, self.events)
+        self.tools: ToolRegistry = ToolRegistry()
+        self.recorder: FlightRecorder = FlightRecorder(
             self.events, self._look, state_directory(config.state_dir) / "recorder", self._redactor, run.run_id
         )
         self._timings = None if config.metrics is None else RequestTimings(config.metrics.max_tools)

@@ -51,7 +51,7 @@ class MapResults:
         self.index = -1
         self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
         #: Whether :meth:`feed` has to run beside it.
-        self.fed = isinstance(inputs, AsyncIterable)
+        self.fed: bool = isinstance(inputs, AsyncIterable)
         self._fetched: Any = _NOTHING
         self._room = Bell()
         self._source_ended = False

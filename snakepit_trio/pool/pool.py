@@ -71,7 +71,7 @@ class Pool(Operations):
         self._loop = event_loop(parts.backend)
         self._idle = anyio.Event()
         self._clock_scope: anyio.CancelScope | None = None
-        self.watch = RequestWatch(
+        self.watch: RequestWatch = RequestWatch(
             config.name,
             f"{parts.run_id}-",
             parts.events,

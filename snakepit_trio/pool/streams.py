@@ -46,7 +46,7 @@ class ChunkStream:
         self._left = False
         self._loop = loop
         self._consumer: Waiter | None = None
-        self.released = anyio.Event()
+        self.released: anyio.Event = anyio.Event()
 
     def __repr__(self) -> str:
         return f"<ChunkStream {self.request!r} waiting={len(self._chunks)}>"

@@ -51,12 +51,12 @@ class Behaviour:
     """
 
     def __init__(self, seed: int, **chances: float) -> None:
-        self.rng = random.Random(seed)
-        self.crash = chances.pop("crash", 0.0)
-        self.deaf = chances.pop("deaf", 0.0)
-        self.late = chances.pop("late", 0.0)
-        self.start_failure = chances.pop("start_failure", 0.0)
-        self.delay = chances.pop("delay", 0.0)
+        self.rng: random.Random = random.Random(seed)
+        self.crash: float = chances.pop("crash", 0.0)
+        self.deaf: float = chances.pop("deaf", 0.0)
+        self.late: float = chances.pop("late", 0.0)
+        self.start_failure: float = chances.pop("start_failure", 0.0)
+        self.delay: float = chances.pop("delay", 0.0)
         if chances:
             raise TypeError(f"no such chances: {', '.join(chances)}")
 
@@ -335,7 +335,7 @@ class ScriptedWorkers(Launcher, Wire):
     name = "scripted"
 
     def __init__(self, tools: Mapping[str, Callable[..., Any]], *, seed: int = 0, **chances: float) -> None:
-        self.tools = dict(tools)
+        self.tools: dict[str, Callable[..., Any]] = dict(tools)
         self.idempotent = {
             name for name, function in tools.items() if (found := options_of(function)) is not None and found.idempotent
         }

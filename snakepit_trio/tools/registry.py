@@ -108,7 +108,7 @@ class ToolRegistry:
     def register(
         self,
         name: str,
-        function: Callable[..., Any],
+        fn: Callable[..., Any],
         *,
         description: str | None = None,
         metadata: Mapping[str, str] | None = None,
@@ -122,7 +122,7 @@ class ToolRegistry:
 
         Args:
             name: A letter, then up to 63 letters, digits, ``_``, ``.`` or ``-``; not beginning with ``snakepit.``.
-            function: Its parameters are found by name; annotated ones are checked.
+            fn: Its parameters are found by name; annotated ones are checked.
             description: What it does; the first paragraph of its docstring by default.
             metadata: Text that says more about it: up to 64 entries, 8192 characters.
             critical: It can't be replaced or removed.
@@ -132,7 +132,7 @@ class ToolRegistry:
             InvalidParameter: An argument is refused; nothing was registered.
             ToolExists: There is one of that name.
         """
-        made = _make(name, function, description, metadata, critical=critical)
+        made = _make(name, fn, description, metadata, critical=critical)
         self._check_place(name, replace=replace)
         self._check_room(1)
         self._tools[name] = made
