@@ -13,7 +13,6 @@ from __future__ import annotations
 import ipaddress
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,9 +20,10 @@ from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.wire.startup import Report
 
 from .base import ProcessBook, WorkerSpec
+from .descriptors import make_descriptors
 from .environment import worker_environment
-from .process import Hold, LocalLauncher, make_descriptors
-from .spawn import PopenReaper
+from .process import Hold, LocalLauncher
+from .spawn import PopenReaper, spawn
 
 __all__ = ["CommandLauncher"]
 
@@ -54,38 +54,20 @@ class CommandLauncher(LocalLauncher):
             _write_privately(token, spec.token)
         except OSError as exc:
             raise WorkerStartupError(f"no place for a worker: {exc}", details={"reason": str(exc)}) from exc
+        environment = {**spec.own_env, **worker_environment(spec)}
         descriptors = make_descriptors(marks=False, report=str(ready))
-        try:
-            lifeline, report, _, stdout, stderr = descriptors.for_worker
-            environment = {**spec.own_env, **worker_environment(spec)}
-            environment |= {
-                "SNAKEPIT_POOL": spec.pool,
-                "SNAKEPIT_LISTEN": f"unix:{place}/sock" if spec.socket_dir is not None else "tcp:127.0.0.1:0",
-                "SNAKEPIT_TOKEN_FILE": str(token),
-                "SNAKEPIT_READY_FILE": str(ready),
-                "SNAKEPIT_READY_FD": str(report),
-                "SNAKEPIT_LIFELINE_FD": str(lifeline),
-                "SNAKEPIT_THREADS": str(spec.threads),
-                "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
-            }
-            popen = subprocess.Popen(
-                self._command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(lifeline, report),
-                env=environment,
-                cwd=spec.cwd,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as exc:
-            descriptors.close_all()
-            raise WorkerStartupError(
-                f"could not start {self._command[0]}: {exc}", details={"reason": str(exc)}
-            ) from exc
-        except BaseException:
-            descriptors.close_all()
-            raise
+        lifeline, report, _, stdout, stderr = descriptors.for_worker
+        environment |= {
+            "SNAKEPIT_POOL": spec.pool,
+            "SNAKEPIT_LISTEN": f"unix:{place}/sock" if spec.socket_dir is not None else "tcp:127.0.0.1:0",
+            "SNAKEPIT_TOKEN_FILE": str(token),
+            "SNAKEPIT_READY_FILE": str(ready),
+            "SNAKEPIT_READY_FD": str(report),
+            "SNAKEPIT_LIFELINE_FD": str(lifeline),
+            "SNAKEPIT_THREADS": str(spec.threads),
+            "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
+        }
+        popen = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
         # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
         # lifeline is armed, and closed, by whoever holds the process from now on.
         descriptors.close(stdout, stderr)

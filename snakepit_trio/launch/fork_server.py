@@ -32,8 +32,9 @@ from snakepit_trio.observe.redaction import LineRedactor, redact
 from snakepit_trio.worker.lifeline import arm
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
+from .descriptors import make_descriptors
 from .environment import import_path, interpreter_environment
-from .process import Hold, LocalLauncher, make_descriptors
+from .process import Hold, LocalLauncher
 from .spawn import SpawnLauncher
 
 __all__ = ["ForkServerLauncher"]

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 from snakepit_trio.errors import WorkerStartupError
 
 from .base import ExitStatus, WorkerSpec
+from .descriptors import Descriptors, make_descriptors
 from .environment import interpreter_environment, worker_environment
-from .process import Hold, LocalLauncher, make_descriptors
+from .process import Hold, LocalLauncher
 
-__all__ = ["PopenReaper", "SpawnLauncher", "status_of"]
+__all__ = ["PopenReaper", "SpawnLauncher", "spawn", "status_of"]
 
 
 def status_of(returncode: int) -> ExitStatus:
@@ -34,40 +36,55 @@ class PopenReaper:
         return status_of(self._popen.wait())
 
 
+def spawn(
+    command: Sequence[str],
+    spec: WorkerSpec,
+    descriptors: Descriptors,
+    *,
+    pass_fds: tuple[int, ...],
+    env: Mapping[str, str],
+) -> subprocess.Popen[bytes]:
+    """Start a worker's process in a session and process group of its own, its output in the worker's pipes.
+
+    Not ``anyio.open_process``: the pipes are ours, and a process must not be tied to the thread that started it.
+
+    Raises:
+        WorkerStartupError: It can't be started; the descriptors are closed.
+    """
+    _, _, _, stdout, stderr = descriptors.for_worker
+    try:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=pass_fds,
+            env=env,
+            cwd=spec.cwd,
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as exc:
+        descriptors.close_all()
+        raise WorkerStartupError(f"could not start {command[0]}: {exc}", details={"reason": str(exc)}) from exc
+    except BaseException:
+        descriptors.close_all()
+        raise
+
+
 class SpawnLauncher(LocalLauncher):
     """Starts each worker as ``python -m snakepit_trio.worker``, in a session and process group of its own."""
 
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
+        # Another interpreter finds its own snakepit_trio; ours must be found before the path is read from the boot message.
+        environment = worker_environment(spec) if spec.python else interpreter_environment(spec)
         descriptors = make_descriptors()
-        try:
-            lifeline, report, marks, stdout, stderr = descriptors.for_worker
-            # Run id and worker id are on the command line so that a later run can tell whose process this is.
-            command = [
-                spec.python or sys.executable, "-m", "snakepit_trio.worker",
-                "--run", spec.run_id, "--worker", spec.worker_id,
-                "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),
-            ]  # fmt: skip
-            # Another interpreter finds its own snakepit_trio; ours must be found before the path is read from the boot
-            # message.
-            environment = worker_environment(spec) if spec.python else interpreter_environment(spec)
-            # Not anyio.open_process: the pipes are ours, and a process must not be tied to the thread that started it.
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=(lifeline, report, marks),
-                env=environment,
-                cwd=spec.cwd,
-                start_new_session=True,
-            )
-        except (OSError, ValueError) as exc:
-            descriptors.close_all()
-            raise WorkerStartupError(
-                f"could not start {spec.python or sys.executable}: {exc}", details={"reason": str(exc)}
-            ) from exc
-        except BaseException:
-            descriptors.close_all()
-            raise
+        lifeline, report, marks, _, _ = descriptors.for_worker
+        # Run id and worker id are on the command line so that a later run can tell whose process this is.
+        command = [
+            spec.python or sys.executable, "-m", "snakepit_trio.worker",
+            "--run", spec.run_id, "--worker", spec.worker_id,
+            "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),
+        ]  # fmt: skip
+        popen = spawn(command, spec, descriptors, pass_fds=(lifeline, report, marks), env=environment)
         descriptors.started()
         hold(popen.pid, os.pidfd_open(popen.pid), descriptors, PopenReaper(popen))

@@ -1,0 +1,97 @@
+"""The pipes and the marks that a worker process is started with."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.marks import Marks, marks_file
+from snakepit_trio.worker.lifeline import arm
+
+__all__ = ["Descriptors", "make_descriptors"]
+
+
+class Descriptors:
+    """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec; the host's read
+    ends do not block.
+
+    Args:
+        marks: The worker writes such marks.
+        report: The path of a named pipe for its report, instead of one without a name.
+    """
+
+    def __init__(self, *, marks: bool = True, report: str | None = None) -> None:
+        self._open: set[int] = set()
+        self.marks: Marks | None = None
+        self.marks_file = -1
+        #: The report's pipe has a name, by which others may open it: it does not end with the process.
+        self.report_stays = report is not None
+        try:
+            if marks:
+                self.marks_file = marks_file()
+                self._open.add(self.marks_file)
+                self.marks = Marks(self.marks_file)
+            self.lifeline_read, self.lifeline_write = self._pipe()
+            self.report_read, self.report_write = self._pipe() if report is None else self._named_pipe(report)
+            self.stdout_read, self.stdout_write = self._pipe()
+            self.stderr_read, self.stderr_write = self._pipe()
+        except BaseException:
+            self.close_all()
+            raise
+        for fd in (self.lifeline_write, self.report_read, self.stdout_read, self.stderr_read):
+            os.set_blocking(fd, False)
+
+    def _pipe(self) -> tuple[int, int]:
+        pair = os.pipe()
+        self._open.update(pair)
+        return pair
+
+    def _named_pipe(self, path: str) -> tuple[int, int]:
+        os.mkfifo(path, 0o600)
+        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._open.add(read)
+        write = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._open.add(write)
+        return read, write
+
+    @property
+    def for_worker(self) -> tuple[int, int, int, int, int]:
+        """The worker's ends: lifeline, report, marks, stdout, stderr."""
+        return self.lifeline_read, self.report_write, self.marks_file, self.stdout_write, self.stderr_write
+
+    def started(self) -> None:
+        """The worker has its ends: close ours of them, but for the lifeline's, which is yet to be armed."""
+        self.close(*self.for_worker[1:])
+
+    def arm_lifeline(self, group: int) -> None:
+        """Nothing more will be written to it: its hang-up ends the group from now on."""
+        if self.lifeline_read in self._open:
+            with contextlib.suppress(OSError):  # The process has ended already.
+                arm(self.lifeline_read, group)
+            self.close(self.lifeline_read)
+
+    def close(self, *fds: int) -> None:
+        """Close these, those that are open."""
+        for fd in fds:
+            if fd in self._open:
+                self._open.discard(fd)
+                os.close(fd)
+
+    def close_all(self) -> None:
+        """Close whatever is open, and give the marks back."""
+        self.close(*tuple(self._open))
+        if self.marks is not None:
+            self.marks.close()
+
+
+def make_descriptors(*, marks: bool = True, report: str | None = None) -> Descriptors:
+    """Open the pipes of one worker; see :class:`Descriptors`.
+
+    Raises:
+        WorkerStartupError: There are too many open files.
+    """
+    try:
+        return Descriptors(marks=marks, report=report)
+    except OSError as exc:
+        raise WorkerStartupError(f"no pipes for a worker: {exc}", details={"reason": str(exc)}) from exc
