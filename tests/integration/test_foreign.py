@@ -16,6 +16,7 @@ import pytest
 
 import snakepit_trio as sp
 from tests.foreign.stubs import EXAMPLES, PROTOS, compile_protos, node_modules
+from tests.until import gone, until
 
 pytestmark = pytest.mark.anyio
 ODD = Path(__file__).parents[1] / "foreign" / "odd_worker.py"
@@ -48,12 +49,6 @@ def odd(stubs: Path) -> Callable[..., dict[str, Any]]:
 def pid(pool: sp.Pool) -> int:
     (worker,) = pool.workers()
     return worker.pid
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not condition():
-            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("transport", ["unix", "tcp"])
@@ -247,7 +242,7 @@ async def test_its_family_goes_with_it(odd: Callable[..., dict[str, Any]]) -> No
         with pytest.raises(sp.WorkerCrashed) as crash:
             await pool.execute("die")
         assert crash.value.details["exit_code"] == 3
-        await until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE)
+        await gone(child)
         assert await pool.execute("add", {"a": 1, "b": 1}) == 2
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ import psutil
 import pytest
 
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerSpec
+from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerProcess, WorkerSpec
 from snakepit_trio.launch.fork_server import _Template
 from snakepit_trio.launch.local import local_launcher
+from tests.until import gone
 
 pytestmark = pytest.mark.anyio
 
@@ -29,11 +32,19 @@ def spec(directory: Path, **options: Any) -> WorkerSpec:
     return WorkerSpec(worker_id="w1", run_id="r1", pool="p", token="hush-hush", **given)
 
 
+@asynccontextmanager
+async def started(launcher: Launcher, spec: WorkerSpec) -> AsyncIterator[WorkerProcess]:
+    process = await launcher.start(spec)
+    try:
+        yield process
+    finally:
+        await process.aclose()
+
+
 async def test_start_report_and_stop(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, env={"FOO": "bar"}))
-            try:
+            async with started(launcher, spec(tmp_path, env={"FOO": "bar"})) as process:
                 report = await process.report()
                 assert report.address.startswith("unix:")
                 assert report.pid == process.pid
@@ -49,100 +60,74 @@ async def test_start_report_and_stop(launcher: Launcher, tmp_path: Path) -> None
                 assert await process.wait() == ExitStatus(code=0)
                 assert await process.wait() == ExitStatus(code=0)
                 process.kill()
-            finally:
-                await process.aclose()
-                await process.aclose()
+            await process.aclose()
 
 
 async def test_how_it_ended(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
             for number in (signal.SIGKILL, signal.SIGSEGV):
-                process = await launcher.start(spec(tmp_path))
-                try:
+                async with started(launcher, spec(tmp_path)) as process:
                     await process.report()
                     os.kill(process.pid, number)
                     assert await process.wait() == ExitStatus(signal=number)
-                finally:
-                    await process.aclose()
 
 
 async def test_what_can_not_start_says_why(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.broken_setup"))
-            try:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.broken_setup")) as process:
                 report = await process.report()
                 assert report.code == "worker_startup"
                 assert report.message == "RuntimeError: no such device"
                 assert "broken_setup.py" in report.remote_traceback
                 assert (await process.wait()).code == 1
-            finally:
-                await process.aclose()
-            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.leaves_at_import"))
-            try:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.leaves_at_import")) as process:
                 assert (await process.report()).message == "SystemExit: 9"
-            finally:
-                await process.aclose()
 
 
 async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.has_children"))
-            try:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.has_children")) as process:
                 await process.report()
                 (child,) = psutil.Process(process.pid).children()
                 process.kill()
                 await process.wait()
-                with anyio.fail_after(5):
-                    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-                        await anyio.sleep(0.005)
-            finally:
-                await process.aclose()
+                await gone(child, within=5)
 
 
 async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: Launcher, tmp_path: Path) -> None:
     """Its host may be killed before it has seen the end, and then there is nobody left to do it."""
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.has_children"))
-            try:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.has_children")) as process:
                 await process.report()
                 (child,) = psutil.Process(process.pid).children()
                 os.kill(process.pid, signal.SIGTERM)
-                while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
-                    await anyio.sleep(0.005)
+                await gone(child)
                 assert not process.ended
                 assert await process.wait() == ExitStatus(code=0)
-            finally:
-                await process.aclose()
 
 
 async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: Launcher, tmp_path: Path) -> None:
     """What the kernel does needs nothing of the worker: a stopped one is gone, too."""
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, adapter="tests.adapters.hanging_setup"))
-            try:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.hanging_setup")) as process:
                 # Until it leads a group of its own, it is of its template's, and goes with that one's lifeline.
                 while os.getpgid(process.pid) != process.pid:
                     await anyio.sleep(0.001)
                 os.kill(process.pid, signal.SIGSTOP)
                 process._descriptors.close(process._descriptors.lifeline_write)  # type: ignore[attr-defined]
                 assert await process.wait() == ExitStatus(signal=signal.SIGKILL)
-            finally:
-                await process.aclose()
 
 
 async def test_a_boot_message_longer_than_a_pipe(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, own_env={"LONG": "x" * 300_000}))
-            try:
+            async with started(launcher, spec(tmp_path, own_env={"LONG": "x" * 300_000})) as process:
                 assert (await process.report()).address
-            finally:
-                await process.aclose()
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(launcher: Launcher, tmp_path: Path) -> None:
@@ -160,23 +145,17 @@ async def test_a_start_that_is_cancelled_leaves_nothing(launcher: Launcher, tmp_
                         scope.cancel()
 
                     nursery.start_soon(cancel_after)
-                    process = await launcher.start(spec(tmp_path))
-                    try:
+                    async with started(launcher, spec(tmp_path)) as process:
                         await process.report()
-                    finally:
-                        await process.aclose()
         assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def test_another_directory_and_one_that_is_not_there(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(30):
         async with launcher:
-            process = await launcher.start(spec(tmp_path, cwd=str(tmp_path)))
-            try:
+            async with started(launcher, spec(tmp_path, cwd=str(tmp_path))) as process:
                 await process.report()
                 assert psutil.Process(process.pid).cwd() == str(tmp_path)
-            finally:
-                await process.aclose()
             with pytest.raises(WorkerStartupError):
                 await launcher.start(spec(tmp_path, cwd=str(tmp_path / "none")))
 
@@ -185,12 +164,9 @@ async def test_an_adapter_with_threads_at_import_is_spawned(tmp_path: Path, capl
     with anyio.fail_after(30):
         async with local_launcher("fork_server") as launcher:
             for _ in range(2):
-                process = await launcher.start(spec(tmp_path, adapter="tests.adapters.threads_at_import"))
-                try:
+                async with started(launcher, spec(tmp_path, adapter="tests.adapters.threads_at_import")) as process:
                     assert (await process.report()).address
                     assert psutil.Process(process.pid).ppid() == os.getpid()
-                finally:
-                    await process.aclose()
     assert [r.levelname for r in caplog.records if r.name == "snakepit_trio.launch"] == ["WARNING"]
 
 

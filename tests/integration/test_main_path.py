@@ -13,6 +13,7 @@ import anyio.lowlevel
 import pytest
 
 import snakepit_trio as sp
+from tests.until import appears
 
 pytestmark = pytest.mark.anyio
 
@@ -23,12 +24,6 @@ ASYNC = "tests.adapters.asynchronous"
 def conserved(stats: sp.PoolStats) -> bool:
     ended = stats.completed + stats.failed + stats.cancelled + stats.timed_out
     return stats.accepted == ended + stats.in_flight + stats.queued
-
-
-async def until_file(path: Path) -> None:
-    """Wait for a worker to make a file; bounded by the test's own scope."""
-    while not path.exists():
-        await anyio.sleep(0.001)
 
 
 async def test_a_result_and_what_the_context_says() -> None:
@@ -200,9 +195,9 @@ async def test_cancel_reaches_a_sync_tool(tmp_path: Path) -> None:
             (before,) = pool.workers()
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(pool.execute, "wait_for_cancel", {"marker": str(marker)})
-                await until_file(marker)
+                await appears(marker)
                 nursery.cancel_scope.cancel()
-            await until_file(tmp_path / "started.cancelled")
+            await appears(tmp_path / "started.cancelled")
             assert await pool.execute("add", {"a": 1, "b": 1}) == 2
             (after,) = pool.workers()
             assert after.pid == before.pid
@@ -219,9 +214,9 @@ async def test_cancel_reaches_an_async_tool(backend: str, tmp_path: Path) -> Non
             assert await pool.execute("which") == backend
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(pool.execute, "wait", {"marker": str(marker)})
-                await until_file(marker)
+                await appears(marker)
                 nursery.cancel_scope.cancel()
-            await until_file(tmp_path / "started.cancelled")
+            await appears(tmp_path / "started.cancelled")
             assert await pool.execute("sync_add", {"a": 1, "b": 1}) == 2
             assert pool.stats().restarts == 0
 
@@ -265,7 +260,7 @@ async def test_the_queue_is_bounded_in_number_and_time(tmp_path: Path) -> None:
         async with sp.open_pool(BASIC, size=1, max_queue=1, queue_timeout=0.2) as pool:
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(pool.execute, "wait_for_cancel", {"marker": str(marker)})
-                await until_file(marker)
+                await appears(marker)
 
                 async def waits() -> None:
                     with pytest.raises(sp.QueueTimeout):
@@ -391,7 +386,7 @@ async def test_a_cancelled_body_leaves_nothing(tmp_path: Path) -> None:
             async with sp.open_pool(BASIC, size=2) as pool, anyio.create_task_group() as nursery:
                 nursery.start_soon(pool.execute, "sleep", {"seconds": 60})
                 nursery.start_soon(pool.execute, "wait_for_cancel", {"marker": str(marker)})
-                await until_file(marker)
+                await appears(marker)
                 scope.cancel()
         assert scope.cancelled_caught
 

@@ -10,22 +10,11 @@ import anyio.lowlevel
 import pytest
 
 import snakepit_trio as sp
+from tests.until import running, until
 
 pytestmark = pytest.mark.anyio
 
 ADAPTER = "tests.adapters.lines"
-
-
-async def until(condition: object) -> None:
-    with anyio.fail_after(20):
-        while not condition():  # type: ignore[operator]
-            await anyio.sleep(0.005)
-
-
-async def running(pool: sp.Pool) -> None:
-    """Wait until a call has gone to a worker, and no longer."""
-    while not pool.stats().in_flight:
-        await anyio.lowlevel.checkpoint()
 
 
 async def warm(pool: sp.Pool, tool: str = "work") -> None:

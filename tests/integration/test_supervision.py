@@ -15,16 +15,12 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
+from tests.until import until
 
 pytestmark = pytest.mark.anyio
 
 UNRULY = "tests.adapters.unruly"
 ROOT = Path(__file__).resolve().parents[2]
-
-
-async def until(condition: Any) -> None:
-    while not condition():
-        await anyio.sleep(0.005)
 
 
 async def test_a_frozen_worker_is_found_and_replaced() -> None:

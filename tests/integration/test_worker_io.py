@@ -17,6 +17,7 @@ from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.wire import codec, frames
 from tests.integration.test_wires import SERVICE, Exchange, connected, worker
+from tests.until import appears
 
 pytestmark = pytest.mark.anyio
 
@@ -84,11 +85,6 @@ async def driver(tmp_path: Path, backend: str, adapter: str = SHORT, **options: 
             connected(backend, backend, address) as connection,
         ):
             yield Driver(connection)
-
-
-async def appears(path: Path) -> None:
-    while not path.exists():
-        await anyio.sleep(0.001)
 
 
 async def test_all_is_served_while_a_tool_is_busy(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:
