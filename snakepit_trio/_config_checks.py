@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -58,7 +59,8 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in typing.get_args(hint))
     if hint is float:
-        return type(value) in (int, float) and not math.isnan(value)  # type: ignore[arg-type]
+        # An int that no float can hold would overflow wherever it is added to a time.
+        return type(value) in (int, float) and (abs(value) <= sys.float_info.max or value == math.inf)  # type: ignore[arg-type]
     if hint in (int, str, bool):
         return type(value) is hint
     if origin is tuple or (origin is not None and issubclass(origin, Sequence)):

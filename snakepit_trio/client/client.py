@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import anyio
 
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, InvalidParameter, SnakepitError
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
@@ -20,7 +21,7 @@ from .host_tools import serve_tools
 from .link import Link, client_tls
 from .session import RemoteSession
 from .streams import RemoteChunks, RemoteResults
-from .values import check_params, check_timeout, pack, unpack
+from .values import check_params, pack, unpack
 
 __all__ = ["Client", "connect"]
 
@@ -105,6 +106,7 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Any:
+        timeout = timeout if isinstance(timeout, _Unset) else check_timeout(timeout)
         request = self._request(tool, params, session_id, timeout, priority, metadata)
         request.idempotent = idempotent
         answer = await self._link.unary(
@@ -125,8 +127,6 @@ class Client:
         priority: int,
         metadata: Mapping[str, str] | None,
     ) -> v1.ExecuteToolRequest:
-        if not isinstance(timeout, _Unset):
-            check_timeout(timeout)
         if type(priority) is not int:
             raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
         return v1.ExecuteToolRequest(
@@ -166,6 +166,7 @@ class Client:
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RemoteChunks]:
+        timeout = timeout if isinstance(timeout, _Unset) else check_timeout(timeout)
         request = self._request(tool, params, session_id, timeout, priority, metadata)
         limit = None if isinstance(timeout, _Unset) else timeout
         chunks = RemoteChunks(limit, self._limit)

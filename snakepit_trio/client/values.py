@@ -10,7 +10,7 @@ from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 
-__all__ = ["check_params", "check_timeout", "pack", "unpack"]
+__all__ = ["check_params", "pack", "unpack"]
 
 
 def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
@@ -53,15 +53,3 @@ def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
             details={"path": "params"},
         )
     return dict(params)
-
-
-def check_timeout(timeout: Any) -> None:
-    """Refuse what is no number of seconds.
-
-    Raises:
-        InvalidParameter: It is not.
-    """
-    if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-        raise InvalidParameter(
-            f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
-        )

@@ -19,6 +19,8 @@ __all__ = ["GRAIN", "DeadlineWheel", "Expiring"]
 #: Seconds. An entry expires at its deadline or at most this much later, never earlier.
 GRAIN = 0.001
 _PER_SECOND = 1000
+#: Later than any clock will ever show, infinity included, in seconds.
+_NEVER = 1e12
 
 
 class Expiring(Protocol):
@@ -46,8 +48,8 @@ class DeadlineWheel(Generic[E]):
         return f"<DeadlineWheel {self._size} entries in {len(self._buckets)} buckets>"
 
     def add(self, entry: E, deadline: float) -> None:
-        """Put an entry in, which is not in yet. One that never expires (infinity) is not kept."""
-        if deadline == math.inf:
+        """Put an entry in, which is not in yet. One that never expires is not kept."""
+        if deadline >= _NEVER:
             entry.deadline_node = None
             return
         key = int(deadline * _PER_SECOND) + 1

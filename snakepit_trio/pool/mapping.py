@@ -82,6 +82,7 @@ class MapResults:
 
         Raises:
             SnakepitError: What that input's call raised, unless errors are returned.
+            anyio.BusyResourceError: Another task waits for it already.
         """
         await self._loop.check()
         while True:
@@ -92,6 +93,8 @@ class MapResults:
                 return self._deliver(found)
             if not self._under_way and self._exhausted:
                 raise StopAsyncIteration
+            if self._consumer is not None:
+                raise anyio.BusyResourceError("taking results from")
             self._consumer = self._loop.waiter()
             try:
                 await self._consumer.wait()

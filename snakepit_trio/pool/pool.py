@@ -17,6 +17,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import (
     InvalidParameter,
@@ -41,7 +42,7 @@ from .session import OnLost, Session, open_session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
-from .submission import STREAM_WINDOW, UNSET, Submission, Unset, check_metadata, is_time, wrong_kind
+from .submission import STREAM_WINDOW, UNSET, Submission, Unset, check_metadata, wrong_kind
 from .watch import RequestWatch
 
 if TYPE_CHECKING:
@@ -143,7 +144,8 @@ class Pool(Operations):
         Args:
             tool: The tool's name.
             params: Its arguments by name.
-            timeout: Seconds for the whole of it, waiting included; None for no limit. The caller's own scope counts too.
+            timeout: Seconds for the whole of it, waiting included; None for no limit, and 0 is spent at once. The caller's own
+                scope counts too.
             priority: Greater goes first.
             metadata: Text that the tool finds in ``ctx.metadata``.
             idempotent: The call may run again when a worker dies under it; None means what the tool says of itself.
@@ -177,8 +179,8 @@ class Pool(Operations):
         await self._loop.check()
         if self._guard is not None and not guarded:
             spec = self._roster.tools.get(tool)
-            limit = self.config.timeout if isinstance(timeout, Unset) else timeout
-            if spec is not None and (limit is None or is_time(limit)):
+            if spec is not None:
+                limit = self.config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
                 return await self._guard.execute(
                     lambda left: self._execute(
                         tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
@@ -256,11 +258,11 @@ class Pool(Operations):
         session: Session | None = None,
         binding: Binding | None = None,
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        limit = self.config.stream_timeout if isinstance(timeout, Unset) else timeout
+        limit = self.config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         make = functools.partial(
             self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
         )
-        if self._guard is not None and tool in self._roster.tools and (limit is None or is_time(limit)):
+        if self._guard is not None and tool in self._roster.tools:
             return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
         return make(timeout=limit)
 

@@ -44,6 +44,7 @@ class ChunkStream:
         self._taken = 0
         self._in_a_row = 0
         self._left = False
+        self._reading = False
         self._loop = loop
         self._consumer: Waiter | None = None
         self.released: anyio.Event = anyio.Event()
@@ -71,20 +72,30 @@ class ChunkStream:
         return self
 
     async def __anext__(self) -> Any:
-        """Wait for the next chunk. A cancellation loses none."""
+        """Wait for the next chunk. A cancellation loses none.
+
+        Raises:
+            anyio.BusyResourceError: Another task waits for it already.
+        """
         request = self.request
         assert request is not None
-        if not self._chunks:
-            await self._arrival(request)
-            self._in_a_row = 0
-        if request.outcome is Outcome.EXPIRED and request.error is not None:
-            raise request.error
-        self._in_a_row += 1
-        if self._in_a_row >= _IN_A_ROW:
-            self._in_a_row = 0
-            await anyio.lowlevel.checkpoint()
-        else:
-            await self._loop.check()
+        if self._reading:
+            raise anyio.BusyResourceError("reading from")
+        self._reading = True
+        try:
+            if not self._chunks:
+                await self._arrival(request)
+                self._in_a_row = 0
+            if request.outcome is Outcome.EXPIRED and request.error is not None:
+                raise request.error
+            self._in_a_row += 1
+            if self._in_a_row >= _IN_A_ROW:
+                self._in_a_row = 0
+                await anyio.lowlevel.checkpoint()
+            else:
+                await self._loop.check()
+        finally:
+            self._reading = False
         chunk = self._chunks.popleft()
         self._taken += 1
         if self._taken * 2 >= self._window and request.phase is Phase.RUNNING:

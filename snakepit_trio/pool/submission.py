@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeGuard
+from typing import TYPE_CHECKING, Any, Final
 
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import InvalidParameter, StreamingUnsupported, ToolNotFound
 from snakepit_trio.tools.waits import CHAIN, check_depth
 from snakepit_trio.wire import codec
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from .roster import Roster
     from .streams import ChunkStream
 
-__all__ = ["STREAM_WINDOW", "UNSET", "Submission", "Unset", "check_metadata", "is_time", "wrong_kind"]
+__all__ = ["STREAM_WINDOW", "UNSET", "Submission", "Unset", "check_metadata", "wrong_kind"]
 
 #: How many chunks of one stream may be under way or wait for the consumer.
 STREAM_WINDOW = 64
@@ -110,12 +111,7 @@ class Submission:
         payload = codec.encode(
             params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._roster.encoding
         )
-        if timeout is UNSET:
-            timeout = config.timeout
-        elif timeout is not None and not is_time(timeout):
-            raise InvalidParameter(
-                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
-            )
+        timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         if idempotent is not None and type(idempotent) is not bool:
             raise InvalidParameter(
                 f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
@@ -189,11 +185,6 @@ class Submission:
         )
 
 
-def is_time(timeout: object) -> TypeGuard[float]:
-    """Whether it can be a limit in seconds."""
-    return isinstance(timeout, int | float) and not isinstance(timeout, bool) and timeout > 0
-
-
 def _chain() -> tuple[Any, ...]:
     """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
     chain = CHAIN.get()
@@ -216,8 +207,10 @@ def check_metadata(metadata: Mapping[str, str]) -> None:
     size = 0
     for key, value in metadata.items():
         if not isinstance(key, str) or not isinstance(value, str):
+            what = "a key" if not isinstance(key, str) else "a value"
             raise InvalidParameter(
-                f"metadata[{key!r}] must be text, not {type(value).__name__}", details={"path": f"metadata[{key!r}]"}
+                f"metadata[{key!r}]: {what} must be text, not {type(value if what == 'a value' else key).__name__}",
+                details={"path": f"metadata[{key!r}]"},
             )
         size += len(key) + len(value)
     if len(metadata) > METADATA_ENTRIES or size > METADATA_SIZE:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import attrs
 
+from snakepit_trio._timeouts import NEVER
 from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound
 
 __all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "check_ttl", "over_quota", "session_not_found"]
@@ -85,13 +85,13 @@ def check_ttl(value: object) -> float | None:
     Raises:
         InvalidParameter: It is neither None nor a positive number.
     """
-    if value is None or value == math.inf:
+    if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         raise InvalidParameter(
             f"ttl must be a positive number of seconds or None, not {value!r}", details={"path": "ttl"}
         )
-    return float(value)
+    return float(value) if value < NEVER else None
 
 
 def check_name(value: object, what: str) -> str:

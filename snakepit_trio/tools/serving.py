@@ -222,7 +222,9 @@ class HostToolServer:
                 with run.scope:
                     run.scope.deadline = deadline
                     reply.payload = await self._run(run)
-            except (Exception, SystemExit, GeneratorExit) as exc:
+            except BaseException as exc:
+                if isinstance(exc, KeyboardInterrupt) or anyio.current_effective_deadline() == -math.inf:
+                    raise  # Ours, not the tool's: a Ctrl-C, or the end of the pool.
                 # Outside of the scope: what a tool's own nursery raises while it is cancelled is an error as well.
                 reply.error = failures.describe_exception(exc, redact=self._redact)
             else:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import InvalidParameter, RequestTimeout, WouldDeadlock
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
@@ -65,6 +66,7 @@ class HostCalls:
         """Call the host and wait on the event loop."""
         import anyio
 
+        timeout = check_timeout(timeout)
         answered = anyio.Event()
         run_soon = self._portal()
         id, pending = self._begin(call, name, params, timeout, lambda: run_soon(answered.set))
@@ -83,6 +85,7 @@ class HostCalls:
                 "would bring the answer",
                 details={"tool": name},
             )
+        timeout = check_timeout(timeout)
         answered = threading.Event()
         id, pending = self._begin(call, name, params, timeout, answered.set)
         try:
@@ -103,10 +106,6 @@ class HostCalls:
     ) -> tuple[int, _Pending]:
         if not isinstance(name, str):
             raise InvalidParameter(f"a host tool's name is text, not {name!r}", details={"path": "name"})
-        if timeout is not None and not (isinstance(timeout, int | float) and timeout > 0):
-            raise InvalidParameter(
-                f"timeout must be a positive number of seconds or None, not {timeout!r}", details={"path": "timeout"}
-            )
         if params is not None and not isinstance(params, Mapping):
             raise InvalidParameter(
                 f"params must be a mapping of argument names to values, not {type(params).__name__}",

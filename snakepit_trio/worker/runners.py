@@ -9,6 +9,7 @@ same adapter run in threads. Threads are joined at the end; a tool that can't be
 from __future__ import annotations
 
 import inspect
+import math
 import threading
 import time
 from collections import deque
@@ -73,7 +74,8 @@ def run_sync(call: Call) -> None:
             _run_generator(call, iter(call.tool.function(*positional, **keywords)))
         else:
             call.finish(call.tool.function(*positional, **keywords))
-    except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit) as exc:
+    except BaseException as exc:
+        # Whatever it is, it is the tool's: the worker handles its signals itself, and its caller waits for an answer.
         call.fail(exc)
     finally:
         call.leave()
@@ -325,7 +327,10 @@ class LoopRunner:
                     result = await call.tool.function(*positional, **keywords)
                 else:
                     await self._run_generator(call, call.tool.function(*positional, **keywords), room)
-        except (Exception, SystemExit, KeyboardInterrupt) as exc:
+        except BaseException as exc:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise  # The loop itself is being torn down.
+            # Anything else is the tool's, even what looks like a cancellation: a task that it has awaited was cancelled.
             call.fail(exc)
             return
         if scope.cancelled_caught:

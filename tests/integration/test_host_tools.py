@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import decimal
 import math
@@ -89,11 +90,14 @@ async def test_errors_are_typed_on_both_sides() -> None:
     def leave() -> None:
         raise SystemExit(3)
 
+    async def give_up() -> None:
+        raise asyncio.CancelledError("a task that it waited for was cancelled")
+
     async def unencodable() -> object:
         return object()
 
     async with opened(default=1, other=1) as runtime:
-        runtime.tools.register_many({"refuse": refuse, "leave": leave, "unencodable": unencodable})
+        runtime.tools.register_many({"refuse": refuse, "leave": leave, "give_up": give_up, "unencodable": unencodable})
         runtime.expose("other", "fail")
         pool = runtime.pool()
 
@@ -108,6 +112,8 @@ async def test_errors_are_typed_on_both_sides() -> None:
         assert await caught("unencodable") == "InvalidPayload: result"
         with pytest.raises(sp.remote(SystemExit)):
             await pool.execute("ask", {"name": "leave", "params": {}})
+        with pytest.raises(sp.remote(asyncio.CancelledError)):
+            await pool.execute("ask", {"name": "give_up", "params": {}}, timeout=20)
         # It goes through the worker, and is what it was.
         with pytest.raises(sp.remote(ValueError)) as raised:
             await pool.execute("ask_sync", {"name": "refuse", "params": {"value": 7}})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ ASYNC = "tests.adapters.asynchronous"
 BASIC = "tests.adapters.basic"
 MORTAL = "tests.adapters.mortal"
 NESTED = "tests.adapters.nested"
+RAISING = "tests.adapters.raising"
 
 
 async def test_how_a_worker_died_and_its_last_words() -> None:
@@ -49,7 +52,15 @@ async def test_how_a_worker_died_and_its_last_words() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"idempotent": "yes"}, {"timeout": True}, {"timeout": float("nan")}, {"priority": 1.0}]
+    "given",
+    [
+        {"idempotent": "yes"},
+        {"timeout": True},
+        {"timeout": float("nan")},
+        {"timeout": -0.1},
+        {"timeout": "5"},
+        {"priority": 1.0},
+    ],
 )
 async def test_what_a_request_is_told_is_checked(given: dict[str, Any]) -> None:
     with anyio.fail_after(30):
@@ -58,6 +69,78 @@ async def test_what_a_request_is_told_is_checked(given: dict[str, Any]) -> None:
                 await pool.execute("variable", {"name": "X"}, **given)
             assert caught.value.details["path"] == next(iter(given))
             assert pool.stats().accepted == 0
+
+
+async def test_a_time_that_is_spent_already_and_times_that_never_end() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(BASIC, size=1, timeout=1e308, stream_timeout=10**300, queue_timeout=1e308) as pool:
+            with pytest.raises(sp.RequestTimeout) as caught:
+                await pool.execute("add", {"a": 1, "b": 2}, timeout=0)
+            assert caught.value.details["phase"] == "queued"
+            with pytest.raises(sp.RequestTimeout):
+                async with pool.stream("count", {"n": 3}, timeout=0):
+                    pass
+            async with pool.map("add", [{"a": 1, "b": 2}], timeout=0, return_errors=True) as results:
+                assert isinstance(await anext(results), sp.RequestTimeout)
+            for timeout in (None, 10**400, 1e308, float("inf")):
+                assert await pool.execute("add", {"a": 1, "b": 2}, timeout=timeout) == 3
+                async with pool.stream("count", {"n": 3}, timeout=timeout) as chunks:
+                    assert [chunk async for chunk in chunks] == [0, 1, 2]
+                async with pool.session(ttl=timeout) as session:
+                    assert session.ttl is None
+            assert await pool.execute("add", {"a": 1, "b": 2}) == 3
+            assert pool.stats().restarts == 0
+
+
+async def test_a_second_reader_is_told_so() -> None:
+    with anyio.fail_after(30):
+        async with sp.open_pool(ASYNC, size=1) as pool, pool.stream("naps") as chunks:
+            assert [await anext(chunks), await anext(chunks)] == [1, 2]
+            await _second(chunks)
+        async with sp.open_pool(BASIC, size=1) as pool, pool.map("sleep", [{"seconds": 60.0}]) as results:
+            await _second(results)
+
+
+async def _second(iterator: AsyncIterator[Any]) -> None:
+    async with anyio.create_task_group() as nursery:
+        nursery.start_soon(anext, iterator)
+        await anyio.wait_all_tasks_blocked()
+        with pytest.raises(anyio.BusyResourceError):
+            await anext(iterator)
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("adapter", "tools", "options"),
+    [
+        (RAISING, ["plain", "chunks"], {}),
+        (RAISING, ["plain", "chunks"], {"threads": 2}),
+        (f"{RAISING}:Looping", ["plain", "later", "chunks"], {"worker_backend": "trio"}),
+        (f"{RAISING}:Looping", ["plain", "later", "chunks"], {"worker_backend": "asyncio"}),
+    ],
+)
+async def test_whatever_a_tool_raises_is_its_answer(adapter: str, tools: list[str], options: dict[str, Any]) -> None:
+    kinds = {
+        "Base": "tests.adapters.raising.Base",
+        "CancelledError": asyncio.CancelledError,
+        "GeneratorExit": GeneratorExit,
+        "KeyboardInterrupt": KeyboardInterrupt,
+        "SystemExit": SystemExit,
+    }
+    with anyio.fail_after(60):
+        async with sp.open_pool(adapter, size=1, timeout=10, **options) as pool:
+            for tool in tools:
+                for name, kind in kinds.items():
+                    with pytest.raises(sp.remote(kind)) as caught:  # type: ignore[arg-type]
+                        if tool == "chunks":
+                            async with pool.stream(tool, {"kind": name}) as chunks:
+                                async for _chunk in chunks:
+                                    pass
+                        else:
+                            await pool.execute(tool, {"kind": name})
+                    assert caught.value.remote_message == "as asked"
+            assert await pool.execute("fine") == "fine"
+            assert pool.stats().restarts == 0
 
 
 async def test_a_worker_that_says_why_it_can_not_start_was_not_killed_by_a_signal() -> None:
