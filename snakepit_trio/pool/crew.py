@@ -157,7 +157,7 @@ class Crew:
     async def resize(self, size: int) -> None:
         """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
 
-        Surplus workers finish the calls that they hold, within ``stop_grace``.
+        Surplus workers finish the calls that they hold, within ``stop_grace``. A cancellation ends the wait; the new size stays.
 
         Raises:
             InvalidParameter: The size is not a positive int.
@@ -166,11 +166,10 @@ class Crew:
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
             raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
         self.check_open()
-        surplus = self.slots[size:]
+        surplus = self._surplus(size, self.slots)
         grows = self._set_size(size, surplus, "resize")
-        async with anyio.create_task_group() as nursery:
-            for slot in surplus:
-                nursery.start_soon(self._retire, slot)
+        while any(slot in self._retiring for slot in surplus):
+            await self._settled.wait()
         if grows:
             # Another resize or the autoscaler may want fewer by now: those that are not meant to be are not waited for.
             await self._until_ready(lambda: min(size, self.size) - self.roster.cordoned)
@@ -180,30 +179,34 @@ class Crew:
 
         The new size is what could be done of it.
         """
-        assert self._nursery is not None
-        idle = [slot for slot in reversed(self.slots) if self._is_idle(slot, keep)]
-        surplus = idle[: max(0, len(self.slots) - size)]
+        surplus = self._surplus(size, [slot for slot in self.slots if self._is_idle(slot, keep)])
         size = max(size, len(self.slots) - len(surplus))
         if size == self.size:
             return
-        for slot in surplus:
-            if slot.current in self.roster.seats:
-                # At once: a call that came before the slot's task has run would find a worker that is to stop.
-                self._ledger.cordon(self.roster.seats[slot.current])
         self._set_size(size, surplus, "load")
-        for slot in surplus:
-            self._nursery.start_soon(self._retire, slot)
+
+    def _surplus(self, size: int, candidates: list[Slot]) -> list[Slot]:
+        """Those of the candidates that go when so many slots are to stay: the failed ones first, then the last ones."""
+        first_to_stay = sorted(candidates, key=lambda slot: slot.failed)
+        return first_to_stay[::-1][: max(0, len(self.slots) - size)]
 
     def _is_idle(self, slot: Slot, keep: Container[Seats]) -> bool:
         seats = None if slot.current is None else self.roster.seats.get(slot.current)
         return slot.failed or (seats is not None and not seats.load and seats not in keep)
 
+    @protected
     def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
-        """Write a new size down, and fill what is missing. Returns whether anything was."""
+        """Write a new size down, send the surplus away, and fill what is missing. Returns whether anything was."""
+        assert self._nursery is not None
         self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name, reason=reason)
         self.slots[:] = [slot for slot in self.slots if slot not in surplus]
         self._retiring += surplus
         self.size = size
+        for slot in surplus:
+            if slot.current in self.roster.seats:
+                # At once: a call that came before the slot's task has run would find a worker that is to stop.
+                self._ledger.cordon(self.roster.seats[slot.current])
+            self._nursery.start_soon(self._retire, slot)
         self._settled.ring()
         return bool([self._add_slot(self.slots) for _ in range(size - len(self.slots))])
 
@@ -225,15 +228,21 @@ class Crew:
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
 
+        A cancellation leaves the worker whose turn it is to be replaced, and those after it as they are.
+
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
+            PoolClosed: The pool is closing or closed.
         """
         self.check_open()
-        for slot in list(self.slots):
-            if slot.current is None:
+        for slot, old in [(slot, slot.current) for slot in self.slots]:
+            if old is None or slot.current is not old or slot not in self.slots:
                 continue
-            self._recycles(slot.current, "rolling_restart")
-            if not await slot.replace("rolling restart") and slot in self.slots:
+            self._recycles(old, "rolling_restart")
+            replaced = await slot.replace("rolling restart")
+            self.check_open()
+            # One that has ended meanwhile, or that somebody else replaces, is as good as replaced.
+            if not replaced and slot in self.slots and slot.current is old and not slot.expecting:
                 raise self._startup_error()
 
     async def recycle(self, worker_id: str) -> bool:
@@ -290,9 +299,12 @@ class Crew:
 
     @protected
     async def _retire(self, slot: Slot) -> None:
-        await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
-        if slot in self._retiring:
-            self._retiring.remove(slot)
+        try:
+            await slot.retire(0.0 if self._ledger.closed is not None else self.config.stop_grace)
+        finally:
+            if slot in self._retiring:
+                self._retiring.remove(slot)
+            self._settled.ring()
 
     def _tried(self, slot: Slot) -> bool:
         worker = slot.current

@@ -53,6 +53,16 @@ class SlotHost(Protocol):
         """The slot has got a ready worker, or its attempt has failed, or it has failed altogether."""
 
 
+class _Change:
+    """A new worker that is to take the place of an old one."""
+
+    def __init__(self, old: Worker, new: Worker) -> None:
+        self.old = old
+        self.new = new
+        self.done = False
+        self.over = anyio.Event()
+
+
 class Slot:
     """One place in the pool.
 
@@ -141,32 +151,26 @@ class Slot:
             clean = await worker.stop(grace) and clean
         return clean
 
+    @protected
     async def replace(self, reason: str) -> bool:
         """Put a new worker in place of the current one: ready first, then the old one drains and stops.
 
         Returns whether that happened; False when the new one could not start (the old one goes on), or when there is
-        nothing to replace. At most ``surge`` replacements run in the pool at a time; others wait their turn.
+        nothing to replace any more. At most ``surge`` replacements run in the pool at a time; others wait their turn. A
+        cancellation before its turn leaves all as it was; a later one leaves the replacement to be carried out.
         """
-        async with self._surge:
-            old = self.current
-            if self._retiring or self._successor is not None or old is None or old.state.over:
-                return False
-            new = self._successor = self._begin()
-            await _first(new.ready, new.ended)
-            self._adopt(new)
-            if self.current is not new:
-                self._write_down(new)
-                _log.warning(
-                    "pool %s, slot %d: no replacement (%s): %s",
-                    new.pool,
-                    self.index,
-                    reason,
-                    self.reason,
-                    extra={"pool": new.pool, "slot": self.index},
-                )
-                return False
-            await old.stop(self._settings.stop_grace)
-            return True
+        old = self.current
+        await self._surge.acquire()
+        if old is None or old is not self.current or old.state.over or self._retiring or self._successor is not None:
+            self._surge.release()
+            return False
+        assert self._nursery is not None
+        change = _Change(old, self._begin())
+        self._successor = change.new
+        # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
+        self._nursery.start_soon(self._carry_out, change, reason)
+        await change.over.wait()
+        return change.done
 
     def give(self) -> Worker | None:
         """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
@@ -241,6 +245,29 @@ class Slot:
         finally:
             self._alive.pop(worker, None)
             self._change()
+
+    @protected
+    async def _carry_out(self, change: _Change, reason: str) -> None:
+        new = change.new
+        try:
+            await _first(new.ready, new.ended)
+            self._adopt(new)
+            if self.current is new:
+                await change.old.stop(self._settings.stop_grace)
+                change.done = True
+                return
+            self._write_down(new)
+            _log.warning(
+                "pool %s, slot %d: no replacement (%s): %s",
+                new.pool,
+                self.index,
+                reason,
+                self.reason,
+                extra={"pool": new.pool, "slot": self.index},
+            )
+        finally:
+            self._surge.release()
+            change.over.set()
 
     def _adopt(self, worker: Worker) -> None:
         """Settle what a successor has come to: it serves now, or it is of no use. Idempotent."""

@@ -131,6 +131,8 @@ async def _session(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
 async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
     workers = [info.id for info in pool.workers() if info.state in ("ready", "busy")]
     chosen = workers[caller.number % len(workers)] if workers else "none"
+    assert simulation.invariants is not None
+    cordoned = simulation.invariants.cordoned
     match caller.tool:
         case "resize":
             await pool.resize(1 + caller.number % 5)
@@ -139,15 +141,19 @@ async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
         case "rolling_restart":
             await pool.rolling_restart()
         case "cordon":
+            cordoned.add(chosen)
             pool.cordon(chosen)
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.05)
+            cordoned.discard(chosen)
             pool.cordon(chosen, cordoned=False)
         case "drain":
+            cordoned.add(chosen)
             try:
                 with anyio.move_on_after(0.3):
                     await pool.drain(chosen)
             finally:
+                cordoned.discard(chosen)
                 pool.cordon(chosen, cordoned=False)
         case "kill":
             pool.kill_worker(chosen)

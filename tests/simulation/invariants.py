@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
 import snakepit_trio as sp
 from snakepit_trio.pool.request import Outcome, Phase, Request
+from snakepit_trio.workers.slot import Slot
+from snakepit_trio.workers.states import WorkerState
 
 __all__ = ["Invariants"]
 
+_UP = frozenset({WorkerState.READY, WorkerState.BUSY})
 _FINAL = frozenset(outcome.value for outcome in Outcome)
 #: Seconds. Deadlines are kept in ticks of a millisecond, and never pass early.
 _TICK = 0.001 + 1e-6
@@ -21,6 +25,7 @@ class Invariants:
     Attributes:
         requests: Every request that the ledger has heard of, by id.
         ended: How often each has ended.
+        cordoned: Ids of the workers that somebody wants to get no calls.
     """
 
     def __init__(self, pool: sp.Pool, note: Any) -> None:
@@ -28,6 +33,9 @@ class Invariants:
         self.requests: dict[int, Request] = {}
         self.open: dict[int, Request] = {}
         self.ended: Counter[int] = Counter()
+        self.cordoned: set[str] = set()
+        self._vacant: dict[Slot, float] = {}
+        self._stranded = math.inf
         self._note = note
         self._told = pool._ledger._observe
         pool._ledger._observe = self._hear
@@ -77,11 +85,47 @@ class Invariants:
         assert ledger._places.waiting == sum(
             request.phase is Phase.QUEUED for seats in ledger._all for request in seats.ahead.values()
         ), "the lines are miscounted"
-        if not ledger.closed:
-            assert len(crew.slots) == crew.size, "slots and size differ"
         workers = [worker for slot in [*crew.slots, *crew._retiring, *crew._spares] for worker in slot._alive]
         assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
         assert all(worker in workers for worker in pool._roster.seats), "a worker takes calls and is in no slot"
+        if not ledger.closed:
+            self._every_place_is_kept(now)
+            self._nobody_is_stranded(now)
+
+    def _every_place_is_kept(self, now: float) -> None:
+        """Idle + busy + starting + stopping = size: each slot has a worker, or knows when it will have one."""
+        crew, seats_of = self.pool._crew, self.pool._roster.seats
+        assert len(crew.slots) == crew.size, "slots and size differ"
+        assert len(crew._spares) == crew.config.spares, "a spare is missing"
+        vacant = {slot for slot in [*crew.slots, *crew._spares] if not slot._alive}
+        self._vacant = {slot: self._vacant.get(slot, now) for slot in vacant}
+        for slot, since in self._vacant.items():
+            # In the very moment in which its worker has ended, its task has yet to run.
+            next_attempt = since if slot.next_attempt is None else max(since, slot.next_attempt)
+            assert next_attempt >= now, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
+        alive = sum(len(slot._alive) for slot in crew.slots)
+        assert alive <= crew.size + crew.config.surge, f"{alive} workers, which is more than surge allows"
+        for slot in [*crew.slots, *crew._retiring]:
+            for worker in slot._alive:
+                if worker.state in _UP and not worker.tainted:
+                    assert worker in seats_of, f"{worker!r} is up and gets no calls"
+                    held_back = worker.id in self.cordoned or slot in crew._retiring
+                    assert seats_of[worker].open or held_back, f"{worker!r} is up and cordoned by nobody"
+
+    def _nobody_is_stranded(self, now: float) -> None:
+        """Whoever waits, waits for a worker that is there or to come."""
+        ledger, crew, roster = self.pool._ledger, self.pool._crew, self.pool._roster
+        hope = crew.expecting or roster.ready or roster.cordoned
+        stranded = False
+        for request in ledger._queue:
+            if request.pin is not None:
+                assert request.pin in ledger._all, f"{request!r} waits for a worker that is gone"
+                assert not request.pin.over, f"{request!r} waits for a worker that takes no more calls"
+            else:
+                stranded = stranded or not hope
+        # An idle pool without workers wakes up in the moment in which somebody comes.
+        self._stranded = min(self._stranded, now) if stranded else math.inf
+        assert self._stranded >= now, "requests wait, and no worker is there or to come"
 
     def at_rest(self) -> None:
         """Raise AssertionError unless every request has ended once and every table is empty."""

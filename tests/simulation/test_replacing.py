@@ -1,0 +1,120 @@
+"""What is asked of a pool's workers is done to its end, also when whoever asked has left."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+import trio
+
+import snakepit_trio as sp
+from tests.simulation.scripted import World
+from tests.simulation.test_scaling import simulate
+
+
+def slots(pool: sp.Pool) -> list[tuple[int, int]]:
+    return sorted((info.slot, info.incarnation) for info in pool.workers())
+
+
+def world_of(pool: sp.Pool) -> World:
+    assert isinstance(pool._parts.launcher, World)
+    return pool._parts.launcher
+
+
+def test_a_cancelled_replacement_leaves_no_worker_too_many() -> None:
+    async def body(pool: sp.Pool) -> None:
+        for _ in range(3):
+            with trio.move_on_after(0):
+                await pool.rolling_restart()
+            with trio.move_on_after(0.001):
+                await pool.rolling_restart()
+            await trio.sleep(1)
+        assert slots(pool) == [(0, 4), (1, 1)]
+        with trio.move_on_after(0.001):
+            await pool.recycle(pool.workers()[1].id)
+        await trio.sleep(1)
+        assert slots(pool) == [(0, 4), (1, 2)]
+        assert pool.stats().ready == 2
+
+    simulate(body, size=2)
+
+
+def test_cancelled_replacements_still_count_for_the_surge() -> None:
+    async def body(pool: sp.Pool) -> None:
+        first = [info.id for info in pool.workers()]
+        for worker_id in first:
+            with trio.move_on_after(0.0001):
+                await pool.recycle(worker_id)
+        assert len(pool.workers()) == 5
+        await trio.sleep(1)
+        # Only the first had its turn when its caller left.
+        assert slots(pool) == [(0, 2), (1, 1), (2, 1), (3, 1)]
+        await pool.rolling_restart()
+        assert slots(pool) == [(0, 3), (1, 2), (2, 2), (3, 2)]
+
+    simulate(body, size=4)
+
+
+def test_a_cancelled_resize_still_sends_the_surplus_away() -> None:
+    async def body(pool: sp.Pool) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(pool.execute, "work", {"seconds": 0.5})
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.1):
+                await pool.resize(1)
+            assert sorted(info.state for info in pool.workers()) == ["busy", "draining"]
+        await trio.sleep(0.1)
+        assert [info.state for info in pool.workers()] == ["ready"]
+        assert not pool._crew._retiring
+
+    simulate(body, size=2)
+
+
+def test_a_rolling_restart_takes_a_worker_that_has_ended_for_replaced() -> None:
+    async def body(pool: sp.Pool) -> None:
+        first = pool.workers()
+        async with trio.open_nursery() as nursery:
+            # It has the only turn, for as long as its new worker starts.
+            nursery.start_soon(pool.recycle, first[2].id)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(pool.rolling_restart)
+            await trio.testing.wait_all_tasks_blocked()
+            for info in first[:2]:
+                pool.kill_worker(info.id)
+        await pool.wait_ready()
+        assert slots(pool) == [(0, 2), (1, 2), (2, 2)]
+
+    simulate(body, size=3)
+
+
+def test_a_rolling_restart_in_a_pool_that_closes() -> None:
+    async def body(pool: sp.Pool) -> None:
+        async def restart() -> None:
+            with pytest.raises(sp.PoolClosed):
+                await pool.rolling_restart()
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(restart)
+            await trio.sleep(0.0001)
+            await pool.aclose(drain=True)
+        assert not world_of(pool).alive
+
+    simulate(body, size=2)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_who_goes_first_when_a_pool_shrinks_is_a_place_that_has_failed(scaled: bool) -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.start_failure = 1.0
+        pool.kill_worker(pool.workers()[0].id)
+        await trio.sleep(1)
+        assert [info.state for info in pool.workers()] == ["failed", "ready"]
+        if scaled:
+            pool._crew.scale(1, ())
+        else:
+            await pool.resize(1)
+        await trio.sleep(0.1)
+        assert [(info.slot, info.state) for info in pool.workers()] == [(1, "ready")]
+        await pool.execute("work", {"seconds": 0})
+
+    simulate(body, size=2, restart_limit=1, backoff_base=0.01)
