@@ -67,6 +67,16 @@ def ray(session: nox.Session, backend: str) -> None:
 
 
 @nox.session
+@nox.parametrize("backend", BACKENDS)
+def netns(session: nox.Session, backend: str) -> None:
+    """Workers in network namespaces of this machine: lost packets, cut links, TLS on the wire. Needs root, ip and nft."""
+    session.install(".", *group("test"))
+    session.run(
+        "pytest", "tests/netns", "--backend", backend, *session.posargs, env={"SNAKEPIT_TEST_NETNS": "1"}
+    )  # fmt: skip
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Style, types, and the direction of imports."""
     session.install(".[numpy,trio-asyncio]", *group("lint"))

@@ -72,7 +72,7 @@ def events_are_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test with real processes that leaves a process, thread, descriptor, segment or directory."""
     folder = Path(str(request.node.path)).parent.name
-    if folder not in ("integration", "chaos"):
+    if folder not in ("integration", "chaos", "netns"):
         yield
         return
     with no_leaks():

@@ -55,7 +55,7 @@ class WorkerSpec:
     #: What "auto" falls back to when the adapter uses both.
     host_backend: str = "trio"
     max_payload: int = 64 * 1024 * 1024
-    #: What the worker may use of shared memory for what it sends; 0: neither side uses any.
+    #: What the worker may use of shared memory for what it sends, if it has the host's; 0: neither side uses any.
     shm_limit: int = 0
     #: What becomes of a result that can't be sent: "error" or "marker".
     unserializable: str = "error"
@@ -173,7 +173,8 @@ class NoBook:
 class Launcher(AbstractAsyncContextManager["Launcher"]):
     """Starts workers. Leaving its block ends whatever it still holds."""
 
-    #: Whether its workers share this machine's files and memory; if not, they get neither a ``socket_dir`` nor shared memory.
+    #: Whether its workers share this machine's files and memory. If not, they get no ``socket_dir``, and shared memory
+    #: only when the handshake has shown that they have the same.
     same_machine: ClassVar[bool] = True
 
     async def __aenter__(self) -> Launcher:

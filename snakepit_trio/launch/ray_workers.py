@@ -214,7 +214,7 @@ class RayLauncher(Launcher):
     async def start(self, spec: WorkerSpec) -> RayProcess:
         await self._connect()
         credentials = self._authority.for_worker(spec.worker_id)
-        spec = attrs.evolve(spec, tls=credentials, socket_dir=None, shm_limit=0)
+        spec = attrs.evolve(spec, tls=credentials, socket_dir=None)
         made = self._thread.submit(self._actor_class.remote)
         try:
             await settled(made)

@@ -65,7 +65,7 @@ class Crew:
         self._spares: list[Slot] = []
         self._devices = () if config.devices in (None, "auto") else config.devices
         self._rng = random.Random(secrets.randbits(64))
-        limit = config.shm_limit if available() and parts.launcher.same_machine else 0
+        limit = config.shm_limit if available() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
         self._shm = Budget(None if limit is None else limit // 2)
         workers = max(config.size, config.max_size or 0) + config.surge + config.spares

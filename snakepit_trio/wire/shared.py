@@ -17,6 +17,7 @@ import contextlib
 import mmap
 import os
 import re
+import secrets
 import sys
 import threading
 import weakref
@@ -26,7 +27,7 @@ from typing import Any
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
 
-__all__ = ["THRESHOLD", "Arena", "Borrower", "Budget", "available", "remove"]
+__all__ = ["THRESHOLD", "Arena", "Borrower", "Budget", "available", "find_proof", "leave_proof", "prefix_of", "remove"]
 
 #: Binary values of at least this many bytes travel through shared memory; below, mapping costs more than copying.
 THRESHOLD = 256 * 1024
@@ -37,6 +38,7 @@ _PLACES = 256
 _FREE, _TAKEN, _DROPPED = range(3)
 _NUMBERS = re.compile(r"(\d{1,2}|1\d\d|2[0-4]\d|25[0-5])\.(\d{1,9})", re.ASCII)
 _PAGE = mmap.PAGESIZE
+_PROOF = 32
 #: Unused segments are kept for the next message up to so many bytes in one arena.
 _KEPT = 64 * 1024 * 1024
 # All pages at once: a fault for each would cost more than the copy.
@@ -46,6 +48,36 @@ _FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 def available() -> bool:
     """Whether this system has shared memory in files."""
     return os.path.isdir(_DIRECTORY) and os.access(_DIRECTORY, os.W_OK) and hasattr(os, "posix_fallocate")
+
+
+def prefix_of(run_id: str, worker_id: str) -> str:
+    """What the names of a worker's segments begin with, in both directions."""
+    return f"sp-{run_id}-{worker_id}-"
+
+
+def leave_proof(prefix: str) -> bytes:
+    """Write something into shared memory that only who has the same can find. Returns it; without room, nobody will.
+
+    It stays until :func:`remove` is called for the prefix.
+    """
+    proof = secrets.token_bytes(_PROOF)
+    with contextlib.suppress(OSError), _map(f"{prefix}p", os.O_CREAT | os.O_EXCL, _PROOF) as segment:
+        segment[:] = proof
+    return proof
+
+
+def find_proof(prefix: str, proof: bytes) -> bool:
+    """Whether it is in this process's shared memory, too, and left by the same user, who can then read what we leave."""
+    try:
+        fd = os.open(f"{_DIRECTORY}/{prefix}p", os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:
+        return False
+    try:
+        return len(proof) == _PROOF and os.fstat(fd).st_uid == os.geteuid() and os.read(fd, _PROOF + 1) == proof
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 def remove(prefix: str) -> list[str]:
@@ -107,7 +139,7 @@ class Arena:
     """The sender's side. Safe to use from several threads.
 
     Args:
-        prefix: What the segments' names begin with: ``sp-RUN-WORKER-i`` or ``-o``.
+        prefix: What the segments' names begin with: :func:`prefix_of` the worker, and ``i`` or ``o``.
         budget: What all arenas of this sender may have.
     """
 

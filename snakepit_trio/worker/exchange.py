@@ -19,7 +19,7 @@ from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.events import EVENTS_WAITING
 from snakepit_trio.wire.pipe import FramePipe
-from snakepit_trio.wire.shared import Arena, Borrower, Budget
+from snakepit_trio.wire.shared import Arena, Borrower, Budget, find_proof, prefix_of
 
 from .calls import Call, Channel, late
 from .host_calls import HostCalls
@@ -90,9 +90,9 @@ class Exchange:
         self._flushed_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self.stopping = False
-        shm = f"sp-{boot.run_id}-{boot.worker_id}-"
-        self._arena = Arena(f"{shm}o", Budget(boot.shm_limit))
-        self._borrower = Borrower(f"{shm}i")
+        self._shm_prefix = prefix_of(boot.run_id, boot.worker_id)
+        self._arena = Arena(f"{self._shm_prefix}o", Budget(boot.shm_limit))
+        self._borrower = Borrower(f"{self._shm_prefix}i")
         self._channel = Channel(
             send=self._send,
             wait=self.wait,
@@ -110,6 +110,13 @@ class Exchange:
         """What the ids of the host's requests begin with; once the exchange is open it stays."""
         if self._pipe is None:
             self._channel.prefix = prefix
+
+    def share_memory(self, proof: bytes) -> bool:
+        """Whether the host's shared memory is ours, too, as far as we may use any; if not, nothing is sent through it."""
+        if self._pipe is None and self._boot.shm_limit and find_proof(self._shm_prefix, proof):
+            return True
+        self._arena.close()
+        return False
 
     async def serve(self, stream: Any) -> None:
         """Be open on this stream until it ends; with it ends the worker.

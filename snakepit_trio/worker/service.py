@@ -110,12 +110,15 @@ class WorkerService:
         request = await stream.recv_message()
         fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
         self._exchange.name_requests(request.request_prefix)
+        capabilities = list(CAPABILITIES)
+        if request.shared_memory_proof and self._exchange.share_memory(request.shared_memory_proof):
+            capabilities.append("shared_memory")
         await stream.send_message(
             HandshakeResponse(
                 protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
                 pid=os.getpid(),
                 tools=[_spec(tool) for tool in self._tools],
-                capabilities=list(CAPABILITIES),
+                capabilities=capabilities,
                 backend=self._backend,
                 implementation="snakepit_trio",
                 threads=self._boot.threads,

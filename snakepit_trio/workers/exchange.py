@@ -24,7 +24,7 @@ from snakepit_trio.wire.frames import (
     Reply,
     Stop,
 )
-from snakepit_trio.wire.shared import Arena, Borrower, Budget, remove
+from snakepit_trio.wire.shared import Arena, Borrower, Budget, prefix_of, remove
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -57,7 +57,7 @@ class Exchange:
     ) -> None:
         self._owner = owner
         self._settings = settings
-        self._shm_prefix = f"sp-{spec.run_id}-{spec.worker_id}-" if spec.shm_limit else None
+        self._shm_prefix = prefix_of(spec.run_id, spec.worker_id) if spec.shm_limit else None
         prefix = self._shm_prefix or ""
         self._arena = Arena(f"{prefix}i", shm if spec.shm_limit else Budget(0))
         self._borrower = Borrower(f"{prefix}o")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
+import attrs
 
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
@@ -336,10 +337,11 @@ class Worker:
             name=self.id,
         )
         nursery.start_soon(self._serve, self._connection)
-        said = await shake_hands(self._connection, self.spec, self._prefix)
+        said = await shake_hands(self._connection, self.spec, self._prefix, same_machine=self._launcher.same_machine)
         self.tools, self.capabilities, self.threads = said.tools, said.capabilities, said.threads
         if "exchange" in self.capabilities:
-            self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm)
+            spec = self.spec if said.shares_memory else attrs.evolve(self.spec, shm_limit=0)
+            self._link = Exchange(self._connection, self, spec, self._settings, self._shm)
         else:
             self._link = PlainCalls(
                 self._connection,

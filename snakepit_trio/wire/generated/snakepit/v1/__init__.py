@@ -604,6 +604,12 @@ class HandshakeRequest(betterproto2.Message):
 
     capabilities: "list[str]" = betterproto2.field(6, betterproto2.TYPE_STRING, repeated=True)
 
+    shared_memory_proof: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
+    """
+    What the host has written for this question into the segment of shared memory that is called after the run and the
+    worker. Asked of a worker that may be on another machine; one that finds it there says "shared_memory".
+    """
+
 
 default_message_pool.register_message("snakepit.v1", "HandshakeRequest", HandshakeRequest)
 
