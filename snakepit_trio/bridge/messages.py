@@ -9,7 +9,7 @@ import msgspec
 
 from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.frame_writing import varint
-from snakepit_trio.wire.frames import Buffer, FrameError, Payload, SharedBlock
+from snakepit_trio.wire.frames import LARGE, Buffer, FrameError, Payload, SharedBlock
 
 __all__ = ["ExecuteToolRequest", "payload_answer"]
 
@@ -39,7 +39,7 @@ class ExecuteToolRequest(msgspec.Struct):
             ValueError: The bytes are not such a message.
         """
         made = cls()
-        for tag, value in read_fields(data, 0, len(data)):
+        for tag, value in read_fields(data, 0, len(data), LARGE):
             if isinstance(value, int):
                 if tag == 0x30:
                     made.priority = _int32(value)
@@ -50,13 +50,13 @@ class ExecuteToolRequest(msgspec.Struct):
                 elif tag == 0x48:
                     made.unlimited = value != 0
             elif tag == 0x0A:
-                made.tool = value.decode()
+                made.tool = str(value, "utf-8")
             elif tag == 0x12:
                 made.payload = _payload(value)
             elif tag == 0x1A:
-                made.pool = value.decode()
+                made.pool = str(value, "utf-8")
             elif tag == 0x22:
-                made.session_id = value.decode()
+                made.session_id = str(value, "utf-8")
             elif tag == 0x2A:
                 entry = {1: "", 2: ""}
                 for inner, text in read_fields(value, 0, len(value)):
@@ -73,7 +73,7 @@ def _int32(value: int) -> int:
 def _payload(data: bytes) -> Payload:
     encoding, body = 0, b""
     buffers: list[Buffer] = []
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if isinstance(value, int):
             if tag == 0x08:
                 encoding = _int32(value)
@@ -86,8 +86,8 @@ def _payload(data: bytes) -> Payload:
 
 def _buffer(data: bytes) -> Buffer:
     found: Buffer = _ELSEWHERE
-    for tag, value in read_fields(data, 0, len(data)):
-        if tag == 0x0A and isinstance(value, bytes):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
+        if tag == 0x0A and not isinstance(value, int):
             found = value
         elif tag == 0x12:
             found = _ELSEWHERE
@@ -97,7 +97,7 @@ def _buffer(data: bytes) -> Buffer:
 def payload_answer(payload: Payload) -> bytes:
     """An ``ExecuteToolResponse`` or a ``ToolChunk`` that holds this payload: both are the same bytes."""
     data = payload.data
-    parts = [b"\x08", varint(payload.encoding)] if payload.encoding else []
+    parts: list[bytes | bytearray | memoryview] = [b"\x08", varint(payload.encoding)] if payload.encoding else []
     if data:
         parts += (b"\x12", varint(len(data)), data)
     for buffer in payload.buffers:
@@ -105,6 +105,6 @@ def payload_answer(payload: Payload) -> bytes:
             raise FrameError("a client has no shared memory with us")
         size = memoryview(buffer).nbytes
         head = b"\x0a" + varint(size)
-        parts += (b"\x1a", varint(len(head) + size), head, bytes(buffer))
+        parts += (b"\x1a", varint(len(head) + size), head, buffer)
     body = b"".join(parts)
     return b"%b%b%b" % (b"\x0a", varint(len(body)), body)

@@ -201,9 +201,9 @@ class ScriptedWorker:
         self.on_message, self.on_end = on_message, on_end
         return self
 
-    def send(self, message: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
         if not self.closed:
-            self._inbox.append(message)
+            self._inbox.append(b"".join(pieces))
             self._arrived.set()
 
     # ---- what it does --------------------------------------------------------------------------------

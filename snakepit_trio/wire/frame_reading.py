@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from .frames import (
+    LARGE,
     Buffer,
     Call,
     Cancel,
@@ -36,12 +37,14 @@ _U32 = (1 << 32) - 1
 _Field: TypeAlias = "int | bytes"
 
 
-def read_fields(data: bytes, position: int, end: int) -> list[tuple[int, _Field]]:
+def read_fields(data: bytes, position: int, end: int, large: int = 1 << 63) -> list[tuple[int, _Field]]:
     """The fields of one message as (tag, value): an int for a varint, bytes for what has a length.
 
-    Fixed-width fields and groups are skipped, for no message here has them.
+    Fields of at least ``large`` bytes are memoryviews of ``data``, which may be one itself. Fixed-width fields and groups
+    are skipped, for no message here has them.
     """
     out: list[tuple[int, _Field]] = []
+    whole = type(data) is bytes
     while position < end:
         tag = data[position]
         position += 1
@@ -61,7 +64,10 @@ def read_fields(data: bytes, position: int, end: int) -> list[tuple[int, _Field]
             stop = position + value
             if stop > end:
                 raise FrameError("a field is longer than its message")
-            out.append((tag, data[position:stop]))
+            if value < large:
+                out.append((tag, data[position:stop] if whole else bytes(data[position:stop])))
+            else:
+                out.append((tag, memoryview(data)[position:stop]))  # type: ignore[arg-type]
             position = stop
         elif kind == 5:
             position += 4
@@ -91,7 +97,7 @@ def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
 
 def _as_text(value: _Field) -> str:
     try:
-        return value.decode()  # type: ignore[union-attr]
+        return str(value, "utf-8")  # type: ignore[arg-type]
     except UnicodeDecodeError as exc:
         raise FrameError("a string is not UTF-8") from exc
 
@@ -100,7 +106,7 @@ def _decode_payload(data: bytes) -> Payload:
     encoding = 0
     body = b""
     buffers: list[Buffer] = []
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x12:
             body = value  # type: ignore[assignment]
         elif tag == 0x08:
@@ -114,7 +120,7 @@ def _decode_payload(data: bytes) -> Payload:
 
 def _decode_buffer(data: bytes) -> Buffer:
     buffer: Buffer = b""
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x0A:
             buffer = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -156,7 +162,7 @@ def decode_error(data: bytes) -> ErrorInfo:
 def _decode_call(data: bytes) -> Call:
     call = Call(0)
     metadata: dict[str, str] = {}
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             call.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -189,7 +195,7 @@ def _decode_call(data: bytes) -> Call:
 
 def _decode_outcome(cls: type[Reply] | type[HostReply], data: bytes) -> Reply | HostReply:
     reply = cls(0)
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             reply.id = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -229,7 +235,7 @@ def _decode_credit(data: bytes) -> Credit:
 
 def _decode_chunk(data: bytes) -> Chunk:
     chunk = Chunk(0)
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             chunk.id = value  # type: ignore[assignment]
         elif tag == 0x12:
@@ -260,7 +266,7 @@ def _decode_pong(data: bytes) -> Pong:
 
 def _decode_host_call(data: bytes) -> HostCall:
     call = HostCall(0, 0, "")
-    for tag, value in read_fields(data, 0, len(data)):
+    for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             call.id = value  # type: ignore[assignment]
         elif tag == 0x10:
@@ -341,7 +347,7 @@ def _plain_body(data: bytes) -> tuple[int, Payload] | None:
             return None
     except IndexError:
         return None
-    return identity, Payload(encoding, data[at:])
+    return identity, Payload(encoding, data[at:] if end - at < LARGE else memoryview(data)[at:])  # type: ignore[arg-type]
 
 
 def decode_host_frame(data: bytes) -> HostFrame | None:
@@ -369,7 +375,7 @@ def decode_worker_frame(data: bytes) -> WorkerFrame | None:
 def _decode(decoders: Mapping[int, object], data: bytes) -> Frame | None:
     frame: Frame | None = None
     try:
-        for tag, value in read_fields(data, 0, len(data)):
+        for tag, value in read_fields(data, 0, len(data), LARGE):
             decoder = decoders.get(tag)
             if decoder is not None:
                 frame = decoder(value)  # type: ignore[operator]

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from .frames import (
+    LARGE,
     NO_PAYLOAD,
     Buffer,
     Call,
@@ -23,7 +27,7 @@ from .frames import (
     Stop,
 )
 
-__all__ = ["encode", "encode_error", "varint"]
+__all__ = ["encode", "encode_error", "encode_pieces", "varint"]
 
 _ONE_BYTE = [bytes((i,)) for i in range(128)]
 # A oneof member is written even when it is empty, and so is a message-typed field that is set.
@@ -65,15 +69,24 @@ def _payload(payload: Payload) -> bytes:
     head = b"\x08" + _ONE_BYTE[payload.encoding] if payload.encoding else b""
     body = b"%b\x12%b%b" % (head, varint(len(data)), data) if data else head
     if payload.buffers:
-        return b"".join([body, *(_sized(b"\x1a", _buffer(b)) for b in payload.buffers)])
+        return b"".join([body, *(piece for buffer in payload.buffers for piece in _buffer(buffer))])
     return body
 
 
-def _buffer(buffer: Buffer) -> bytes:
+def _buffer(buffer: Buffer) -> list[bytes]:
     if isinstance(buffer, SharedBlock):
         body = _text(b"\x0a", buffer.name) + _uint(b"\x10", buffer.offset) + _uint(b"\x18", buffer.size)
-        return _sized(b"\x12", body)
-    return b"".join((b"\x0a", varint(memoryview(buffer).nbytes), buffer))
+        return [_sized(b"\x1a", _sized(b"\x12", body))]
+    raw = _fixed(buffer)
+    size = varint(len(raw))
+    return [b"\x1a%b\x0a%b" % (varint(1 + len(size) + len(raw)), size), raw]
+
+
+def _fixed(buffer: bytes | bytearray | memoryview) -> bytes:
+    """The bytes that a buffer holds now: its owner may write to it while they are on their way."""
+    if isinstance(buffer, memoryview) and type(buffer.obj) is bytes and buffer.nbytes == len(buffer.obj):
+        return buffer.obj
+    return bytes(buffer)
 
 
 def encode_error(error: ErrorInfo) -> bytes:
@@ -90,30 +103,27 @@ def encode_error(error: ErrorInfo) -> bytes:
 
 
 def _call(f: Call) -> bytes:
-    body = (
-        b"\x08%b\x10%b" % (varint(f.id), varint(f.tool_index))
-        if f.id and f.tool_index and not f.tool
-        else _call_head(f)
-    )
+    body = _call_head(f)
     payload = f.payload
     if payload is not NO_PAYLOAD:
         inner = _payload(payload)
         body = b"%b\x22%b%b" % (body, varint(len(inner)), inner)
-    if f.timeout_us:
-        body = b"%b\x28%b" % (body, varint(f.timeout_us))
-    if f.attempt:
-        body = b"%b\x30%b" % (body, varint(f.attempt))
-    if f.stream or f.credits or f.session_id or f.metadata:
-        return body + _call_tail(f)
-    return body
+    return body + _call_tail(f)
 
 
 def _call_head(f: Call) -> bytes:
+    if f.id and f.tool_index and not f.tool:
+        return b"\x08%b\x10%b" % (varint(f.id), varint(f.tool_index))
     return _uint(b"\x08", f.id) + _uint(b"\x10", f.tool_index) + _text(b"\x1a", f.tool)
 
 
 def _call_tail(f: Call) -> bytes:
-    parts = [b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
+    tail = b"\x28" + varint(f.timeout_us) if f.timeout_us else b""
+    if f.attempt:
+        tail = b"%b\x30%b" % (tail, varint(f.attempt))
+    if not (f.stream or f.credits or f.session_id or f.metadata):
+        return tail
+    parts = [tail, b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
     for key, value in f.metadata.items():
         raw_key, raw_value = key.encode(), value.encode()
         entry = b"\x0a%b%b\x12%b%b" % (varint(len(raw_key)), raw_key, varint(len(raw_value)), raw_value)
@@ -147,16 +157,12 @@ def _message(tag: bytes, payload: Payload) -> bytes:
     return b"" if payload is NO_PAYLOAD else _sized(tag, _payload(payload))
 
 
+def _host_call_head(f: HostCall) -> bytes:
+    return _uint(b"\x08", f.id) + _uint(b"\x10", f.call_id) + _text(b"\x1a", f.name)
+
+
 def _host_call(f: HostCall) -> bytes:
-    return b"".join(
-        (
-            _uint(b"\x08", f.id),
-            _uint(b"\x10", f.call_id),
-            _text(b"\x1a", f.name),
-            _message(b"\x22", f.payload),
-            _uint(b"\x28", f.timeout_us),
-        )
-    )
+    return b"".join((_host_call_head(f), _message(b"\x22", f.payload), _uint(b"\x28", f.timeout_us)))
 
 
 _ENCODERS = {
@@ -176,6 +182,39 @@ _ENCODERS = {
         lambda f: _uint(b"\x08", f.call_id) + _text(b"\x12", f.name) + _message(b"\x1a", f.payload),
     ),
 }
+
+
+#: What stands before and after the payload of a frame, and the payload's tag.
+_AROUND: dict[type, tuple[Callable[[Any], bytes], bytes, Callable[[Any], bytes]]] = {
+    Call: (_call_head, b"\x22", _call_tail),
+    HostReply: (lambda f: _uint(b"\x08", f.id), b"\x12", lambda f: b""),
+    Reply: (lambda f: _uint(b"\x08", f.id), b"\x12", lambda f: b""),
+    Chunk: (lambda f: _uint(b"\x08", f.id), b"\x12", lambda f: b""),
+    HostCall: (_host_call_head, b"\x22", lambda f: _uint(b"\x28", f.timeout_us)),
+    Emit: (lambda f: _uint(b"\x08", f.call_id) + _text(b"\x12", f.name), b"\x1a", lambda f: b""),
+}
+
+
+def encode_pieces(frame: Frame) -> list[bytes]:
+    """The message that :func:`encode` gives, in pieces, of which the large ones are the values themselves, uncopied.
+
+    A value that may still be written to is copied, once.
+    """
+    payload: Payload | None = getattr(frame, "payload", None)
+    if payload is None or not (payload.buffers or len(payload.data) >= LARGE):
+        return [encode(frame)]
+    head, inner_tag, tail = _AROUND[type(frame)]
+    after = tail(frame)
+    data = payload.data
+    inner = [b"\x08" + _ONE_BYTE[payload.encoding] if payload.encoding else b""]
+    if data:
+        inner += [b"\x12" + varint(len(data)), data]
+    for buffer in payload.buffers:
+        inner += _buffer(buffer)
+    size = sum(map(len, inner))
+    before = b"%b%b%b" % (head(frame), inner_tag, varint(size))
+    tag, _ = _ENCODERS[type(frame)]
+    return [b"%b%b%b" % (tag, varint(len(before) + size + len(after)), before), *inner, after]
 
 
 def encode(frame: Frame) -> bytes:

@@ -18,6 +18,7 @@ import msgspec
 
 __all__ = [
     "JSON",
+    "LARGE",
     "MSGPACK",
     "NO_PAYLOAD",
     "RECALLED",
@@ -45,6 +46,9 @@ __all__ = [
 
 JSON = 1
 MSGPACK = 2
+
+#: Values of at least this many bytes are sent from where they lie, and looked at where they lie in their message.
+LARGE = 64 * 1024
 
 #: The code of the error with which a worker gives back a call that it had not begun; see Cancel.recall in worker.proto.
 RECALLED = "recalled"

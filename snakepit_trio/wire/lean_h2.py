@@ -59,6 +59,10 @@ class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can 
 class LeanH2Connection(H2Connection):
     """h2's connection, with a shorter way for most DATA frames and for headers that never change."""
 
+    #: The stream whose DATA frame is arriving, and how many bytes of it are to come.
+    _stream_inside = 0
+    _left_inside = 0
+
     def send_headers(  # type: ignore[override]
         self, stream_id: int, headers: Any, end_stream: bool = False, **priority: Any
     ) -> None:
@@ -127,6 +131,8 @@ class LeanH2Connection(H2Connection):
     def take_data(self, data: bytes, taker: Callable[[int], Callable[[bytes, int], None] | None]) -> bytes:
         """Take the plain DATA frames with which this begins; returns the rest, which is for :meth:`receive_data`.
 
+        A frame that has not arrived in full is taken as far as it has, so that large ones are never put together.
+
         Args:
             data: What has arrived.
             taker: Gives for a stream's number what takes its data, with the number of its bytes; None to leave it to h2.
@@ -138,6 +144,10 @@ class LeanH2Connection(H2Connection):
         if buffer._data or buffer._preamble_len or buffer._headers_buffer:
             return data
         position, end = 0, len(data)
+        if self._left_inside:
+            position = min(self._left_inside, end)
+            self._left_inside -= position
+            self._take_part(data[:position], taker(self._stream_inside))
         while end - position >= _HEAD_SIZE and self.state_machine.state in _OPEN:
             high, low, kind_and_flags, stream_id = _HEAD.unpack_from(data, position)
             size = high << 8 | low
@@ -145,7 +155,6 @@ class LeanH2Connection(H2Connection):
             stream = self.streams.get(stream_id)
             if (
                 kind_and_flags
-                or stop > end
                 or size > self.max_inbound_frame_size
                 or stream is None
                 or stream.state_machine.state not in _MAY_RECEIVE
@@ -157,6 +166,17 @@ class LeanH2Connection(H2Connection):
                 break
             self._inbound_flow_control_window_manager.window_consumed(size)
             stream._inbound_window_manager.window_consumed(size)
-            take(data[position + _HEAD_SIZE : stop], size)
+            if stop > end:
+                self._stream_inside, self._left_inside = stream_id, stop - end
+                stop = end
+            part = data[position + _HEAD_SIZE : stop]
             position = stop
+            take(part, len(part))
         return data[position:] if position else data
+
+    def _take_part(self, part: bytes, take: Callable[[bytes, int], None] | None) -> None:
+        if take is not None:
+            take(part, len(part))
+        elif self.state_machine.state in _OPEN:
+            # Its stream has been reset meanwhile; the connection's window is still to be given back.
+            self.acknowledge_received_data(len(part), self._stream_inside)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +39,8 @@ __all__ = ["FramePipe", "PipeProtocol", "Processor"]
 
 #: What we let the peer put in one DATA frame, in bytes: large messages cost one pass of the engine per frame.
 MAX_FRAME = 1 << 20
+#: What we put in one of ours at most: about what a socket takes at once, so that little is kept and copied.
+_CHUNK = 256 * 1024
 _PREFIX = 5
 
 _log = logging.getLogger(__name__)
@@ -221,11 +224,13 @@ class FramePipe:
         self._unacked = 0
         #: A message was refused on this side.
         self.refused = False
-        self._out: list[bytes] = []
-        self._unsent: memoryview | None = None
+        self._out: deque[bytes | memoryview] = deque()
+        #: Bytes that the peer's flow control or the socket holds back.
+        self.unsent = 0
         self._parts: list[bytes] = []
         self._have = 0
-        self._need = _PREFIX
+        # Of the message that is arriving in parts; None until its length is known.
+        self._size: int | None = None
         ready = self._connection.write_ready
         assert isinstance(ready, _Ready)
         self._ready = ready
@@ -249,19 +254,19 @@ class FramePipe:
         state = "closed" if self._closed else "open"
         return f"<FramePipe stream={self._id} {state} unsent={self.unsent}>"
 
-    @property
-    def unsent(self) -> int:
-        """Bytes that the peer's flow control or the socket holds back."""
-        return sum(map(len, self._out)) + (len(self._unsent) if self._unsent is not None else 0)
-
     # ---- sending ---------------------------------------------------------------------------------
 
-    def send(self, message: bytes) -> None:
-        """Send one message. It leaves at the end of this tick, or when the peer has room. Does nothing once closed."""
+    def send(self, *pieces: bytes) -> None:
+        """Send one message, which may be given in pieces. It leaves at the end of this tick, or when the peer has room.
+
+        Does nothing once closed.
+        """
         if self._closed:
             return
-        self._out.append(b"\x00%b" % len(message).to_bytes(4, "big"))
-        self._out.append(message)
+        size = sum(map(len, pieces))
+        self._out.append(b"\x00%b" % size.to_bytes(4, "big"))
+        self._out += pieces
+        self.unsent += _PREFIX + size
         self._wake()
 
     def end(self, trailers: Sequence[tuple[str, str]] | None = None) -> None:
@@ -291,26 +296,19 @@ class FramePipe:
         h2, stream_id = self._h2, self._id
         try:
             room = h2.local_flow_control_window(stream_id)
-            largest = h2.max_outbound_frame_size
-            while self._unsent is not None or self._out:
-                if self._unsent is None:
-                    data = b"".join(self._out)
-                    self._out.clear()
-                    if len(data) <= room and len(data) <= largest:
-                        h2.send_data(stream_id, data)
-                        room -= len(data)
-                        continue
-                    self._unsent = memoryview(data)
-                if room <= 0:
+            largest = min(h2.max_outbound_frame_size, _CHUNK)
+            while self.unsent:
+                size = min(self.unsent, room, largest)
+                if size <= 0:
                     break
-                size = min(len(self._unsent), room, largest)
-                h2.send_data(stream_id, self._unsent[:size])
+                whole = size == self.unsent
+                h2.send_data(stream_id, self._take(size))
                 room -= size
-                self._unsent = self._unsent[size:] if size < len(self._unsent) else None
-                self._connection.flush()
-                if not self._ready.is_set():
-                    break
-            emptied = self._unsent is None and not self._out
+                if not whole:
+                    self._connection.flush()
+                    if not self._ready.is_set():
+                        break
+            emptied = not self.unsent
             if self._ending and emptied:
                 self._ending = False
                 if self._trailers is None:
@@ -323,6 +321,26 @@ class FramePipe:
         except ProtocolError as exc:
             # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
             self._lost(str(exc) or type(exc).__name__)
+
+    def _take(self, size: int) -> bytes | memoryview:
+        """The next bytes that are to be sent, so many."""
+        out = self._out
+        if size == self.unsent:
+            self.unsent = 0
+            data: bytes | memoryview = b"".join(out)
+            out.clear()
+            return data
+        self.unsent -= size
+        taken = []
+        while size:
+            piece = out.popleft()
+            if len(piece) > size:
+                view = memoryview(piece)
+                out.appendleft(view[size:])
+                piece = view[:size]
+            taken.append(piece)
+            size -= len(piece)
+        return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def hold(self) -> None:
         """Let the peer send no more than its window until :meth:`release`; other streams are not held back."""
@@ -355,19 +373,24 @@ class FramePipe:
         if self._closed or self.refused:
             return
         if self._parts:
-            self._parts.append(data)
-            self._have += len(data)
-            if self._have < self._need:
-                self._hold_on(self._have)
+            if self._size is None:
+                data = b"".join((*self._parts, data))
+                self._parts.clear()
+            elif (missing := self._size - self._have) > len(data):
+                self._parts.append(data)
+                self._have += len(data)
+                self._hold_on(_PREFIX + self._have)
                 return
-            data = b"".join(self._parts)
-            self._parts.clear()
-        position, total = 0, len(data)
-        while True:
-            left = total - position
-            if left < _PREFIX:
-                self._need = _PREFIX
-                break
+            else:
+                self._parts.append(data[:missing])
+                message = b"".join(self._parts)
+                self._parts.clear()
+                self._size = None
+                if not self._deliver(message):
+                    return
+                data = data[missing:]
+        position, left = 0, len(data)
+        while left >= _PREFIX:
             if data[position]:
                 self._refuse("compressed", "a message is compressed, or the stream is out of step")
                 return
@@ -375,21 +398,30 @@ class FramePipe:
             if size > self._max_message:
                 self._refuse("too_long", f"a message of {size} bytes is longer than the limit of {self._max_message}")
                 return
-            if left < _PREFIX + size:
-                self._need = _PREFIX + size
+            position += _PREFIX
+            left -= _PREFIX + size
+            if left < 0:
+                # It is put together when all of it is there, so its parts are kept without what stands before them.
+                self._size = size
+                left += size
                 break
-            position += _PREFIX + size
-            try:
-                self._on_message(data[position - size : position])
-            except ValueError as exc:
-                self._refuse("refused", str(exc))
+            position += size
+            if not self._deliver(data[position - size : position]):
                 return
-            if self._closed:
-                return
-        if left:
+        kept = 0 if self._size is None else _PREFIX
+        if left or kept:
             self._parts.append(data[position:] if position else data)
         self._have = left
-        self._hold_on(left)
+        self._hold_on(kept + left)
+
+    def _deliver(self, message: bytes) -> bool:
+        """Hand a message over; whether more may come."""
+        try:
+            self._on_message(message)
+        except ValueError as exc:
+            self._refuse("refused", str(exc))
+            return False
+        return not self._closed
 
     def _hold_on(self, kept: int) -> None:
         if self._on_held is not None and not self._on_held(kept):
@@ -399,7 +431,7 @@ class FramePipe:
         """The peer has ended its side."""
         if self.refused:
             return
-        if self._have:
+        if self._parts:
             self._refuse("cut_off", "the stream ended inside a message")
         elif self._on_end is not None:
             if not self._closed:
@@ -432,7 +464,7 @@ class FramePipe:
         self._ready.pipes.discard(self)
         self._out.clear()
         self._parts.clear()
-        self._unsent = None
+        self.unsent = 0
         return True
 
     # Coroutines of grpclib that still hold the buffer must not wait on it.

@@ -83,7 +83,10 @@ def from_stream(kind: int, data: memoryview) -> Any:
         return frame if kind == POLARS_FRAME else frame.to_series()
     import pyarrow as pa
 
-    with pa.ipc.open_stream(pa.py_buffer(data)) as reader:
+    buffer = pa.py_buffer(data)
+    if buffer.address % 8:  # It came inside a message; Arrow wants its columns aligned.
+        buffer = pa.py_buffer(bytes(data))
+    with pa.ipc.open_stream(buffer) as reader:
         table = reader.read_all()
     if kind == ARROW_TABLE:
         return table

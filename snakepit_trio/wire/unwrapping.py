@@ -122,6 +122,9 @@ class Unwrapper:
             raise ValueError("an array of Python objects")
         raw = self._bulk(body)
         found = numpy.frombuffer(raw, numpy.uint8).view(dtype) if len(raw) else numpy.empty(0, dtype)
+        if not found.flags.aligned:
+            # It came inside a message, where nothing is aligned; not every library takes an array like that.
+            found = found.copy()
         found = found.reshape(shape)
         found.flags.writeable = False
         return found

@@ -305,7 +305,7 @@ class Exchange:
         elif isinstance(frame, frames.Emit) and self._pipe is not None and self._pipe.unsent > _EVENTS_UNSENT:
             return
         if self._pipe is not None:
-            self._pipe.send(frame_writing.encode(frame))
+            self._pipe.send(*frame_writing.encode_pieces(frame))
         if self.stopping:
             self.note_drained()
 

@@ -9,7 +9,7 @@ import anyio
 from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.wire.frame_reading import decode_worker_frame
-from snakepit_trio.wire.frame_writing import encode
+from snakepit_trio.wire.frame_writing import encode, encode_pieces
 from snakepit_trio.wire.frames import (
     Call,
     Cancel,
@@ -72,7 +72,7 @@ class Exchange:
     def call(self, call: Call) -> None:
         if call.payload.buffers:
             call.payload = self._arena.lend(call.payload)
-        self._rpc.send(encode(call))
+        self._rpc.send(*encode_pieces(call))
 
     def cancel(self, call_id: int) -> None:
         self._rpc.send(encode(Cancel(call_id)))
@@ -86,7 +86,7 @@ class Exchange:
     def host_reply(self, reply: HostReply) -> None:
         if reply.payload is not None:
             reply.payload = self._arena.lend(reply.payload)
-        self._rpc.send(encode(reply))
+        self._rpc.send(*encode_pieces(reply))
 
     def stop(self) -> None:
         self._rpc.send(encode(Stop(0)))

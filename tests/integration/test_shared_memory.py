@@ -77,7 +77,8 @@ async def test_without_room_values_travel_inline(limit: int) -> None:
     array = np.arange(BIG // 4, dtype=np.int64)
     with anyio.fail_after(60):
         async with sp.open_pool(ARRAYS, size=1, shm_limit=limit) as pool:
-            assert (await pool.execute("echo", {"value": array}) == array).all()
+            found = await pool.execute("echo", {"value": array})
+            assert (found == array).all() and found.flags.aligned and not found.flags.writeable
             assert not {name for name in segments(pool.runtime.run_id) if not name.endswith("t")}
 
 

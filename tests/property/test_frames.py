@@ -83,6 +83,36 @@ def plain(value: Any) -> Any:
     return value
 
 
+@pytest.mark.parametrize("immutable", [True, False])
+def test_large_values_travel_in_pieces_and_are_not_copied_unless_they_may_change(immutable: bool) -> None:
+    large = bytes(range(256)) * 256
+    owned = large if immutable else bytearray(large)
+    payload = frames.Payload(2, large, [memoryview(owned), b"x", frames.SharedBlock("n", 1, 2)])
+    for frame in (
+        frames.Call(1, 2, "", payload, 3, 4, True, 5, "s", {"k": "v"}),
+        frames.Call(0, 0, "named", payload),
+        frames.HostReply(1, payload),
+        frames.Reply(1, payload),
+        frames.Chunk(1, payload),
+        frames.HostCall(1, 2, "n", payload, 3),
+        frames.Emit(1, "n", payload),
+    ):
+        pieces = frame_writing.encode_pieces(frame)
+        whole = b"".join(pieces)
+        assert whole == frame_writing.encode(frame)
+        kind = v1.HostFrame if isinstance(frame, frames.HostFrame) else v1.WorkerFrame
+        stands_for = frames.Payload(2, large, [large, *payload.buffers[1:]])
+        frame.payload = stands_for
+        assert whole == bytes(envelope(kind, frame))
+        assert sum(piece is large for piece in pieces) == (2 if immutable else 1)
+        decode = frame_reading.decode_host_frame if kind is v1.HostFrame else frame_reading.decode_worker_frame
+        found = decode(whole)
+        assert plain(found) == plain(frame)
+        if not isinstance(frame, frames.Emit):
+            # What is large is looked at where it lies.
+            assert found.payload.data.obj is whole  # type: ignore[union-attr]
+
+
 @given(host_frames)
 def test_host_frames_are_the_messages(frame: Any) -> None:
     ours, theirs = frame_writing.encode(frame), bytes(envelope(v1.HostFrame, frame))

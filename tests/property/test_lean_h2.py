@@ -126,3 +126,17 @@ def test_data_for_nobody_is_left_to_h2() -> None:
     assert lean.take_data(frame, lambda stream_id: None) == frame
     unknown = frame[:8] + b"\x09" + frame[9:]
     assert lean.take_data(unknown, lambda stream_id: pytest.fail("asked")) == unknown
+
+
+def test_the_rest_of_a_frame_whose_stream_is_gone_costs_the_connection_nothing() -> None:
+    client, lean = pair(LeanH2Connection)
+    assert isinstance(lean, LeanH2Connection)
+    taken: list[bytes] = []
+    for _ in range(20):
+        # More than a window in all: what is dropped must be given back, or the client could not go on.
+        client.send_data(1, bytes(8000))
+        frame = client.data_to_send()
+        assert lean.take_data(frame[:4000], lambda stream_id: lambda part, size: taken.append(part)) == b""
+        lean.acknowledge_received_data(len(taken.pop()), 1)
+        assert lean.take_data(frame[4000:] + frame[:3], lambda stream_id: None) == frame[:3]
+        client.receive_data(lean.data_to_send())

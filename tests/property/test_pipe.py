@@ -20,7 +20,14 @@ class ScriptedStream:
         self.resets: list[Any] = []
         self.closable = True
         self.connection = types.SimpleNamespace(write_ready=_Ready(), is_closing=lambda: False, flush=lambda: None)
-        self._h2_connection = types.SimpleNamespace(acknowledge_received_data=lambda size, stream: None)
+        self.frames: list[bytes] = []
+        self.room = 1 << 30
+        self._h2_connection = types.SimpleNamespace(
+            acknowledge_received_data=lambda size, stream: None,
+            local_flow_control_window=lambda stream: self.room,
+            max_outbound_frame_size=100,
+            send_data=lambda stream, data: self.frames.append(bytes(data)),
+        )
         empty = types.SimpleNamespace(empty=lambda: True)
         self.buffer: Any = types.SimpleNamespace(_unacked=empty, _eof=False)
 
@@ -58,6 +65,22 @@ def test_any_split_gives_the_same_messages(sent: list[bytes], data: st.DataObjec
     assert closed == []
     stream.buffer.eof()
     assert closed == [""]
+
+
+@given(st.lists(st.lists(st.binary(max_size=150), max_size=4), max_size=5), st.lists(st.integers(0, 200), max_size=5))
+def test_what_is_sent_is_cut_to_fit_the_frames_and_the_windows(sent: list[list[bytes]], rooms: list[int]) -> None:
+    pipe, stream, _, _ = open_pipe()
+    stream.connection.write_ready.set()
+    expected = b"".join(framed(b"".join(pieces)) for pieces in sent)
+    for pieces in sent:
+        pipe.send(*pieces)
+    for stream.room in [*rooms, 1 << 30]:
+        before = len(stream.frames)
+        pipe.flush()
+        assert sum(map(len, stream.frames[before:])) <= stream.room
+        assert pipe.unsent == len(expected) - len(b"".join(stream.frames))
+    assert b"".join(stream.frames) == expected
+    assert all(0 < len(frame) <= 100 for frame in stream.frames)
 
 
 @given(st.lists(st.binary(max_size=30), max_size=3), st.binary(min_size=1, max_size=40), st.data())
