@@ -50,7 +50,7 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
     known = {spec.name: spec for spec in pool.tools()}
     for tool in tools:
         if tool not in known:
-            raise pool._calls.tool_not_found(tool)
+            raise pool._submission.tool_not_found(tool)
     offered = {tool: known[tool] for tool in tools or known}
     listed = [_describe(spec) for spec in offered.values()]
 

@@ -7,8 +7,8 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio import __version__
+from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolNotFound
-from snakepit_trio.pool.pool import UNSET
 from snakepit_trio.pool.session import AFFINITIES
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.version import PROTOCOL_VERSION

@@ -7,13 +7,14 @@ import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import anyio
 
+from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.config import TlsConfig
-from snakepit_trio.errors import ConfigError, InvalidParameter, SnakepitError
+from snakepit_trio.errors import ConfigError, SnakepitError
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -21,7 +22,7 @@ from .host_tools import serve_tools
 from .link import Link, client_tls
 from .session import RemoteSession
 from .streams import RemoteChunks, RemoteResults
-from .values import check_params, pack, unpack
+from .values import pack, unpack
 
 __all__ = ["Client", "connect"]
 
@@ -31,14 +32,6 @@ _OVERHEAD = 64 * 1024
 _LEAVE = 2.0
 #: Inputs of a map that are with the runtime at once, unless said otherwise.
 _MAP_LIMIT = 16
-
-
-class _Unset:
-    def __repr__(self) -> str:
-        return "the runtime's own"
-
-
-UNSET: Final = _Unset()
 
 
 class Client:
@@ -72,7 +65,7 @@ class Client:
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -101,19 +94,18 @@ class Client:
         params: Mapping[str, Any] | None,
         session_id: str,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
     ) -> Any:
-        timeout = timeout if isinstance(timeout, _Unset) else check_timeout(timeout)
-        request = self._request(tool, params, session_id, timeout, priority, metadata)
-        request.idempotent = idempotent
+        timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        request = self._request(tool, params, session_id, timeout, priority, metadata, idempotent)
         answer = await self._link.unary(
             "ExecuteTool",
             request,
             v1.ExecuteToolResponse,
-            timeout=None if isinstance(timeout, _Unset) else timeout,
+            timeout=None if isinstance(timeout, Unset) else timeout,
             again=idempotent is True,
         )
         return unpack(answer.payload, what="result", limit=self._limit)
@@ -123,12 +115,12 @@ class Client:
         tool: str,
         params: Mapping[str, Any] | None,
         session_id: str,
-        timeout: float | _Unset | None,
+        timeout: float | Unset | None,
         priority: int,
         metadata: Mapping[str, str] | None,
+        idempotent: bool | None = None,
     ) -> v1.ExecuteToolRequest:
-        if type(priority) is not int:
-            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
+        check_options(priority, metadata, idempotent)
         return v1.ExecuteToolRequest(
             tool=tool,
             payload=pack(check_params(params), what="params", limit=self._limit),
@@ -136,6 +128,7 @@ class Client:
             session_id=session_id,
             metadata=dict(metadata or {}),
             priority=priority,
+            idempotent=idempotent,
             unlimited=timeout is None,
         )
 
@@ -144,7 +137,7 @@ class Client:
         tool: str,
         params: Mapping[str, Any] | None = None,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AbstractAsyncContextManager[RemoteChunks]:
@@ -162,13 +155,13 @@ class Client:
         params: Mapping[str, Any] | None,
         session_id: str,
         *,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RemoteChunks]:
-        timeout = timeout if isinstance(timeout, _Unset) else check_timeout(timeout)
+        timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         request = self._request(tool, params, session_id, timeout, priority, metadata)
-        limit = None if isinstance(timeout, _Unset) else timeout
+        limit = None if isinstance(timeout, Unset) else timeout
         chunks = RemoteChunks(limit, self._limit)
         async with self._link.streaming(
             "ExecuteStreamingTool", on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
@@ -187,7 +180,7 @@ class Client:
         limit: int | None = None,
         ordered: bool = True,
         return_errors: bool = False,
-        timeout: float | _Unset | None = UNSET,
+        timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
@@ -204,8 +197,7 @@ class Client:
             return_errors: Give the error in the place of a result instead of raising it.
             timeout, priority, metadata, idempotent: Of each call, as in :meth:`execute`.
         """
-        if limit is not None and (type(limit) is not int or limit < 1):
-            raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
+        check_limit(limit)
 
         async def execute(params: Mapping[str, Any]) -> Any:
             return await self.execute(
@@ -244,7 +236,7 @@ class Client:
         id: str | None = None,
         *,
         affinity: str | None = None,
-        ttl: float | _Unset | None = UNSET,
+        ttl: float | Unset | None = UNSET,
         metadata: Mapping[str, str] | None = None,
         detach: bool = False,
     ) -> AsyncIterator[RemoteSession]:
@@ -258,7 +250,7 @@ class Client:
             session_id=id or "",
             pool=self.name,
             affinity=affinity or "",
-            ttl=None if isinstance(ttl, _Unset) else 0.0 if ttl is None else ttl,
+            ttl=None if isinstance(ttl, Unset) else 0.0 if ttl is None else ttl,
             metadata=dict(metadata or {}),
         )
         answer = await self._link.unary("OpenSession", request, v1.OpenSessionResponse, again=id is not None)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
+from snakepit_trio._call_options import CallOptions, StreamOptions
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -39,12 +40,12 @@ class RemoteSession:
     def __repr__(self) -> str:
         return f"<RemoteSession {self.id!r}>"
 
-    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
         """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`."""
         return await self._client._execute(tool, params, self.id, **options)
 
     def stream(
-        self, tool: str, params: Mapping[str, Any] | None = None, **options: Any
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
         return self._client._stream(tool, params, self.id, **options)

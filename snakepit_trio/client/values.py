@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from snakepit_trio.errors import InvalidParameter
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 
-__all__ = ["check_params", "pack", "unpack"]
+__all__ = ["pack", "unpack"]
 
 
 def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
@@ -37,19 +35,3 @@ def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
         return None
     buffers = [buffer.inline or b"" for buffer in message.buffers]
     return codec.decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
-
-
-def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A call's arguments.
-
-    Raises:
-        InvalidParameter: They are no mapping.
-    """
-    if params is None:
-        return {}
-    if not isinstance(params, Mapping):
-        raise InvalidParameter(
-            f"params must be a mapping of argument names to values, not {type(params).__name__}",
-            details={"path": "params"},
-        )
-    return dict(params)

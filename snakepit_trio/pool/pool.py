@@ -7,26 +7,24 @@ of them in its nursery, are one per slot and one clock that ends what is overdue
 
 from __future__ import annotations
 
-import functools
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from snakepit_trio._interrupts import protected
-from snakepit_trio._timeouts import check_timeout
+from snakepit_trio._call_options import UNSET, Unset, check_metadata
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import (
-    InvalidParameter,
     PoolClosed,
-    RequestCancelled,
 )
 from snakepit_trio.policies.guard import Guard
 
+from .calls import Calls
 from .cancel_set import CancelSet
+from .clock import Clock
 from .crew import Crew
 from .ledger import Ledger
 from .mapping import MapResults
@@ -35,14 +33,13 @@ from .operating import Operations
 from .parts import PoolParts
 from .proxy import bind
 from .queue import RequestQueue
-from .request import Binding, Outcome, Phase, Request
 from .scaling import Autoscaler, ScaledCrew
 from .seats import Seats
 from .session import OnLost, Session, open_session
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 from .streams import ChunkStream
-from .submission import STREAM_WINDOW, UNSET, Submission, Unset, check_metadata, wrong_kind
+from .submission import Submission, wrong_kind
 from .watch import RequestWatch
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ if TYPE_CHECKING:
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
-__all__ = ["UNSET", "Pool"]
+__all__ = ["Pool"]
 
 Declared = TypeVar("Declared")
 
@@ -71,7 +68,7 @@ class Pool(Operations):
         self._events = parts.events
         self._loop = event_loop(parts.backend)
         self._idle = anyio.Event()
-        self._clock_scope: anyio.CancelScope | None = None
+        self._clock = Clock()
         self.watch: RequestWatch = RequestWatch(
             config.name,
             f"{parts.run_id}-",
@@ -88,7 +85,7 @@ class Pool(Operations):
             reject_hopeless=config.reject_hopeless,
             observer=self.watch,
             on_idle=self._note_idle,
-            on_due=self._note_due,
+            on_due=self._clock.note_due,
         )
         self._crew = Crew(config, parts, self._ledger)
         self._roster = self._crew.roster
@@ -104,15 +101,16 @@ class Pool(Operations):
                 down_after=config.scale_down_after,
             )
             self._scaled = ScaledCrew(self._crew, autoscaler, self._tied_seats)
-        self._calls = Submission(
+        self._submission = Submission(
             config,
             parts,
             self._roster,
             self._ledger,
             self._loop,
             on_queued=_nobody if self._scaled is None else self._scaled.poke,
-            on_due=self._note_due,
+            on_due=self._clock.note_due,
         )
+        self._calls = Calls(config, self._submission, self._ledger, self._crew, self._guard, self._loop)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -159,73 +157,9 @@ class Pool(Operations):
             WorkerStartupError: No worker can ever serve it.
             PoolClosed: The pool is closing or closed.
         """
-        return await self._execute(
+        return await self._calls.execute(
             tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
         )
-
-    async def _execute(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
-        session: Session | None = None,
-        binding: Binding | None = None,
-        guarded: bool = False,
-    ) -> Any:
-        await self._loop.check()
-        if self._guard is not None and not guarded:
-            spec = self._roster.tools.get(tool)
-            if spec is not None:
-                limit = self.config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-                return await self._guard.execute(
-                    lambda left: self._execute(
-                        tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
-                        session=session, binding=binding, guarded=True,
-                    ),
-                    tool=tool,
-                    timeout=limit,
-                    idempotent=spec.idempotent if idempotent is None else idempotent,
-                    session=None if session is None else session.id,
-                )  # fmt: skip
-        waiter = self._loop.waiter()
-        request = self._calls.make(
-            tool,
-            params,
-            wake=waiter.wake,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=idempotent,
-            session=session.id if session is not None else None,
-            binding=binding,
-        )
-        if session is not None:
-            session.begin(request)
-        try:
-            self._calls.submit(request)
-            await waiter.wait()
-        except BaseException:
-            self._ledger.cancel(request, self._loop.now())
-            if request.trace is not None:
-                request.trace.end()
-            raise
-        finally:
-            if session is not None:
-                session.finish(request)
-        error = request.error
-        if error is not None:
-            if request.outcome is Outcome.CANCELLED:
-                # The worker saw the end of the caller's scope a moment before the scope itself does.
-                await anyio.sleep_until(request.until)
-            raise error
-        if request.trace is not None:
-            with request.trace.decode():
-                return self._calls.decode(request.result)
-        return self._calls.decode(request.result)
 
     def stream(
         self,
@@ -245,67 +179,7 @@ class Pool(Operations):
         Args and errors are those of :meth:`execute`; ``timeout`` is for the whole stream. Errors of the tool come out of
         the iteration.
         """
-        return self._stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
-
-    def _stream(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        session: Session | None = None,
-        binding: Binding | None = None,
-    ) -> AbstractAsyncContextManager[ChunkStream]:
-        limit = self.config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        make = functools.partial(
-            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
-        )
-        if self._guard is not None and tool in self._roster.tools:
-            return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
-        return make(timeout=limit)
-
-    @asynccontextmanager
-    async def _plain_stream(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None,
-        *,
-        timeout: float | None,
-        priority: int,
-        metadata: Mapping[str, str] | None,
-        session: Session | None,
-        binding: Binding | None,
-    ) -> AsyncIterator[ChunkStream]:
-        await self._loop.check()
-        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._calls.decode, self._loop)
-        request = self._calls.make(
-            tool,
-            params,
-            wake=chunks.wake,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=False,
-            stream=chunks,
-            session=session.id if session is not None else None,
-            binding=binding,
-        )
-        if session is not None:
-            session.begin(request)
-        try:
-            self._calls.submit(request)
-            yield chunks
-        finally:
-            if session is not None:
-                session.finish(request)
-            chunks.leave()
-            running = request.phase is Phase.RUNNING
-            self._ledger.cancel(request, anyio.current_time())
-            if running:
-                with anyio.move_on_after(self.config.cancel_grace):
-                    await chunks.released.wait()
+        return self._calls.stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
 
     def map(
         self,
@@ -334,40 +208,17 @@ class Pool(Operations):
             timeout: Seconds for one input, from the moment a worker gets it.
             priority, metadata, idempotent: As in :meth:`execute`.
         """
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
-            raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
-        return self._map(
-            MapResults(
-                inputs,
-                limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
-                ordered=ordered,
-                return_errors=return_errors,
-                submit=lambda params, wake: self._calls.submit(
-                    self._calls.make(
-                        tool,
-                        params,
-                        wake=wake,
-                        timeout=timeout,
-                        priority=priority,
-                        metadata=metadata,
-                        idempotent=idempotent,
-                        batch=True,
-                    )
-                ),
-                take=self._calls.take,
-                cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
-                loop=self._loop,
-            )
+        return self._calls.map(
+            tool,
+            inputs,
+            limit=limit,
+            ordered=ordered,
+            return_errors=return_errors,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=idempotent,
         )
-
-    def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
-        """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
-        if limit is not None:
-            return limit
-        config, size = self.config, self._crew.size
-        if config.threads == 1 and not patient and self._ledger.is_short(tool):
-            return 2 * size * (1 + config.prefetch)
-        return 2 * size * config.threads
 
     async def execute_many(
         self,
@@ -397,28 +248,6 @@ class Pool(Operations):
             idempotent=idempotent,
         ) as results:
             return [result async for result in results]
-
-    @asynccontextmanager
-    async def _map(self, results: MapResults) -> AsyncIterator[MapResults]:
-        if not results.fed:
-            try:
-                yield results
-            finally:
-                results.close()
-            return
-        raised: BaseException | None = None
-        async with anyio.create_task_group() as nursery:
-            nursery.start_soon(results.feed)
-            try:
-                yield results
-            except (Exception, KeyboardInterrupt, SystemExit) as exc:
-                # It leaves the block as it is, not inside a group.
-                raised = exc
-            finally:
-                results.close()
-                nursery.cancel_scope.cancel()
-        if raised is not None:
-            raise raised
 
     # ---- the pool itself ---------------------------------------------------------------------------
 
@@ -526,7 +355,7 @@ class Pool(Operations):
         """
         spec = self._roster.tools.get(tool)
         if spec is None:
-            raise self._calls.tool_not_found(tool)
+            raise self._submission.tool_not_found(tool)
         if spec.streaming:
             raise wrong_kind(spec)
 
@@ -553,7 +382,7 @@ class Pool(Operations):
         Raises:
             WorkerStartupError: None of them has got a worker.
         """
-        await nursery.start(self._clock)
+        await nursery.start(self._clock.run, self._ledger)
         await self._crew.open(nursery)
         if self._scaled is not None:
             nursery.start_soon(self._scaled.run)
@@ -587,40 +416,12 @@ class Pool(Operations):
         """Ids of the workers that had to be killed while the pool was closing."""
         return self._roster.killed
 
-    @protected
-    async def _clock(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """End what is overdue, at the moment it is."""
-        task_status.started()
-        while True:
-            with anyio.CancelScope(deadline=self._ledger.next_deadline()) as scope:
-                self._clock_scope = scope
-                await anyio.sleep_forever()
-            self._ledger.expire(anyio.current_time())
-
     # ---- requests ----------------------------------------------------------------------------------
 
     def _tied_seats(self) -> frozenset[Seats]:
         """The workers that strict sessions are tied to."""
         bindings = self._parts.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
-
-    def _end_call(self, request: Request) -> None:
-        """End a session's call, whose session is no more."""
-        ended = RequestCancelled(
-            f"session {request.session!r} was closed while {request.tool!r} was under way",
-            details={"session": request.session, "tool": request.tool},
-        )
-        self._ledger.end(request, ended, anyio.current_time())
-
-    def _credit(self, request: Request, chunks: int) -> None:
-        seats = request.seats
-        if request.phase is Phase.RUNNING and seats is not None:
-            seats.port.worker.credit(request.id, chunks)  # type: ignore[attr-defined]
-
-    def _note_due(self, when: float) -> None:
-        scope = self._clock_scope
-        if scope is not None and when < scope.deadline:
-            scope.deadline = self._ledger.next_deadline()
 
     def _note_idle(self) -> None:
         self._idle.set()

@@ -37,7 +37,7 @@ def bind(pool: Pool, declaration: type) -> Any:
     }
     for attribute, (tool, function) in methods.items():
         if tool not in known:
-            raise pool._calls.tool_not_found(tool)
+            raise pool._submission.tool_not_found(tool)
         body[attribute] = _method(pool, tool, function, streaming=known[tool].streaming)
     return type(declaration.__name__, (), body)()
 

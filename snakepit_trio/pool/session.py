@@ -6,10 +6,11 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import anyio
 
+from snakepit_trio._call_options import CallOptions, StreamOptions
 from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound, SessionWorkerUnavailable
 from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
@@ -93,7 +94,7 @@ class Session:
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Any) -> Any:
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
         """Run a tool in the session's worker; the rest is as in :meth:`snakepit_trio.Pool.execute`.
 
         Raises:
@@ -103,20 +104,20 @@ class Session:
             RequestCancelled: The session was closed while the call was under way.
         """
         binding = await self._bind()
-        return await self.pool._execute(tool, params, session=self, binding=binding, **options)
+        return await self.pool._calls.execute(tool, params, session=self, binding=binding, **options)
 
     def stream(
-        self, tool: str, params: Mapping[str, Any] | None = None, **options: Any
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[ChunkStream]:
         """Run a streaming tool in the session's worker; the rest is as in :meth:`snakepit_trio.Pool.stream`."""
         return self._stream(tool, params, options)
 
     @asynccontextmanager
     async def _stream(
-        self, tool: str, params: Mapping[str, Any] | None, options: dict[str, Any]
+        self, tool: str, params: Mapping[str, Any] | None, options: StreamOptions
     ) -> AsyncIterator[ChunkStream]:
         binding = await self._bind()
-        async with self.pool._stream(tool, params, session=self, binding=binding, **options) as chunks:
+        async with self.pool._calls.stream(tool, params, session=self, binding=binding, **options) as chunks:
             yield chunks
 
     async def _bind(self) -> Binding:
@@ -172,7 +173,7 @@ class Session:
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        self._directory.begin(self._known, request, lambda: self.pool._end_call(request))
+        self._directory.begin(self._known, request, lambda: self.pool._calls.end(request))
         self._calls[request] = None
 
     def finish(self, request: Request) -> None:
@@ -292,7 +293,7 @@ class Session:
     async def _leave(self, *, detach: bool) -> None:
         """The block that opened it has ended."""
         for request in list(self._calls):
-            self.pool._end_call(request)
+            self.pool._calls.end(request)
         await self._directory.leave(self._known, detach=detach)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
+from snakepit_trio._call_options import Unset, check_options, check_params
 from snakepit_trio._timeouts import check_timeout
-from snakepit_trio.errors import InvalidParameter, StreamingUnsupported, ToolNotFound
+from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
 from snakepit_trio.tools.waits import CHAIN, check_depth
 from snakepit_trio.wire import codec
 
@@ -24,22 +25,10 @@ if TYPE_CHECKING:
     from .roster import Roster
     from .streams import ChunkStream
 
-__all__ = ["STREAM_WINDOW", "UNSET", "Submission", "Unset", "check_metadata", "wrong_kind"]
+__all__ = ["STREAM_WINDOW", "Submission", "wrong_kind"]
 
 #: How many chunks of one stream may be under way or wait for the consumer.
 STREAM_WINDOW = 64
-#: Metadata of one request: how many entries, and how many characters in all.
-METADATA_ENTRIES = 64
-METADATA_SIZE = 8192
-
-
-class Unset:
-    def __repr__(self) -> str:
-        return "the pool's own"
-
-
-#: Stands for a limit that the caller did not give; the pool's configuration then decides.
-UNSET: Final = Unset()
 
 
 class Submission:
@@ -98,28 +87,13 @@ class Submission:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
-        if params is None:
-            params = {}
-        elif not isinstance(params, Mapping):
-            raise InvalidParameter(
-                f"params must be a mapping of argument names to values, not {type(params).__name__}",
-                details={"path": "params"},
-            )
+        params = check_params(params)
         check = self._roster.checks.get(tool)
         if check is not None:
             check(params)
-        payload = codec.encode(
-            params if type(params) is dict else dict(params), limit=config.max_payload, encoding=self._roster.encoding
-        )
+        payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        if idempotent is not None and type(idempotent) is not bool:
-            raise InvalidParameter(
-                f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
-            )
-        if type(priority) is not int:
-            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
-        if metadata:
-            check_metadata(metadata)
+        check_options(priority, metadata, idempotent)
         chain = _chain()
         if chain:
             check_depth(chain, tool)
@@ -198,23 +172,3 @@ def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:
     else:
         text = f"{spec.name!r} gives one result, not a stream: use pool.execute, or make the tool a generator"
     return StreamingUnsupported(text, details={"tool": spec.name, "streaming": spec.streaming})
-
-
-def check_metadata(metadata: Mapping[str, str]) -> None:
-    """Raise ``InvalidParameter`` for what can't be a request's metadata."""
-    if not isinstance(metadata, Mapping):
-        raise InvalidParameter("metadata must be a mapping of text to text", details={"path": "metadata"})
-    size = 0
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            what = "a key" if not isinstance(key, str) else "a value"
-            raise InvalidParameter(
-                f"metadata[{key!r}]: {what} must be text, not {type(value if what == 'a value' else key).__name__}",
-                details={"path": f"metadata[{key!r}]"},
-            )
-        size += len(key) + len(value)
-    if len(metadata) > METADATA_ENTRIES or size > METADATA_SIZE:
-        raise InvalidParameter(
-            f"metadata has {len(metadata)} entries of {size} characters; the limits are {METADATA_ENTRIES} and {METADATA_SIZE}",
-            details={"path": "metadata"},
-        )

@@ -1,0 +1,263 @@
+"""A pool's calls as their callers run them: made, handed in, waited for, left.
+
+Each runs in its caller's task. A call that has to pass the pool's policies does so first; each of their attempts is one
+more call here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import anyio
+
+from snakepit_trio._call_options import UNSET, Unset, check_limit
+from snakepit_trio._timeouts import check_timeout
+from snakepit_trio.errors import RequestCancelled
+
+from .mapping import MapResults
+from .request import Binding, Outcome, Phase, Request
+from .streams import ChunkStream
+from .submission import STREAM_WINDOW, Submission
+
+if TYPE_CHECKING:
+    from snakepit_trio._waiting import EventLoop
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.policies.guard import Guard
+
+    from .crew import Crew
+    from .ledger import Ledger
+    from .session import Session
+
+__all__ = ["Calls"]
+
+
+class Calls:
+    """The calls of one pool.
+
+    Args:
+        guard: The pool's policies, when it has any.
+        loop: The event loop that is running.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        submission: Submission,
+        ledger: Ledger,
+        crew: Crew,
+        guard: Guard | None,
+        loop: EventLoop,
+    ) -> None:
+        self._config = config
+        self._submission = submission
+        self._ledger = ledger
+        self._crew = crew
+        self._roster = crew.roster
+        self._guard = guard
+        self._loop = loop
+
+    async def execute(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+        guarded: bool = False,
+    ) -> Any:
+        """See :meth:`Pool.execute`; ``guarded`` when the pool's policies have seen the call already."""
+        await self._loop.check()
+        if self._guard is not None and not guarded:
+            spec = self._roster.tools.get(tool)
+            if spec is not None:
+                limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+                return await self._guard.execute(
+                    lambda left: self.execute(
+                        tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
+                        session=session, binding=binding, guarded=True,
+                    ),
+                    tool=tool,
+                    timeout=limit,
+                    idempotent=spec.idempotent if idempotent is None else idempotent,
+                    session=None if session is None else session.id,
+                )  # fmt: skip
+        waiter = self._loop.waiter()
+        request = self._submission.make(
+            tool,
+            params,
+            wake=waiter.wake,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=idempotent,
+            session=session.id if session is not None else None,
+            binding=binding,
+        )
+        if session is not None:
+            session.begin(request)
+        try:
+            self._submission.submit(request)
+            await waiter.wait()
+        except BaseException:
+            self._ledger.cancel(request, self._loop.now())
+            if request.trace is not None:
+                request.trace.end()
+            raise
+        finally:
+            if session is not None:
+                session.finish(request)
+        error = request.error
+        if error is not None:
+            if request.outcome is Outcome.CANCELLED:
+                # The worker saw the end of the caller's scope a moment before the scope itself does.
+                await anyio.sleep_until(request.until)
+            raise error
+        if request.trace is not None:
+            with request.trace.decode():
+                return self._submission.decode(request.result)
+        return self._submission.decode(request.result)
+
+    def stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+    ) -> AbstractAsyncContextManager[ChunkStream]:
+        """See :meth:`Pool.stream`."""
+        limit = self._config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        make = functools.partial(
+            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
+        )
+        if self._guard is not None and tool in self._roster.tools:
+            return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
+        return make(timeout=limit)
+
+    @asynccontextmanager
+    async def _plain_stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+        session: Session | None,
+        binding: Binding | None,
+    ) -> AsyncIterator[ChunkStream]:
+        await self._loop.check()
+        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._submission.decode, self._loop)
+        request = self._submission.make(
+            tool,
+            params,
+            wake=chunks.wake,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=False,
+            stream=chunks,
+            session=session.id if session is not None else None,
+            binding=binding,
+        )
+        if session is not None:
+            session.begin(request)
+        try:
+            self._submission.submit(request)
+            yield chunks
+        finally:
+            if session is not None:
+                session.finish(request)
+            chunks.leave()
+            running = request.phase is Phase.RUNNING
+            self._ledger.cancel(request, anyio.current_time())
+            if running:
+                with anyio.move_on_after(self._config.cancel_grace):
+                    await chunks.released.wait()
+
+    def map(
+        self,
+        tool: str,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: int | None,
+        ordered: bool,
+        return_errors: bool,
+        **options: Any,
+    ) -> AbstractAsyncContextManager[MapResults]:
+        """See :meth:`Pool.map`."""
+        check_limit(limit)
+        return self._map(
+            MapResults(
+                inputs,
+                limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
+                ordered=ordered,
+                return_errors=return_errors,
+                submit=lambda params, wake: self._submission.submit(
+                    self._submission.make(
+                        tool,
+                        params,
+                        wake=wake,
+                        batch=True,
+                        **options,
+                    )
+                ),
+                take=self._submission.take,
+                cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
+                loop=self._loop,
+            )
+        )
+
+    def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
+        """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
+        if limit is not None:
+            return limit
+        config, size = self._config, self._crew.size
+        if config.threads == 1 and not patient and self._ledger.is_short(tool):
+            return 2 * size * (1 + config.prefetch)
+        return 2 * size * config.threads
+
+    @asynccontextmanager
+    async def _map(self, results: MapResults) -> AsyncIterator[MapResults]:
+        if not results.fed:
+            try:
+                yield results
+            finally:
+                results.close()
+            return
+        raised: BaseException | None = None
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(results.feed)
+            try:
+                yield results
+            except (Exception, KeyboardInterrupt, SystemExit) as exc:
+                # It leaves the block as it is, not inside a group.
+                raised = exc
+            finally:
+                results.close()
+                nursery.cancel_scope.cancel()
+        if raised is not None:
+            raise raised
+
+    def end(self, request: Request) -> None:
+        """End a session's call, whose session is no more."""
+        ended = RequestCancelled(
+            f"session {request.session!r} was closed while {request.tool!r} was under way",
+            details={"session": request.session, "tool": request.tool},
+        )
+        self._ledger.end(request, ended, anyio.current_time())
+
+    def _credit(self, request: Request, chunks: int) -> None:
+        seats = request.seats
+        if request.phase is Phase.RUNNING and seats is not None:
+            seats.port.worker.credit(request.id, chunks)  # type: ignore[attr-defined]
