@@ -22,7 +22,6 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
@@ -83,10 +82,13 @@ def find_proof(prefix: str, proof: bytes) -> bool:
 def remove(prefix: str) -> list[str]:
     """Unlink every segment of this user whose name begins so. Returns the names."""
     found = []
-    for path in Path(_DIRECTORY).glob(f"{prefix}*") if prefix.startswith("sp-") else ():
-        with contextlib.suppress(OSError):
-            path.unlink()
-            found.append(path.name)
+    # No glob: for each worker that has ever ended it would keep a pattern, compiled.
+    names = os.listdir(_DIRECTORY) if prefix.startswith("sp-") and os.path.isdir(_DIRECTORY) else ()
+    for name in names:
+        if name.startswith(prefix):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(_DIRECTORY, name))
+                found.append(name)
     return found
 
 

@@ -61,6 +61,16 @@ def sleep(seconds: float) -> str:
 
 
 @sp.tool
+def wait_for_file(marker: str, path: str) -> str:
+    """Touch the marker, then wait for the file; deaf to a cancel."""
+    with open(marker, "w"):
+        pass
+    while not os.path.exists(path):
+        time.sleep(0.002)
+    return "there"
+
+
+@sp.tool
 def wait_for_cancel(ctx: sp.ToolContext, marker: str) -> str:
     """Touch the marker, then wait for a cancel; touch a second marker when it comes."""
     with open(marker, "w"):
@@ -108,12 +118,12 @@ def count(n: int) -> Iterator[int]:
 
 
 @sp.tool
-def count_and_note(n: int, marker: str) -> Iterator[int]:
-    """Count; write how far it came when the generator is closed."""
+def count_and_note(n: int, marker: str, size: int = 0) -> Iterator[int | bytes]:
+    """Count, or give so many bytes each time; write how far it came when the generator is closed."""
     reached = -1
     try:
         for reached in range(n):
-            yield reached
+            yield bytes(size) if size else reached
     finally:
         with open(marker, "w") as file:
             file.write(str(reached))

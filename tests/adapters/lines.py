@@ -21,11 +21,13 @@ def _begin(name: str) -> None:
 
 
 @sp.tool
-def work(seconds: float = 0.0, name: str = "") -> str:
-    """Deaf to its cancel; of less than 0 seconds it kills its worker at their end."""
+def work(name: str = "", seconds: float = 0.0, until: str = "", *, dies: bool = False) -> str:
+    """Deaf to its cancel; goes on until the file is there, and may kill its worker then."""
     _begin(name)
-    time.sleep(abs(seconds))
-    if seconds < 0:
+    time.sleep(seconds)
+    while until and not os.path.exists(until):
+        time.sleep(0.002)
+    if dies:
         os.kill(os.getpid(), signal.SIGKILL)
     _running.remove(name)
     return name

@@ -76,8 +76,11 @@ def bad_calls(ctx: sp.ToolContext) -> list[str]:
 
 
 @sp.tool
-async def nap(seconds: float) -> int:
+async def nap(seconds: float, until: str = "") -> int:
+    """Sleep, and then until the file is there."""
     await anyio.sleep(seconds)
+    while until and not os.path.exists(until):
+        await anyio.sleep(0.002)
     return os.getpid()
 
 

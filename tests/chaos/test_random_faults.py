@@ -113,20 +113,22 @@ async def test_every_request_ends_once_and_the_pool_is_whole_afterwards(seed: in
             assert set(finals.values()) == {1}
             assert len(finals) == stats.accepted + stats.rejected
             assert load.outcomes.total() == CALLERS * CALLS
-            assert load.outcomes["completed"] > CALLERS * CALLS / 3
+            assert load.outcomes["completed"] > CALLERS * CALLS / 5
             assert load.outcomes["WorkerCrashed"]
             assert stats.restarts > 3
 
 
 @pytest.mark.parametrize("method", ["fork_server", "spawn"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-async def test_a_worker_that_dies_or_hangs_while_it_starts_is_replaced(
-    method: str, number: signal.Signals, tmp_path: object
-) -> None:
+async def test_a_worker_that_dies_or_hangs_while_it_starts_is_replaced(method: str, number: signal.Signals) -> None:
     """Each start is hit at another moment."""
-    with anyio.fail_after(60):
+    with anyio.fail_after(100):
+        begun = anyio.current_time()
+        async with sp.open_pool("tests.adapters.chaotic", size=1, start_method=method):
+            # As long as a start takes here and now, several times.
+            enough = max(1.5, 6 * (anyio.current_time() - begun))
         async with sp.open_pool(
-            "tests.adapters.chaotic", size=1, start_method=method, startup_timeout=2.0, restart_limit=1000, backoff_base=0.001,
+            "tests.adapters.chaotic", size=1, start_method=method, startup_timeout=enough, restart_limit=1000, backoff_base=0.001,
         ) as pool:  # fmt: skip
             for delay in (0.0, 0.002, 0.01, 0.03, 0.1) if number == signal.SIGKILL else (0.005,):
                 (worker,) = pool.workers()
@@ -141,5 +143,5 @@ async def test_a_worker_that_dies_or_hangs_while_it_starts_is_replaced(
                     os.kill(starting.pid, number)
                 except ProcessLookupError:
                     pass
-                await pool.wait_ready(timeout=30)
+                await pool.wait_ready()
                 assert await pool.execute("echo", {"value": delay}) == delay

@@ -67,6 +67,8 @@ class Worker(example.Worker):
         return w.ExecuteResponse(payload=payload)
 
     def do_deaf(self, params, context):
+        if "marker" in params:
+            open(params["marker"], "w").close()
         time.sleep(params["seconds"])
         return example.answer("done")
 

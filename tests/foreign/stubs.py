@@ -39,7 +39,7 @@ def node_modules(cache: Path) -> Path:
         (cache / "package.json").write_text(wanted)
         command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
         try:
-            subprocess.run(command, cwd=cache, check=True, capture_output=True, timeout=100, env=dict(os.environ))
+            subprocess.run(command, cwd=cache, check=True, capture_output=True, timeout=60, env=dict(os.environ))
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
             pytest.skip(f"npm can't install: {(exc.stderr or b'')[-200:]!r}")
         done.write_text(wanted)

@@ -39,7 +39,7 @@ class Wrong(Protocol):
 
 
 async def test_a_protocol() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool("tests.adapters.basic", size=1) as pool:
             basic = pool.bind(Basic)
             assert await basic.add(1, b=2) == 3
@@ -59,7 +59,7 @@ async def test_a_protocol() -> None:
 
 
 async def test_an_adapter() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool("tests.adapters.classy:Plane", size=1) as pool:
             plane = pool.bind(Plane)
             assert await plane.move(Point(1, 2), by=3) == Point(4, 5)  # type: ignore[misc]

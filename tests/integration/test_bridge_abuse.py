@@ -152,12 +152,12 @@ async def test_what_breaks_the_rules_ends_its_connection_and_no_other(tmp_path: 
         async with sp.connect(f"unix:{tmp_path}/door", token="right") as other:
             before = psutil.Process().memory_info().rss
             for name, data in BAD.items():
-                with anyio.fail_after(20):
+                with anyio.fail_after(30):
                     await anyio.to_thread.run_sync(send, tmp_path, data)
                 assert await other.execute("sync_add", {"a": 1, "b": 2}, timeout=10) == 3, name
             assert psutil.Process().memory_info().rss - before < 64 * 1024 * 1024
             assert runtime.bridge is not None
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while runtime.bridge.connections > 1:
                     await anyio.sleep(0.005)
         await still_serves(tmp_path)
@@ -207,7 +207,7 @@ async def test_malformed_headers_end_the_connection(tmp_path: Path, trailers: bo
 
 
 async def test_slowness_is_bounded(tmp_path: Path) -> None:
-    async with door(tmp_path, handshake_timeout=0.3, receive_timeout=0.3, idle_timeout=1.0):
+    async with door(tmp_path, handshake_timeout=0.5, receive_timeout=0.5, idle_timeout=1.0):
         began = time.monotonic()
         halves: list[Callable[[Raw], None]] = [
             lambda raw: None,
@@ -219,7 +219,7 @@ async def test_slowness_is_bounded(tmp_path: Path) -> None:
             with Raw(tmp_path) as raw:
                 half(raw)
                 await anyio.to_thread.run_sync(raw.ended)
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
 
         def slow_body() -> dict[str, str]:
             with Raw(tmp_path) as raw:
@@ -286,7 +286,7 @@ async def test_too_many_streams_and_connections(tmp_path: Path) -> None:
                 assert reset.error_code == h2.errors.ErrorCodes.REFUSED_STREAM
 
         await anyio.to_thread.run_sync(many)
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while pool.stats().in_flight or pool.stats().queued:
                 await anyio.sleep(0.005)
         strangers = [Raw(tmp_path) for _ in range(12)]
@@ -319,7 +319,7 @@ async def test_a_client_that_is_killed(tmp_path: Path) -> None:
             marker = tmp_path / kind
             arguments = [sys.executable, "-c", code, f"unix:{tmp_path}/door", kind, str(marker)]
             async with await anyio.open_process(arguments, stderr=None) as process:
-                with anyio.fail_after(20):
+                with anyio.fail_after(30):
                     if kind == "calls":
                         while not marker.exists() or pool.stats().queued != 2:
                             await anyio.sleep(0.005)
@@ -328,7 +328,7 @@ async def test_a_client_that_is_killed(tmp_path: Path) -> None:
                         await process.stdout.receive()
                 process.send_signal(signal.SIGKILL)
             ended = marker if kind == "stream" else tmp_path / "calls.cancelled"
-            with anyio.fail_after(10):
+            with anyio.fail_after(30):
                 while not ended.exists() or pool.stats().in_flight or pool.stats().queued:
                     await anyio.sleep(0.005)
         stats = pool.stats()

@@ -36,7 +36,7 @@ async def test_500_connections_and_10_000_requests(tmp_path: Path) -> None:
         done = await anyio.run_process(program, stderr=None)
         assert int(done.stdout) == CONNECTIONS * each
         assert runtime.bridge is not None
-        with anyio.fail_after(10):
+        with anyio.fail_after(30):
             while runtime.bridge.connections:
                 await anyio.sleep(0.005)
         gc.collect()
@@ -77,7 +77,7 @@ async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path
             assert trailers["grpc-status"] == "8"
             for raw in (second, third):
                 await anyio.to_thread.run_sync(begin, raw)
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while budget.used < 900_000:
                     await anyio.sleep(0.005)
             with Raw(tmp_path) as late:
@@ -86,7 +86,7 @@ async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path
             assert budget.used <= limit
             # What is small goes through.
             await still_serves(tmp_path)
-        with anyio.fail_after(5):
+        with anyio.fail_after(30):
             while budget.used:
                 await anyio.sleep(0.005)
 
@@ -103,18 +103,18 @@ async def test_a_client_that_is_stopped_is_noticed(tmp_path: Path) -> None:
     marker = tmp_path / "m"
     pools = [sp.PoolConfig(adapter="tests.adapters.asynchronous", size=1)]
     bridge = sp.BridgeConfig(
-        address="tcp:127.0.0.1:0", token="right", keepalive_interval=0.2, keepalive_timeout=0.3, public_health=True
+        address="tcp:127.0.0.1:0", token="right", keepalive_interval=0.2, keepalive_timeout=1.0, public_health=True
     )
     async with sp.open_runtime(sp.RuntimeConfig(pools=pools, bridge=bridge)) as runtime:
         assert runtime.bridge is not None
         arguments = [sys.executable, "-c", code, runtime.bridge.address, str(marker)]
         async with await anyio.open_process(arguments, stderr=None) as process:
             try:
-                with anyio.fail_after(20):
+                with anyio.fail_after(30):
                     while not marker.exists():
                         await anyio.sleep(0.005)
                     # It answers: it stays.
-                    await anyio.sleep(0.8)
+                    await anyio.sleep(1.5)
                     assert runtime.bridge.connections == 1
                     process.send_signal(signal.SIGSTOP)
                     while runtime.bridge.connections or not (tmp_path / "m.cancelled").exists():
@@ -131,6 +131,6 @@ async def test_tools_that_nobody_serves_in_time_are_gone(tmp_path: Path, monkeyp
         with Raw(tmp_path) as raw:
             stream = raw.request(request, path="/snakepit.v1.BridgeService/RegisterTools")
             assert (await anyio.to_thread.run_sync(raw.trailers, stream))["grpc-status"] == "0"
-            with anyio.fail_after(5):
+            with anyio.fail_after(30):
                 while "never_served" in runtime.tools:
                     await anyio.sleep(0.005)

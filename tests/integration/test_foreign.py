@@ -196,19 +196,26 @@ async def test_a_slow_reader_holds_the_worker_back(odd: Callable[..., dict[str, 
             assert sum([len(chunk) async for chunk in chunks]) == (n - 1) * size
 
 
-async def test_a_worker_that_tells_nobody_when_it_has_stopped(odd: Callable[..., dict[str, Any]]) -> None:
+async def test_a_worker_that_tells_nobody_when_it_has_stopped(
+    odd: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
     """Its seat is given to nobody while its tool may run: it is replaced, or awaited."""
+
+    async def begin_and_leave(pool: sp.Pool, seconds: float, marker: Path) -> None:
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(pool.execute, "deaf", {"seconds": seconds, "marker": str(marker)})
+            await until(marker.exists)
+            nursery.cancel_scope.cancel()
+
     async with sp.open_pool(**odd("no-settle"), cancel_grace=0.2) as pool:
         first = pid(pool)
-        with anyio.move_on_after(0.1):
-            await pool.execute("deaf", {"seconds": 60})
+        await begin_and_leave(pool, 60, tmp_path / "a")
         assert await pool.execute("add", {"a": 1, "b": 1}) == 2
         assert pid(pool) != first
     async with sp.open_pool(**odd("no-settle"), on_cancel="abandon") as pool:
         first = pid(pool)
         started = anyio.current_time()
-        with anyio.move_on_after(0.1):
-            await pool.execute("deaf", {"seconds": 0.8})
+        await begin_and_leave(pool, 0.8, tmp_path / "b")
         assert await pool.execute("add", {"a": 1, "b": 1}) == 2
         assert anyio.current_time() - started >= 0.8
         assert pid(pool) == first
@@ -218,9 +225,9 @@ async def test_a_tool_that_is_deaf_is_not_overlapped(odd: Callable[..., dict[str
     async with sp.open_pool(**odd(), cancel_grace=30) as pool:
         started = anyio.current_time()
         with pytest.raises(sp.RequestTimeout):
-            await pool.execute("deaf", {"seconds": 0.8}, timeout=0.1)
+            await pool.execute("deaf", {"seconds": 1.2}, timeout=0.5)
         assert await pool.execute("add", {"a": 1, "b": 1}) == 2
-        assert anyio.current_time() - started >= 0.8
+        assert anyio.current_time() - started >= 1.2
 
 
 async def test_recycling_and_an_orderly_end(odd: Callable[..., dict[str, Any]]) -> None:

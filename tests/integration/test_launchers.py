@@ -42,7 +42,7 @@ async def started(launcher: Launcher, spec: WorkerSpec) -> AsyncIterator[WorkerP
 
 
 async def test_start_report_and_stop(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, env={"FOO": "bar"})) as process:
                 report = await process.report()
@@ -64,7 +64,7 @@ async def test_start_report_and_stop(launcher: Launcher, tmp_path: Path) -> None
 
 
 async def test_how_it_ended(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             for number in (signal.SIGKILL, signal.SIGSEGV):
                 async with started(launcher, spec(tmp_path)) as process:
@@ -74,7 +74,7 @@ async def test_how_it_ended(launcher: Launcher, tmp_path: Path) -> None:
 
 
 async def test_what_can_not_start_says_why(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, adapter="tests.adapters.broken_setup")) as process:
                 report = await process.report()
@@ -87,19 +87,19 @@ async def test_what_can_not_start_says_why(launcher: Launcher, tmp_path: Path) -
 
 
 async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, adapter="tests.adapters.has_children")) as process:
                 await process.report()
                 (child,) = psutil.Process(process.pid).children()
                 process.kill()
                 await process.wait()
-                await gone(child, within=5)
+                await gone(child)
 
 
 async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: Launcher, tmp_path: Path) -> None:
     """Its host may be killed before it has seen the end, and then there is nobody left to do it."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, adapter="tests.adapters.has_children")) as process:
                 await process.report()
@@ -112,7 +112,7 @@ async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: L
 
 async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: Launcher, tmp_path: Path) -> None:
     """What the kernel does needs nothing of the worker: a stopped one is gone, too."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, adapter="tests.adapters.hanging_setup")) as process:
                 # Until it leads a group of its own, it is of its template's, and goes with that one's lifeline.
@@ -124,7 +124,7 @@ async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: 
 
 
 async def test_a_boot_message_longer_than_a_pipe(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, own_env={"LONG": "x" * 300_000})) as process:
                 assert (await process.report()).address
@@ -151,7 +151,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(launcher: Launcher, tmp_
 
 
 async def test_another_directory_and_one_that_is_not_there(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             async with started(launcher, spec(tmp_path, cwd=str(tmp_path))) as process:
                 await process.report()
@@ -161,7 +161,7 @@ async def test_another_directory_and_one_that_is_not_there(launcher: Launcher, t
 
 
 async def test_an_adapter_with_threads_at_import_is_spawned(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with local_launcher("fork_server") as launcher:
             for _ in range(2):
                 async with started(launcher, spec(tmp_path, adapter="tests.adapters.threads_at_import")) as process:
@@ -188,7 +188,7 @@ async def test_a_cancel_before_the_first_word_leaves_no_template(
 
 
 async def test_a_template_that_dies_is_replaced_and_its_workers_live_on(tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with local_launcher("fork_server") as launcher:
             first = await launcher.start(spec(tmp_path))
             second = None
@@ -213,8 +213,8 @@ async def test_a_template_that_dies_is_replaced_and_its_workers_live_on(tmp_path
 async def test_a_template_that_stops_answering_holds_nothing_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snakepit_trio.launch.fork_server._ANSWER_TIME", 0.3)
-    with anyio.fail_after(30):
+    monkeypatch.setattr("snakepit_trio.launch.fork_server._ANSWER_TIME", 1.0)
+    with anyio.fail_after(60):
         async with local_launcher("fork_server") as launcher:
             first = await launcher.start(spec(tmp_path))
             await first.report()
@@ -229,7 +229,7 @@ async def test_a_template_that_stops_answering_holds_nothing_up(
 
 
 async def test_its_block_ends_what_it_holds(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             process = await launcher.start(spec(tmp_path))
             report = await process.report()
@@ -239,7 +239,7 @@ async def test_its_block_ends_what_it_holds(launcher: Launcher, tmp_path: Path) 
 
 
 async def test_what_the_system_refuses_is_a_startup_error(launcher: Launcher, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with launcher:
             with pytest.raises(WorkerStartupError, match="null byte"):
                 await launcher.start(spec(tmp_path, env={"A": "b\0c"}))
@@ -264,7 +264,7 @@ class Book:
 @pytest.mark.parametrize("method", ["fork_server", "spawn"])
 async def test_each_process_is_in_the_book_from_before_its_start_to_its_end(method: str, tmp_path: Path) -> None:
     book = Book()
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with local_launcher(method, book) as launcher:
             process = await launcher.start(spec(tmp_path))
             await process.report()

@@ -56,7 +56,7 @@ async def get(address: str, path: str, *headers: str) -> tuple[int, dict[str, st
 
 
 async def test_what_a_scraper_reads() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(sp.MetricsConfig(max_tools=2))) as runtime:
             pool = runtime.pool()
             assert runtime.metrics is not None
@@ -117,8 +117,8 @@ async def test_what_a_scraper_reads() -> None:
 
 
 async def test_what_is_not_served() -> None:
-    with anyio.fail_after(30):
-        async with sp.open_runtime(config(sp.MetricsConfig(client_timeout=0.3, max_connections=3))) as runtime:
+    with anyio.fail_after(60):
+        async with sp.open_runtime(config(sp.MetricsConfig(client_timeout=1.0, max_connections=3))) as runtime:
             assert runtime.metrics is not None
             address = runtime.metrics.address
             assert address is not None
@@ -148,7 +148,7 @@ async def test_not_ready_while_a_pool_has_no_worker(tmp_path: Path) -> None:
         sp.PoolConfig(name="broken", adapter="tests.adapters.broken_setup", size=1),
     ]
     address = f"unix:{tmp_path / 'm.sock'}"
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(sp.RuntimeConfig(pools=pools, metrics=sp.MetricsConfig(address=address))) as runtime:
             assert runtime.metrics is not None
             assert runtime.metrics.address == address
@@ -160,7 +160,7 @@ async def test_not_ready_while_a_pool_has_no_worker(tmp_path: Path) -> None:
 
 
 async def test_a_registry_of_the_applications_own() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(sp.MetricsConfig(address=None))) as runtime:
             assert runtime.metrics is not None
             assert runtime.metrics.address is None
@@ -171,7 +171,7 @@ async def test_a_registry_of_the_applications_own() -> None:
 
 
 async def test_an_address_that_is_taken() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(sp.MetricsConfig())) as runtime:
             assert runtime.metrics is not None
             with pytest.raises(sp.ConfigError, match=r"metrics\.address") as caught:

@@ -64,7 +64,7 @@ def connected(stubs: Any, pool: sp.Pool, token: str | None = None) -> Iterator[C
 
 
 async def in_thread(function: Callable[[], None]) -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         await anyio.to_thread.run_sync(function)
 
 

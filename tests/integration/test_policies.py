@@ -18,7 +18,7 @@ BASIC = "tests.adapters.basic"
 
 async def test_a_call_is_tried_again(tmp_path: Path) -> None:
     retry = sp.RetryConfig(delay=0.001, on=["ConnectionError"])
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(SHAKY, size=1, retry=retry) as pool, pool.runtime.events.subscribe() as events:
             assert await pool.execute("refuse_once", {"marker": str(tmp_path / "a")}) == "there"
             async with pool.session() as session:
@@ -35,7 +35,7 @@ async def test_a_call_is_tried_again(tmp_path: Path) -> None:
 
 async def test_a_full_queue_is_waited_for() -> None:
     retry = sp.RetryConfig(attempts=100, delay=0.005, max_delay=0.02)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(BASIC, size=1, max_queue=0, retry=retry) as pool:
             async with anyio.create_task_group() as nursery:
                 for _ in range(4):
@@ -47,7 +47,7 @@ async def test_a_full_queue_is_waited_for() -> None:
 
 async def test_a_circuit_over_calls_and_streams() -> None:
     circuit = sp.CircuitConfig(per="pool", min_calls=2, open_for=60)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(SHAKY, size=1, circuit=circuit) as pool:
             with pytest.raises(sp.remote(ValueError)):
                 await pool.execute("wrong")
@@ -65,7 +65,7 @@ async def test_a_circuit_over_calls_and_streams() -> None:
 
 async def test_a_limit_for_one_tool(tmp_path: Path) -> None:
     limits = [sp.LimitConfig(tools=["peak"], concurrency=1)]
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(SHAKY, size=2, limits=limits) as pool:
             found = []
 
@@ -79,7 +79,7 @@ async def test_a_limit_for_one_tool(tmp_path: Path) -> None:
 
 
 async def test_a_hedge_and_its_loser(tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(SHAKY, size=2, hedge=sp.HedgeConfig(delay=0.05)) as pool:
             marker = tmp_path / "first"
             assert await pool.execute("slow_once", {"marker": str(marker)}) == "quick"

@@ -29,7 +29,7 @@ def dumps(place: Path) -> list[Path]:
 
 
 async def test_a_dump_says_how_everything_stands(tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(tmp_path)) as runtime:
             pool = runtime.pool()
             await pool.execute("echo", {"value": "argument-of-the-call"})
@@ -62,7 +62,7 @@ async def test_a_dump_says_how_everything_stands(tmp_path: Path) -> None:
 
 
 async def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(tmp_path, recorder_size=3)) as runtime:
             for n in range(10):
                 await runtime.pool().execute("add", {"a": n, "b": 1})
@@ -78,7 +78,7 @@ async def test_what_is_kept_is_bounded(tmp_path: Path) -> None:
 
 async def test_a_place_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "recorder").write_text("in the way")
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(tmp_path)) as runtime:
             assert runtime.recorder.write() is None
 
@@ -118,7 +118,7 @@ async def test_a_crash_of_the_runtime(tmp_path: Path, monkeypatch: pytest.Monkey
         raise ZeroDivisionError("in a task of the runtime's own")
 
     monkeypatch.setattr("snakepit_trio.sessions.directory.SessionDirectory.keep", keep)
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         with pytest.raises(ExceptionGroup) as caught:
             async with sp.open_runtime(config(tmp_path)) as runtime:
                 await runtime.pool().execute("add", {"a": 1, "b": 1})
@@ -133,7 +133,7 @@ async def test_a_crash_of_the_runtime(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 async def test_no_crash_no_dump(tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         with pytest.raises(KeyError):
             async with sp.open_runtime(config(tmp_path)):
                 raise KeyError("the application's own")

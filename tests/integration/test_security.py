@@ -31,7 +31,7 @@ async def call_worker(address: str, token: str, path: str, backend: str) -> RpcF
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(connection.serve)
             try:
-                with anyio.fail_after(20):
+                with anyio.fail_after(30):
                     await connection.unary(path, b"")
             except RpcFailure as exc:
                 return exc

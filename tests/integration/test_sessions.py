@@ -41,7 +41,7 @@ async def kill(pool: sp.Pool, worker_id: str) -> None:
 @pytest.mark.parametrize("affinity", ["strict_queue", "strict_fail_fast", "hint"])
 async def test_affinity_under_load(affinity: str) -> None:
     """Many sessions and many calls at once, the first ones together: strict ones see one worker each."""
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(3, {"queue_timeout": None})) as runtime:
             pool = runtime.pool()
             seen: dict[str, Counter[str]] = {}
@@ -77,7 +77,7 @@ async def test_affinity_under_load(affinity: str) -> None:
 
 
 async def test_a_lost_worker_by_affinity_and_on_lost() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(2)) as runtime:
             pool = runtime.pool()
             rebuilt: list[str] = []
@@ -128,7 +128,7 @@ async def test_a_lost_worker_by_affinity_and_on_lost() -> None:
 
 
 async def test_calls_that_run_or_wait_for_a_strict_worker_that_dies() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(2)) as runtime:
             pool = runtime.pool()
             outcomes: Counter[str] = Counter()
@@ -161,7 +161,7 @@ async def test_calls_that_run_or_wait_for_a_strict_worker_that_dies() -> None:
 
 
 async def test_a_strict_session_whose_worker_is_replaced_in_order() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             pool = runtime.pool()
             async with (
@@ -213,7 +213,7 @@ async def test_death_under_load_harms_only_its_own() -> None:
 
 
 async def test_a_rebuild_that_fails_is_tried_again() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             pool = runtime.pool()
             attempts = 0
@@ -239,7 +239,7 @@ async def test_a_rebuild_that_fails_is_tried_again() -> None:
 
 
 async def test_a_session_ends_with_its_block() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             pool = runtime.pool()
             outcomes: list[BaseException] = []
@@ -283,7 +283,7 @@ async def test_a_session_ends_with_its_block() -> None:
 
 
 async def test_detached_ones_are_resumed_by_id() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(3)) as runtime:
             pool = runtime.pool()
             async with pool.session("s", affinity="strict_queue", detach=True) as session:
@@ -304,15 +304,15 @@ async def test_detached_ones_are_resumed_by_id() -> None:
 
 
 async def test_an_idle_one_expires_by_the_clock_and_a_running_call_keeps_it() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             pool = runtime.pool()
             async with runtime.events.subscribe("session.expired") as events:
-                async with pool.session("s", ttl=0.3) as session:
-                    await session.execute("nap", {"seconds": 0.8})
+                async with pool.session("s", ttl=1.0) as session:
+                    await session.execute("nap", {"seconds": 1.3})
                     await session.put("k", 1)
-                    async with session.stream("numbers", {"n": 8, "pause": 0.1}) as chunks:
-                        assert [chunk async for chunk in chunks] == list(range(8))
+                    async with session.stream("numbers", {"n": 13, "pause": 0.1}) as chunks:
+                        assert [chunk async for chunk in chunks] == list(range(13))
                     assert await session.get("k") == 1
                     # Nobody does anything, and it is gone.
                     async for event in events:
@@ -328,10 +328,10 @@ async def test_an_idle_one_expires_by_the_clock_and_a_running_call_keeps_it() ->
 
 async def test_quotas_and_an_idempotent_open() -> None:
     quotas = {"max_sessions": 2, "session_max_entries": 2, "session_max_bytes": 100}
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1, **quotas)) as runtime:
             pool = runtime.pool()
-            async with pool.session("a") as a, pool.session("b", ttl=0.2, detach=True):
+            async with pool.session("a") as a, pool.session("b", ttl=1.5, detach=True):
                 with pytest.raises(sp.QuotaExceeded) as raised:
                     async with pool.session("c"):
                         pass
@@ -349,13 +349,15 @@ async def test_quotas_and_an_idempotent_open() -> None:
                 assert (details["quota"], details["limit"], details["session"]) == ("session_max_bytes", 100, "a")
                 assert details["used"] + details["asked"] > 100
                 assert (await a.get("k"), await a.get("l"), await a.keys()) == (1, 2, ("k", "l"))
-            await anyio.sleep(0.25)
+            # The detached one has lived long enough by itself.
+            while await runtime.sessions.list():
+                await anyio.sleep(0.01)
             async with pool.session("c"), pool.session("d"):
                 pass
 
 
 async def test_values_are_copied_and_compared() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             async with runtime.pool().session() as session:
                 value = {"list": [1]}
@@ -395,7 +397,7 @@ async def test_values_are_copied_and_compared() -> None:
 
 
 async def test_what_is_refused_at_the_door() -> None:
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1)) as runtime:
             pool = runtime.pool()
             for options in (
@@ -417,7 +419,7 @@ async def test_what_is_refused_at_the_door() -> None:
 
 async def test_programs() -> None:
     quotas = {"max_programs": 3, "program_max_bytes": 10, "programs_max_bytes": 15, "program_ttl": 30}
-    with anyio.fail_after(40):
+    with anyio.fail_after(60):
         async with sp.open_runtime(config(1, **quotas)) as runtime:
             programs = runtime.programs
             await programs.put("a", bytearray(b"123"))
@@ -430,13 +432,13 @@ async def test_programs() -> None:
                     await programs.put(name, data)
                 assert raised.value.details["quota"] == quota
                 assert raised.value.details["asked"] == len(data)
-            await programs.put("b", b"", ttl=0.1)
+            await programs.put("b", b"", ttl=1.0)
             await programs.put("c", b"")
             with pytest.raises(sp.QuotaExceeded):
                 await programs.put("d", b"")
             (info,) = [info for info in await programs.list() if info.name == "b"]
-            assert 0 < info.expires_in <= 0.1
-            await anyio.sleep(0.12)
+            assert 0 < info.expires_in <= 1.0
+            await anyio.sleep(info.expires_in)
             assert [info.name for info in await programs.list()] == ["a", "c"]
             await programs.put("d", b"")
             with pytest.raises(sp.SessionNotFound):
@@ -481,19 +483,19 @@ async def share(store: str) -> None:
     options: Any = {"store": store, "max_sessions": 2}
     with anyio.fail_after(60):
         async with sp.open_runtime(config(1, **options)) as one, sp.open_runtime(config(1, **options)) as two:
-            async with one.pool().session("s", detach=True, ttl=0.5) as here:
+            async with one.pool().session("s", detach=True, ttl=1.0) as here:
                 await here.put("k", 1)
                 async with two.pool().session("s", detach=True) as there:
-                    assert there.ttl == 0.5
+                    assert there.ttl == 1.0
                     await there.put("k", 2)
                     assert await here.get("k") == 2
 
                     async def call() -> None:
-                        await here.execute("nap", {"seconds": 1.2})
+                        await here.execute("nap", {"seconds": 2.0})
 
                     async with anyio.create_task_group() as nursery:
                         nursery.start_soon(call)
-                        await anyio.sleep(1.0)
+                        await anyio.sleep(1.6)
                         # A call at one of them keeps it alive for the other.
                         assert (await two.sessions.get("s")).entries == 1
                     await there.close()

@@ -110,7 +110,7 @@ async def test_cancelled_calls_give_their_segments_back() -> None:
 
 
 async def test_a_result_that_can_not_be_sent() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(ARRAYS, size=1) as pool:
             with pytest.raises(sp.InvalidPayload) as caught:
                 await pool.execute("odd")

@@ -24,8 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 async def test_a_frozen_worker_is_found_and_replaced() -> None:
-    with anyio.fail_after(30):
-        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+    with anyio.fail_after(60):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=6) as pool:
             (before,) = pool.workers()
             started = anyio.current_time()
             with pytest.raises(sp.WorkerCrashed) as caught:
@@ -36,13 +36,13 @@ async def test_a_frozen_worker_is_found_and_replaced() -> None:
             # One that is idle, too.
             (now,) = pool.workers()
             os.kill(now.pid, signal.SIGSTOP)
-            await until(lambda: pool.stats().restarts == 2)
+            await until(lambda: pool.workers()[0].pid != now.pid)
             await pool.wait_ready(timeout=20)
 
 
 async def test_a_busy_worker_is_not_taken_for_dead() -> None:
-    with anyio.fail_after(30):
-        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+    with anyio.fail_after(60):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=10) as pool:
             assert await pool.execute("spin", {"seconds": 1.5}) == "spun"
             (worker,) = pool.workers()
             assert worker.last_heartbeat is not None
@@ -51,7 +51,7 @@ async def test_a_busy_worker_is_not_taken_for_dead() -> None:
 
 
 async def test_a_stopped_and_continued_worker_within_the_limit_is_kept() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.2, heartbeat_misses=20) as pool:
             (worker,) = pool.workers()
             os.kill(worker.pid, signal.SIGSTOP)
@@ -61,7 +61,7 @@ async def test_a_stopped_and_continued_worker_within_the_limit_is_kept() -> None
 
 
 async def test_an_unwell_worker_is_replaced() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1, health_interval=0.05) as pool:
             (before,) = pool.workers()
             await pool.execute("fall_ill")
@@ -71,7 +71,7 @@ async def test_an_unwell_worker_is_replaced() -> None:
 
 
 async def test_an_async_health_hook_is_asked_in_the_tools_event_loop() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool("tests.adapters.chatty", size=1, health_interval=0.05) as pool:
             first = await pool.execute("pid")
             await anyio.sleep(0.2)
@@ -85,7 +85,7 @@ async def test_what_the_import_prints_is_logged_and_exit_handlers_run(
     method: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "snakepit_trio.worker")
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool("tests.adapters.chatty", size=2, start_method=method) as pool:
             await pool.execute("pid")
     lines = [record.message for record in caplog.records if record.name == "snakepit_trio.worker"]
@@ -97,7 +97,7 @@ async def test_what_the_import_prints_is_logged_and_exit_handlers_run(
 
 
 async def test_a_spare_takes_the_place_of_a_worker_that_dies() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1, spares=1, start_method="spawn") as pool:
             await until(lambda: any(worker.state == "spare" for worker in pool.workers()))
             (spare,) = [worker for worker in pool.workers() if worker.state == "spare"]
@@ -113,8 +113,8 @@ async def test_a_spare_takes_the_place_of_a_worker_that_dies() -> None:
 
 async def test_a_call_that_had_not_begun_is_run_elsewhere() -> None:
     """Not idempotent, and sent to a worker that was frozen: it never began, so it may."""
-    with anyio.fail_after(30):
-        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=3) as pool:
+    with anyio.fail_after(60):
+        async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.1, heartbeat_misses=6) as pool:
             (frozen,) = pool.workers()
             os.kill(frozen.pid, signal.SIGSTOP)
             assert await pool.execute("pid") != frozen.pid
@@ -122,7 +122,7 @@ async def test_a_call_that_had_not_begun_is_run_elsewhere() -> None:
 
 
 async def test_kill_9_is_told_from_a_lack_of_memory() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1) as pool:
             (worker,) = pool.workers()
 
@@ -165,7 +165,7 @@ async def test_recycling_under_load_fails_no_request(limit: dict[str, Any]) -> N
 
 
 async def test_a_leaking_worker_is_replaced() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         limit = 200 << 20
         async with sp.open_pool(UNRULY, size=1, max_rss=limit, heartbeat_interval=0.2, heartbeat_misses=50) as pool:
             (before,) = pool.workers()
@@ -204,7 +204,7 @@ async def test_resize_rolling_restart_recycle_and_cordon() -> None:
 
 
 async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1, restart_limit=2, restart_window=60, backoff_base=0.01) as pool:
             for _ in range(3):
                 with pytest.raises(sp.WorkerCrashed):
@@ -223,7 +223,7 @@ async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
 
 
 async def test_a_tool_that_ignores_everything_does_not_hold_the_close_up() -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         started = anyio.current_time()
         async with anyio.create_task_group() as nursery:
             async with sp.open_pool(UNRULY, size=1, stop_grace=0.3) as pool:

@@ -40,7 +40,7 @@ async def watched(state: Path, **options: Any) -> AsyncIterator[tuple[sp.Runtime
 
 
 async def until(pilot: Any, condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         while not condition():
             await pilot.pause(0.02)
 

@@ -28,7 +28,7 @@ def equal(a: Any, b: Any) -> bool:
 
 
 async def by(pool: sp.Pool, way: str, value: Any) -> Any:
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         if way != "chunk":
             return await pool.execute(way, {"value": value})
         async with pool.stream(way, {"value": value}) as chunks:

@@ -73,7 +73,7 @@ async def connected(kind: str, backend: str, address: str, token: str = "right")
 
 
 async def test_unary_calls(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with worker(tmp_path) as (address, _), connected(wire_kind, anyio_backend, address) as connection:
             request = HandshakeRequest(protocol_version=1, protocol_version_min=1)
             answer = HandshakeResponse.parse(await connection.unary(SERVICE + "Handshake", bytes(request)))
@@ -96,7 +96,7 @@ async def test_unary_calls(wire_kind: str, anyio_backend: str, tmp_path: Path) -
 
 
 async def test_version_mismatch_and_wrong_token(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with worker(tmp_path) as (address, _):
             async with connected(wire_kind, anyio_backend, address) as connection:
                 request = HandshakeRequest(protocol_version=99, protocol_version_min=98)
@@ -183,7 +183,7 @@ async def test_the_exchange(wire_kind: str, anyio_backend: str, tmp_path: Path) 
 
 
 async def test_garbage_and_death_end_an_exchange_once(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with worker(tmp_path) as (address, _), connected(wire_kind, anyio_backend, address) as connection:
             exchange = Exchange(connection)
             exchange.rpc.send(b"\xff\xff\xff not a frame")

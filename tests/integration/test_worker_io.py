@@ -79,7 +79,7 @@ class Driver(Exchange):
 
 @asynccontextmanager
 async def driver(tmp_path: Path, backend: str, adapter: str = SHORT, **options: Any) -> AsyncIterator[Driver]:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with (
             worker(tmp_path, adapter=adapter, **options) as (address, _),
             connected(backend, backend, address) as connection,
@@ -294,7 +294,7 @@ async def test_a_worker_that_can_not_listen_says_so(kind: dict[str, Any], anyio_
     spec = WorkerSpec(
         worker_id="w", run_id="test", pool="p", token="t", **{**kind, "socket_dir": str(tmp_path / "missing")}
     )
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         process = await SpawnLauncher().start(spec)
         try:
             report = await process.report()
@@ -307,7 +307,7 @@ async def test_a_worker_that_can_not_listen_says_so(kind: dict[str, Any], anyio_
 
 
 async def test_an_idle_worker_sleeps(anyio_backend: str, tmp_path: Path) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(60):
         async with (
             worker(tmp_path, adapter=SHORT) as (address, process),
             connected(anyio_backend, anyio_backend, address) as connection,
