@@ -17,12 +17,6 @@ pytestmark = pytest.mark.anyio
 ADAPTER = "tests.adapters.lines"
 
 
-async def running(pool: sp.Pool) -> None:
-    """Wait until a call has gone to a worker, and no longer."""
-    while not pool.stats().in_flight:
-        await anyio.lowlevel.checkpoint()
-
-
 async def warm(pool: sp.Pool, tool: str = "work") -> None:
     """Let the pool see that the tool is short."""
     for _ in range(20):

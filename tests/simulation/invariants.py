@@ -102,7 +102,7 @@ class Invariants:
         for slot, since in self._vacant.items():
             # In the very moment in which its worker has ended, its task has yet to run.
             next_attempt = since if slot.next_attempt is None else max(since, slot.next_attempt)
-            assert next_attempt >= now, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
+            assert next_attempt > now - _TICK, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
         alive = sum(len(slot._alive) for slot in crew.slots)
         assert alive <= crew.size + crew.config.surge, f"{alive} workers, which is more than surge allows"
         for slot in [*crew.slots, *crew._retiring]:
