@@ -8,7 +8,7 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
-from tests.integration.test_main_path import until_file
+from tests.until import appears
 
 pytestmark = pytest.mark.anyio
 
@@ -83,7 +83,7 @@ async def test_a_hedge_and_its_loser(tmp_path: Path) -> None:
         async with sp.open_pool(SHAKY, size=2, hedge=sp.HedgeConfig(delay=0.05)) as pool:
             marker = tmp_path / "first"
             assert await pool.execute("slow_once", {"marker": str(marker)}) == "quick"
-            await until_file(tmp_path / "first.cancelled")
+            await appears(tmp_path / "first.cancelled")
             stats = pool.stats()
             assert (stats.completed, stats.cancelled) == (1, 1)
             assert stats.restarts == 0
