@@ -16,13 +16,11 @@ import anyio.to_thread
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidParameter, PoolClosed, WorkerStartupError
-from snakepit_trio.hardware import detect, visibility
-from snakepit_trio.launch.base import WorkerSpec
-from snakepit_trio.wire.shared import Budget, available
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
 from snakepit_trio.workers.worker import Worker
 
+from .hiring import Hiring
 from .ledger import Ledger
 from .roster import Roster, no_such_worker
 from .scaling import Load
@@ -35,9 +33,6 @@ if TYPE_CHECKING:
     from .parts import PoolParts
 
 __all__ = ["Crew"]
-
-#: Stands for no limit where a number is needed, in bytes.
-_NO_LIMIT = 1 << 62
 
 
 class Crew:
@@ -63,13 +58,8 @@ class Crew:
         self._retiring: list[Slot] = []
         #: Places of workers that are kept warm and take no calls before they are moved to a slot.
         self._spares: list[Slot] = []
-        self._devices = () if config.devices in (None, "auto") else config.devices
+        self._hiring = Hiring(config, parts)
         self._rng = random.Random(secrets.randbits(64))
-        limit = config.shm_limit if available() else 0
-        # One half for what the host sends, the other for the workers, in equal parts.
-        self._shm = Budget(None if limit is None else limit // 2)
-        workers = max(config.size, config.max_size or 0) + config.surge + config.spares
-        self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
         self._replacing: set[Slot] = set()
@@ -100,9 +90,7 @@ class Crew:
             WorkerStartupError: None of them has got a worker.
         """
         self._nursery = self.roster.nursery = nursery
-        if self.config.devices == "auto":
-            hardware = await anyio.to_thread.run_sync(detect)
-            self._devices = tuple(device.id for device in hardware.accelerators)
+        await self._hiring.open()
         for _ in range(self.size):
             self._add_slot(self.slots)
         for _ in range(self.config.spares):
@@ -325,38 +313,7 @@ class Crew:
     # ---- what slots tell: the interface SlotHost -----------------------------------------------------
 
     def make_worker(self, slot: int, incarnation: int) -> Worker:
-        config, parts = self.config, self._parts
-        device = self._devices[slot % len(self._devices)] if self._devices else None
-        worker = Worker(
-            WorkerSpec(
-                worker_id=secrets.token_hex(6),
-                run_id=parts.run_id,
-                pool=self.name,
-                adapter=config.adapter or "",
-                token=parts.token,
-                socket_dir=parts.socket_dir if config.transport != "tcp" and parts.launcher.same_machine else None,
-                threads=config.threads,
-                worker_backend=config.worker_backend,
-                host_backend=parts.backend,
-                max_payload=config.max_payload,
-                shm_limit=self._shm_of_worker,
-                unserializable=config.unserializable,
-                python=config.python,
-                env=dict(config.env or {}),
-                own_env={} if device is None else visibility(device),
-                cwd=config.cwd,
-                device=device,
-            ),
-            settings=config,
-            launcher=parts.launcher,
-            wire=parts.wire,
-            host=self.roster,
-            slot=slot,
-            incarnation=incarnation,
-            request_prefix=self.roster.request_prefix,
-            redact=parts.redact,
-            shm=self._shm,
-        )
+        worker = self._hiring.make(slot, incarnation, self.roster)
         self._events.emit("worker.starting", None, **self.roster.who(worker))
         return worker
 

@@ -72,7 +72,7 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
                 step += stride
                 await pool.wait_ready(timeout=20)
             assert died
-            assert pool._crew._shm.used <= 4 * 2 * THRESHOLD  # What no worker has any more is not counted.
+            assert pool._crew._hiring.shm.used <= 4 * 2 * THRESHOLD  # What no worker has any more is not counted.
     assert not left(pool.runtime.run_id)
 
 

@@ -1,0 +1,83 @@
+"""What each worker of one pool is made with: its orders, its device, its part of the shared memory."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from snakepit_trio.hardware import detect, visibility
+from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.wire.shared import Budget, available
+from snakepit_trio.workers.worker import Worker
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+
+    from .parts import PoolParts
+    from .roster import Roster
+
+__all__ = ["Hiring"]
+
+#: Stands for no limit where a number is needed, in bytes.
+_NO_LIMIT = 1 << 62
+
+
+class Hiring:
+    """Makes the workers of one pool.
+
+    Attributes:
+        shm: The shared memory that the host may use for what it sends to them.
+    """
+
+    def __init__(self, config: PoolConfig, parts: PoolParts) -> None:
+        self._config = config
+        self._parts = parts
+        self._devices = () if config.devices in (None, "auto") else config.devices
+        limit = config.shm_limit if available() else 0
+        # One half for what the host sends, the other for the workers, in equal parts.
+        self.shm = Budget(None if limit is None else limit // 2)
+        workers = max(config.size, config.max_size or 0) + config.surge + config.spares
+        self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
+
+    async def open(self) -> None:
+        """Look which devices there are, when they are not given."""
+        if self._config.devices == "auto":
+            hardware = await anyio.to_thread.run_sync(detect)
+            self._devices = tuple(device.id for device in hardware.accelerators)
+
+    def make(self, slot: int, incarnation: int, roster: Roster) -> Worker:
+        """A worker for a slot, which is to be started."""
+        config, parts = self._config, self._parts
+        device = self._devices[slot % len(self._devices)] if self._devices else None
+        return Worker(
+            WorkerSpec(
+                worker_id=secrets.token_hex(6),
+                run_id=parts.run_id,
+                pool=config.name,
+                adapter=config.adapter or "",
+                token=parts.token,
+                socket_dir=parts.socket_dir if config.transport != "tcp" and parts.launcher.same_machine else None,
+                threads=config.threads,
+                worker_backend=config.worker_backend,
+                host_backend=parts.backend,
+                max_payload=config.max_payload,
+                shm_limit=self._shm_of_worker,
+                unserializable=config.unserializable,
+                python=config.python,
+                env=dict(config.env or {}),
+                own_env={} if device is None else visibility(device),
+                cwd=config.cwd,
+                device=device,
+            ),
+            settings=config,
+            launcher=parts.launcher,
+            wire=parts.wire,
+            host=roster,
+            slot=slot,
+            incarnation=incarnation,
+            request_prefix=roster.request_prefix,
+            redact=parts.redact,
+            shm=self.shm,
+        )
