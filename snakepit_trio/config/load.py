@@ -14,8 +14,10 @@ from typing import Any, Literal, NoReturn
 import attrs
 
 from snakepit_trio._config_checks import describe
-from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError
+
+from .pool import PoolConfig
+from .runtime import RuntimeConfig
 
 __all__ = ["load"]
 

@@ -1,8 +1,4 @@
-"""Configuration: frozen values, checked when they are made.
-
-Times are in seconds, sizes in bytes; None means no limit. A value that is refused raises
-:class:`~snakepit_trio.errors.ConfigError`, which names the key, what was given and what was expected.
-"""
+"""The options of a pool."""
 
 from __future__ import annotations
 
@@ -10,36 +6,22 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import attrs
 
 from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
-from snakepit_trio._config_ray import RayConfig
 from snakepit_trio.hardware import visibility
 from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
-__all__ = [
-    "BridgeConfig",
-    "CircuitConfig",
-    "HedgeConfig",
-    "LimitConfig",
-    "MetricsConfig",
-    "PoolConfig",
-    "RayConfig",
-    "RetryConfig",
-    "RuntimeConfig",
-    "TlsConfig",
-]
+from .ray import RayConfig
+
+__all__ = ["PoolConfig"]
 
 #: What a worker of the profile "thread" runs at once.
 _THREADS = 10
 _ADAPTER = re.compile(r"[^\s:]+(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
-_STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
-_TOKEN = re.compile(r"[!-~]{1,4096}")
-_ADDRESS = re.compile(r"unix:.+|tcp:[^:]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1,5}")
 
 
 def _cores() -> int:
@@ -241,193 +223,3 @@ class PoolConfig(_Remembers):
             refuse("command", list(command), "a program and its arguments, without NUL")
         if self.python is not None:
             refuse("python", self.python, "no interpreter beside a command, which names its own")
-
-
-@attrs.frozen(kw_only=True)
-class TlsConfig:
-    """Files for TLS, in PEM.
-
-    Attributes:
-        cert: Our certificate, with what stands between it and its authority.
-        key: Its private key.
-        ca: The authority that clients' certificates must come from; None: clients need none.
-    """
-
-    cert: str
-    key: str
-    ca: str | None = None
-
-    def __attrs_post_init__(self) -> None:
-        check_types(self)
-
-
-@attrs.frozen(kw_only=True)
-class BridgeConfig:
-    """The gRPC front door.
-
-    Attributes:
-        address: ``"unix:PATH"`` or ``"tcp:HOST:PORT"``; port 0 is any free one. None: a Unix socket in the run's directory.
-        token: What clients send as ``authorization: Bearer TOKEN``; None: made anew for each run.
-        token_file: A file that holds the token; only its owner may read it. When it changes, connections that come from then
-            on must show what it holds now. One that does not exist is made (0600), with a new token, and removed at the end.
-        tls: For TCP.
-        allow_plaintext: Listen without TLS on an address that other machines reach: the token then travels in the clear.
-        max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room.
-        max_streams: Requests of one connection at once.
-        max_message: Largest request; None: as large as the largest ``max_payload`` of the pools allows.
-        max_buffered: Bytes of requests that have arrived and are not decoded yet, over all connections; what would be more
-            is RESOURCE_EXHAUSTED, and one connection may have half of it. None: four times the largest request, and at
-            least 256 MiB.
-        max_header_size: Largest request headers.
-        handshake_timeout: For TLS, and for a connection's first request with the token.
-        idle_timeout: A connection without requests is closed after so long; clients connect anew when they need it.
-        receive_timeout: For a request to arrive whole.
-        keepalive_interval, keepalive_timeout: A TCP client that was silent for so long is asked for a sign of life, and
-            has so long to give one. None: never asked.
-        public_health: Health checks need no token.
-        reflection: Tell clients with the token what the service looks like.
-    """
-
-    address: str | None = None
-    token: str | None = attrs.field(default=None, repr=False)
-    token_file: str | None = None
-    tls: TlsConfig | None = None
-    allow_plaintext: bool = False
-    max_connections: int = within(1000, 1)
-    max_streams: int = within(100, 1, 10_000)
-    max_message: int | None = within(None, 1024, 1 << 31)
-    max_buffered: int | None = within(None, 1024)
-    max_header_size: int = within(16 * 1024, 1024, 1 << 20)
-    handshake_timeout: float = within(10.0, TINY)
-    idle_timeout: float | None = within(600.0, TINY)
-    receive_timeout: float = within(60.0, TINY)
-    keepalive_interval: float | None = within(30.0, 0.01)
-    keepalive_timeout: float = within(20.0, TINY)
-    public_health: bool = False
-    reflection: bool = True
-
-    def __attrs_post_init__(self) -> None:
-        check_types(self)
-        if self.address is not None and not _ADDRESS.fullmatch(self.address):
-            refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
-        if (
-            self.address is not None
-            and self.address.startswith("tcp:")
-            and int(self.address.rpartition(":")[2]) > 65535
-        ):
-            refuse("address", self.address, "a port up to 65535")
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            refuse("token", "...", "printable ASCII text without spaces")
-        if self.token is not None and self.token_file is not None:
-            refuse("token_file", self.token_file, "a token or a file that holds it, not both")
-        if self.tls is not None and not (self.address or "").startswith("tcp:"):
-            refuse("tls", "a TlsConfig", "a tcp address, or no TLS: a Unix socket is private already")
-
-
-@attrs.frozen(kw_only=True)
-class MetricsConfig:
-    """Metrics for Prometheus; needs the extra ``prometheus``.
-
-    Attributes:
-        address: Where ``/metrics``, ``/live`` and ``/ready`` are served over HTTP: ``"tcp:HOST:PORT"`` (port 0 is any free
-            one; ``runtime.metrics.address`` says which) or ``"unix:PATH"``. None: nowhere, for an application that
-            serves its own registry. There is no authentication: what is not loopback is for trusted networks.
-        max_connections: How many clients are served at once; more are turned away.
-        client_timeout: How long one client may take for its request and its answer, in seconds.
-        max_tools: How many tools have a label of their own; the others share ``"other"``.
-    """
-
-    address: str | None = "tcp:127.0.0.1:0"
-    max_connections: int = within(16, 1, 1000)
-    client_timeout: float = within(10.0, TINY)
-    max_tools: int = within(50, 1, 1000)
-
-    def __attrs_post_init__(self) -> None:
-        check_types(self)
-        if self.address is not None and not _ADDRESS.fullmatch(self.address):
-            refuse("address", self.address, "unix:PATH or tcp:HOST:PORT")
-
-
-@attrs.frozen(kw_only=True)
-class RuntimeConfig:
-    """A runtime: its pools and what they share.
-
-    Attributes:
-        pools: At least one; their names differ.
-        bridge: The gRPC front door; None: none.
-        state_dir: Where runs are registered; None: the user's state directory.
-        wire: How the host moves bytes: ``"auto"``, ``"trio"``, ``"trio-asyncio"`` or ``"asyncio"``.
-        store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
-            ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
-        max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives.
-        session_max_entries, session_max_bytes: What one session may hold.
-        max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
-            large one, how large all, how long.
-        metrics: For Prometheus; None: none.
-        telemetry: OpenTelemetry spans and metrics: ``"auto"`` when the application has set OpenTelemetry up, or ``"off"``.
-        redact_patterns: Regular expressions of what else is to be taken out of logs, events, errors and dumps.
-        recorder_size: How many events, and how many ended requests, the flight recorder keeps.
-        control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
-        dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
-        host_threads: How many sync host tools may run at once, each in a thread.
-    """
-
-    pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
-    bridge: BridgeConfig | None = None
-    state_dir: str | None = None
-    wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
-    store: str = attrs.field(default="memory", repr=False)
-    max_sessions: int | None = within(10_000, 1)
-    session_ttl: float | None = within(3600.0, TINY)
-    session_max_entries: int | None = within(1000, 1)
-    session_max_bytes: int | None = within(16 * 1024 * 1024, 1)
-    max_programs: int | None = within(1000, 1)
-    program_max_bytes: int | None = within(16 * 1024 * 1024, 1)
-    programs_max_bytes: int | None = within(256 * 1024 * 1024, 1)
-    program_ttl: float | None = within(None, TINY)
-    metrics: MetricsConfig | None = None
-    telemetry: Literal["auto", "off"] = "auto"
-    redact_patterns: Sequence[str] = attrs.field(default=(), converter=as_tuple, repr=False)
-    recorder_size: int = within(1000, 0, 1_000_000)
-    control: bool = True
-    dump_on_signal: bool = False
-    host_threads: int = within(32, 1)
-
-    def __attrs_post_init__(self) -> None:
-        if not isinstance(self.pools, tuple) or not all(isinstance(pool, PoolConfig) for pool in self.pools):
-            refuse("pools", self.pools, "a list of PoolConfig")
-        check_types(self)
-        if not self.pools:
-            refuse("pools", [], "at least one pool")
-        if not _STORE.fullmatch(self.store):
-            refuse("store", "...", "'memory', 'sqlite:PATH' or 'redis://HOST'")
-        for pattern in self.redact_patterns:
-            try:
-                re.compile(pattern)
-            except re.error as exc:
-                refuse("redact_patterns", "...", f"regular expressions; one has {exc.msg}")
-        seen: set[str] = set()
-        for pool in self.pools:
-            if pool.name in seen:
-                refuse("pools", pool.name, "pools with different names")
-            seen.add(pool.name)
-        if len({(pool.ray.address, pool.ray.namespace) for pool in self.pools if pool.ray is not None}) > 1:
-            refuse("pools", sorted(seen), "one Ray cluster and namespace: a process can be connected to only one")
-
-    @classmethod
-    def load(
-        cls, path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] | None = None
-    ) -> RuntimeConfig:
-        """Read a configuration file, and the environment over it.
-
-        Args:
-            path: A TOML file: ``snakepit.toml``, or a ``pyproject.toml`` with ``[tool.snakepit]``. None: ``snakepit.toml``,
-                then ``pyproject.toml``, in the current directory.
-            environ: Variables such as ``SNAKEPIT_POOLS__DEFAULT__SIZE=8``; by default this process's.
-
-        Raises:
-            ConfigError: Names the file or variable, the key, and what was expected.
-        """
-        from snakepit_trio._config_load import load
-
-        return load(cls, None if path is None else Path(path), os.environ if environ is None else environ)

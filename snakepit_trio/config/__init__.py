@@ -1,0 +1,27 @@
+"""Configuration: frozen values, checked when they are made.
+
+Times are in seconds, sizes in bytes; None means no limit. A value that is refused raises
+:class:`~snakepit_trio.errors.ConfigError`, which names the key, what was given and what was expected.
+"""
+
+from __future__ import annotations
+
+from snakepit_trio.policies.options import CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
+
+from .doors import BridgeConfig, MetricsConfig, TlsConfig
+from .pool import PoolConfig
+from .ray import RayConfig
+from .runtime import RuntimeConfig
+
+__all__ = [
+    "BridgeConfig",
+    "CircuitConfig",
+    "HedgeConfig",
+    "LimitConfig",
+    "MetricsConfig",
+    "PoolConfig",
+    "RayConfig",
+    "RetryConfig",
+    "RuntimeConfig",
+    "TlsConfig",
+]

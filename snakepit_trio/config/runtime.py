@@ -1,0 +1,105 @@
+"""The options of a runtime."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import attrs
+
+from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
+
+from .doors import BridgeConfig, MetricsConfig
+from .pool import PoolConfig
+
+__all__ = ["RuntimeConfig"]
+
+_STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
+
+
+@attrs.frozen(kw_only=True)
+class RuntimeConfig:
+    """A runtime: its pools and what they share.
+
+    Attributes:
+        pools: At least one; their names differ.
+        bridge: The gRPC front door; None: none.
+        state_dir: Where runs are registered; None: the user's state directory.
+        wire: How the host moves bytes: ``"auto"``, ``"trio"``, ``"trio-asyncio"`` or ``"asyncio"``.
+        store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
+            ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
+        max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives.
+        session_max_entries, session_max_bytes: What one session may hold.
+        max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
+            large one, how large all, how long.
+        metrics: For Prometheus; None: none.
+        telemetry: OpenTelemetry spans and metrics: ``"auto"`` when the application has set OpenTelemetry up, or ``"off"``.
+        redact_patterns: Regular expressions of what else is to be taken out of logs, events, errors and dumps.
+        recorder_size: How many events, and how many ended requests, the flight recorder keeps.
+        control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
+        dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
+        host_threads: How many sync host tools may run at once, each in a thread.
+    """
+
+    pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
+    bridge: BridgeConfig | None = None
+    state_dir: str | None = None
+    wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
+    store: str = attrs.field(default="memory", repr=False)
+    max_sessions: int | None = within(10_000, 1)
+    session_ttl: float | None = within(3600.0, TINY)
+    session_max_entries: int | None = within(1000, 1)
+    session_max_bytes: int | None = within(16 * 1024 * 1024, 1)
+    max_programs: int | None = within(1000, 1)
+    program_max_bytes: int | None = within(16 * 1024 * 1024, 1)
+    programs_max_bytes: int | None = within(256 * 1024 * 1024, 1)
+    program_ttl: float | None = within(None, TINY)
+    metrics: MetricsConfig | None = None
+    telemetry: Literal["auto", "off"] = "auto"
+    redact_patterns: Sequence[str] = attrs.field(default=(), converter=as_tuple, repr=False)
+    recorder_size: int = within(1000, 0, 1_000_000)
+    control: bool = True
+    dump_on_signal: bool = False
+    host_threads: int = within(32, 1)
+
+    def __attrs_post_init__(self) -> None:
+        if not isinstance(self.pools, tuple) or not all(isinstance(pool, PoolConfig) for pool in self.pools):
+            refuse("pools", self.pools, "a list of PoolConfig")
+        check_types(self)
+        if not self.pools:
+            refuse("pools", [], "at least one pool")
+        if not _STORE.fullmatch(self.store):
+            refuse("store", "...", "'memory', 'sqlite:PATH' or 'redis://HOST'")
+        for pattern in self.redact_patterns:
+            try:
+                re.compile(pattern)
+            except re.error as exc:
+                refuse("redact_patterns", "...", f"regular expressions; one has {exc.msg}")
+        seen: set[str] = set()
+        for pool in self.pools:
+            if pool.name in seen:
+                refuse("pools", pool.name, "pools with different names")
+            seen.add(pool.name)
+        if len({(pool.ray.address, pool.ray.namespace) for pool in self.pools if pool.ray is not None}) > 1:
+            refuse("pools", sorted(seen), "one Ray cluster and namespace: a process can be connected to only one")
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] | None = None
+    ) -> RuntimeConfig:
+        """Read a configuration file, and the environment over it.
+
+        Args:
+            path: A TOML file: ``snakepit.toml``, or a ``pyproject.toml`` with ``[tool.snakepit]``. None: ``snakepit.toml``,
+                then ``pyproject.toml``, in the current directory.
+            environ: Variables such as ``SNAKEPIT_POOLS__DEFAULT__SIZE=8``; by default this process's.
+
+        Raises:
+            ConfigError: Names the file or variable, the key, and what was expected.
+        """
+        from .load import load
+
+        return load(cls, None if path is None else Path(path), os.environ if environ is None else environ)
