@@ -28,7 +28,7 @@ from h2.utilities import HeaderValidationFlags, validate_headers
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
-from snakepit_trio.wire.pipe import PipeProtocol, Processor
+from snakepit_trio.wire.engine import PipeProtocol, Processor
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .budget import Share

@@ -21,7 +21,8 @@ from h2.exceptions import H2Error
 
 from snakepit_trio._interrupts import protected
 
-from .pipe import FramePipe, PipeProtocol
+from .engine import PipeProtocol
+from .pipe import FramePipe
 
 if TYPE_CHECKING:
     import ssl

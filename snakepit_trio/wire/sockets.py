@@ -20,7 +20,7 @@ import anyio
 
 from snakepit_trio._interrupts import protected
 
-from .pipe import PipeProtocol
+from .engine import PipeProtocol
 
 if TYPE_CHECKING:
     from asyncio import Transport

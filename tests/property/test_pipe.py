@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.wire.pipe import FramePipe, _Ready
+from snakepit_trio.wire.pipe import FramePipe, Ready
 
 
 class ScriptedStream:
@@ -19,7 +19,7 @@ class ScriptedStream:
         self.id = 1
         self.resets: list[Any] = []
         self.closable = True
-        self.connection = types.SimpleNamespace(write_ready=_Ready(), is_closing=lambda: False, flush=lambda: None)
+        self.connection = types.SimpleNamespace(write_ready=Ready(), is_closing=lambda: False, flush=lambda: None)
         self.frames: list[bytes] = []
         self.room = 1 << 30
         self._h2_connection = types.SimpleNamespace(
