@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from snakepit_trio.runtime import Runtime as Runtime
     from snakepit_trio.runtime import open_pool as open_pool
     from snakepit_trio.runtime import open_runtime as open_runtime
-    from snakepit_trio.runtime import run as run
+    from snakepit_trio.script import run as run
     from snakepit_trio.sessions.records import ProgramInfo as ProgramInfo
     from snakepit_trio.sessions.records import SessionInfo as SessionInfo
     from snakepit_trio.worker.adapter import Adapter as Adapter
@@ -85,7 +85,8 @@ _MODULES = {
     "pool.session": ["Session"],
     "pool.stats": ["PoolStats", "WorkerInfo"],
     "sessions.records": ["ProgramInfo", "SessionInfo"],
-    "runtime": ["Runtime", "open_pool", "open_runtime", "run"],
+    "runtime": ["Runtime", "open_pool", "open_runtime"],
+    "script": ["run"],
     "worker.adapter": ["Adapter", "tool"],
     "worker.context": ["ToolContext"],
 }  # fmt: skip

@@ -8,7 +8,7 @@ import itertools
 import logging
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.workers.registry import Run
 
-__all__ = ["Runtime", "open_pool", "open_runtime", "run"]
+__all__ = ["Runtime", "open_pool", "open_runtime"]
 
 _log = logging.getLogger(__name__)
 # A library is silent until the application sets logging up.
@@ -376,24 +376,3 @@ async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> 
         config = PoolConfig(adapter=adapter, **_known(options))
     async with open_runtime(RuntimeConfig(pools=[config])) as runtime:
         yield runtime.pool(config.name)
-
-
-def run(
-    main: Callable[[Runtime], Awaitable[Any]], config: RuntimeConfig | PoolConfig | str, *, backend: str = "trio"
-) -> int:
-    """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
-
-    SIGINT and SIGTERM cancel ``main`` and close the runtime in order; a second one ends the workers at once.
-
-    Returns:
-        What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
-        printed), 2 for a configuration that is refused, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's
-        number, as shells count). After a signal the process is expected to exit: SIGINT is ignored from then on.
-    """
-    from snakepit_trio._script import run_script
-
-    if isinstance(config, str):
-        config = PoolConfig(adapter=config)
-    if isinstance(config, PoolConfig):
-        config = RuntimeConfig(pools=[config])
-    return run_script(main, config, open_runtime, backend)

@@ -40,7 +40,7 @@ def serve(
 
     from snakepit_trio.config import BridgeConfig, RuntimeConfig
     from snakepit_trio.errors import ConfigError
-    from snakepit_trio.runtime import run
+    from snakepit_trio.script import run
 
     try:
         loaded = RuntimeConfig.load(config)

@@ -8,30 +8,37 @@ import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 
+from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError, WorkerStartupError
+from snakepit_trio.runtime import Runtime, open_runtime
 
-if TYPE_CHECKING:
-    from snakepit_trio.config import RuntimeConfig
-    from snakepit_trio.runtime import Runtime
-
-__all__ = ["run_script"]
+__all__ = ["run"]
 
 #: As a shell counts a program that SIGPIPE has ended.
 _BROKEN_PIPE = 128 + 13
 
 
-def run_script(
-    main: Callable[[Runtime], Awaitable[Any]],
-    config: RuntimeConfig,
-    open_runtime: Callable[[RuntimeConfig], AbstractAsyncContextManager[Runtime]],
-    backend: str,
+def run(
+    main: Callable[[Runtime], Awaitable[Any]], config: RuntimeConfig | PoolConfig | str, *, backend: str = "trio"
 ) -> int:
-    """See :func:`snakepit_trio.run`."""
+    """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
+
+    SIGINT and SIGTERM cancel ``main`` and close the runtime in order; a second one ends the workers at once.
+
+    Returns:
+        What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
+        printed), 2 for a configuration that is refused, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's
+        number, as shells count). After a signal the process is expected to exit: SIGINT is ignored from then on.
+    """
+    if isinstance(config, str):
+        config = PoolConfig(adapter=config)
+    if isinstance(config, PoolConfig):
+        config = RuntimeConfig(pools=[config])
+    whole = config
     received: list[int] = []
     opened: list[Runtime] = []
     result: Any = None
@@ -52,7 +59,7 @@ def run_script(
             inner = anyio.CancelScope()
             nursery.start_soon(listen, inner)
             with inner:
-                async with open_runtime(config) as runtime:
+                async with open_runtime(whole) as runtime:
                     opened.append(runtime)
                     result = await main(runtime)
             nursery.cancel_scope.cancel()
