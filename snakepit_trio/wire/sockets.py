@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["SocketTransport", "connect"]
 
 _READ_SIZE = 64 * 1024
-#: Above this many unsent bytes the engine is told to hold back, and nothing is read; below the lower one both go on.
-_HIGH_WATER = 256 * 1024
-_LOW_WATER = 64 * 1024
 #: Seconds between two attempts to connect to a Unix socket whose queue is full.
 _FULL_PAUSE = 0.01
 #: A server that ends a connection reads on for so many seconds and bytes: to close a socket with unread data resets the
@@ -52,7 +49,11 @@ class SocketTransport:
     Attributes:
         read_size: How much is read at once, in bytes.
         received: Bytes that have arrived so far.
+        high_water: Above this many unsent bytes the engine is told to hold back, and nothing is read; below a quarter of it
+            both go on.
     """
+
+    high_water = 256 * 1024
 
     def __init__(
         self,
@@ -166,12 +167,16 @@ class SocketTransport:
             return
         del self._unsent[:sent]
         if self._unsent:
-            self._wake(self._wake_writer)
-            if len(self._unsent) > _HIGH_WATER and not self._held_back:
-                self._held_back = True
-                self._room = anyio.Event()
-                if self._protocol is not None:
-                    self._protocol.pause_writing()
+            self._write_later()
+
+    def _write_later(self) -> None:
+        """The socket has not taken everything: the rest is for the second task."""
+        self._wake(self._wake_writer)
+        if len(self._unsent) > self.high_water and not self._held_back:
+            self._held_back = True
+            self._room = anyio.Event()
+            if self._protocol is not None:
+                self._protocol.pause_writing()
 
     def _wake(self, callback: Callable[[], None]) -> None:
         """Run a callback that wakes tasks."""
@@ -309,7 +314,7 @@ class SocketTransport:
                 except OSError:
                     self.abort()
                     return
-                if self._held_back and len(self._unsent) < _LOW_WATER:
+                if self._held_back and len(self._unsent) < self.high_water // 4:
                     self._held_back = False
                     self._room.set()
                     assert self._protocol is not None

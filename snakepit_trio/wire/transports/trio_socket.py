@@ -13,7 +13,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
@@ -24,15 +23,9 @@ from snakepit_trio.wire.sockets import SocketTransport
 from snakepit_trio.wire.sockets import connect as connect_socket
 from snakepit_trio.wire.transports import parse_address
 
-if TYPE_CHECKING:
-    from asyncio import Transport
-
 __all__ = ["TrioWire"]
 
 _READ_SIZE = 256 * 1024
-#: Above this many unsent bytes the engine is told to hold back, below the lower one to go on.
-_HIGH_WATER = 512 * 1024
-_LOW_WATER = 128 * 1024
 
 
 class _Tick(trio.abc.Instrument):
@@ -56,32 +49,18 @@ class _Tick(trio.abc.Instrument):
         self._token.run_sync_soon(callback)
 
 
-class _SocketTransport:
-    """The part of an asyncio transport that grpclib's engine uses, over a non-blocking socket."""
+class _PlainTransport(SocketTransport):
+    """A connection within this machine: nothing is copied that the socket takes at once, reading goes straight to the engine."""
+
+    high_water = 512 * 1024
 
     def __init__(self, sock: socket.socket, tick: _Tick) -> None:
-        self._sock = sock
+        super().__init__(sock)
         self._tick = tick
-        self._protocol: PipeProtocol | None = None
-        self._unsent = bytearray()
-        self._held_back = False
-        self._closed = False
-        self._serving = False
-        self._scope = trio.CancelScope()
-        self._more = trio.Event()
-        self.call_soon = tick.call_soon
+        self.call_soon = tick.call_soon  # type: ignore[method-assign]
 
-    def attach(self, protocol: PipeProtocol) -> None:
-        self._protocol = protocol
-        protocol.connection_made(cast("Transport", self))
-
-    # ---- what the engine calls -------------------------------------------------------------------
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._sock if name == "socket" else default
-
-    def is_closing(self) -> bool:
-        return self._closed
+    def _wake(self, callback: Callable[[], None]) -> None:
+        self._tick.soon(callback)
 
     def write(self, data: bytes) -> None:
         if self._closed or not data:
@@ -93,48 +72,16 @@ class _SocketTransport:
                 sent = 0
             except OSError:
                 # The reader finds the same error, or the end of the stream, and ends the connection from its own task.
-                self._tick.soon(self.abort)
+                self._wake(self.abort)
                 return
             if sent == len(data):
                 return
             data = data[sent:]
-            self._tick.soon(self._wake_writer)
         self._unsent += data
-        if len(self._unsent) > _HIGH_WATER and not self._held_back:
-            self._held_back = True
-            assert self._protocol is not None
-            self._protocol.pause_writing()
-
-    def _wake_writer(self) -> None:
-        self._more.set()
+        self._write_later()
 
     def close(self) -> None:
         self.abort()
-
-    def abort(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._scope.cancel()
-            if not self._serving:
-                self._sock.close()
-
-    # ---- what the tasks do -----------------------------------------------------------------------
-
-    @protected
-    async def serve(self) -> None:
-        assert self._protocol is not None
-        self._serving = True
-        try:
-            with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_rest)
-                    await self._read()
-                    nursery.cancel_scope.cancel()
-        finally:
-            self._closed = True
-            trio.lowlevel.notify_closing(self._sock.fileno())
-            self._sock.close()
-            self._protocol.connection_lost(None)
 
     @protected
     async def _read(self) -> None:
@@ -151,26 +98,6 @@ class _SocketTransport:
             if not data:
                 return
             feed(data)
-
-    @protected
-    async def _write_rest(self) -> None:
-        while True:
-            await self._more.wait()
-            self._more = trio.Event()
-            while self._unsent:
-                await trio.lowlevel.wait_writable(self._sock.fileno())
-                try:
-                    sent = self._sock.send(self._unsent)
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    self.abort()
-                    return
-                del self._unsent[:sent]
-                if self._held_back and len(self._unsent) < _LOW_WATER:
-                    self._held_back = False
-                    assert self._protocol is not None
-                    self._protocol.resume_writing()
 
 
 class _TlsTransport(SocketTransport):
@@ -213,7 +140,7 @@ class TrioWire(Wire):
             return await self._connect_securely(place, token, max_message, tls, name)
         sock = await connect_socket(place)
         try:
-            transport = _SocketTransport(sock, self._tick)
+            transport = _PlainTransport(sock, self._tick)
             protocol = client_protocol(PipeProtocol)
             transport.attach(protocol)
         except BaseException:
