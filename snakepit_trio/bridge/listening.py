@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from snakepit_trio.errors import ConfigError
-from snakepit_trio.wire.transports import parse_address
+from snakepit_trio.wire.addresses import parse_address
 
 if TYPE_CHECKING:
     from snakepit_trio.config import BridgeConfig

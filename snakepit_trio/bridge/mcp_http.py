@@ -8,7 +8,6 @@ rebinding). So three things are asked of a request before anything else: the bea
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
 from snakepit_trio.errors import ConfigError
+from snakepit_trio.wire.addresses import is_loopback
 
 if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
@@ -37,11 +37,7 @@ def listen(address: str) -> socket.socket:
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
+    if not is_loopback(host) or not (port.isascii() and port.isdigit() and int(port) < 1 << 16):
         raise ConfigError(
             f"http: expected HOST:PORT with a loopback address, got {address!r}; for other machines put a proxy with TLS"
             " before it",

@@ -18,10 +18,10 @@ import anyio.abc
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, ConnectionLost, RequestTimeout, SnakepitError
 from snakepit_trio.wire import sockets
+from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
 from snakepit_trio.wire.engine import PipeProtocol
 from snakepit_trio.wire.status import error_from_trailers
-from snakepit_trio.wire.transports import parse_address
 
 __all__ = ["LAST_WORD", "SERVICE", "Link", "client_tls", "failure"]
 

@@ -10,13 +10,13 @@ kernel ends the whole group when the host is gone, for as long as any process of
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.addresses import is_loopback, parse_address
 from snakepit_trio.wire.startup import Report
 
 from .base import ProcessBook, WorkerSpec
@@ -105,13 +105,8 @@ def _write_privately(path: Path, text: str) -> None:
 
 def _is_local(address: str) -> bool:
     """Whether it is an address on this machine: the secret goes there unencrypted."""
-    scheme, _, rest = address.partition(":")
-    if scheme == "unix":
-        return bool(rest)
-    host, _, port = rest.rpartition(":")
-    if scheme != "tcp" or not (port.isascii() and port.isdigit()):
-        return False
     try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
+        place = parse_address(address)
     except ValueError:
-        return host == "localhost"
+        return False
+    return isinstance(place, str) or is_loopback(place[0])

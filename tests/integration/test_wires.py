@@ -17,6 +17,7 @@ from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
+from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, RpcFailure
 from snakepit_trio.wire.credentials import tls_context
 from snakepit_trio.wire.generated.snakepit.v1 import (
@@ -26,7 +27,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
     HandshakeResponse,
 )
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
-from snakepit_trio.wire.transports import make_wire, parse_address
+from snakepit_trio.wire.transports import make_wire
 
 pytestmark = pytest.mark.anyio
 SERVICE = "/snakepit.v1.WorkerService/"

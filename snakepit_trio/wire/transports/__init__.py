@@ -9,7 +9,7 @@ from snakepit_trio.errors import ConfigError
 if TYPE_CHECKING:
     from snakepit_trio.wire.connection import Wire
 
-__all__ = ["make_wire", "parse_address"]
+__all__ = ["make_wire"]
 
 
 def make_wire(kind: str, backend: str) -> Wire:
@@ -40,19 +40,3 @@ def make_wire(kind: str, backend: str) -> Wire:
     from .asyncio_stream import AsyncioWire
 
     return AsyncioWire()
-
-
-def parse_address(address: str) -> str | tuple[str, int]:
-    """A Unix socket's path for ``unix:PATH``, a host and port for ``tcp:HOST:PORT``.
-
-    Raises:
-        ValueError: The address has neither form.
-    """
-    scheme, _, rest = address.partition(":")
-    if scheme == "unix" and rest:
-        return rest
-    if scheme == "tcp":
-        host, _, port = rest.rpartition(":")
-        if host and port.isascii() and port.isdigit():
-            return host.strip("[]"), int(port)
-    raise ValueError(f"not an address: {address!r}; expected unix:PATH or tcp:HOST:PORT")

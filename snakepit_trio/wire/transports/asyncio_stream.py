@@ -7,9 +7,9 @@ import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
+from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.engine import PipeProtocol
-from snakepit_trio.wire.transports import parse_address
 
 __all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
 
