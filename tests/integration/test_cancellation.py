@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
-from tests.integration.test_main_path import until_file
+from tests.until import appears
 
 pytestmark = pytest.mark.anyio
 
@@ -170,7 +170,7 @@ async def test_a_deaf_tool_is_left_to_finish_when_asked_so(tmp_path: Path) -> No
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as nursery:
                     nursery.start_soon(pool.execute, "wait_for_file", {"marker": str(marker), "path": str(gate)})
-                    await until_file(marker)
+                    await appears(marker)
                     scope.cancel()
             # Its seat is not handed out meanwhile.
             added: list[int] = []
@@ -201,11 +201,11 @@ async def test_one_of_several_calls_in_a_worker_is_killed_after_the_others_have_
 
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(neighbour)
-                await until_file(begun)
+                await appears(begun)
                 async with anyio.create_task_group() as deaf:
                     params = {"marker": str(other), "path": str(tmp_path / "never")}
                     deaf.start_soon(pool.execute, "wait_for_file", params)
-                    await until_file(other)
+                    await appears(other)
                     deaf.cancel_scope.cancel()
                 # It had its time to stop; the worker goes when its neighbour has ended, and not before.
                 while not pool.workers()[0].tainted:
