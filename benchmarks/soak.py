@@ -3,15 +3,18 @@
 python benchmarks/soak.py [--calls 1000000] [--backend trio] [--seed 1] [--json FILE] [--plot FILE.svg]
 
 Callers make calls of every kind, some of which are cancelled, time out, leave streams early, raise, or kill their worker,
-while workers are killed, stopped, recycled and the pool is resized at random. Once a second the host's memory,
+while workers are killed, stopped, recycled and the pool is resized at random. Twice a second the host's memory,
 descriptors, threads and tasks are noted. It fails when a call ends twice or never, or with what it must not end with, when
-the pool's books do not agree with the callers', when something is left at the end, or when memory or descriptors grow.
+the pool's books do not agree with the callers', when something is left at the end, or when memory or descriptors grow:
+a line is fitted through all samples after the warm-up, and its rise must stay within a few per cent. What counts is memory
+in use, which is private memory without what malloc keeps free; how private memory itself rises is reported for each half.
 The seed fixes what is done, not the machine's timing.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -33,14 +36,35 @@ import snakepit_trio as sp
 SIZE, CALLERS = 4, 48
 #: The part of the run that counts as warming up.
 WARM_UP = 0.2
-#: How much more memory the last fifth of the run may hold than the first one after the warm-up, in per cent.
-GROWTH = 5.0
-#: A shorter run says nothing about growth, in samples of one second.
-LONG = 60
+#: By how much these may rise from the end of the warm-up to the end, in per cent. Descriptors go up and down with the workers.
+GROWTH = {"in_use_mib": 5.0, "blocks": 3.0, "descriptors": 20.0}
+#: The time between two samples in seconds, and how many a run must have to say anything about growth.
+EVERY, LONG = 0.5, 120
 KINDS = {
     "echo": 900, "stream": 20, "array": 5, "session": 10, "rest": 15, "nap": 5, "fail": 10, "host": 10, "cancel": 20,
     "timeout": 4, "stuck": 0.2, "die": 0.1,
 }  # fmt: skip
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+        )
+    ]  # fmt: skip
+
+
+def _malloc_free() -> Callable[[], int]:
+    """Bytes that malloc has from the system and holds free; 0 where it can't say."""
+    try:
+        ask = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return lambda: 0
+    ask.restype = _MallInfo
+    return lambda: ask().fordblks
 
 
 class Soak:
@@ -57,6 +81,7 @@ class Soak:
         self.deeds: Counter[str] = Counter()
         self.samples: list[dict[str, float]] = []
         self.process = psutil.Process()
+        self.malloc_free = _malloc_free()
         self.begun = time.perf_counter()
 
     # ---- calls -----------------------------------------------------------------------------------
@@ -181,20 +206,23 @@ class Soak:
     async def watch(self) -> None:
         while True:
             self.sample()
-            await anyio.sleep(1)
+            await anyio.sleep(EVERY)
 
     def sample(self) -> None:
         stats, memory = self.pool.stats(), self.process.memory_info()
+        # Without mapped segments, whose number goes with the workers and with what they hold just now.
+        private, free = memory.rss - memory.shared, self.malloc_free()
         self.samples.append(
             {
                 "seconds": round(time.perf_counter() - self.begun, 2),
                 "calls": self.calls - self.left,
                 "rss_mib": memory.rss / 2**20,
-                # Without mapped segments, whose number goes with the workers and with what they hold just now.
-                "private_mib": (memory.rss - memory.shared) / 2**20,
+                "private_mib": private / 2**20,
+                "in_use_mib": (private - free) / 2**20,
+                "blocks": sys.getallocatedblocks(),
                 "descriptors": self.process.num_fds(),
                 "threads": self.process.num_threads(),
-                "segments": _segments(),
+                "segments": _segments(self.runtime.run_id),
                 "workers": len(self.pool.workers()),
                 "queued": stats.queued,
                 "cancel_set": stats.cancel_set_size,
@@ -211,17 +239,19 @@ def _signal(pid: int, number: int) -> None:
         pass
 
 
-def _segments() -> int:
-    return sum(name.startswith("sp-") for name in os.listdir("/dev/shm"))
+def _segments(run_id: str) -> int:
+    return sum(name.startswith(f"sp-{run_id}-") for name in os.listdir("/dev/shm"))
 
 
-def _growth(samples: list[dict[str, float]], key: str) -> float:
-    """How much more the last fifth holds than the first fifth after the warm-up, medians, in per cent."""
-    rest = samples[int(len(samples) * WARM_UP) :]
-    part = max(1, len(rest) // 4)
-    first = statistics.median(sample[key] for sample in rest[:part])
-    last = statistics.median(sample[key] for sample in rest[-part:])
-    return 100.0 * (last / first - 1)
+def _growth(samples: list[dict[str, float]], key: str, start: float, end: float = 1.0) -> float:
+    """By how much the line that fits these samples best rises over this part of the run, in per cent of where it begins."""
+    part = samples[int(len(samples) * start) : int(len(samples) * end)]
+    if len(part) < 3:
+        return 0.0
+    slope, at_start = statistics.linear_regression(
+        [sample["seconds"] - part[0]["seconds"] for sample in part], [sample[key] for sample in part]
+    )
+    return 100.0 * slope * (part[-1]["seconds"] - part[0]["seconds"]) / at_start
 
 
 async def soak(calls: int, seed: int, backend: str) -> dict[str, Any]:
@@ -272,14 +302,15 @@ async def soak(calls: int, seed: int, backend: str) -> dict[str, Any]:
     children = psutil.Process().children(recursive=True)
     if children:
         failures.append(f"left: {children}")
-    if _segments():
-        failures.append(f"left: {_segments()} segments of shared memory")
+    if left := _segments(runtime.run_id):
+        failures.append(f"left: {left} segments of shared memory")
     after = psutil.Process().num_fds()
     if after > before + 2:  # The event loop's own.
         failures.append(f"left: {after - before} descriptors")
-    growth = {key: _growth(run.samples, key) for key in ("rss_mib", "private_mib", "descriptors")}
-    if len(run.samples) >= LONG and growth["private_mib"] > GROWTH:
-        failures.append(f"memory has grown by {growth['private_mib']:.1f} %")
+    growth = {key: _growth(run.samples, key, WARM_UP) for key in (*GROWTH, "private_mib", "rss_mib")}
+    halves = [_growth(run.samples, "private_mib", WARM_UP, 0.6), _growth(run.samples, "private_mib", 0.6)]
+    if len(run.samples) >= LONG:
+        failures += [f"{key} has grown by {growth[key]:.1f} %" for key, limit in GROWTH.items() if growth[key] > limit]
     return {
         "backend": backend,
         "seed": seed,
@@ -292,6 +323,7 @@ async def soak(calls: int, seed: int, backend: str) -> dict[str, Any]:
         "restarts": stats.restarts,
         "late_replies": stats.late_replies,
         "growth_percent": growth,
+        "private_growth_percent_of_halves": halves,
         "failures": failures,
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
         "samples": run.samples,
@@ -306,7 +338,9 @@ def plot(record: dict[str, Any], path: Path) -> None:
     seconds = [sample["seconds"] for sample in samples]
     figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
     for axis, keys in zip(
-        axes, (["rss_mib", "private_mib"], ["descriptors", "threads", "workers"], ["queued", "cancel_set"]), strict=True
+        axes,
+        (["rss_mib", "private_mib", "in_use_mib"], ["descriptors", "threads", "workers"], ["queued", "cancel_set"]),
+        strict=True,
     ):
         for key in keys:
             axis.plot(seconds, [sample[key] for sample in samples], label=key, linewidth=1)
