@@ -148,9 +148,9 @@ class SqlTables:
     def next_expiry(self) -> float:
         """When something expires at the earliest; infinity when nothing will."""
         row = self._db.execute(
-            "SELECT min(coalesce((SELECT min(expires) FROM sessions WHERE expires IS NOT NULL), ?1),"
-            " coalesce((SELECT min(expires) FROM programs WHERE expires IS NOT NULL), ?1))",
-            (math.inf,),
+            "SELECT min(coalesce((SELECT min(expires) FROM sessions WHERE expires IS NOT NULL), :never),"
+            " coalesce((SELECT min(expires) FROM programs WHERE expires IS NOT NULL), :never))",
+            {"never": math.inf},
         ).fetchone()
         return float(row[0])
 
@@ -307,7 +307,8 @@ class SqlTables:
     def _keep(self, id: str, at: float) -> bool:
         # A use that is told late never takes back what a later one has given.
         changed = self._db.execute(
-            "UPDATE sessions SET used = max(used, ?1), expires = max(expires, ?1 + ttl) WHERE id = ?2", (at, id)
+            "UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl) WHERE id = :id",
+            {"at": at, "id": id},
         )
         return changed.rowcount == 1
 
