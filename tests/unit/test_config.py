@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ CLASSES = [kind for kind in vars(configuration).values() if isinstance(kind, typ
 
 @pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
 def test_every_option_is_described(kind: type) -> None:
-    described = re.findall(r"^ {8}(\w+(?:, \w+)*): \S", kind.__doc__ or "", re.MULTILINE)
+    described = re.findall(r"^ {4}(\w+(?:, \w+)*): \S", inspect.getdoc(kind) or "", re.MULTILINE)
     names = [name for line in described for name in line.split(", ")]
     assert sorted(names) == sorted(field.name for field in attrs.fields(kind))
 
