@@ -126,6 +126,11 @@ class Books:
         return self._all.keys()
 
     @property
+    def broken(self) -> bool:
+        """Whether nothing is accepted because no worker can serve it."""
+        return self._admission.broken is not None
+
+    @property
     def closed(self) -> SnakepitError | None:
         """Why nothing is accepted any more, if so."""
         return self._admission.closed

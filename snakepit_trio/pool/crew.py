@@ -15,6 +15,7 @@ import anyio.to_thread
 
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import InvalidParameter, PoolClosed, WorkerStartupError
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
@@ -33,6 +34,13 @@ if TYPE_CHECKING:
     from .parts import PoolParts
 
 __all__ = ["Crew"]
+
+#: As many as a configuration may ask for.
+_MOST_WORKERS = 10_000
+
+
+class _NotReadyInTime(WorkerStartupError, TimeoutError):
+    """A wait for workers took longer than it may."""
 
 
 class Crew:
@@ -77,8 +85,10 @@ class Crew:
 
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
+        # While no worker can serve, every slot has failed, though it makes another attempt before it gives up for long.
+        broken = self._ledger.broken
         return tuple(
-            _info(slot, worker, self.roster.seats.get(worker))
+            _info(slot, worker, self.roster.seats.get(worker), failed=broken or slot.failed)
             for slot in [*self.slots, *self._retiring, *self._spares]
             for worker in slot.workers
         )
@@ -91,10 +101,9 @@ class Crew:
         """
         self._nursery = self.roster.nursery = nursery
         await self._hiring.open()
-        for _ in range(self.size):
-            self._add_slot(self.slots)
+        self._add_slots(self.size)
         for _ in range(self.config.spares):
-            self._add_slot(self._spares)
+            self._add_slot(self._spares, -1)
         while any(not self._tried(slot) for slot in self.slots):
             await self._settled.wait()
         self._opening = False
@@ -120,14 +129,18 @@ class Crew:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: None can be: every slot has failed, or the time was spent.
+            WorkerStartupError: None can be: every slot has failed. Also when the time was spent; then it is a TimeoutError, too.
+            InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
+        if n is not None and (type(n) is not int or n < 0):
+            raise InvalidParameter(f"n must be a number of workers or None, not {n!r}", details={"path": "n"})
+        timeout = check_timeout(timeout)
         with anyio.move_on_after(math.inf if timeout is None else timeout):
             await self._until_ready(lambda: self.size if n is None else n)
             return
-        raise WorkerStartupError(
-            f"pool {self.name!r}: {self.roster.ready} of {n or self.size} workers were ready within {timeout:g} s",
+        raise _NotReadyInTime(
+            f"pool {self.name!r}: {self.roster.ready} of {self.size if n is None else n} workers were ready within {timeout:g} s",
             details={"pool": self.name, "reason": "timeout"},
         )
 
@@ -151,8 +164,10 @@ class Crew:
             InvalidParameter: The size is not a positive int.
             WorkerStartupError: A new worker could not start.
         """
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise InvalidParameter(f"size must be a positive int, not {size!r}", details={"path": "size"})
+        if type(size) is not int or not 1 <= size <= _MOST_WORKERS:
+            raise InvalidParameter(
+                f"size must be an int from 1 to {_MOST_WORKERS}, not {size!r}", details={"path": "size"}
+            )
         self.check_open()
         surplus = self._surplus(size, self.slots)
         grows = self._set_size(size, surplus, "resize")
@@ -196,7 +211,7 @@ class Crew:
                 self._ledger.cordon(self.roster.seats[slot.current])
             self._nursery.start_soon(self._retire, slot)
         self._settled.ring()
-        return bool([self._add_slot(self.slots) for _ in range(size - len(self.slots))])
+        return self._add_slots(size - len(self.slots))
 
     def load(self) -> Load:
         """The pool at this moment, for whoever decides how many workers it should have."""
@@ -266,12 +281,15 @@ class Crew:
         if self._ledger.closed is not None:
             raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
 
-    def _add_slot(self, places: list[Slot]) -> Slot:
-        if places is self._spares:
-            index = -1
-        else:
-            used = {slot.index for slot in [*self.slots, *self._retiring]}
-            index = next(index for index in itertools.count() if index not in used)
+    def _add_slots(self, count: int) -> bool:
+        """Add so many, with the lowest numbers that are free. Returns whether that was any."""
+        used = {slot.index for slot in [*self.slots, *self._retiring]}
+        free = (index for index in itertools.count() if index not in used)
+        for index in itertools.islice(free, max(0, count)):
+            self._add_slot(self.slots, index)
+        return count > 0
+
+    def _add_slot(self, places: list[Slot], index: int) -> None:
         slot = Slot(
             index,
             settings=self.config,
@@ -283,7 +301,6 @@ class Crew:
         places.append(slot)
         assert self._nursery is not None
         self._nursery.start_soon(slot.run)
-        return slot
 
     @protected
     async def _retire(self, slot: Slot) -> None:
@@ -374,8 +391,8 @@ class Crew:
             self._replacing.discard(slot)
 
 
-def _info(slot: Slot, worker: Worker, seats: Seats | None) -> WorkerInfo:
-    failed = slot.failed and worker is slot.current
+def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> WorkerInfo:
+    failed = failed and worker is slot.current
     spare = worker.slot < 0 and worker.state is WorkerState.READY
     return WorkerInfo(
         id=worker.id,

@@ -16,7 +16,8 @@ class Operations:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: None can be: every slot has failed, or the time was spent.
+            WorkerStartupError: None can be: every slot has failed. Also when the time was spent; then it is a TimeoutError, too.
+            InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
         await self._crew.wait_ready(n, timeout)

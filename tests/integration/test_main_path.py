@@ -333,7 +333,7 @@ async def test_one_pool_of_several_fails_alone() -> None:
     config = sp.RuntimeConfig(
         pools=[
             sp.PoolConfig(adapter=BASIC, size=1),
-            sp.PoolConfig(name="broken", adapter="tests.adapters.broken_setup", size=1, restart_limit=0),
+            sp.PoolConfig(name="broken", adapter="tests.adapters.broken_setup", size=2),
         ]
     )
     with anyio.fail_after(60):
@@ -341,8 +341,11 @@ async def test_one_pool_of_several_fails_alone() -> None:
             assert await runtime.pool("default").execute("add", {"a": 1, "b": 1}) == 2
             with pytest.raises(sp.WorkerStartupError, match="no such device"):
                 await runtime.pool("broken").execute("add", {"a": 1, "b": 1})
-            (worker,) = runtime.pool("broken").workers()
-            assert worker.state == "failed"
+            # At once, though each of its slots has attempts left.
+            assert [worker.state for worker in runtime.pool("broken").workers()] == ["failed"] * 2
+            assert all("no such device" in worker.reason for worker in runtime.pool("broken").workers())
+            with pytest.raises(sp.WorkerStartupError, match="no such device"):
+                await runtime.pool("broken").wait_ready()
 
 
 async def test_threads_really_overlap() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -187,9 +188,17 @@ async def test_resize_rolling_restart_recycle_and_cordon() -> None:
             await pool.resize(1)
             (left,) = pool.workers()
             assert pool.stats().ready == 1
-            for bad in (0, -1, True, 1.5):
+            for bad in (0, -1, True, 1.5, 10**9):
                 with pytest.raises(sp.InvalidParameter):
                     await pool.resize(bad)  # type: ignore[arg-type]
+            for n, timeout in ((-1, 1), (1.0, 1), (True, 1), (1, -1), (1, float("nan"))):
+                with pytest.raises(sp.InvalidParameter):
+                    await pool.wait_ready(n, timeout)  # type: ignore[arg-type]
+            with pytest.raises(sp.WorkerStartupError) as late:
+                await pool.wait_ready(2, timeout=0)
+            assert isinstance(late.value, TimeoutError)
+            assert isinstance(pickle.loads(pickle.dumps(late.value)), TimeoutError)
+            await pool.wait_ready(1, timeout=0)
             assert await pool.recycle(left.id)
             (new,) = pool.workers()
             assert new.pid != left.pid
