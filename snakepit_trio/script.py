@@ -35,7 +35,11 @@ def run(
         number, as shells count). After a signal the process is expected to exit: SIGINT is ignored from then on.
     """
     if isinstance(config, str):
-        config = PoolConfig(adapter=config)
+        try:
+            config = PoolConfig(adapter=config)
+        except ConfigError as exc:
+            print(f"snakepit: {exc}", file=sys.stderr)  # noqa: T201
+            return 2
     if isinstance(config, PoolConfig):
         config = RuntimeConfig(pools=[config])
     whole = config
@@ -70,7 +74,10 @@ def run(
     except BaseException as exc:
         error = _only(exc)
         if isinstance(error, SystemExit):
-            code = error.code if isinstance(error.code, int) else 1
+            # As the interpreter does: nothing is success, and text is a last word.
+            code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            if error.code is not None and not isinstance(error.code, int):
+                print(error.code, file=sys.stderr)  # noqa: T201
         elif isinstance(error, ConfigError | WorkerStartupError):
             print(f"snakepit: {error}", file=sys.stderr)  # noqa: T201
             code = 2

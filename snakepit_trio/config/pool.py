@@ -81,7 +81,8 @@ class PoolConfig(_Remembers):
         cancel_grace: How long a cancelled tool may take to stop.
         on_cancel: What then happens: its worker is replaced (``"kill"``), or left to finish (``"abandon"``).
         stop_grace: How long running calls may take when the pool closes, and a worker when it is asked to stop.
-        max_requests, max_age, max_rss: A worker is replaced after so many calls, seconds, bytes of resident memory.
+        max_requests, max_age, max_rss: A worker is replaced after so many calls, seconds, bytes of resident memory. It goes on
+            until its replacement is ready, and so serves a few calls more; no call waits, or fails, because of it.
         heartbeat_interval: Between two signs of life.
         heartbeat_misses: After so many intervals without one the worker is replaced.
         heartbeat_while_busy: Also while a call runs; False for tools in C code that hold the GIL for long.

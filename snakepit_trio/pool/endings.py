@@ -39,7 +39,7 @@ def deadline_passed(request: Request, now: float) -> RequestTimeout:
 
 
 def worker_lost(request: Request, why: SnakepitError | None = None) -> SessionWorkerUnavailable:
-    """A strict session's worker is no more; ``why`` when the call was with it as it ended."""
+    """A strict session's worker is no more; ``why`` where that is known."""
     reason, details = (f": {why.message}", why.details) if why is not None else ("", {})
     return SessionWorkerUnavailable(
         f"the worker of session {request.session!r} is gone{reason}", details={**details, "session": request.session}

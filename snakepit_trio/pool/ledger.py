@@ -252,7 +252,7 @@ class Ledger(Books):
         self.cordon(seats)
         seats.over = True
         for request in self._queue.drop_pin(seats):
-            self._finish(request, Outcome.FAILED, None, worker_lost(request), now)
+            self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
 
     @protected
     def uncordon(self, seats: Seats, now: float) -> None:
@@ -278,6 +278,7 @@ class Ledger(Books):
         if seats not in self._all:
             return
         seats.open = False
+        seats.end = error
         self._places.place(seats)
         self._places.forget(seats)
         self.retire(seats, now)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol
 from snakepit_trio._interrupts import protected
 
 if TYPE_CHECKING:
+    from snakepit_trio.errors import SnakepitError
+
     from .request import Request
 
 __all__ = ["Port", "Seats"]
@@ -39,6 +41,7 @@ class Seats:
         depth: How many more it may hold, in line behind those that run.
         open: New calls may be given to it.
         over: They never will be again.
+        end: How the worker ended, once it has.
         running: Calls whose callers wait, by id.
         leaving: Calls whose callers are gone, by id; the worker has not confirmed that it stopped them.
         ahead: Calls that the worker holds and has not begun, by id, first in, first out. For everybody else those whose
@@ -48,7 +51,20 @@ class Seats:
         place: Where it stands among those that have room, for the ledger.
     """
 
-    __slots__ = ("ahead", "capacity", "depth", "leaving", "open", "over", "place", "port", "running", "served", "since")
+    __slots__ = (
+        "ahead",
+        "capacity",
+        "depth",
+        "end",
+        "leaving",
+        "open",
+        "over",
+        "place",
+        "port",
+        "running",
+        "served",
+        "since",
+    )
 
     def __init__(self, port: Port, capacity: int, depth: int = 0) -> None:
         self.port = port
@@ -56,6 +72,7 @@ class Seats:
         self.depth = depth
         self.open = False
         self.over = False
+        self.end: SnakepitError | None = None
         self.running: dict[int, Request] = {}
         self.leaving: dict[int, Request] = {}
         self.ahead: dict[int, Request] = {}

@@ -30,6 +30,9 @@ class ProgramStore:
         self._directory = directory
         self._ttl = ttl
 
+    def __repr__(self) -> str:
+        return f"<ProgramStore ttl={self._ttl}>"
+
     async def put(self, name: str, data: bytes, session: str | None = None, ttl: float | None = None) -> None:
         """Store a program, in the place of one of that name.
 

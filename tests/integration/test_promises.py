@@ -226,3 +226,8 @@ async def test_a_strict_session_tells_how_its_worker_died() -> None:
                 await session.execute("die")
             assert caught.value.details["session"] == "s"
             assert caught.value.details["signal"] == "SIGKILL"
+            # Whoever comes later is told as much.
+            with pytest.raises(sp.SessionWorkerUnavailable, match="SIGKILL") as caught:
+                await session.execute("add", {"a": 1, "b": 2})
+            assert caught.value.details["session"] == "s"
+            assert caught.value.details["signal"] == "SIGKILL"
