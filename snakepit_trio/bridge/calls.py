@@ -23,7 +23,7 @@ from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, 
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.frame_reading import read_fields
-from snakepit_trio.wire.lean_h2 import FixedHeaders
+from snakepit_trio.wire.lean_hpack import FixedHeaders
 from snakepit_trio.wire.pipe import FramePipe
 
 if TYPE_CHECKING:

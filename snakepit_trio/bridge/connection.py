@@ -11,7 +11,7 @@ import hmac
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import anyio
 import anyio.abc
@@ -20,7 +20,7 @@ from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler, EventsProcessor, Stream
 from h2.config import H2Configuration
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, TrailersReceived, UnknownFrameReceived
+from h2.events import DataReceived, Event, RequestReceived, TrailersReceived, UnknownFrameReceived
 from h2.exceptions import H2Error, ProtocolError
 from h2.settings import SettingCodes
 from h2.utilities import HeaderValidationFlags, validate_headers
@@ -29,6 +29,7 @@ from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClo
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.engine import PipeProtocol, Processor
+from snakepit_trio.wire.pipe import LeanStream
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .budget import Share
@@ -87,6 +88,10 @@ class _Processor(Processor):
             owner.check_trailers(event.headers)
         if not isinstance(event, UnknownFrameReceived) and type(event) in getattr(self, "processors", ()):
             super().process(event)
+
+    def process_request_received(self, event: RequestReceived) -> None:
+        stream = LeanStream(self.connection, event.stream_id)
+        self.handler.accept(stream, cast("Any", event.headers), self.register(stream))
 
 
 class _Protocol(PipeProtocol):

@@ -11,11 +11,11 @@ from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.pool.session import AFFINITIES
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
 from .calls import Method, ServerCall
 from .client_tools import ClientTools, spec_of
-from .messages import ExecuteToolRequest, payload_answer
 from .payloads import check_encoding, encode, params_of, read, write
 
 if TYPE_CHECKING:

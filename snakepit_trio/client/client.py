@@ -15,14 +15,16 @@ from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, SnakepitError
+from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer
 
 from .host_tools import serve_tools
 from .link import Link, client_tls
 from .session import RemoteSession
 from .streams import RemoteChunks, RemoteResults
-from .values import pack, unpack
+from .values import decode
 
 __all__ = ["Client", "connect"]
 
@@ -104,11 +106,11 @@ class Client:
         answer = await self._link.unary(
             "ExecuteTool",
             request,
-            v1.ExecuteToolResponse,
+            PayloadAnswer,
             timeout=None if isinstance(timeout, Unset) else timeout,
             again=idempotent is True,
         )
-        return unpack(answer.payload, what="result", limit=self._limit)
+        return decode(answer.payload, what="result", limit=self._limit)
 
     def _request(
         self,
@@ -119,11 +121,11 @@ class Client:
         priority: int,
         metadata: Mapping[str, str] | None,
         idempotent: bool | None = None,
-    ) -> v1.ExecuteToolRequest:
+    ) -> ExecuteToolRequest:
         check_options(priority, metadata, idempotent)
-        return v1.ExecuteToolRequest(
+        return ExecuteToolRequest(
             tool=tool,
-            payload=pack(check_params(params), what="params", limit=self._limit),
+            payload=codec.encode(check_params(params), what="params", limit=self._limit),
             pool=self.name,
             session_id=session_id,
             metadata=dict(metadata or {}),

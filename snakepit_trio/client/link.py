@@ -16,7 +16,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio.config import TlsConfig
-from snakepit_trio.errors import ConfigError, ConnectionLost, RequestTimeout, SnakepitError
+from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError
 from snakepit_trio.wire import sockets
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
@@ -65,6 +65,13 @@ def client_tls(tls: ssl.SSLContext | TlsConfig | str | bool | None) -> ssl.SSLCo
 def failure(status: int, message: str, trailers: Any) -> SnakepitError:
     """The exception for an RPC that failed."""
     return error_from_trailers(trailers, status, message)
+
+
+def _read(answer: type[M], reply: bytes) -> M:
+    try:
+        return answer.parse(reply)  # type: ignore[attr-defined,no-any-return]
+    except Exception as exc:
+        raise InvalidPayload(f"the answer is no {answer.__name__}: {type(exc).__name__}") from None
 
 
 class Link:
@@ -203,24 +210,35 @@ class Link:
             SnakepitError: What the server says, or ``ConnectionLost``.
         """
         data = bytes(request)
-        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        if timeout is None:
+            return await self._exchange(method, data, answer, math.inf, again)
+        deadline = anyio.current_time() + timeout
         with anyio.move_on_at(deadline + LAST_WORD):
-            for attempt in range(1, _ATTEMPTS + 1):
-                connection = await self.get()
-                slots = self._slots
-                slot = object()
-                await slots.acquire_on_behalf_of(slot)
-                try:
-                    left = deadline - anyio.current_time()
-                    reply = await connection.unary(SERVICE + method, data, timeout=max(left, 0.001))
-                    return answer.parse(reply)  # type: ignore[attr-defined,no-any-return]
-                except RpcFailure as exc:
-                    error = failure(exc.status, exc.message, exc.trailers)
-                    if not (again and isinstance(error, ConnectionLost) and attempt < _ATTEMPTS):
-                        raise error from None
-                finally:
-                    slots.release_on_behalf_of(slot)
+            return await self._exchange(method, data, answer, deadline, again)
         raise RequestTimeout(f"no answer within {timeout:g} s", details={"phase": "running"})
+
+    async def _exchange(self, method: str, data: bytes, answer: type[M], deadline: float, again: bool) -> M:
+        attempt = 1
+        while True:
+            connection = await self.get()
+            slots = self._slots
+            slot = object()
+            try:
+                slots.acquire_on_behalf_of_nowait(slot)
+            except anyio.WouldBlock:
+                await slots.acquire_on_behalf_of(slot)
+            try:
+                left = math.inf if deadline == math.inf else max(deadline - anyio.current_time(), 0.001)
+                reply = await connection.unary(SERVICE + method, data, timeout=left)
+            except RpcFailure as exc:
+                error = failure(exc.status, exc.message, exc.trailers)
+                if not (again and isinstance(error, ConnectionLost) and attempt < _ATTEMPTS):
+                    raise error from None
+            else:
+                return _read(answer, reply)
+            finally:
+                slots.release_on_behalf_of(slot)
+            attempt += 1
 
     @asynccontextmanager
     async def streaming(

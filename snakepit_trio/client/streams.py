@@ -13,10 +13,10 @@ import anyio.lowlevel
 
 from snakepit_trio.errors import RequestTimeout, SnakepitError
 from snakepit_trio.wire.connection import Rpc
-from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.tool_messages import PayloadAnswer
 
 from .link import LAST_WORD, failure
-from .values import unpack
+from .values import decode
 
 __all__ = ["RemoteChunks", "RemoteResults"]
 
@@ -78,7 +78,7 @@ class RemoteChunks:
         if self._held and len(self._messages) <= _FEW:
             self._held = False
             self.rpc.pipe.release()
-        return unpack(v1.ToolChunk.parse(message_bytes).payload, what="chunk", limit=self._limit)
+        return decode(PayloadAnswer.parse(message_bytes).payload, what="chunk", limit=self._limit)
 
 
 class RemoteResults:

@@ -8,7 +8,7 @@ from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 
-__all__ = ["pack", "unpack"]
+__all__ = ["decode", "pack", "unpack"]
 
 
 def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
@@ -34,4 +34,13 @@ def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
     if message is None:
         return None
     buffers = [buffer.inline or b"" for buffer in message.buffers]
-    return codec.decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+    return decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+
+
+def decode(payload: Payload | None, *, what: str, limit: int) -> Any:
+    """The value of a payload that was read without the library's objects; None when there is none.
+
+    Raises:
+        InvalidPayload: It does not decode.
+    """
+    return None if payload is None else codec.decode(payload, what=what, limit=limit)

@@ -22,6 +22,7 @@ from . import protocol
 from .protocol import Refusal
 
 if TYPE_CHECKING:
+    from snakepit_trio.observe.events import Event
     from snakepit_trio.pool.pool import Pool
     from snakepit_trio.runtime import Runtime
 
@@ -124,13 +125,15 @@ class Operations:
         except SnakepitError as exc:
             raise Refusal(exc.code, self._redact(exc.message)) from None
 
-    def event(
-        self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any], at: float
-    ) -> dict[str, Any]:
-        """An event as it is told to a client."""
+    @staticmethod
+    def event(event: Event) -> dict[str, Any]:
+        """An event as it is told to a client; it was redacted where it was made."""
         return {
-            "name": name, "time": at, "measurements": dict(measurements), "metadata": self._redact(dict(metadata)),
-        }  # fmt: skip
+            "name": event.name,
+            "time": event.time,
+            "measurements": dict(event.measurements),
+            "metadata": dict(event.metadata),
+        }
 
     # ---- looking -----------------------------------------------------------------------------------
 

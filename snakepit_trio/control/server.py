@@ -21,7 +21,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.observe.events import EventBus
+from snakepit_trio.observe.events import Event, EventBus
 
 from . import protocol
 from .operations import EVENTS, EventsOf, Operations, read_params
@@ -39,6 +39,8 @@ _SILENCE, _LINE, _TAKEN = 300.0, 10.0, 10.0
 _NO_DESCRIPTORS = 0.25
 #: Events that wait for a client before the oldest is dropped.
 _EVENTS = 1000
+#: Events that are sent in one piece, when so many wait.
+_TOGETHER = 100
 _CHUNK = 64 * 1024
 
 
@@ -220,8 +222,13 @@ class ControlServer:
                     return
                 nursery.start_soon(watch)
                 async for event in events:
-                    told = self._operations.event(event.name, event.measurements, event.metadata, event.time)
-                    if not await connection.send(protocol.event_line(id, told, events.dropped)):
+                    lines = []
+                    following: Event | None = event
+                    while following is not None:
+                        told = self._operations.event(following)
+                        lines.append(protocol.event_line(id, told, events.dropped))
+                        following = events.receive_nowait() if len(lines) < _TOGETHER else None
+                    if not await connection.send(b"".join(lines)):
                         break
                 nursery.cancel_scope.cancel()
 

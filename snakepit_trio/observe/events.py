@@ -55,9 +55,10 @@ class EventStream:
     def __repr__(self) -> str:
         return f"<EventStream {', '.join(self._prefixes) or 'all'} waiting={len(self._events)} dropped={self.dropped}>"
 
+    def _wants(self, name: str) -> bool:
+        return not self._prefixes or name.startswith(self._prefixes)
+
     def _offer(self, event: Event) -> None:
-        if self._prefixes and not event.name.startswith(self._prefixes):
-            return
         if len(self._events) == self._events.maxlen:
             self.dropped += 1
         self._events.append(event)
@@ -103,16 +104,34 @@ class EventBus:
         self.history: deque[Event] = deque(maxlen=keep)
         self._redact = redact
         self._streams: dict[EventStream, None] = {}
+        # Who listens to what; of the library's own names only, so that it stays small.
+        self._listeners: dict[str, tuple[EventStream, ...]] = {}
         self._closed = False
 
     @property
     def active(self) -> bool:
-        """Whether anybody listens: who would publish an event may save itself the making of it."""
+        """Whether anybody listens to anything."""
         return bool(self._streams)
+
+    def wanted(self, name: str) -> bool:
+        """Whether anybody listens to this event: who would publish it may save itself the making of it."""
+        return bool(self._streams) and bool(self._who(name))
+
+    def clean(self, value: Any) -> Any:
+        """A value for :meth:`publish` without secrets."""
+        return self._redact(value)
+
+    def _who(self, name: str) -> tuple[EventStream, ...]:
+        found = self._listeners.get(name)
+        if found is None:
+            found = tuple(stream for stream in self._streams if stream._wants(name))
+            if name in CATALOGUE:
+                self._listeners[name] = found
+        return found
 
     def emit(self, name: str, measurements: Mapping[str, float] | None = None, /, **metadata: Any) -> None:
         """Tell the subscribers, and remember it. For what happens now and then. Never waits, never raises for a slow one."""
-        if self._streams or self.history.maxlen:
+        if self.history.maxlen or self.wanted(name):
             found = measurements or {}
             cls = type(self)
             if cls.check is not None:
@@ -124,8 +143,9 @@ class EventBus:
                 _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
 
     def publish(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-        """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets."""
-        if self._streams:
+        """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets:
+        what the application has chosen goes through :meth:`clean` first."""
+        if self.wanted(name):
             cls = type(self)
             if cls.check is not None:
                 cls.check(name, measurements, metadata)
@@ -145,7 +165,7 @@ class EventBus:
         self._offer(Event(name, measurements, self._redact(metadata)))
 
     def _offer(self, event: Event) -> None:
-        for stream in self._streams:
+        for stream in self._who(event.name):
             stream._offer(event)
 
     @asynccontextmanager
@@ -160,10 +180,12 @@ class EventBus:
         if self._closed:
             stream._close()
         self._streams[stream] = None
+        self._listeners.clear()
         try:
             yield stream
         finally:
             del self._streams[stream]
+            self._listeners.clear()
 
     def close(self) -> None:
         """End every subscription, after what still waits in it."""

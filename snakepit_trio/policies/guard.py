@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 
 from snakepit_trio.errors import RequestTimeout, SnakepitError
+from snakepit_trio.tools.waits import Permit, current_chain
 
 from .circuit import Circuit, State, Verdict
 from .hedge import Allowance, hedged
@@ -23,13 +24,14 @@ if TYPE_CHECKING:
 
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.observe.events import EventBus
+    from snakepit_trio.tools.waits import Waits
 
 __all__ = ["Guard"]
 
 T = TypeVar("T")
 
-#: Runs the call once, within so many seconds; None: without a limit.
-Attempt = Callable[[float | None], Awaitable[Any]]
+#: Runs the call once, within so many seconds (None: without a limit), while it holds these permits.
+Attempt = Callable[[float | None, tuple[Permit, ...]], Awaitable[Any]]
 
 
 class Guard:
@@ -38,26 +40,27 @@ class Guard:
     Args:
         config: The pool's.
         events: Where it tells what it does.
+        waits: All that wait for each other in the runtime.
     """
 
-    def __init__(self, config: PoolConfig, events: EventBus) -> None:
+    def __init__(self, config: PoolConfig, events: EventBus, waits: Waits) -> None:
         self._pool = config.name
         self._events = events
         self._retry = config.retry
         self._circuit = config.circuit
         self._hedge = config.hedge
         self._allowance = None if config.hedge is None else Allowance(config.hedge.max_share)
-        self._limits = [Limit(limit, self._limited) for limit in config.limits]
+        self._limits = [Limit(limit, waits, self._limited) for limit in config.limits]
         self._circuits: dict[str, Circuit] = {}
 
     def __repr__(self) -> str:
         return f"<Guard of {self._pool!r} circuits={list(self._circuits.values())}>"
 
     @classmethod
-    def of(cls, config: PoolConfig, events: EventBus) -> Guard | None:
+    def of(cls, config: PoolConfig, events: EventBus, waits: Waits) -> Guard | None:
         """The guard of a pool, None when it has no policies."""
         wanted = config.retry or config.circuit or config.hedge or config.limits
-        return cls(config, events) if wanted else None
+        return cls(config, events, waits) if wanted else None
 
     def circuits(self) -> Mapping[str, str]:
         """The state of each circuit that there is, by tool; ``"*"`` is the whole pool's."""
@@ -78,18 +81,20 @@ class Guard:
         Raises:
             CircuitOpen: The tool has failed so often that it is not called.
             QuotaExceeded, QueueFull: A limit refuses it.
+            WouldDeadlock: It would wait for its limit for ever.
             RequestTimeout: The time was spent, in the call or before it.
             SnakepitError: What the last attempt raised.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
 
         async def once() -> Any:
-            async with self._admitted(tool, session, deadline):
+            async with self._admitted(tool, session, deadline) as permits:
                 if self._hedge is not None and self._may_hedge(tool, idempotent, session):
+                    # One of the two may wait for ever, and the other give the permits back: neither holds them alone.
                     return await hedged(
-                        lambda: attempt(_left(deadline, tool)), self._hedge.delay, lambda: self._spend(tool)
+                        lambda: attempt(_left(deadline, tool), ()), self._hedge.delay, lambda: self._spend(tool)
                     )
-                return await attempt(_left(deadline, tool))
+                return await attempt(_left(deadline, tool), permits)
 
         if self._retry is None:
             return await once()
@@ -114,34 +119,38 @@ class Guard:
         """Hold a stream under the limits and the circuit.
 
         Args:
-            make: Opens it, within ``timeout`` seconds.
+            make: Opens it, within ``timeout`` seconds, while it holds ``permits``.
             tool, timeout, session: As in :meth:`execute`.
 
         Raises:
-            CircuitOpen, QuotaExceeded, QueueFull, RequestTimeout: As in :meth:`execute`.
+            CircuitOpen, QuotaExceeded, QueueFull, RequestTimeout, WouldDeadlock: As in :meth:`execute`.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        async with self._admitted(tool, session, deadline), make(timeout=_left(deadline, tool)) as chunks:
-            yield chunks
+        async with self._admitted(tool, session, deadline) as permits:
+            async with make(timeout=_left(deadline, tool), permits=permits) as chunks:
+                yield chunks
 
     # ---- inside ----------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _admitted(self, tool: str, session: str | None, deadline: float) -> AsyncIterator[None]:
+    async def _admitted(self, tool: str, session: str | None, deadline: float) -> AsyncIterator[tuple[Permit, ...]]:
         circuit = self._circuit_of(tool)
         if circuit is not None:
             # Before it waits for anything.
             circuit.check(anyio.current_time())
         async with AsyncExitStack() as stack:
+            held: tuple[Permit, ...] = ()
             for limit in self._limits:
                 key = limit.key(tool, session)
                 if key is not None:
-                    await stack.enter_async_context(limit.inside(key, tool, deadline))
+                    chain = (*current_chain(), *held)
+                    got = await stack.enter_async_context(limit.inside(key, tool, deadline, chain))
+                    held = held if got is None else (*held, got)
             permit: AbstractContextManager[object] = nullcontext()
             if circuit is not None:
                 permit = circuit.permit(anyio.current_time, self._judge)
             with permit:
-                yield
+                yield held
 
     def _circuit_of(self, tool: str) -> Circuit | None:
         config = self._circuit

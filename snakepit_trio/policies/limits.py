@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from snakepit_trio.errors import QueueFull, QuotaExceeded, RequestTimeout
+from snakepit_trio.errors import QueueFull, QuotaExceeded, RequestTimeout, WouldDeadlock
+from snakepit_trio.tools.waits import Permit
 
 if TYPE_CHECKING:
+    from snakepit_trio.tools.waits import Waits
+
     from .options import LimitConfig
 
 __all__ = ["Limit", "TokenBucket"]
@@ -60,13 +63,29 @@ class _Gate:
     """What one key has."""
 
     def __init__(self, config: LimitConfig) -> None:
-        self.seats = None if config.concurrency is None else anyio.Semaphore(config.concurrency)
+        self.holders: dict[Permit, None] = {}
+        self.queue: dict[Permit, anyio.Event] = {}
         self.bucket = None
         if config.rate is not None:
             burst = max(1, int(config.rate)) if config.burst is None else config.burst
             self.bucket = TokenBucket(config.rate, burst)
         self.inside = 0
         self.waiting = 0
+
+    def hopeless(self, blocked: Container[object]) -> bool:
+        """Whether each permit is held by one of these."""
+        return all(permit in blocked for permit in self.holders)
+
+    def leave(self, permit: Permit) -> None:
+        """A permit is given back, or waited for no longer; does nothing when it was neither held nor waited for."""
+        if permit in self.holders:
+            del self.holders[permit]
+            if self.queue:
+                following = next(iter(self.queue))
+                self.holders[following] = None
+                self.queue.pop(following).set()
+        else:
+            self.queue.pop(permit, None)
 
     def rests(self, now: float) -> bool:
         """Whether it is as a new one would be."""
@@ -78,11 +97,13 @@ class Limit:
 
     Args:
         config: What is allowed.
+        waits: Where it is seen that a wait for a permit would never end.
         told: Called when a call comes too early, with ``"rate"`` or ``"concurrency"`` and whether it is refused.
     """
 
-    def __init__(self, config: LimitConfig, told: Callable[[str, str, bool], object]) -> None:
+    def __init__(self, config: LimitConfig, waits: Waits, told: Callable[[str, str, bool], object]) -> None:
         self._config = config
+        self._waits = waits
         self._told = told
         self._gates: dict[str, _Gate] = {}
 
@@ -97,24 +118,36 @@ class Limit:
         return {"tool": tool, "session": session, "pool": ""}[config.per]
 
     @asynccontextmanager
-    async def inside(self, key: str, tool: str, deadline: float) -> AsyncIterator[None]:
+    async def inside(
+        self, key: str, tool: str, deadline: float, chain: tuple[Any, ...]
+    ) -> AsyncIterator[Permit | None]:
         """Wait until a call may begin, and count it until the block ends. A cancellation leaves nothing counted.
+
+        Gives the permit, None when only the rate is limited.
+
+        Args:
+            key: What :meth:`key` says.
+            tool: The tool.
+            deadline: When the wait ends at the latest.
+            chain: Whoever can't go on before the call does.
 
         Raises:
             QuotaExceeded: It comes too early, and calls don't wait here.
             QueueFull: As many wait as may.
             RequestTimeout: The deadline has come, or the wait would be longer than until then.
+            WouldDeadlock: Whoever could make way waits for this call, or for one like it.
         """
         gate = self._gate(key)
+        permit = None if self._config.concurrency is None else Permit()
         gate.inside += 1
         try:
-            await self._enter(gate, tool, deadline)
-            try:
-                yield
-            finally:
-                if gate.seats is not None:
-                    gate.seats.release()
+            if permit is not None:
+                await self._enter(gate, permit, tool, deadline, chain)
+            await self._take(gate, tool, deadline)
+            yield permit
         finally:
+            if permit is not None:
+                gate.leave(permit)
             gate.inside -= 1
             if gate.rests(anyio.current_time()) and self._gates.get(key) is gate:
                 del self._gates[key]
@@ -128,22 +161,36 @@ class Limit:
             gate = self._gates[key] = _Gate(self._config)
         return gate
 
-    async def _enter(self, gate: _Gate, tool: str, deadline: float) -> None:
-        if gate.seats is not None:
+    async def _enter(self, gate: _Gate, permit: Permit, tool: str, deadline: float, chain: tuple[Any, ...]) -> None:
+        most = self._config.concurrency
+        assert most is not None
+        if len(gate.holders) < most:
+            gate.holders[permit] = None
+            return
+        self._too_early(gate, tool, "concurrency", most)
+        ready = gate.queue[permit] = anyio.Event()
+        refused = False
+
+        def refuse() -> None:
+            nonlocal refused
+            refused = True
+            gate.leave(permit)
+            ready.set()
+
+        with _Waiting(gate), anyio.CancelScope(deadline=deadline) as scope:
+            if chain:
+                self._waits.add(permit, chain, gate.hopeless, refuse)
             try:
-                gate.seats.acquire_nowait()
-            except anyio.WouldBlock:
-                self._too_early(gate, tool, "concurrency", self._config.concurrency)
-                with self._waits(gate), anyio.CancelScope(deadline=deadline) as scope:
-                    await gate.seats.acquire()
-                if scope.cancelled_caught:
-                    raise _out_of_time(tool) from None
-        try:
-            await self._take(gate, tool, deadline)
-        except BaseException:
-            if gate.seats is not None:
-                gate.seats.release()
-            raise
+                await ready.wait()
+            finally:
+                self._waits.remove(permit)
+        if refused:
+            raise WouldDeadlock(
+                f"{tool!r} would wait for its limit of {most} calls at once, and each of them waits for a call like it",
+                details={"tool": tool, "limit": most},
+            )
+        if scope.cancelled_caught:
+            raise _out_of_time(tool)
 
     async def _take(self, gate: _Gate, tool: str, deadline: float) -> None:
         bucket = gate.bucket
@@ -158,7 +205,7 @@ class Limit:
         bucket.take(now)
         if delay:
             try:
-                with self._waits(gate):
+                with _Waiting(gate):
                     await anyio.sleep_until(now + delay)
             except BaseException:
                 bucket.give_back()
@@ -179,10 +226,6 @@ class Limit:
                 f"{gate.waiting} calls of {tool!r} wait for its limit already",
                 details={"limit": config.max_waiting, "queued": gate.waiting, "tool": tool},
             )
-
-    @staticmethod
-    def _waits(gate: _Gate) -> _Waiting:
-        return _Waiting(gate)
 
 
 class _Waiting:

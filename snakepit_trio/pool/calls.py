@@ -21,11 +21,13 @@ from .mapping import MapResults
 from .request import Binding, Outcome, Phase, Request
 from .streams import ChunkStream
 from .submission import STREAM_WINDOW, Submission
+from .tasks import MapTasks
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.policies.guard import Guard
+    from snakepit_trio.tools.waits import Permit
 
     from .crew import Crew
     from .ledger import Ledger
@@ -70,24 +72,38 @@ class Calls:
         idempotent: bool | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
-        guarded: bool = False,
+        permits: tuple[Permit, ...] | None = None,
+        tasks: MapTasks | None = None,
     ) -> Any:
-        """See :meth:`Pool.execute`; ``guarded`` when the pool's policies have seen the call already."""
+        """See :meth:`Pool.execute`.
+
+        Args:
+            permits: What it holds of limits, when the pool's policies have seen the call already.
+            tasks: The map that it belongs to, of a pool with policies.
+        """
         await self._loop.check()
-        if self._guard is not None and not guarded:
+        batch = tasks is not None
+        if self._guard is not None and permits is None:
             spec = self._roster.tools.get(tool)
             if spec is not None:
                 limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+
+                async def attempt(left: float | None, permits: tuple[Permit, ...]) -> Any:
+                    call = functools.partial(
+                        self.execute, tool, params, timeout=limit if batch else left, priority=priority,
+                        metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
+                        tasks=tasks,
+                    )  # fmt: skip
+                    return await (call() if tasks is None else tasks.patiently(call))
+
                 return await self._guard.execute(
-                    lambda left: self.execute(
-                        tool, params, timeout=left, priority=priority, metadata=metadata, idempotent=idempotent,
-                        session=session, binding=binding, guarded=True,
-                    ),
+                    attempt,
                     tool=tool,
-                    timeout=limit,
+                    # In a map waiting does not count, so each attempt has the whole of its time.
+                    timeout=None if batch else limit,
                     idempotent=spec.idempotent if idempotent is None else idempotent,
                     session=None if session is None else session.id,
-                )  # fmt: skip
+                )
         waiter = self._loop.waiter()
         request = self._submission.make(
             tool,
@@ -99,6 +115,8 @@ class Calls:
             idempotent=idempotent,
             session=session.id if session is not None else None,
             binding=binding,
+            batch=batch,
+            permits=permits or (),
         )
         if session is not None:
             session.begin(request)
@@ -155,6 +173,7 @@ class Calls:
         metadata: Mapping[str, str] | None,
         session: Session | None,
         binding: Binding | None,
+        permits: tuple[Permit, ...] = (),
     ) -> AsyncIterator[ChunkStream]:
         await self._loop.check()
         chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._submission.decode, self._loop)
@@ -169,6 +188,7 @@ class Calls:
             stream=chunks,
             session=session.id if session is not None else None,
             binding=binding,
+            permits=permits,
         )
         if session is not None:
             session.begin(request)
@@ -197,24 +217,25 @@ class Calls:
     ) -> AbstractAsyncContextManager[MapResults]:
         """See :meth:`Pool.map`."""
         check_limit(limit)
+        make = functools.partial(
+            MapResults,
+            inputs,
+            limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
+            ordered=ordered,
+            return_errors=return_errors,
+            loop=self._loop,
+        )
+        if self._guard is not None:
+            tasks = MapTasks(lambda params: self.execute(tool, params, tasks=tasks, **options))
+            return self._map(make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel), tasks)
+        submission = self._submission
         return self._map(
-            MapResults(
-                inputs,
-                limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
-                ordered=ordered,
-                return_errors=return_errors,
-                submit=lambda params, wake: self._submission.submit(
-                    self._submission.make(
-                        tool,
-                        params,
-                        wake=wake,
-                        batch=True,
-                        **options,
-                    )
+            make(
+                submit=lambda params, wake: submission.submit(
+                    submission.make(tool, params, wake=wake, batch=True, **options)
                 ),
-                take=self._submission.take,
+                take=submission.take,
                 cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
-                loop=self._loop,
             )
         )
 
@@ -228,8 +249,8 @@ class Calls:
         return 2 * size * config.threads
 
     @asynccontextmanager
-    async def _map(self, results: MapResults) -> AsyncIterator[MapResults]:
-        if not results.fed:
+    async def _map(self, results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
+        if not results.fed and tasks is None:
             try:
                 yield results
             finally:
@@ -237,7 +258,10 @@ class Calls:
             return
         raised: BaseException | None = None
         async with anyio.create_task_group() as nursery:
-            nursery.start_soon(results.feed)
+            if results.fed:
+                nursery.start_soon(results.feed)
+            if tasks is not None:
+                tasks.nursery = nursery
             try:
                 yield results
             except (Exception, KeyboardInterrupt, SystemExit) as exc:

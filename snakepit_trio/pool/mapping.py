@@ -13,6 +13,7 @@ from snakepit_trio._bell import Bell
 from snakepit_trio.errors import QueueFull, SnakepitError
 
 from .request import Phase, Request
+from .tasks import MapTask
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop, Waiter
@@ -43,9 +44,9 @@ class MapResults:
         limit: Callable[[], int],
         ordered: bool,
         return_errors: bool,
-        submit: Callable[[Mapping[str, Any], Callable[[], None]], Request],
-        take: Callable[[Request], Any],
-        cancel: Callable[[Request], None],
+        submit: Callable[[Mapping[str, Any], Callable[[], None]], Any],
+        take: Callable[[Any], Any],
+        cancel: Callable[[Any], None],
         loop: EventLoop,
     ) -> None:
         self.index = -1
@@ -64,7 +65,7 @@ class MapResults:
         self._take = take
         self._cancel = cancel
         # An input that was refused before it reached the pool stands here as its error.
-        self._under_way: dict[int, Request | SnakepitError] = {}
+        self._under_way: dict[int, Request | MapTask | SnakepitError] = {}
         self._ready: deque[int] = deque()
         self._taken = 0
         self._refused: Any = _NOTHING
@@ -123,19 +124,19 @@ class MapResults:
     def close(self) -> None:
         """Cancel what is still under way."""
         for request in self._under_way.values():
-            if isinstance(request, Request):
+            if not isinstance(request, SnakepitError):
                 self._cancel(request)
         self._under_way.clear()
         self._ready.clear()
         self._exhausted = True
 
-    def _next_done(self) -> Request | SnakepitError | None:
+    def _next_done(self) -> Request | MapTask | SnakepitError | None:
         if self._ordered:
             index = next(iter(self._under_way), None)
             if index is None:
                 return None
             first = self._under_way[index]
-            if isinstance(first, Request) and first.phase is not Phase.DONE:
+            if not isinstance(first, SnakepitError) and first.phase is not Phase.DONE:
                 return None
         elif self._ready:
             index = self._ready.popleft()
@@ -144,9 +145,9 @@ class MapResults:
         self.index = index
         return self._under_way.pop(index)
 
-    def _deliver(self, done: Request | SnakepitError) -> Any:
+    def _deliver(self, done: Request | MapTask | SnakepitError) -> Any:
         try:
-            if not isinstance(done, Request):
+            if isinstance(done, SnakepitError):
                 raise done
             return self._take(done)
         except SnakepitError as exc:
@@ -186,7 +187,7 @@ class MapResults:
                 self._note_done(index)
 
             try:
-                request: Request | SnakepitError = self._submit(params, wake)
+                request: Request | MapTask | SnakepitError = self._submit(params, wake)
             except QueueFull:
                 if not self._under_way:
                     raise

@@ -1,4 +1,4 @@
-"""The requests of a pool that tools wait for, and the end of those whose wait can't end."""
+"""The requests of a pool that others wait for, and the end of those whose wait can't end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["NestedRequests"]
 
 
 class NestedRequests:
-    """Tells :class:`~snakepit_trio.tools.waits.Waits` of a pool's nested requests.
+    """Tells :class:`~snakepit_trio.tools.waits.Waits` of a pool's nested requests, and of those that hold permits.
 
     Args:
         config: The pool's configuration.
@@ -36,12 +36,12 @@ class NestedRequests:
         self._crew = crew
 
     def follow(self, event: str, request: Request) -> None:
-        """A tool waits for this request: see whether its own wait can end."""
+        """A tool waits for this request, or for a permit that it holds: see whether its own wait can end."""
         waits = self._waits
         if event == "queued":
             waits.add(
                 request,
-                request.chain,
+                (*request.chain, *request.permits),
                 lambda blocked: self._ledger.hopeless(request, blocked) and not self._expecting(request),
                 lambda: self._ledger.end(request, self._would_deadlock(request), anyio.current_time()),
             )

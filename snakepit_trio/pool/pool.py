@@ -90,7 +90,7 @@ class Pool(Operations):
         self._crew = Crew(config, parts, self._ledger)
         self._roster = self._crew.roster
         self._nested = NestedRequests(config, parts.waits, self._ledger, self._crew)
-        self._guard = Guard.of(config, parts.events)
+        self._guard = Guard.of(config, parts.events, parts.waits)
         self._scaled: ScaledCrew | None = None
         if config.max_size is not None:
             autoscaler = Autoscaler(
@@ -196,7 +196,8 @@ class Pool(Operations):
     ) -> AbstractAsyncContextManager[MapResults]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
-        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way.
+        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. The pool's
+        policies hold for each input, as for a call of its own.
 
         Args:
             tool: The tool's name.
@@ -205,7 +206,7 @@ class Pool(Operations):
                 that turns out to take no time as many as it can hold ahead of their time; see ``prefetch``.
             ordered: Results in the order of the inputs, else as they come.
             return_errors: Give the error in the place of a result instead of raising it.
-            timeout: Seconds for one input, from the moment a worker gets it.
+            timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
             priority, metadata, idempotent: As in :meth:`execute`.
         """
         return self._calls.map(

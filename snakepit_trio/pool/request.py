@@ -73,7 +73,8 @@ class Request:
         chunk: Called with each chunk of a stream.
         released: Called when the worker holds it no longer, which after a cancel is later than its end.
         until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
-        chain: The requests whose tools wait for this one by way of the host, the outermost first.
+        chain: Whoever waits for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
+        permits: What it holds of limits, until it ends.
         time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
     """
 
@@ -93,6 +94,7 @@ class Request:
         "metadata",
         "outcome",
         "payload",
+        "permits",
         "phase",
         "pin",
         "priority",
@@ -135,7 +137,8 @@ class Request:
         released: Callable[[], object] | None = None,
         until: float = math.inf,
         time_limit: float | None = None,
-        chain: tuple[Request, ...] = (),
+        chain: tuple[Any, ...] = (),
+        permits: tuple[Any, ...] = (),
     ) -> None:
         self.id = id
         self.tool = tool
@@ -156,6 +159,7 @@ class Request:
         self.until = until
         self.time_limit = time_limit
         self.chain = chain
+        self.permits = permits
         self.phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None

@@ -260,7 +260,7 @@ class Roster:
             server.begin(call, self.seats[worker].running.get(call.call_id))
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
-        if not self._events.active:
+        if not self._events.wanted(emit.name):
             return
         try:
             measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)

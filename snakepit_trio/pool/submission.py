@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from snakepit_trio._call_options import Unset, check_options, check_params
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
-from snakepit_trio.tools.waits import CHAIN, check_depth
+from snakepit_trio.tools.waits import Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
 
 from .request import Binding, Phase, Request
@@ -74,11 +74,13 @@ class Submission:
         session: str | None = None,
         binding: Binding | None = None,
         batch: bool = False,
+        permits: tuple[Permit, ...] = (),
     ) -> Request:
         """Check and encode what the caller gave; nothing is known of it to anybody else yet.
 
         Args:
             batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
+            permits: What it holds of limits.
         """
         config = self._config
         spec = self._roster.tools.get(tool)
@@ -94,7 +96,7 @@ class Submission:
         payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         check_options(priority, metadata, idempotent)
-        chain = _chain()
+        chain = current_chain()
         if chain:
             check_depth(chain, tool)
         now = self._loop.now()
@@ -114,6 +116,7 @@ class Submission:
             until=math.inf if batch else self._loop.deadline(),
             time_limit=timeout if batch else None,
             chain=chain,
+            permits=permits,
         )
         if stream is not None:
             request.stream = True
@@ -157,12 +160,6 @@ class Submission:
         return ToolNotFound(
             f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}
         )
-
-
-def _chain() -> tuple[Any, ...]:
-    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
-    chain = CHAIN.get()
-    return () if chain and chain[-1].over else chain
 
 
 def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

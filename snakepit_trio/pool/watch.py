@@ -22,6 +22,7 @@ __all__ = ["RequestWatch", "Timings"]
 
 _QUEUED, _DISPATCHED = "queued", "dispatched"
 _CANCELLED, _REJECTED = Outcome.CANCELLED.value, Outcome.REJECTED.value
+_NAMES = {event: f"request.{event}" for event in (_QUEUED, _DISPATCHED, *(outcome.value for outcome in Outcome))}
 
 
 class Timings(Protocol):
@@ -57,7 +58,7 @@ class RequestWatch:
         keep: How many ended requests are remembered.
         timings: Counts how long requests took; None: nobody does.
         queued: How many requests wait.
-        nested: Hears of the steps of requests that tools wait for.
+        nested: Hears of the steps of requests that tools wait for, or for whose permits others may.
     """
 
     def __init__(
@@ -115,11 +116,11 @@ class RequestWatch:
                 self._timings.ended(self._pool, request.tool, event, wait, now - request.submitted_at)
             if event == _REJECTED:
                 self._note_refusal(request)
-        if self._events.active:
+        if self._events.active and self._events.wanted(_NAMES[event]):
             self._publish(event, request, now)
         if request.trace is not None:
             request.trace.note(event, request, now)
-        if request.chain:
+        if request.chain or request.permits:
             self._nested(event, request)
 
     def _note_refusal(self, request: Request) -> None:
@@ -142,7 +143,7 @@ class RequestWatch:
             "tool": request.tool,
         }
         if request.session is not None:
-            metadata["session_id"] = request.session
+            metadata["session_id"] = self._events.clean(request.session)
         if request.worker_id is not None:
             metadata["worker_id"] = request.worker_id
         if event == _DISPATCHED:
@@ -153,7 +154,7 @@ class RequestWatch:
             error = _error(event, request)
             if error is not None:
                 metadata["error"] = error
-        self._events.publish(f"request.{event}", measurements, metadata)
+        self._events.publish(_NAMES[event], measurements, metadata)
 
 
 def _error(event: str, request: Request) -> str | None:

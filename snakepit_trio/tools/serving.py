@@ -103,7 +103,7 @@ class HostThreads:
             )
             ready.set()
 
-        self._waits.add(run, (*run.request.chain, run.request), self._hopeless, refuse)
+        self._waits.add(run, (*run.request.chain, *run.request.permits, run.request), self._hopeless, refuse)
         try:
             await ready.wait()
         except BaseException:
@@ -254,7 +254,7 @@ class HostToolServer:
             raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
         positional, keywords = found.tool.bind(params, None)
         function = functools.partial(found.tool.function, *positional, **keywords)
-        token = CHAIN.set((*request.chain, request, run))
+        token = CHAIN.set((*request.chain, *request.permits, request, run))
         current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
         try:
             with nullcontext() if request.trace is None else request.trace.current():

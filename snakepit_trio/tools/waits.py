@@ -4,7 +4,8 @@ Theory of operation
 -------------------
 A tool that calls its host waits, and holds its worker's seat meanwhile; a host tool may call a pool, and so on. The *chain*
 of such a call is whoever can't go on before it does: requests, which hold seats, and host calls, which may hold threads,
-in turns. A *waiter* is a call with a chain that waits for a seat or a thread.
+in turns; and the permits of limits under which those requests run. A *waiter* is a call with a chain that waits for a seat, a
+thread or a permit; a call that holds a permit has a chain for that alone.
 
 A waiter is stuck when everything that it waits for is held by members of the chains of stuck waiters. The largest such set
 is found by beginning with all waiters and taking out, again and again, those for which something may come free. A wait
@@ -21,7 +22,7 @@ from typing import Any
 
 from snakepit_trio.errors import WouldDeadlock
 
-__all__ = ["CHAIN", "DEEPEST", "Waits", "check_depth"]
+__all__ = ["CHAIN", "DEEPEST", "Permit", "Waits", "check_depth", "current_chain"]
 
 #: How many calls of workers and host tools may lie inside one another.
 DEEPEST = 16
@@ -32,6 +33,18 @@ CHAIN: ContextVar[tuple[Any, ...]] = ContextVar("snakepit_chain", default=())
 _Hopeless = Callable[[Container[object]], bool]
 
 
+class Permit:
+    """What a call holds of a limit of calls at once."""
+
+    __slots__ = ()
+
+
+def current_chain() -> tuple[Any, ...]:
+    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
+    chain = CHAIN.get()
+    return () if chain and chain[-1].over else chain
+
+
 def check_depth(chain: tuple[Any, ...], tool: str) -> None:
     """Refuse a call that lies too deep.
 
@@ -39,7 +52,7 @@ def check_depth(chain: tuple[Any, ...], tool: str) -> None:
         WouldDeadlock: It does.
     """
     # A request and a host call for each level.
-    depth = len(chain) // 2
+    depth = sum(not isinstance(link, Permit) for link in chain) // 2
     if depth >= DEEPEST:
         raise WouldDeadlock(
             f"{tool!r} is called by a tool that was called by a tool, {depth} deep",

@@ -10,7 +10,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
 import anyio
 from grpclib.client import Handler
@@ -22,7 +22,9 @@ from h2.exceptions import H2Error
 from snakepit_trio._interrupts import protected
 
 from .engine import PipeProtocol
-from .pipe import FramePipe
+from .lean_h2 import LeanH2Connection
+from .lean_hpack import FixedHeaders
+from .pipe import FramePipe, LeanStream
 
 if TYPE_CHECKING:
     import ssl
@@ -221,16 +223,15 @@ class Connection:
         self._protocol = protocol
         self.transport = transport
         self.max_message = max_message
-        self._headers = [
-            (":method", "POST"),
-            (":scheme", scheme),
-            (":path", ""),
+        self._first = ((":method", "POST"), (":scheme", scheme))
+        self._rest = (
             (":authority", authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
             ("user-agent", "snakepit-trio"),
             ("authorization", f"Bearer {token}"),
-        ]
+        )
+        self._headers: dict[str, FixedHeaders] = {}
 
     @property
     def lost(self) -> bool:
@@ -259,6 +260,7 @@ class Connection:
         on_message: Callable[[bytes], None],
         on_end: Callable[[int, str], None],
         timeout: float = math.inf,
+        message: bytes | None = None,
     ) -> Rpc:
         """Open an RPC.
 
@@ -267,6 +269,7 @@ class Connection:
             on_message: Called with each message of the server.
             on_end: Called once with the gRPC status and its message.
             timeout: Seconds, told to the server; keeping to it is the caller's business.
+            message: The only one that is sent, in one piece with what opens the RPC; None: there may be many.
 
         Raises:
             RpcFailure: The connection is over, or the server's limit of streams is reached.
@@ -274,22 +277,23 @@ class Connection:
         engine = self._protocol.connection
         if self.lost:
             raise RpcFailure(_UNAVAILABLE, "the connection is closed")
-        headers = list(self._headers)
-        headers[2] = (":path", path)
+        headers = self._headers.get(path)
+        if headers is None:
+            headers = self._headers[path] = FixedHeaders(*self._first, (":path", path), *self._rest)
         if timeout != math.inf:
             # At most 8 digits: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
-            headers.append(("grpc-timeout", f"{min(max(int(timeout * 1000), 1), 99_999_999)}m"))
-        stream = engine.create_stream()
-        h2 = engine._connection
+            headers = headers.and_one("grpc-timeout", f"{min(max(int(timeout * 1000), 1), 99_999_999)}m")
+        h2 = cast("LeanH2Connection", engine._connection)
         try:
-            stream_id = h2.get_next_available_stream_id()
-            h2.send_headers(stream_id, headers)
+            stream_id = h2.open_stream(headers)
         except H2Error as exc:
             raise RpcFailure(_UNAVAILABLE, str(exc) or type(exc).__name__) from exc
-        stream.init_stream(stream_id, engine)
+        stream = LeanStream(engine, stream_id)
         release = self._protocol.processor.register(stream)
         rpc = Rpc(self, stream, release, on_message, on_end)
         rpc.pipe.start()
+        if message is not None:
+            rpc.pipe.send_last(message)
         engine.flush()
         return rpc
 
@@ -308,9 +312,7 @@ class Connection:
             status = code, message
             ended.set()
 
-        rpc = self.rpc(path, on_message=answers.append, on_end=on_end, timeout=timeout)
-        rpc.send(request)
-        rpc.end()
+        rpc = self.rpc(path, on_message=answers.append, on_end=on_end, timeout=timeout, message=request)
         try:
             await ended.wait()
         finally:

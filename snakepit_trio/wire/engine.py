@@ -99,7 +99,7 @@ class PipeProtocol(H2Protocol):
 
     def _take_data(self, data: bytes) -> bytes:
         h2 = self.connection._connection
-        rest = h2.take_data(data, self._taker)  # type: ignore[attr-defined]
+        rest = h2.take_data(data, self._taker, self.processor.process)  # type: ignore[attr-defined]
         if rest is not data:
             self.connection.flush()
         return cast("bytes", rest)

@@ -1,11 +1,12 @@
-"""h2's connection, for which a plain DATA frame costs no objects.
+"""h2's connection, for which the common frames cost no objects.
 
-h2 builds a frame, its flags, events and their texts for each DATA frame, which costs several times what a small message
-costs otherwise. Nearly all frames of an Exchange stream are alike: DATA, no flags, on a stream that is open in both
-directions. Those are read and written here directly; whatever else comes, or may be wrong, goes to h2 itself. The windows
-of flow control are h2's own, so that both ways may follow each other at any time.
+h2 builds a frame, its flags, events and their texts for each frame, which costs several times what a small message costs
+otherwise. Nearly all frames of an Exchange stream are alike: DATA, no flags, on a stream that is open in both directions; and
+so are those of a unary RPC: HEADERS in one piece, and DATA that ends a side. Those are read and written here directly;
+whatever else comes, or may be wrong, goes to h2 itself. The windows of flow control, the streams and their states are h2's
+own, so that both ways may follow each other at any time.
 
-The frame: https://www.rfc-editor.org/rfc/rfc9113#section-6.1
+The frames: https://www.rfc-editor.org/rfc/rfc9113#section-6.1 and 6.2
 """
 
 from __future__ import annotations
@@ -14,46 +15,36 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
-from h2.connection import ConnectionInputs, ConnectionState, H2Connection
+from h2.config import H2Configuration
+from h2.connection import AllowedStreamIDs, ConnectionInputs, ConnectionState, H2Connection
+from h2.events import Event
+from h2.exceptions import ProtocolError, TooManyStreamsError
 from h2.stream import StreamInputs, StreamState
 
-__all__ = ["FixedHeaders", "LeanH2Connection"]
+from .lean_hpack import FixedHeaders, RememberingDecoder
+
+__all__ = ["LeanH2Connection"]
 
 _OPEN = (ConnectionState.CLIENT_OPEN, ConnectionState.SERVER_OPEN)
 _MAY_RECEIVE = (StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL)
 _MAY_SEND = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
 _HEAD = struct.Struct(">HBHI")
 _HEAD_SIZE = _HEAD.size
-
-
-#: HEADERS, END_HEADERS; and with END_STREAM.
+_END_STREAM = 1
+#: HEADERS in one piece, alone or as the end of a side.
 _WHOLE_HEADERS, _LAST_HEADERS = 0x0104, 0x0105
-_STATUS_200 = b"\x88"
+_FLAGS = {_WHOLE_HEADERS: frozenset({"END_HEADERS"}), _LAST_HEADERS: frozenset({"END_HEADERS", "END_STREAM"})}
 
 
-class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can have none
-    """Headers of a response that are always the same: encoded once, as literals that change no table of HPACK's.
+class _HeadersFrame:
+    """What h2 looks at in a HEADERS frame."""
 
-    Args:
-        headers: At most ``:status`` 200 and names and values of less than 127 bytes, all in ASCII and in lower case.
+    __slots__ = ("data", "flags", "stream_id")
 
-    The encoding: https://www.rfc-editor.org/rfc/rfc7541#section-6.2.2
-    """
-
-    block: bytes
-
-    def __new__(cls, *headers: tuple[str, str]) -> FixedHeaders:
-        made = super().__new__(cls, headers)
-        parts = []
-        for name, value in headers:
-            if name == ":status":
-                assert value == "200"
-                parts.append(_STATUS_200)
-                continue
-            assert len(name) < 127 and len(value) < 127
-            parts += (b"\0", bytes((len(name),)), name.encode("ascii"), bytes((len(value),)), value.encode("ascii"))
-        made.block = b"".join(parts)
-        return made
+    def __init__(self, stream_id: int, data: bytes, flags: frozenset[str]) -> None:
+        self.stream_id = stream_id
+        self.data = data
+        self.flags = flags
 
 
 class LeanH2Connection(H2Connection):
@@ -62,6 +53,35 @@ class LeanH2Connection(H2Connection):
     #: The stream whose DATA frame is arriving, and how many bytes of it are to come.
     _stream_inside = 0
     _left_inside = 0
+
+    def __init__(self, config: H2Configuration) -> None:
+        super().__init__(config)
+        self.decoder = RememberingDecoder(self.decoder.max_header_list_size)
+
+    def open_stream(self, headers: FixedHeaders) -> int:
+        """Open a stream by a request's headers; returns its number.
+
+        Raises:
+            ProtocolError: As by h2's ``send_headers``.
+        """
+        stream_id = self.get_next_available_stream_id()
+        if self.encoder.header_table.resized or len(headers.block) > self.max_outbound_frame_size:
+            super().send_headers(stream_id, headers)
+            return stream_id
+        most = self.remote_settings.max_concurrent_streams
+        if self.open_outbound_streams + 1 > most:
+            raise TooManyStreamsError(f"Max outbound streams is {most}")
+        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        stream = self._begin_new_stream(stream_id, AllowedStreamIDs.ODD)
+        stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
+        stream.request_method = b"POST"
+        self._write_headers(stream_id, headers.block, _WHOLE_HEADERS)
+        return stream_id
+
+    def _write_headers(self, stream_id: int, block: bytes, kind_and_flags: int) -> None:
+        size = len(block)
+        self._data_to_send += _HEAD.pack(size >> 8, size & 255, kind_and_flags, stream_id)
+        self._data_to_send += block
 
     def send_headers(  # type: ignore[override]
         self, stream_id: int, headers: Any, end_stream: bool = False, **priority: Any
@@ -75,6 +95,7 @@ class LeanH2Connection(H2Connection):
             or self.config.client_side
             # The next block has to tell the peer of a table's new size.
             or self.encoder.header_table.resized
+            or len(headers.block) > self.max_outbound_frame_size
         ):
             super().send_headers(stream_id, headers, end_stream, **priority)
             return
@@ -82,12 +103,7 @@ class LeanH2Connection(H2Connection):
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
         if end_stream:
             stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
-        block = headers.block
-        size = len(block)
-        self._data_to_send += _HEAD.pack(
-            size >> 8, size & 255, _LAST_HEADERS if end_stream else _WHOLE_HEADERS, stream_id
-        )
-        self._data_to_send += block
+        self._write_headers(stream_id, headers.block, _LAST_HEADERS if end_stream else _WHOLE_HEADERS)
 
     def send_data(
         self, stream_id: int, data: bytes | memoryview, end_stream: bool = False, pad_length: int | None = None
@@ -96,8 +112,7 @@ class LeanH2Connection(H2Connection):
         size = len(data)
         stream = self.streams.get(stream_id)
         if (
-            end_stream
-            or pad_length is not None
+            pad_length is not None
             or stream is None
             or stream.state_machine.state not in _MAY_SEND
             or self.state_machine.state not in _OPEN
@@ -109,13 +124,15 @@ class LeanH2Connection(H2Connection):
             return
         stream.outbound_flow_control_window -= size
         self.outbound_flow_control_window -= size
-        self._data_to_send += _HEAD.pack(size >> 8, size & 255, 0, stream_id)
+        if end_stream:
+            stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
+        self._data_to_send += _HEAD.pack(size >> 8, size & 255, _END_STREAM if end_stream else 0, stream_id)
         self._data_to_send += data
 
     def acknowledge_received_data(self, acknowledged_size: int, stream_id: int) -> None:
         """As h2's own."""
         stream = self.streams.get(stream_id)
-        if stream is not None and acknowledged_size > 0:
+        if stream is not None and stream.open and acknowledged_size > 0:
             windows = self._inbound_flow_control_window_manager, stream._inbound_window_manager
             if all(
                 window.current_window_size > 0
@@ -128,17 +145,23 @@ class LeanH2Connection(H2Connection):
                 return
         super().acknowledge_received_data(acknowledged_size, stream_id)
 
-    def take_data(self, data: bytes, taker: Callable[[int], Callable[[bytes, int], None] | None]) -> bytes:
-        """Take the plain DATA frames with which this begins; returns the rest, which is for :meth:`receive_data`.
+    def take_data(
+        self,
+        data: bytes,
+        taker: Callable[[int], Callable[[bytes, int], None] | None],
+        process: Callable[[Event], object],
+    ) -> bytes:
+        """Take the common frames with which this begins; returns the rest, which is for :meth:`receive_data`.
 
         A frame that has not arrived in full is taken as far as it has, so that large ones are never put together.
 
         Args:
             data: What has arrived.
             taker: Gives for a stream's number what takes its data, with the number of its bytes; None to leave it to h2.
+            process: Called with each event of other frames than DATA, and with the end of a side.
 
         Raises:
-            FlowControlError: The peer has sent more than it may.
+            ProtocolError: The peer has broken the rules, of flow control too.
         """
         buffer = self.incoming_buffer
         if buffer._data or buffer._preamble_len or buffer._headers_buffer:
@@ -153,9 +176,23 @@ class LeanH2Connection(H2Connection):
             size = high << 8 | low
             stop = position + _HEAD_SIZE + size
             stream = self.streams.get(stream_id)
+            if size > self.max_inbound_frame_size or (kind_and_flags and stop > end):
+                break
+            if kind_and_flags in _FLAGS:
+                if stream is None:
+                    if self.config.client_side or stream_id <= self.highest_inbound_stream_id:
+                        break
+                elif stream.state_machine.state not in _MAY_RECEIVE:
+                    break
+                frame = _HeadersFrame(stream_id, data[position + _HEAD_SIZE : stop], _FLAGS[kind_and_flags])
+                position = stop
+                for event in self._receive_headers(frame):
+                    process(event)
+                continue
             if (
-                kind_and_flags
-                or size > self.max_inbound_frame_size
+                kind_and_flags > _END_STREAM
+                # An empty one that ends nothing is for nothing; whoever counts those has to see it.
+                or not (size or kind_and_flags)
                 or stream is None
                 or stream.state_machine.state not in _MAY_RECEIVE
                 or stream._expected_content_length is not None
@@ -166,12 +203,15 @@ class LeanH2Connection(H2Connection):
                 break
             self._inbound_flow_control_window_manager.window_consumed(size)
             stream._inbound_window_manager.window_consumed(size)
+            ended = stream.state_machine.process_input(StreamInputs.RECV_END_STREAM) if kind_and_flags else ()
             if stop > end:
                 self._stream_inside, self._left_inside = stream_id, stop - end
                 stop = end
             part = data[position + _HEAD_SIZE : stop]
             position = stop
             take(part, len(part))
+            for event in ended:
+                process(event)
         return data[position:] if position else data
 
     def _take_part(self, part: bytes, take: Callable[[bytes, int], None] | None) -> None:
@@ -180,3 +220,11 @@ class LeanH2Connection(H2Connection):
         elif self.state_machine.state in _OPEN:
             # Its stream has been reset meanwhile; the connection's window is still to be given back.
             self.acknowledge_received_data(len(part), self._stream_inside)
+
+    def _receive_headers(self, frame: _HeadersFrame) -> list[Event]:
+        try:
+            _, events = self._receive_headers_frame(frame)  # type: ignore[arg-type]
+        except ProtocolError as exc:
+            self._terminate_connection(exc.error_code)
+            raise
+        return events

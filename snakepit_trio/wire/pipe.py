@@ -20,15 +20,16 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
 if TYPE_CHECKING:
-    from grpclib.protocol import Stream
+    from grpclib.protocol import Connection
 
-__all__ = ["FramePipe", "Ready"]
+__all__ = ["FramePipe", "LeanStream", "Ready"]
 
 #: What we put in one DATA frame at most, in bytes: about what a socket takes at once, so that little is kept and copied.
 _CHUNK = 256 * 1024
@@ -48,6 +49,38 @@ class Ready(asyncio.Event):
         super().set()
         for pipe in tuple(self.pipes):
             pipe._wake()
+
+
+class _Nothing:
+    """Stands where grpclib keeps what a coroutine would wait for, or what it would read: nobody does."""
+
+    def set(self) -> None:
+        pass
+
+    def unacked_size(self) -> int:
+        return 0
+
+
+_NOTHING = _Nothing()
+
+
+class LeanStream(Stream):
+    """grpclib's stream for a :class:`FramePipe`, without what only coroutines need.
+
+    Args:
+        connection: Its connection.
+        stream_id: Its number.
+    """
+
+    def __init__(self, connection: Connection, stream_id: int) -> None:
+        self.connection = connection
+        self._h2_connection = connection._connection
+        self._transport = connection._transport
+        self.wrapper = None
+        self.id = stream_id
+        self.headers = self.trailers = None
+        nothing = cast("Any", _NOTHING)
+        self.buffer = self.window_updated = self.headers_received = self.trailers_received = nothing
 
 
 class _Wake:
@@ -149,8 +182,10 @@ class FramePipe:
 
     def start(self) -> FramePipe:
         """Take over what arrives, beginning with what has arrived already: the callbacks may be called from here on."""
-        early = self._stream.buffer
+        early: Any = self._stream.buffer
         self._stream.buffer = self  # type: ignore[assignment]
+        if early is _NOTHING:
+            return self
         while not early._unacked.empty():
             data, _, ack_size = early._unacked.get_nowait()
             if ack_size:
@@ -177,6 +212,12 @@ class FramePipe:
         self._out += pieces
         self.unsent += _PREFIX + size
         self._wake()
+
+    def send_last(self, message: bytes) -> None:
+        """Send one message and end our side with it, in one piece where the peer has room."""
+        if not self._closed:
+            self._ending = True
+            self.send(message)
 
     def end(self, trailers: Sequence[tuple[str, str]] | None = None) -> None:
         """End our side of the stream, after what is still to be sent; a server ends it with trailers."""
@@ -211,8 +252,10 @@ class FramePipe:
                 if size <= 0:
                     break
                 whole = size == self.unsent
-                h2.send_data(stream_id, self._take(size))
+                last = whole and self._ending and self._trailers is None
+                h2.send_data(stream_id, self._take(size), last)
                 room -= size
+                self._ending = self._ending and not last
                 if not whole:
                     self._connection.flush()
                     if not self._ready.is_set():

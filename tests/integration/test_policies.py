@@ -78,6 +78,118 @@ async def test_a_limit_for_one_tool(tmp_path: Path) -> None:
             assert found == [1] * 8
 
 
+async def test_a_wait_for_a_limit_that_can_not_end_is_refused(tmp_path: Path) -> None:
+    """By calls that hold what the nested ones wait for: one for itself, two for each other, one by way of a seat."""
+    limits = [sp.LimitConfig(tools=["ask"], concurrency=2), sp.LimitConfig(tools=["nap"], concurrency=1)]
+    with anyio.fail_after(60):
+        async with sp.open_pool("tests.adapters.nested", size=1, threads=4, limits=limits) as pool:
+            outcomes: list[str] = []
+            arrived = 0
+            together = anyio.Event()
+
+            async def again(both: bool) -> str:
+                nonlocal arrived
+                arrived += 1
+                if both and arrived == 2:
+                    together.set()
+                if both:
+                    await together.wait()
+                    return str(await pool.execute("ask", {"name": "leaf", "params": {}}))
+                # Three deep: two permits are held, and the third is waited for by them.
+                return str(await pool.execute("ask", {"name": "again", "params": {"both": False}}))
+
+            async def leaf() -> str:
+                return "leaf"
+
+            async def outer() -> None:
+                try:
+                    outcomes.append(await pool.execute("ask", {"name": "again", "params": {"both": True}}))
+                except sp.WouldDeadlock:
+                    outcomes.append("refused")
+
+            pool.runtime.tools.register("again", again)
+            pool.runtime.tools.register("leaf", leaf)
+            with pytest.raises(sp.WouldDeadlock, match="limit of 2"):
+                await pool.execute("ask", {"name": "again", "params": {"both": False}})
+            arrived = 0
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(outer)
+                nursery.start_soon(outer)
+            assert sorted(outcomes) == ["leaf", "refused"]
+            # Nothing is held any more, and a wait that can end is none of this.
+            assert await pool.execute("ask", {"name": "leaf", "params": {}}) == "leaf"
+            async with anyio.create_task_group() as nursery:
+                for _ in range(3):
+                    nursery.start_soon(pool.execute, "nap", {"seconds": 0.01})
+            assert len(pool._parts.waits) == 0
+
+        async with sp.open_pool("tests.adapters.nested", size=1, limits=limits) as pool:
+            found: list[BaseException] = []
+
+            async def inner() -> object:
+                # The permit is held by a call that waits for the seat of the tool that waits here.
+                while not pool.stats().queued:
+                    await anyio.sleep(0.002)
+                return await pool.execute("nap", {"seconds": 0})
+
+            async def ask() -> None:
+                with pytest.raises(sp.WouldDeadlock) as caught:
+                    await pool.execute("ask", {"name": "inner", "params": {}})
+                found.append(caught.value)
+
+            pool.runtime.tools.register("inner", inner)
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(ask)
+                while not pool.stats().in_flight:
+                    await anyio.sleep(0.002)
+                nursery.start_soon(pool.execute, "nap", {"seconds": 0})
+            assert len(found) == 1
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_a_map_is_under_the_policies(ordered: bool, tmp_path: Path) -> None:
+    policies = {
+        "retry": sp.RetryConfig(delay=0.001, on=["ConnectionError"]),
+        "limits": [sp.LimitConfig(tools=["peak"], concurrency=1)],
+        "circuit": sp.CircuitConfig(min_calls=4, open_for=60, ignore=["ConnectionError"]),
+    }
+    with anyio.fail_after(60):
+        async with sp.open_pool(SHAKY, size=2, max_queue=1, prefetch=0, **policies) as pool:
+            async with pool.map("peak", ({"directory": str(tmp_path)} for _ in range(6)), limit=4) as results:
+                assert [result async for result in results] == [1] * 6
+            markers = [{"marker": str(tmp_path / str(number))} for number in range(8)]
+            # More than the queue holds, each tried twice.
+            async with pool.map("refuse_once", markers, limit=8, ordered=ordered) as results:
+                assert [result async for result in results] == ["there"] * 8
+                places = results.index
+            assert 0 <= places < 8
+
+            # Async inputs, and a block that raises or is left early.
+            async def inputs():  # type: ignore[no-untyped-def]
+                for number in range(3):
+                    yield {"marker": str(tmp_path / f"async-{number}")}
+
+            assert await pool.execute_many("refuse_once", inputs()) == ["there"] * 3
+            with pytest.raises(ZeroDivisionError):
+                async with pool.map("refuse_once", markers, limit=2, ordered=ordered) as results:
+                    async for _ in results:
+                        raise ZeroDivisionError
+            # The circuit opens under a map; what it refuses is an error in the place of a result.
+            found = await pool.execute_many("wrong", ({} for _ in range(8)), limit=1, return_errors=True)
+            assert [type(error) for error in found[:4]] == [type(found[0])] * 4
+            assert isinstance(found[0], sp.ToolError)
+            assert all(isinstance(error, sp.CircuitOpen) for error in found[4:])
+            with pytest.raises(sp.CircuitOpen):
+                await pool.execute_many("wrong", [{}])
+            with pytest.raises(sp.InvalidParameter):
+                await pool.execute_many("peak", [{"directory": object()}])
+            with pytest.raises(sp.ToolNotFound):
+                await pool.execute_many("nothing", [{}])
+            stats = pool.stats()
+            assert stats.in_flight == stats.queued == 0
+            assert stats.accepted == stats.completed + stats.failed + stats.cancelled + stats.timed_out
+
+
 async def test_a_hedge_and_its_loser(tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with sp.open_pool(SHAKY, size=2, hedge=sp.HedgeConfig(delay=0.05)) as pool:

@@ -1,16 +1,19 @@
-"""The short way for DATA frames puts the same bytes on the wire, takes the same data, and keeps the same windows as h2's own."""
+"""The short way for the common frames puts the same bytes on the wire, takes the same data, and keeps the same windows as h2's own."""
 
 from __future__ import annotations
 
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
-from h2.events import DataReceived, StreamEnded
-from h2.exceptions import FlowControlError, NoSuchStreamError, ProtocolError
-from hypothesis import given
+from h2.events import DataReceived, Event, RequestReceived, ResponseReceived, StreamEnded, TrailersReceived
+from h2.exceptions import FlowControlError, NoSuchStreamError, ProtocolError, TooManyStreamsError
+from h2.settings import SettingCodes
+from hpack.exceptions import HPACKDecodingError, OversizedHeaderListError
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from snakepit_trio.wire.lean_h2 import LeanH2Connection
+from snakepit_trio.wire.lean_hpack import FixedHeaders, RememberingDecoder, literal
 
 #: Four of the longest fill the window, so that updates of it come into play.
 PARTS = st.integers(10_000, 16_000).map(bytes)
@@ -49,12 +52,13 @@ def windows(connection: H2Connection) -> tuple[int, ...]:
 def receive(connection: H2Connection, data: bytes, taken: list[bytes]) -> bool:
     """What the protocol does with what arrives; returns whether the stream has ended."""
     before = len(taken)
+    events: list[Event] = []
     if isinstance(connection, LeanH2Connection):
-        data = connection.take_data(data, lambda stream_id: lambda part, size: taken.append(part))
+        data = connection.take_data(data, lambda stream_id: lambda part, size: taken.append(part), events.append)
         for part in taken[before:]:
             connection.acknowledge_received_data(len(part), 1)
     ended = False
-    for event in connection.receive_data(data):
+    for event in [*events, *connection.receive_data(data)]:
         if isinstance(event, DataReceived):
             taken.append(event.data)
             if event.flow_controlled_length:
@@ -94,6 +98,8 @@ def test_the_same_data_and_the_same_windows(
         server.send_headers(1, [(":status", "200")])
         for part, _ in parts:
             server.send_data(1, part)
+        if parts and parts[0][0]:
+            server.send_data(1, parts[0][0][:10], end_stream=True)
     assert lean.data_to_send() == plain.data_to_send()
     assert windows(lean) == windows(plain)
 
@@ -115,7 +121,7 @@ def test_more_than_the_window_allows_is_refused() -> None:
     frame = (16384).to_bytes(3, "big") + b"\0\0\0\0\0\1" + bytes(16384)
     assert isinstance(lean, LeanH2Connection)
     with pytest.raises(FlowControlError):
-        lean.take_data(frame * 4, lambda stream_id: lambda part, size: None)
+        lean.take_data(frame * 4, lambda stream_id: lambda part, size: None, pytest.fail)
 
 
 def test_data_for_nobody_is_left_to_h2() -> None:
@@ -123,9 +129,9 @@ def test_data_for_nobody_is_left_to_h2() -> None:
     assert isinstance(lean, LeanH2Connection)
     client.send_data(1, b"data")
     frame = client.data_to_send()
-    assert lean.take_data(frame, lambda stream_id: None) == frame
+    assert lean.take_data(frame, lambda stream_id: None, pytest.fail) == frame
     unknown = frame[:8] + b"\x09" + frame[9:]
-    assert lean.take_data(unknown, lambda stream_id: pytest.fail("asked")) == unknown
+    assert lean.take_data(unknown, lambda stream_id: pytest.fail("asked"), pytest.fail) == unknown
 
 
 def test_the_rest_of_a_frame_whose_stream_is_gone_costs_the_connection_nothing() -> None:
@@ -136,7 +142,123 @@ def test_the_rest_of_a_frame_whose_stream_is_gone_costs_the_connection_nothing()
         # More than a window in all: what is dropped must be given back, or the client could not go on.
         client.send_data(1, bytes(8000))
         frame = client.data_to_send()
-        assert lean.take_data(frame[:4000], lambda stream_id: lambda part, size: taken.append(part)) == b""
+        assert lean.take_data(frame[:4000], lambda stream_id: lambda part, size: taken.append(part), pytest.fail) == b""
         lean.acknowledge_received_data(len(taken.pop()), 1)
-        assert lean.take_data(frame[4000:] + frame[:3], lambda stream_id: None) == frame[:3]
+        assert lean.take_data(frame[4000:] + frame[:3], lambda stream_id: None, pytest.fail) == frame[:3]
         client.receive_data(lean.data_to_send())
+
+
+TEXT = st.text("abcXYZ09-/", min_size=1, max_size=12)
+NAMES = st.sampled_from(["x-one", "x-two", "user-agent", "grpc-timeout", "authorization"])
+
+
+def seen(connection: H2Connection, data: bytes) -> list[object]:
+    """All that one side is told of what arrives, in order."""
+    events: list[Event] = []
+    if isinstance(connection, LeanH2Connection):
+        data = connection.take_data(
+            data,
+            lambda stream_id: lambda part, size: events.append(DataReceived(stream_id=stream_id, data=part)),
+            events.append,
+        )
+    events += connection.receive_data(data)
+    found: list[object] = []
+    for event in events:
+        if isinstance(event, RequestReceived | ResponseReceived | TrailersReceived):
+            found.append((type(event), event.stream_id, [tuple(item) for item in event.headers]))
+        elif isinstance(event, DataReceived):
+            found.append((event.stream_id, event.data))
+        elif isinstance(event, StreamEnded):
+            found.append(event.stream_id)
+    return found
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.tuples(NAMES, TEXT), max_size=4), st.sampled_from(["none", "data", "last"])),
+        min_size=1, max_size=6,
+    ),
+    st.lists(st.integers(1, 200), max_size=5),
+    st.integers(0, 300),
+)  # fmt: skip
+def test_requests_and_answers_are_told_as_by_h2(
+    calls: list[tuple[list[tuple[str, str]], str]], cuts: list[int], table: int
+) -> None:
+    """Unary RPCs one after another, whatever their headers, however they are cut up, by a client that is h2's own."""
+    stories = []
+    for kind in (LeanH2Connection, H2Connection):
+        client = H2Connection(H2Configuration(client_side=True))
+        server = kind(H2Configuration(client_side=False, header_encoding=None))
+        client_too = kind(H2Configuration(client_side=True))
+        answering = H2Connection(H2Configuration(client_side=False))
+        opened(client, server)
+        opened(client_too, answering)
+        story: list[object] = []
+        for number, (headers, body) in enumerate(calls):
+            stream = 3 + 2 * number
+            if number == 2:
+                # The tables become smaller, or are of no use any more.
+                client.encoder.header_table_size = answering.encoder.header_table_size = table
+            client.send_headers(stream, HEADERS + headers, end_stream=body == "none")
+            if body == "data":
+                client.send_data(stream, b"message")
+            client_too.send_headers(stream, HEADERS, end_stream=True)
+            answering.receive_data(client_too.data_to_send())
+            answering.send_headers(stream, [(":status", "200"), *headers])
+            answering.send_data(stream, b"answer")
+            answering.send_headers(stream, [("grpc-status", "0"), *headers], end_stream=True)
+            if body == "last":
+                client.send_data(stream, b"message", end_stream=True)
+            rest = client.data_to_send()
+            for cut in [*cuts, len(rest)]:
+                story += seen(server, rest[:cut])
+                rest = rest[cut:]
+            story += seen(client_too, answering.data_to_send())
+            story.append(sorted(item for item in server.streams if not server.streams[item].closed))
+        stories.append(story)
+    assert stories[0] == stories[1]
+
+
+def test_what_is_remembered_of_headers_is_not_trusted_too_far() -> None:
+    decoder = RememberingDecoder(1000)
+    fixed = FixedHeaders((":method", "POST"), ("x", "y" * 200), ("authorization", "Bearer " + "t" * 200))
+    timed = [fixed.and_one("grpc-timeout", f"{n}m") for n in range(3)]
+    for headers in [fixed, *timed, fixed, timed[0]]:
+        assert [(n.decode(), v.decode()) for n, v in decoder.decode(headers.block, raw=True)] == list(headers)
+    assert not decoder.header_table.dynamic_entries
+    # More than a list may have, though each part of it is within the limit.
+    with pytest.raises(OversizedHeaderListError):
+        decoder.decode(timed[0].block + literal("x", "z" * 600), raw=True)
+    # A change of the table's size in the middle of a block, and a block that is cut off.
+    with pytest.raises(HPACKDecodingError):
+        decoder.decode(fixed.block + b"\x20", raw=True)
+    with pytest.raises(HPACKDecodingError):
+        decoder.decode(fixed.block + b"\0\x04abc", raw=True)
+    # The same bytes mean something else when the table has changed.
+    entry = b"\x40\x01a\x01%c"
+    assert decoder.decode(entry % b"1" + fixed.block + b"\xbe", raw=True)[-1] == (b"a", b"1")
+    assert decoder.decode(b"\xbe", raw=True) == decoder.decode(b"\xbe", raw=True) == [(b"a", b"1")]
+    decoder.decode(entry % b"2", raw=True)
+    assert decoder.decode(b"\xbe", raw=True) == [(b"a", b"2")]
+
+
+def test_a_client_that_opens_streams_the_short_way_is_understood_and_keeps_to_the_limit() -> None:
+    client = LeanH2Connection(H2Configuration(client_side=True))
+    server = H2Connection(H2Configuration(client_side=False))
+    opened(client, server)
+    server.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: 3})
+    client.receive_data(server.data_to_send())
+    fixed = FixedHeaders(*HEADERS, ("authorization", "Bearer " + "x" * 300))
+    assert client.open_stream(fixed) == 3
+    client.send_data(3, b"whole", end_stream=True)
+    _, *events = server.receive_data(client.data_to_send())
+    assert [type(event) for event in events] == [RequestReceived, DataReceived, StreamEnded]
+    assert isinstance(events[0], RequestReceived)
+    assert [tuple(map(bytes.decode, item)) for item in events[0].headers] == list(fixed)
+    assert client.open_stream(fixed) == 5
+    with pytest.raises(TooManyStreamsError):
+        client.open_stream(fixed)
+    server.send_headers(3, [(":status", "200")], end_stream=True)
+    client.receive_data(server.data_to_send())
+    assert client.open_stream(fixed) == 7

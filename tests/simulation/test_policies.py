@@ -14,6 +14,7 @@ import snakepit_trio as sp
 from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
+from snakepit_trio.tools.waits import Permit, Waits
 
 CRASH = sp.WorkerCrashed("crashed")
 REFUSED = tool_error(("builtins.ConnectionRefusedError", "builtins.ConnectionError"), "no", "")
@@ -36,7 +37,7 @@ class Bus:
 
 def guard(**options: Any) -> tuple[Guard, Bus]:
     bus = Bus()
-    made = Guard.of(sp.PoolConfig(adapter="m", **options), bus)  # type: ignore[arg-type]
+    made = Guard.of(sp.PoolConfig(adapter="m", **options), bus, Waits())  # type: ignore[arg-type]
     assert made is not None
     return made, bus
 
@@ -50,7 +51,7 @@ class Script:
         self.cancelled = 0
         self.running = self.most = 0
 
-    async def __call__(self, left: float | None) -> Any:
+    async def __call__(self, left: float | None, permits: tuple[Permit, ...] = ()) -> Any:
         seconds, end = self.steps[min(len(self.begun), len(self.steps) - 1)]
         self.begun.append(trio.current_time())
         self.running += 1
@@ -80,7 +81,7 @@ def call(guard: Guard, script: Script, **options: Any) -> Awaitable[Any]:
 
 
 def test_no_policy_no_guard() -> None:
-    assert Guard.of(sp.PoolConfig(adapter="m"), Bus()) is None  # type: ignore[arg-type]
+    assert Guard.of(sp.PoolConfig(adapter="m"), Bus(), Waits()) is None  # type: ignore[arg-type]
 
 
 # ---- retry -----------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.bridge.messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.frames import Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit import v1
-from snakepit_trio.wire.lean_h2 import FixedHeaders
+from snakepit_trio.wire.lean_hpack import FixedHeaders
+from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer, payload_answer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 inline = st.builds(lambda data: v1.Buffer(inline=data), st.binary(max_size=200))
@@ -52,10 +52,26 @@ def test_a_request_is_read_as_the_library_wrote_it(request: v1.ExecuteToolReques
         assert getattr(found, name) == getattr(request, name), name
 
 
+@given(
+    requests.filter(
+        lambda request: request.payload is None or all(b.inline is not None for b in request.payload.buffers)
+    )
+)
+def test_a_request_is_written_as_the_library_would(request: v1.ExecuteToolRequest) -> None:
+    names = ("tool", "pool", "session_id", "metadata", "priority", "idempotent", "accept", "unlimited")
+    fields = {name: getattr(request, name) for name in names}
+    made = ExecuteToolRequest(payload=plain(request.payload), **{**fields, "accept": int(request.accept)})
+    assert bytes(made) == bytes(request)
+
+
 @given(st.binary(max_size=60))
 def test_whatever_comes_is_a_request_or_a_value_error(data: bytes) -> None:
     try:
         ExecuteToolRequest.parse(data)
+    except ValueError:
+        pass
+    try:
+        PayloadAnswer.parse(data)
     except ValueError:
         pass
 
@@ -64,6 +80,8 @@ def test_whatever_comes_is_a_request_or_a_value_error(data: bytes) -> None:
 def test_an_answer_is_what_the_library_would_write(payload: v1.Payload) -> None:
     written = payload_answer(plain(payload))
     assert written == bytes(v1.ExecuteToolResponse(payload=payload)) == bytes(v1.ToolChunk(payload=payload))
+    assert PayloadAnswer.parse(written).payload == plain(payload)
+    assert PayloadAnswer.parse(b"").payload is None
 
 
 def test_an_answer_has_no_shared_memory() -> None:

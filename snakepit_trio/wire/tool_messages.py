@@ -1,4 +1,4 @@
-"""The messages of the two RPCs that run tools, read and written without the library's objects.
+"""The messages of the bridge's two RPCs that run tools, read and written without the library's objects.
 
 They are on the path of every call. The bytes are the same as the library's own; the other messages are the library's.
 """
@@ -11,11 +11,12 @@ from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.frame_writing import varint
 from snakepit_trio.wire.frames import LARGE, Buffer, FrameError, Payload, SharedBlock
 
-__all__ = ["ExecuteToolRequest", "payload_answer"]
+__all__ = ["ExecuteToolRequest", "PayloadAnswer", "payload_answer"]
 
 #: Stands in a payload for a buffer that is somewhere else than in the message; no client has shared memory with us.
 _ELSEWHERE = SharedBlock("", 0, 0)
 _SIGN = 1 << 31
+_U64 = (1 << 64) - 1
 
 
 class ExecuteToolRequest(msgspec.Struct):
@@ -65,6 +66,45 @@ class ExecuteToolRequest(msgspec.Struct):
                 made.metadata[entry[1]] = entry[2]
         return made
 
+    def __bytes__(self) -> bytes:
+        payload = self.payload
+        parts = [_text(b"\x0a", self.tool), b"" if payload is None else _sized(b"\x12", _payload_bytes(payload))]
+        if self.pool or self.session_id or self.metadata:
+            parts += (_text(b"\x1a", self.pool), _text(b"\x22", self.session_id))
+            for key, value in self.metadata.items():
+                # An entry has both fields, empty or not.
+                raw_key, raw_value = key.encode(), value.encode()
+                entry = b"\x0a%b%b\x12%b%b" % (varint(len(raw_key)), raw_key, varint(len(raw_value)), raw_value)
+                parts.append(_sized(b"\x2a", entry))
+        if self.priority:
+            parts.append(b"\x30" + varint(self.priority & _U64))
+        if self.idempotent is not None:
+            parts.append(b"\x38\x01" if self.idempotent else b"\x38\x00")
+        if self.accept:
+            parts.append(b"\x40" + varint(self.accept))
+        if self.unlimited:
+            parts.append(b"\x48\x01")
+        return b"".join(parts)
+
+
+class PayloadAnswer(msgspec.Struct):
+    """An ``ExecuteToolResponse`` or a ``ToolChunk``, as it is read."""
+
+    payload: Payload | None = None
+
+    @classmethod
+    def parse(cls, data: bytes) -> PayloadAnswer:
+        """Read one.
+
+        Raises:
+            ValueError: The bytes are not such a message.
+        """
+        made = cls()
+        for tag, value in read_fields(data, 0, len(data)):
+            if tag == 0x0A and isinstance(value, bytes):
+                made.payload = _payload(value)
+        return made
+
 
 def _int32(value: int) -> int:
     return ((value & 0xFFFF_FFFF) ^ _SIGN) - _SIGN
@@ -96,8 +136,14 @@ def _buffer(data: bytes) -> Buffer:
 
 def payload_answer(payload: Payload) -> bytes:
     """An ``ExecuteToolResponse`` or a ``ToolChunk`` that holds this payload: both are the same bytes."""
+    return _sized(b"\x0a", _payload_bytes(payload))
+
+
+def _payload_bytes(payload: Payload) -> bytes:
     data = payload.data
-    parts: list[bytes | bytearray | memoryview] = [b"\x08", varint(payload.encoding)] if payload.encoding else []
+    parts: list[bytes | bytearray | memoryview] = []
+    if payload.encoding:
+        parts += (b"\x08", varint(payload.encoding))
     if data:
         parts += (b"\x12", varint(len(data)), data)
     for buffer in payload.buffers:
@@ -106,5 +152,12 @@ def payload_answer(payload: Payload) -> bytes:
         size = memoryview(buffer).nbytes
         head = b"\x0a" + varint(size)
         parts += (b"\x1a", varint(len(head) + size), head, buffer)
-    body = b"".join(parts)
-    return b"%b%b%b" % (b"\x0a", varint(len(body)), body)
+    return b"".join(parts)
+
+
+def _text(tag: bytes, value: str) -> bytes:
+    return _sized(tag, value.encode()) if value else b""
+
+
+def _sized(tag: bytes, body: bytes) -> bytes:
+    return b"%b%b%b" % (tag, varint(len(body)), body)

@@ -1,0 +1,135 @@
+"""HPACK for headers that are the same in each request and each answer: encoded once, and decoded once.
+
+What is written here changes no table of HPACK's, on neither side. What is read may be anything; only a block that begins
+with what the block before it was, and would mean the same again, is not decoded again.
+
+https://www.rfc-editor.org/rfc/rfc7541
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from hpack import Decoder, HeaderTuple
+from hpack.exceptions import OversizedHeaderListError
+
+__all__ = ["FixedHeaders", "RememberingDecoder", "literal"]
+
+#: Headers that the static table has whole.
+_STATIC = {
+    (":status", "200"): b"\x88",
+    (":method", "POST"): b"\x83",
+    (":scheme", "http"): b"\x86",
+    (":scheme", "https"): b"\x87",
+}
+#: Never to be put into a table, by whoever passes it on either (RFC 7541, 7.1.3).
+_SECRET = frozenset({"authorization"})
+#: What a header counts for beside its text (RFC 9113, 6.5.2).
+_ENTRY = 32
+
+
+def literal(name: str, value: str) -> bytes:
+    """One header that goes into no table, in ASCII, its name in lower case."""
+    kind = b"\x10" if name in _SECRET else b"\0"
+    return b"%b%b%b" % (kind, _text(name), _text(value))
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("ascii")
+    size = len(data)
+    if size < 127:
+        return bytes((size,)) + data
+    head = bytearray(b"\x7f")
+    size -= 127
+    while size > 127:
+        head.append(size & 127 | 128)
+        size >>= 7
+    head.append(size)
+    return bytes(head) + data
+
+
+class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can have none
+    """Headers that are always the same, with their block.
+
+    Args:
+        headers: Names and values in ASCII, names in lower case.
+    """
+
+    block: bytes
+
+    def __new__(cls, *headers: tuple[str, str]) -> FixedHeaders:
+        made = super().__new__(cls, headers)
+        made.block = b"".join(_STATIC.get(item) or literal(*item) for item in headers)
+        return made
+
+    def and_one(self, name: str, value: str) -> FixedHeaders:
+        """These and one more."""
+        made = tuple.__new__(FixedHeaders, (*self, (name, value)))
+        made.block = self.block + literal(name, value)
+        return made
+
+
+class RememberingDecoder(Decoder):
+    """HPACK's decoder, which remembers the last block that changed no table.
+
+    A ``grpc-timeout`` at the end of a block is not remembered with it: it is what differs between a client's requests.
+    """
+
+    def __init__(self, max_header_list_size: int) -> None:
+        super().__init__(max_header_list_size)
+        self._block = b""
+        self._known: list[HeaderTuple] = []
+        self._size = 0
+        # What the table was then: a newer entry stands before it, and whatever goes makes it shorter.
+        self._table: tuple[Any, int, int] = (None, 0, 0)
+        # How many bytes of a block are from the beginning of its last literal on.
+        self._tail = 0
+
+    def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
+        """As hpack's own."""
+        if not raw:
+            return super().decode(data, raw)
+        block = self._block
+        if block and data.startswith(block) and _alike(self._state(), self._table):
+            rest = data[len(block) :]
+            if not rest:
+                return list(self._known)
+            # A change of the table's size may stand at a block's beginning only.
+            if rest[0] & 0xE0 != 0x20:
+                more = list(super().decode(rest, raw))
+                if self._size + _size(more) > self.max_header_list_size:
+                    raise OversizedHeaderListError(
+                        f"A header list larger than {self.max_header_list_size} has been received"
+                    )
+                return [*self._known, *more]
+        before = self._state()
+        self._tail = 0
+        found = list(super().decode(data, raw))
+        self._block = b""
+        if _alike(before, self._state()):
+            data = bytes(data)
+            if self._tail and found[-1][0] == b"grpc-timeout":
+                self._block, self._known = data[: -self._tail], found[:-1]
+            else:
+                self._block, self._known = data, found
+            self._size = _size(self._known)
+            self._table = before
+        return list(found)
+
+    def _state(self) -> tuple[Any, int, int]:
+        entries = self.header_table.dynamic_entries
+        return entries[0] if entries else None, len(entries), self.header_table.maxsize
+
+    def _decode_literal_no_index(self, data: bytes | memoryview[int]) -> tuple[HeaderTuple, int]:
+        header, consumed = super()._decode_literal_no_index(data)
+        self._tail = consumed if consumed == len(data) else 0
+        return header, consumed
+
+
+def _alike(one: tuple[Any, int, int], other: tuple[Any, int, int]) -> bool:
+    return one[0] is other[0] and one[1:] == other[1:]
+
+
+def _size(headers: Iterable[HeaderTuple]) -> int:
+    return sum(len(name) + len(value) + _ENTRY for name, value in headers)
