@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 
 import snakepit_trio as sp
@@ -51,3 +52,10 @@ def ask(ctx: sp.ToolContext, text: str) -> None:
 def leave(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
     os._exit(3)
+
+
+@sp.tool
+def linger(text: str, until: str) -> None:
+    """Run until a file is there."""
+    while not os.path.exists(until):
+        time.sleep(0.005)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import traceback
 from pathlib import Path
 from typing import Any
@@ -137,3 +139,17 @@ async def test_a_setup_that_tells(tmp_path: Path) -> None:
                 pass
     assert "not now" in str(caught.value)
     assert CANARY not in everything(caught.value)
+
+
+def test_nobody_who_looks_sees_it(tmp_path: Path) -> None:
+    """Clients of every kind, an operator, an agent, and what collects traces and metrics."""
+    pytest.importorskip("opentelemetry.sdk", reason="opentelemetry-sdk is not installed")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.canary_app", str(tmp_path), json.dumps(FORMS)],
+        cwd=Path(__file__).resolve().parents[2], capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    places = {**json.loads(done.stdout), "stderr": done.stderr}
+    assert {"spans", "metrics", "status --json", "status --tree", "diagnose --flight", "events"} <= places.keys()
+    found = {place: line for place, shown in places.items() for line in shown.splitlines() if CANARY in line}
+    assert not found, found
