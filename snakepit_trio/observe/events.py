@@ -162,7 +162,8 @@ class EventBus:
         for key, value in measurements.items():
             if not isinstance(key, str) or isinstance(value, bool) or not isinstance(value, int | float):
                 raise ValueError(f"the measurements of {name} are not numbers by name")
-        self._offer(Event(name, measurements, self._redact(metadata)))
+        if self.wanted(name):
+            self._offer(Event(name, measurements, self._redact(metadata)))
 
     def _offer(self, event: Event) -> None:
         for stream in self._who(event.name):

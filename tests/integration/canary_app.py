@@ -84,7 +84,9 @@ def plain_status(address: str, token: str, text: str) -> str:
 
 async def main(state_dir: str, forms: dict[str, str], places: dict[str, str]) -> None:
     config = sp.RuntimeConfig(
-        pools=[sp.PoolConfig(adapter=ADAPTER, size=1, prefetch=0, queue_timeout=None, env={"CANARY_PASSWORD": "see below"})],
+        pools=[
+            sp.PoolConfig(adapter=ADAPTER, size=1, prefetch=0, queue_timeout=None, env={"CANARY_PASSWORD": "see below"})
+        ],
         state_dir=state_dir,
         redact_patterns=[r"acct#[^#]*#"],
         bridge=sp.BridgeConfig(address="tcp:127.0.0.1:0"),

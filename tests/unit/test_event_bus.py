@@ -1,0 +1,56 @@
+"""Only what somebody listens to is made; who does not read loses the oldest, counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+
+from snakepit_trio.observe import events
+from snakepit_trio.observe.events import EventBus
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_nobody_listens_to_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    class Counted(events.Event):
+        def __init__(self, name: str, *rest: Any) -> None:
+            made.append(name)
+            super().__init__(name, *rest)
+
+    monkeypatch.setattr(events, "Event", Counted)
+    monkeypatch.setattr(EventBus, "check", None)
+    bus = EventBus()
+    assert not bus.wanted("request.completed")
+    bus.publish("request.completed", {}, {})
+    async with bus.subscribe("worker.") as workers:
+        assert not bus.wanted("request.completed")
+        bus.publish("request.completed", {}, {})
+        bus.emit("pool.opened", {}, pool="p")
+        bus.tell("own.event", {}, {})
+        assert not made
+        async with bus.subscribe("request.completed", "own.") as narrow, bus.subscribe() as everything:
+            for name in ("request.completed", "request.queued", "own.event", "worker.ready"):
+                assert bus.wanted(name)
+                bus.publish(name, {}, {})
+            assert [event.name for event in iter(narrow.receive_nowait, None)] == ["request.completed", "own.event"]
+            assert len(list(iter(everything.receive_nowait, None))) == 4
+        assert made == ["request.completed", "request.queued", "own.event", "worker.ready"]
+        # They have left, and are not remembered as listeners.
+        assert not bus.wanted("request.completed")
+        assert [event.name for event in iter(workers.receive_nowait, None)] == ["worker.ready"]
+    assert not bus.wanted("worker.ready")
+
+
+async def test_the_oldest_are_dropped_and_counted() -> None:
+    bus = EventBus()
+    async with bus.subscribe("own.", capacity=3) as stream:
+        for number in range(10):
+            bus.tell("own.event", {"n": number}, {})
+            bus.tell("another", {"n": number}, {})
+        assert stream.dropped == 7
+        with anyio.fail_after(5):
+            assert [(await anext(stream)).measurements["n"] for _ in range(3)] == [7, 8, 9]
