@@ -100,7 +100,7 @@ class Runtime:
         )
         self._timings = None if config.metrics is None else RequestTimings(config.metrics.max_tools)
         self.metrics: Metrics | None = None if config.metrics is None else self._make_metrics(config.metrics)
-        self._telemetry = Telemetry.of(config.telemetry, __version__, self._all_pools)
+        self._telemetry = Telemetry.of(config.telemetry, __version__, self._all_pools, self._redactor.text)
         self._run = run
         self._wire = wire
         self._backend = backend

@@ -55,13 +55,15 @@ class Telemetry:
     Args:
         version: The library's.
         pools: A method that gives the pools there are now.
+        redact: Takes secrets out of what the application has chosen.
     """
 
-    def __init__(self, version: str, pools: Callable[[], Iterable[PoolFacts]]) -> None:
+    def __init__(self, version: str, pools: Callable[[], Iterable[PoolFacts]], redact: Callable[[str], str]) -> None:
         from opentelemetry import metrics, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         self._trace = trace
+        self._redact = redact
         self._propagator = TraceContextTextMapPropagator()
         self._tracer = trace.get_tracer("snakepit_trio", version)
         meter = metrics.get_meter("snakepit_trio", version)
@@ -106,7 +108,7 @@ class Telemetry:
             "snakepit.request_id": request_id,
         }
         if request.session is not None:
-            attributes["snakepit.session_id"] = request.session
+            attributes["snakepit.session_id"] = self._redact(request.session)
         span = self._tracer.start_span(request.tool, kind=self._trace.SpanKind.CLIENT, attributes=attributes)
         if span.get_span_context().is_valid:
             carrier: dict[str, str] = {}
@@ -131,9 +133,11 @@ class Telemetry:
         return observe
 
     @classmethod
-    def of(cls, mode: str, version: str, pools: Callable[[], Iterable[PoolFacts]]) -> Telemetry | None:
+    def of(
+        cls, mode: str, version: str, pools: Callable[[], Iterable[PoolFacts]], redact: Callable[[str], str]
+    ) -> Telemetry | None:
         """The telemetry of a runtime; None when it is off, or the application has nothing of OpenTelemetry."""
-        return cls(version, pools) if mode == "auto" and "opentelemetry.trace" in sys.modules else None
+        return cls(version, pools, redact) if mode == "auto" and "opentelemetry.trace" in sys.modules else None
 
 
 def _workers(pool: PoolFacts) -> Iterator[tuple[int, dict[str, str]]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from h2.config import H2Configuration
 from h2.connection import H2Connection
@@ -173,6 +175,20 @@ def seen(connection: H2Connection, data: bytes) -> list[object]:
     return found
 
 
+def joined(story: list[object]) -> list[object]:
+    """The same with data in one piece that was told in several: a frame is taken as far as it has arrived."""
+    found: list[Any] = []
+    for item in story:
+        data = isinstance(item, tuple) and isinstance(item[1], bytes)
+        if not data:
+            found.append(item)
+        elif found and isinstance(found[-1], tuple) and found[-1][0] == item[0]:  # type: ignore[index]
+            found[-1] = item[0], found[-1][1] + item[1]  # type: ignore[index]
+        else:
+            found.append(item)
+    return found
+
+
 @settings(max_examples=60)
 @given(
     st.lists(
@@ -217,7 +233,7 @@ def test_requests_and_answers_are_told_as_by_h2(
             story += seen(client_too, answering.data_to_send())
             story.append(sorted(item for item in server.streams if not server.streams[item].closed))
         stories.append(story)
-    assert stories[0] == stories[1]
+    assert joined(stories[0]) == joined(stories[1])
 
 
 def test_what_is_remembered_of_headers_is_not_trusted_too_far() -> None:

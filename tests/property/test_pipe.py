@@ -26,7 +26,7 @@ class ScriptedStream:
             acknowledge_received_data=lambda size, stream: None,
             local_flow_control_window=lambda stream: self.room,
             max_outbound_frame_size=100,
-            send_data=lambda stream, data: self.frames.append(bytes(data)),
+            send_data=lambda stream, data, last=False: self.frames.append(bytes(data)),
         )
         empty = types.SimpleNamespace(empty=lambda: True)
         self.buffer: Any = types.SimpleNamespace(_unacked=empty, _eof=False)
