@@ -14,7 +14,7 @@ import contextlib
 import logging
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -195,7 +195,9 @@ class RayLauncher(Launcher):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snakepit-ray")
         self._connection: Future[None] | None = None
         self._connecting = anyio.Lock()
+        #: Whether it is ours, to be ended by us; and Ray's name for it.
         self._owned = False
+        self._job = ""
         self._group: Any = None
         self._actor_class: Any = None
 
@@ -230,9 +232,11 @@ class RayLauncher(Launcher):
 
     async def _connect(self) -> None:
         async with self._connecting:
-            if self._connection is not None and self._connection.done() and not ray.is_initialized():
-                # The application has ended its own; Ray would make up another cluster for whoever goes on.
+            if self._connection is not None and self._connection.done() and self._job != _job():
+                # The application has ended it, and may have made another. Without one, Ray would make up a cluster for
+                # whoever goes on; and what was reserved in the old one is gone.
                 self._connection = self._group = None
+                self._owned = False
             if self._connection is None:
                 await self._reach()
                 self._connection = self._thread.submit(self._join)
@@ -241,7 +245,9 @@ class RayLauncher(Launcher):
             failure = self._connection.exception()
             if failure is not None:
                 self._connection = None
-                raise _failure(f"no connection to Ray at {self._config.address!r}", failure) from failure
+                there = ray.is_initialized()
+                what = "Ray refused an actor" if there else f"no connection to Ray at {self._config.address!r}"
+                raise _failure(what, failure) from failure
 
     async def _reach(self) -> None:
         host, _, port = self._config.address.rpartition(":")
@@ -261,19 +267,32 @@ class RayLauncher(Launcher):
 
     def _join(self) -> None:
         config = self._config
+        runtime_env = dict(config.runtime_env or {})
         if not ray.is_initialized():
-            with _without_a_word_of_signals():
-                ray.init(
-                    address=config.address, namespace=config.namespace, log_to_driver=False, configure_logging=False
-                )
+            try:
+                with _without_a_word_of_signals():
+                    ray.init(
+                        address=config.address,
+                        namespace=config.namespace,
+                        runtime_env=_local_files(runtime_env),
+                        log_to_driver=False,
+                        configure_logging=False,
+                    )
+            except BaseException:
+                ray.shutdown()
+                raise
             self._owned = True
+        self._job = _job()
+        if self._owned:
+            for name in _local_files(runtime_env):
+                del runtime_env[name]
         known = ("num_cpus", "num_gpus", "memory")
         amounts = {"num_cpus": 0, **config.resources}
         options: dict[str, Any] = {name: amounts.pop(name) for name in known if name in amounts}
         if "memory" in options:
             options["memory"] = int(options["memory"])
-        if config.runtime_env is not None:
-            options["runtime_env"] = dict(config.runtime_env)
+        if runtime_env:
+            options["runtime_env"] = runtime_env
         if config.placement_group is not None:
             from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -287,7 +306,7 @@ class RayLauncher(Launcher):
         )
 
     def _leave(self) -> None:
-        if not ray.is_initialized():
+        if not ray.is_initialized() or self._job != _job():
             return
         if self._group is not None:
             with contextlib.suppress(RayError):
@@ -345,6 +364,23 @@ async def _result(future: Future[Any]) -> Any:
     """
     await settled(future)
     return future.result()
+
+
+def _job() -> str:
+    """What tells this connection to Ray from the next; empty when there is none."""
+    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else ""
+
+
+def _local_files(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a runtime environment is on this machine: Ray takes that with a connection only, not with an actor."""
+    found = {}
+    for name in ("working_dir", "py_modules"):
+        value = runtime_env.get(name)
+        if any("://" not in str(place) for place in ([value] if isinstance(value, str) else value or ())):
+            found[name] = value
+    if "working_dir" in found and "excludes" in runtime_env:
+        found["excludes"] = runtime_env["excludes"]
+    return found
 
 
 def _failure(what: str, exc: BaseException) -> WorkerStartupError:
