@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -24,155 +22,24 @@ import ray
 from ray.exceptions import RayError
 
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.wire.marks import begun_in
 
 from .authority import Authority
-from .base import ExitStatus, Launcher, Report, WorkerSpec
+from .base import Launcher, WorkerSpec
 from .futures import settled
-from .ray_actor import Placed, WorkerActor
+from .ray_actor import WorkerActor
+from .ray_process import RayProcess, end_actor, words_of
 
 if TYPE_CHECKING:
-    import ssl
-
     from snakepit_trio.config import RayConfig
 
-__all__ = ["RayLauncher", "RayProcess"]
+__all__ = ["RayLauncher"]
 
 _log = logging.getLogger("snakepit_trio.launch")
 
 #: How long the cluster's address may take to accept a connection, in seconds: Ray itself tries for minutes.
 _REACH = 5.0
-#: How long an actor may take to tell of the end of the worker that it was told to kill, in seconds.
-_ANSWER = 2.0
 #: How long the end of the connection to Ray may take, in seconds.
 _LEAVE = 20.0
-_BECAUSE = re.compile(r"The actor (?:died because|is dead because) (.+)")
-
-
-class _Output:
-    """What a worker writes, by way of its actor."""
-
-    def __init__(self, actor: Any, stream: str) -> None:
-        self._actor = actor
-        self._stream = stream
-
-    async def receive(self) -> bytes:
-        try:
-            return bytes(await _result(_call(self._actor.receive, self._stream)))
-        except RayError:
-            return b""
-
-
-class RayProcess:
-    """A worker on some node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
-
-    Args:
-        actor: Its actor, which Ray may not have placed yet.
-        spec: What to start there.
-        tls: What the host connects with.
-        asked: The resources that it was asked for with, in words.
-        on_end: Called once, when nothing of it is left.
-    """
-
-    def __init__(
-        self, actor: Any, spec: WorkerSpec, tls: ssl.SSLContext, asked: str, on_end: Callable[[RayProcess], None]
-    ) -> None:
-        self.pid = 0
-        self.node = ""
-        self.tls = tls
-        self.stdout = _Output(actor, "stdout")
-        self.stderr = _Output(actor, "stderr")
-        self._actor = actor
-        self._asked = asked
-        self._on_end = on_end
-        self._placed = _call(actor.start, spec)
-        self._reported = _call(actor.report)
-        self._exit = _call(actor.wait)
-        self._report: Report | None = None
-        self._status: ExitStatus | None = None
-        self._begun: bytes | None = None
-        #: When to stop waiting for an answer of its actor.
-        self._deadline = math.inf
-        self._waits: set[anyio.CancelScope] = set()
-        self._closed = False
-
-    def __repr__(self) -> str:
-        return f"<RayProcess {self.pid or self.waiting} on {self.node or 'no node'} {self._status or 'running'}>"
-
-    @property
-    def ended(self) -> bool:
-        return self._status is not None
-
-    @property
-    def waiting(self) -> str:
-        return "" if self.node or self.ended else f"Ray has not placed it; it asked for {self._asked}"
-
-    async def report(self) -> Report:
-        if self._report is None:
-            try:
-                placed: Placed = await _result(self._placed)
-                self.node, self.pid = placed.node, placed.pid
-                if placed.failure:
-                    self._report = Report(code="worker_startup", message=placed.failure)
-                else:
-                    self._report = await _result(self._reported)
-            except RayError as exc:
-                self._report = Report(code="worker_startup", message=f"Ray could not run it: {_words(exc)}")
-        return self._report
-
-    def begun(self, call_id: int) -> bool:
-        return self._begun is None or begun_in(self._begun, call_id)
-
-    async def wait(self) -> ExitStatus:
-        while self._status is None:
-            with anyio.CancelScope(deadline=self._deadline) as scope:
-                self._waits.add(scope)
-                try:
-                    status, begun = await _result(self._exit)
-                except RayError as exc:
-                    status, begun = ExitStatus(lost=_words(exc)), None
-                finally:
-                    self._waits.discard(scope)
-                if self._status is None:
-                    self._status, self._begun = status, begun
-            if self._status is None and scope.cancelled_caught:
-                self._status = ExitStatus(lost="it did not answer")
-        return self._status
-
-    def terminate(self) -> None:
-        if not self.ended:
-            self._signal(kill=False)
-
-    def kill(self) -> None:
-        if self.ended or self._deadline != math.inf:
-            return
-        if self.node:
-            self._signal(kill=True)
-            self._deadline = anyio.current_time() + _ANSWER
-        else:
-            # It may have been placed by now; then its worker ends with it.
-            self._status = ExitStatus()
-            self._deadline = -math.inf
-            self._end_actor()
-        for scope in self._waits:
-            scope.deadline = self._deadline
-
-    def _signal(self, *, kill: bool) -> None:
-        with contextlib.suppress(RayError):  # There is no connection to Ray any more.
-            _call(self._actor.signal, kill)
-
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with anyio.CancelScope(shield=True):
-            self.kill()
-            await self.wait()
-            self._end_actor()
-        self._on_end(self)
-
-    def _end_actor(self) -> None:
-        _end(self._actor)
 
 
 class RayLauncher(Launcher):
@@ -330,45 +197,13 @@ def _without_a_word_of_signals() -> Iterator[None]:
         log.removeFilter(keep)
 
 
-def _call(method: Any, *args: Any) -> Future[Any]:
-    """Call a method of an actor. When the connection to Ray is closed later, its answer may never come.
-
-    Ray itself would make up another cluster for whoever is not connected.
-
-    Raises:
-        RayError: There is no connection to Ray, or none in which there is such an actor.
-    """
-    if not ray.is_initialized():
-        raise RayError("the connection to Ray is closed")
-    try:
-        future: Future[Any] = method.remote(*args).future()
-    except RayError:
-        raise
-    except Exception as exc:
-        raise RayError(str(exc)) from exc
-    return future
-
-
-def _end(actor: Any) -> None:
-    """End an actor, which may be gone already, and Ray with it."""
-    if ray.is_initialized():
-        with contextlib.suppress(Exception):
-            ray.kill(actor)
-
-
-async def _result(future: Future[Any]) -> Any:
-    """What an actor has answered. A cancellation leaves it as it is.
-
-    Raises:
-        RayError: The actor, its node or its environment failed.
-    """
-    await settled(future)
-    return future.result()
-
-
 def _job() -> str:
     """What tells this connection to Ray from the next; empty when there is none."""
-    return str(ray.get_runtime_context().get_job_id()) if ray.is_initialized() else ""
+    if not ray.is_initialized():
+        return ""
+    context = ray.get_runtime_context()
+    # Each cluster counts its jobs anew.
+    return f"{context.get_node_id()} {context.get_job_id()}"
 
 
 def _local_files(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,19 +219,11 @@ def _local_files(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failure(what: str, exc: BaseException) -> WorkerStartupError:
-    reason = _words(exc)
+    reason = words_of(exc)
     return WorkerStartupError(f"{what}: {reason}", details={"reason": reason})
 
 
 def _unwanted(made: Future[Any]) -> None:
     """An actor that nobody waits for any more."""
     if not made.cancelled() and made.exception() is None:
-        _end(made.result())
-
-
-def _words(exc: BaseException) -> str:
-    """Ray's messages run over many lines; one of them says why."""
-    text = str(exc).strip()
-    because = _BECAUSE.search(text)
-    words = because[1].strip() if because else (text.splitlines() or [type(exc).__name__])[0]
-    return words.partition(" Some common causes")[0]
+        end_actor(made.result())
