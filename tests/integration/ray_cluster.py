@@ -65,8 +65,7 @@ def cluster() -> Iterator[Any]:
         # Its sockets have long paths.
         patch.delenv("TMPDIR", raising=False)
         patch.setattr("tempfile.tempdir", None)
-        patient = {"health_check_failure_threshold": 40, "worker_register_timeout_seconds": 180}
-        head = {**NODE, "include_dashboard": False, "_system_config": patient}
+        head = {**NODE, "include_dashboard": False, "_system_config": {"worker_register_timeout_seconds": 180}}
         made = Cluster(initialize_head=True, head_node_args=head)
         try:
             ray.init(address=made.address, log_to_driver=False, configure_logging=False)
@@ -86,7 +85,7 @@ def nothing_left(cluster: Any) -> Iterator[None]:
     until = time.monotonic() + 30
     while (left := _left()) and time.monotonic() < until:
         time.sleep(0.1)
-    assert not left
+    assert not left, left
 
 
 def _left() -> list[str]:
@@ -160,7 +159,13 @@ def kill_node(cluster: Any, node: Any) -> None:
 
 
 def on_ray(**options: Any) -> dict[str, Any]:
-    return {"launcher": "ray", "ray": sp.RayConfig(resources=SMALL), "startup_timeout": START, **options}
+    return {
+        "launcher": "ray",
+        "ray": sp.RayConfig(resources=SMALL),
+        "startup_timeout": START,
+        "queue_timeout": START,
+        **options,
+    }
 
 
 class Patient:

@@ -415,7 +415,7 @@ async def test_a_node_that_dies_under_load(cluster: Any, scaling: bool) -> None:
     config = sp.RayConfig(resources={"num_cpus": 0.1, "here": 1})
     with added_node(cluster, resources={"here": 2}) as first, anyio.fail_after(LONG):
         async with sp.open_pool(
-            BASIC, size=1 if scaling else 2, restart_limit=100, timeout=300, max_queue=None, queue_timeout=None,
+            BASIC, size=1 if scaling else 2, restart_limit=100, timeout=300, max_queue=None,
             **load, **on_ray(ray=config),
         ) as pool:  # fmt: skip
             with added_node(cluster, resources={"here": 4}):
@@ -440,7 +440,6 @@ async def test_it_grows_under_load_goes_to_none_and_wakes() -> None:
             max_size=3,
             target_wait=0.05,
             scale_down_after=1.0,
-            queue_timeout=None,
             **on_ray(),
         ) as pool:
             async with pool.runtime.events.subscribe("pool.resized") as events:
