@@ -19,6 +19,7 @@ import pytest
 from anyio.streams.text import TextReceiveStream
 
 import snakepit_trio as sp
+from tests.documents import ROOT, matches, read_page
 from tests.redis_server import redis_server
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: nox -s ray")
@@ -259,6 +260,20 @@ async def test_a_cluster_that_is_not_there() -> None:
     with anyio.fail_after(LONG):
         async with program(source) as (_, line):
             assert "no Ray cluster at '127.0.0.1:9'" in await line()
+
+
+async def test_the_first_steps_of_the_page(tmp_path: Path) -> None:
+    """With a Ray of its own, from the directory that the user is in."""
+    page = read_page(ROOT / "docs" / "ray.md")
+    written = {block.name: block for block in page.blocks if block.language == "python" and block.name}
+    for name, block in written.items():
+        (tmp_path / str(name)).write_text(block.text)
+    with anyio.fail_after(LONG):
+        done = await anyio.run_process(
+            [sys.executable, "first.py"], cwd=tmp_path, env=environment(), check=False, stderr=subprocess.PIPE
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    assert matches(str(written["first.py"].expected), done.stdout.decode()), done.stdout.decode()
 
 
 # ---- the connection to Ray -----------------------------------------------------------------------
