@@ -325,7 +325,7 @@ async def test_a_connection_that_the_application_closes_and_opens_around_a_pool(
             connect()
             # What is reserved goes with a connection, too.
             config = sp.RayConfig(address=address, resources={"num_cpus": 0.1}, placement_group="PACK")
-            options = dict(launcher="ray", ray=config, startup_timeout=180, restart_limit=100)
+            options = dict(launcher="ray", ray=config, startup_timeout=180, queue_timeout=180, restart_limit=100)
             async with sp.open_pool("tests.adapters.basic", size=1, **options) as pool:
                 assert await pool.execute("add", {"a": 1, "b": 2}) == 3
             assert ray.is_initialized(), "it was the application's"
