@@ -86,8 +86,7 @@ def check_types(instance: Any) -> None:
             refuse(field.name, "..." if not field.repr else value, describe(hints[field.name]))
         low, high = field.metadata.get("range", (None, None))
         if value is not None and low is not None and not low <= value <= high:
-            top = "" if high == math.inf else f" to {high:g}"
-            refuse(field.name, value, f"at least {low:g}{top}" if not top else f"{low:g}{top}")
+            refuse(field.name, value, f"at least {low}" if high == math.inf else f"{low} to {high}")
 
 
 def within(default: Any, low: float, high: float = math.inf) -> Any:

@@ -16,7 +16,7 @@ from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError, WorkerStartupError
 from snakepit_trio.runtime import Runtime, open_runtime
 
-__all__ = ["run"]
+__all__ = ["only", "run"]
 
 #: As a shell counts a program that SIGPIPE has ended.
 _BROKEN_PIPE = 128 + 13
@@ -27,7 +27,8 @@ def run(
 ) -> int:
     """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
 
-    SIGINT and SIGTERM cancel ``main`` and close the runtime in order; a second one ends the workers at once.
+    SIGINT and SIGTERM cancel ``main`` and close the runtime in order: what the bridge's clients have under way may end
+    within ``stop_grace``. A second one ends the workers at once.
 
     Returns:
         What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
@@ -47,32 +48,36 @@ def run(
     opened: list[Runtime] = []
     result: Any = None
 
-    async def listen(scope: anyio.CancelScope) -> None:
+    async def listen(opening: anyio.CancelScope, body: anyio.CancelScope) -> None:
         with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async for number in signals:
                 received.append(number)
-                scope.cancel()
-                if len(received) > 1:
-                    # Asked twice: nobody waits for workers to stop by themselves any more.
+                body.cancel()
+                if not opened or len(received) > 1:
+                    # Nothing runs yet; or asked twice, nobody waits for calls to end or workers to stop any more.
+                    opening.cancel()
                     for runtime in opened:
                         runtime.kill()
 
     async def script() -> None:
         nonlocal result
         async with anyio.create_task_group() as nursery:
-            inner = anyio.CancelScope()
-            nursery.start_soon(listen, inner)
-            with inner:
+            opening, body = anyio.CancelScope(), anyio.CancelScope()
+            nursery.start_soon(listen, opening, body)
+            with opening:
                 async with open_runtime(whole) as runtime:
                     opened.append(runtime)
-                    result = await main(runtime)
+                    # A signal ends the body alone: the block below it ends in good order, and what others have under
+                    # way (the bridge's clients) may end within stop_grace.
+                    with body:
+                        result = await main(runtime)
             nursery.cancel_scope.cancel()
 
     code = 0
     try:
         anyio.run(script, backend=backend)
     except BaseException as exc:
-        error = _only(exc)
+        error = only(exc)
         if isinstance(error, SystemExit):
             # As the interpreter does: nothing is success, and text is a last word.
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -104,7 +109,7 @@ def run(
     return _flushed(code)
 
 
-def _only(exc: BaseException) -> BaseException:
+def only(exc: BaseException) -> BaseException:
     """The exception inside a group of one."""
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ def build() -> typer.Typer:
     import typer
 
     from . import bench, call, cleanup, demo, diagnose, doctor, map, mcp, new, serve, status, tools, top, worker
+    from .common import root
 
     app = typer.Typer(
         name="snakepit",
@@ -25,6 +27,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
     )
+    app.callback()(root)
     app.command("demo")(demo.demo)
     app.command("map")(map.map_command)
     app.command("call")(call.call)
@@ -48,4 +51,13 @@ def main() -> None:
     # A console script does not put the current directory on the path, where adapters are looked for first.
     if "" not in sys.path:
         sys.path.insert(0, "")
-    build()(prog_name="snakepit")
+    try:
+        build()(prog_name="snakepit")
+    except KeyboardInterrupt:
+        # Before there was anything to be interrupted.
+        sys.exit(130)
+    except OSError as exc:
+        # A full disk behind standard output, mostly. What is left in the buffer would fail again, and loudly.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        print(f"snakepit: {exc}", file=sys.stderr)
+        sys.exit(1)

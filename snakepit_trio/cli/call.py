@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .common import FAILED, UNUSABLE, describe, fail, run, to_json
+from .common import FAILED, UNUSABLE, describe, fail, run, start_failure, to_json
 
 
 def call(
@@ -33,17 +33,24 @@ def call(
     as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, errors too.")] = False,
 ) -> None:
     """Run one tool once and print its result as JSON; a streaming tool prints a line for each chunk."""
+
+    def refuse(message: str) -> NoReturn:
+        if not as_json:
+            fail(message, UNUSABLE)
+        print(to_json({"error": {"code": "invalid_parameter", "message": message, "retryable": False}}), flush=True)
+        raise typer.Exit(UNUSABLE)
+
     named = 1 if address else 2
     if not named <= len(words) <= named + 1:
-        fail(f"expected {'TOOL' if address else 'ADAPTER TOOL'} [PARAMS], got {len(words)} words", UNUSABLE)
+        refuse(f"expected {'TOOL' if address else 'ADAPTER TOOL'} [PARAMS], got {' '.join(words)}")
     tool = words[named - 1]
     params = words[named] if len(words) > named else "{}"
     try:
         arguments = json.loads(params)
     except ValueError as exc:
-        fail(f"the arguments are not JSON: {exc}", UNUSABLE)
+        refuse(f"the arguments are not JSON: {exc}")
     if not isinstance(arguments, dict):
-        fail("the arguments must be a JSON object", UNUSABLE)
+        refuse("the arguments must be a JSON object")
 
     async def main() -> int:
         import snakepit_trio as sp
@@ -59,13 +66,13 @@ def call(
             async with source as client:
                 specs = client.tools() if address is None else await client.tools()
                 await _call(client, {spec.name: spec for spec in specs}.get(tool))
-        except (sp.ConfigError, sp.WorkerStartupError):
-            raise
         except sp.SnakepitError as exc:
+            unusable = isinstance(exc, sp.ConfigError | sp.WorkerStartupError)
+            code = UNUSABLE if unusable else FAILED
             if as_json:
                 print(to_json({"error": _error(exc)}), flush=True)
-                return FAILED
-            fail(describe(exc), FAILED)
+                return code
+            fail(start_failure(exc) if unusable else describe(exc), code)
         return 0
 
     async def _call(client: Any, spec: Any) -> None:

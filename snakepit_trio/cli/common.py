@@ -3,41 +3,110 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 
 from snakepit_trio.observe.printable import printable
 
-__all__ = ["INTERRUPTED", "describe", "fail", "run", "to_json"]
+__all__ = ["Signalled", "attended", "describe", "fail", "root", "run", "start_failure", "to_json"]
 
-#: Exit codes: something failed; the command line or the start failed; Ctrl-C (128 + SIGINT).
-FAILED, UNUSABLE, INTERRUPTED = 1, 2, 130
+#: Exit codes: something failed; the command line or the start failed. After a signal it is 128 and the signal's number.
+FAILED, UNUSABLE = 1, 2
+
+_T = TypeVar("_T")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from snakepit_trio import __version__
+
+        print(f"snakepit-trio {__version__}")
+        raise typer.Exit
+
+
+def root(
+    _version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """What stands before a command's name."""
+
+
+class Signalled(Exception):
+    """A signal has ended a command. Its pools are closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__("interrupted" if number == signal.SIGINT else "terminated")
+        self.code = 128 + number
+
+
+def attended(main: Callable[[], Awaitable[_T]], *, backend: str = "trio") -> _T:
+    """What a coroutine returns. SIGINT and SIGTERM cancel it, wherever it is; a second one ends the process as ever.
+
+    Raises:
+        Signalled: A signal came. What the coroutine had opened is closed.
+        BaseException: What the coroutine raised.
+    """
+    import anyio
+
+    received: list[int] = []
+    result: list[_T] = []
+
+    async def listen(scope: anyio.CancelScope) -> None:
+        with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async for number in signals:
+                received.append(number)
+                break
+        scope.cancel()
+
+    async def command() -> None:
+        async with anyio.create_task_group() as nursery:
+            inner = anyio.CancelScope()
+            nursery.start_soon(listen, inner)
+            with inner:
+                result.append(await main())
+            nursery.cancel_scope.cancel()
+
+    try:
+        anyio.run(command, backend=backend)
+    except BaseException as exc:
+        from snakepit_trio.script import only
+
+        error = only(exc)
+        if isinstance(error, KeyboardInterrupt):
+            # Before somebody listened, or the second one.
+            received.append(signal.SIGINT)
+        elif not received:
+            raise error from None
+    if received:
+        # The process is about to exit, as it was asked to: one Ctrl-C more has nothing to add.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise Signalled(received[0])
+    return result[0]
 
 
 def run(
     main: Callable[[], Awaitable[int]],
-    on_interrupt: Callable[[], str] = lambda: "interrupted",
+    on_interrupt: Callable[[], str] = lambda: "",
     *,
     backend: str = "trio",
 ) -> NoReturn:
     """Run a command's coroutine, on Trio unless it can't, and exit with the code that it returns.
 
-    Ctrl-C cancels it, closes its pools in order, and says so.
+    Ctrl-C and SIGTERM cancel it, close its pools in order, and say so.
     """
-    import anyio
-
     from snakepit_trio.errors import ConfigError, SnakepitError, WorkerStartupError
 
     try:
-        code = anyio.run(main, backend=backend)
-    except KeyboardInterrupt:
-        fail(on_interrupt(), INTERRUPTED)
+        code = attended(main, backend=backend)
+    except Signalled as exc:
+        fail(on_interrupt() or str(exc), exc.code)
     except (ConfigError, WorkerStartupError) as exc:
-        detail = exc.details.get("remote_traceback") or exc.details.get("stderr") or ""
-        fail(f"{exc.message}\n{detail}".strip(), UNUSABLE)
+        fail(start_failure(exc), UNUSABLE)
     except SnakepitError as exc:
         fail(describe(exc), FAILED)
     except BrokenPipeError:
@@ -51,6 +120,12 @@ def fail(message: str, code: int) -> NoReturn:
     """Say why on standard error, and exit."""
     print(f"snakepit: {printable(message)}", file=sys.stderr)
     raise typer.Exit(code)
+
+
+def start_failure(exc: Any) -> str:
+    """Why nothing could be started, for people: the message, and what the worker said."""
+    detail = (exc.details.get("remote_traceback") or exc.details.get("stderr") or "").strip()
+    return exc.message if detail in exc.message else f"{exc.message}\n{detail}"
 
 
 def describe(exc: BaseException) -> str:

@@ -10,7 +10,7 @@ import typer
 
 from snakepit_trio.observe.printable import printable
 
-from .common import FAILED, to_json
+from .common import FAILED, Signalled, attended, fail, start_failure, to_json
 
 __all__ = ["doctor"]
 
@@ -63,8 +63,6 @@ def _show(check: Any) -> None:
 
 def _adapter(adapter: str) -> Any:
     """Start a worker with it, on temporary state."""
-    import anyio
-
     from .checks import FAIL, OK, Check
 
     async def main() -> Check:
@@ -79,14 +77,10 @@ def _adapter(adapter: str) -> Any:
     from snakepit_trio.errors import ConfigError, WorkerStartupError
 
     try:
-        return anyio.run(main, backend="trio")
+        return attended(main)
+    except Signalled as exc:
+        fail(str(exc), exc.code)
     except ConfigError as exc:
         return Check("adapter", FAIL, exc.message, "name a module that can be imported from here")
     except WorkerStartupError as exc:
-        detail = exc.details.get("remote_traceback") or exc.details.get("stderr") or ""
-        return Check(
-            "adapter",
-            FAIL,
-            f"{exc.message}\n{detail}".strip(),
-            "what the worker says above; PYTHONPATH, or its setup()",
-        )
+        return Check("adapter", FAIL, start_failure(exc), "what the worker says above; PYTHONPATH, or its setup()")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,8 +41,8 @@ def map_command(
 ) -> None:
     """Run a tool over many inputs and print a line of JSON for each.
 
-    A failure of one input is part of the output and stops no other. The exit code is 0 when all went well, 1 when any
-    failed, 2 when nothing could be started, 130 after Ctrl-C.
+    A failure of one input, a line that is not JSON too, is part of the output and stops no other. The exit code is 0 when
+    all went well, 1 when any failed, 2 when nothing could be started, 130 after Ctrl-C.
     """
     templates = _templates(param or [])
     done = failed = 0
@@ -63,23 +64,43 @@ def map_command(
                 fail(f"{adapter} has no tool {tool!r}; it has {', '.join(specs)}", UNUSABLE)
             if specs[tool].streaming:
                 fail(f"{tool!r} gives a stream; map takes tools that give one result", UNUSABLE)
-            if inputs == ["-"]:
-                items: Iterator[tuple[str, Any]] = _lines()
-            else:
-                files = list(_files(inputs, glob))
-                known = len(files)
-                items = iter(_from_files(files, templates or _only_parameter(specs[tool], tool)))
             names: dict[int, str] = {}
+            # Why a line is no input; it fails like any other input that is refused.
+            wrong: dict[int, str] = {}
 
-            def params() -> Iterator[Any]:
-                for index, (name, value) in enumerate(items):
+            async def from_lines() -> AsyncIterator[Any]:
+                index = 0
+                async for number, line in _lines():
+                    if not line.strip():
+                        continue
+                    names[index] = f"line {number}"
+                    try:
+                        value = json.loads(line)
+                    except ValueError as exc:
+                        value, wrong[index] = None, f"the line is not JSON: {exc}"
+                    else:
+                        if not isinstance(value, dict):
+                            wrong[index] = "the line is not a JSON object"
+                    yield value
+                    index += 1
+
+            def from_files(files: list[Path]) -> Iterator[Any]:
+                for index, (name, value) in enumerate(
+                    _from_files(files, templates or _only_parameter(specs[tool], tool))
+                ):
                     names[index] = name
                     yield value
 
+            if inputs == ["-"]:
+                params: Any = from_lines()
+            else:
+                files = list(_files(inputs, glob))
+                known = len(files)
+                params = from_files(files)
             with _progress(progress, known) as advance:
                 async with pool.map(
                     tool,
-                    params(),
+                    params,
                     ordered=ordered,
                     return_errors=True,
                     timeout=timeout,
@@ -90,7 +111,8 @@ def map_command(
                         done += 1
                         if isinstance(result, sp.SnakepitError):
                             failed += 1
-                            line["error"] = {"code": result.code, "message": result.message}
+                            message = wrong.pop(results.index, result.message)
+                            line["error"] = {"code": result.code, "message": message}
                             if isinstance(result, sp.ToolError):
                                 line["error"]["type"] = result.remote_type
                         else:
@@ -151,17 +173,28 @@ def _from_files(files: list[Path], templates: dict[str, str]) -> Iterator[tuple[
         yield str(path), values
 
 
-def _lines() -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(sys.stdin, 1):
-        if not line.strip():
-            continue
+async def _lines() -> AsyncIterator[tuple[int, bytes]]:
+    """The lines of standard input with their numbers. Waiting for one keeps nothing else waiting, and can be cancelled."""
+    import anyio
+
+    if sys.stdin is None:
+        fail("standard input is closed", UNUSABLE)
+    descriptor, number, rest = sys.stdin.fileno(), 0, b""
+    while True:
         try:
-            value = json.loads(line)
-        except ValueError as exc:
-            fail(f"line {number} of the input is not JSON: {exc}", UNUSABLE)
-        if not isinstance(value, dict):
-            fail(f"line {number} of the input is not a JSON object", UNUSABLE)
-        yield f"line {number}", value
+            await anyio.wait_readable(descriptor)
+        except PermissionError:
+            # A file: the kernel has nothing to wait for, and reading it does not block.
+            await anyio.lowlevel.checkpoint()
+        got = os.read(descriptor, 65536)
+        *complete, rest = (rest + got).split(b"\n")
+        for line in complete:
+            number += 1
+            yield number, line
+        if not got:
+            if rest:
+                yield number + 1, rest
+            return
 
 
 class _progress:

@@ -15,7 +15,7 @@ _HEAD = """\
 
 What is printed for people is a table or a few lines; `--json` makes it JSON. Text that comes from workers is shown without what a
 terminal would act on. Exit codes: 0 when all went well, 1 when something failed, 2 when the command line or the start is wrong,
-130 after Ctrl-C. No command needs a shell, or any program on the `PATH`.
+130 after Ctrl-C, 143 after SIGTERM. No command needs a shell, or any program on the `PATH`.
 
 `status`, `top` and `diagnose --flight` talk to a running runtime over its control socket, a Unix socket in its state directory
 that only its user can open (`control=False` in `RuntimeConfig` leaves it out). No answer holds arguments, results,

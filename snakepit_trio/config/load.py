@@ -50,6 +50,9 @@ def load(cls: type[RuntimeConfig], path: Path | None, environ: Mapping[str, str]
     # Where each value came from, for the message about a bad one.
     origins: dict[tuple[str, ...], str] = {}
     _overlay(environ, cls, table, origins)
+    if not pools:
+        prefix = "tool.snakepit." if Path(source).name == "pyproject.toml" else ""
+        _fail(source, "pools", f"at least one [[{prefix}pools]] table", "none")
     made: RuntimeConfig = _make(cls, table, source, "", origins, ())
     return made
 
@@ -61,7 +64,7 @@ def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
                 path = candidate
                 break
         else:
-            return "the environment", {}
+            return f"{Path.cwd()} (no snakepit.toml, no pyproject.toml)", {}
     source = str(path)
     try:
         with path.open("rb") as file:
@@ -93,6 +96,9 @@ def _overlay(
                 _fail(variable, "name", f"{_PREFIX}POOLS__NAME__KEY")
             target, owner, parts = _pool_named(table["pools"], parts[1], variable), PoolConfig, parts[2:]
             place = _place_of("pools", target, 0)
+            # Where no table has an adapter for it, the variable that has brought the pool up is what is wrong.
+            if "adapter" not in target and "command" not in target:
+                origins.setdefault((*place, "adapter"), variable)
         while len(parts) > 1:
             inner, many = _tables_of(owner, parts[0])
             if inner is None or many:

@@ -20,7 +20,7 @@ __all__ = ["PoolConfig"]
 
 #: What a worker of the profile "thread" runs at once.
 _THREADS = 10
-_ADAPTER = re.compile(r"[^\s:]+(?::[A-Za-z_][A-Za-z0-9_.]*)?")
+_ADAPTER = re.compile(r"[^\s:/\\.][^\s:/\\]*(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
@@ -184,7 +184,7 @@ class PoolConfig(_Remembers):
         if self.command is not None:
             self._check_command(self.command)
         if self.adapter is not None and not _ADAPTER.fullmatch(self.adapter):
-            refuse("adapter", self.adapter, "'package.module' or 'package.module:Class'")
+            refuse("adapter", self.adapter, "'package.module' or 'package.module:Class', no path")
         if not _POOL_NAME.fullmatch(self.name):
             refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
         if self.max_size is not None and self.max_size < self.size:

@@ -21,6 +21,8 @@ from .frames import ErrorInfo, Payload
 
 __all__ = ["describe_exception", "error_from_status", "from_info", "grpc_status", "to_info"]
 
+#: Modules whose frames say nothing when they stand above an adapter's: the worker, and what imports.
+_NOT_THE_TOOL = ("snakepit_trio.worker.", "importlib", "_frozen_importlib")
 MESSAGE_LIMIT = 8 * 1024
 TRACEBACK_LIMIT = 64 * 1024
 
@@ -115,11 +117,12 @@ def _details(details: dict[str, Any]) -> Payload | None:
 
 
 def _own_frames(exc: BaseException) -> Any:
-    """The traceback without the library's frames above the tool's."""
+    """The traceback without the library's frames above the tool's, nor the import machinery's above an adapter's."""
     trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("snakepit_trio.worker."):
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_NOT_THE_TOOL):
         trace = trace.tb_next
-    return trace if trace is not None else exc.__traceback__
+    # A module that is missing or does not parse has no frame of its own, and its message says where.
+    return trace if trace is not None or isinstance(exc, ImportError | SyntaxError) else exc.__traceback__
 
 
 def _clean(text: str) -> str:

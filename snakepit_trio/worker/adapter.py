@@ -12,7 +12,7 @@ import msgspec
 
 from snakepit_trio.errors import InvalidParameter
 
-__all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "load_adapter", "tool"]
+__all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "adapters_in", "load_adapter", "tool"]
 
 #: What a tool may be called.
 TOOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -127,10 +127,30 @@ def load_adapter(reference: str) -> tuple[ModuleType, Any]:
         Exception: Whatever the import, the look-up or the constructor raises.
     """
     module_name, _, attribute = reference.partition(":")
-    module = importlib.import_module(module_name)
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
+            raise
+        # The adapter itself is not there: where the import machinery noticed says nothing more.
+        hint = f"; write {module_name[:-3]!r}, without '.py'" if module_name.endswith(".py") else ""
+        raise ModuleNotFoundError(f"{exc}{hint}", name=exc.name) from None
     if not attribute:
         return module, module
     target: Any = module
     for part in attribute.split("."):
-        target = getattr(target, part)
+        try:
+            target = getattr(target, part)
+        except AttributeError as exc:
+            known = ", ".join(repr(f"{module_name}:{name}") for name in adapters_in(module))
+            raise AttributeError(f"{exc}{f'; its adapters: {known}' if known else ''}") from None
     return module, target() if isinstance(target, type) else target
+
+
+def adapters_in(module: ModuleType) -> list[str]:
+    """The names of a module's own subclasses of :class:`Adapter`."""
+    return [
+        name
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module.__name__
+    ]

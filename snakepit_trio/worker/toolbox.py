@@ -18,7 +18,7 @@ import msgspec
 
 from snakepit_trio.errors import ConfigError, InvalidParameter
 
-from .adapter import ToolOptions, options_of
+from .adapter import ToolOptions, adapters_in, options_of
 from .context import ToolContext
 
 __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
@@ -184,8 +184,10 @@ def find_tools(target: Any) -> list[Tool]:
             raise ConfigError(f"two tools are called {options.name!r}", details={"key": options.name})
         found[options.name] = Tool(getattr(target, attribute), options)
     if not found:
+        classes = [f"{target.__name__}:{name}" for name in adapters_in(target)] if inspect.ismodule(target) else []
+        hint = f"; it has adapters: {', '.join(classes)}" if classes else ""
         raise ConfigError(
-            "the adapter has no tools: mark functions with @snakepit_trio.tool", details={"key": "adapter"}
+            f"the adapter has no tools: mark functions with @snakepit_trio.tool{hint}", details={"key": "adapter"}
         )
     return [found[name] for name in sorted(found)]
 

@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+
+import snakepit_trio as sp
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -21,6 +24,15 @@ def snakepit(*arguments: str, cwd: Path = EXAMPLES, stdin: str = "") -> subproce
         [sys.executable, "-m", "snakepit_trio", *arguments],
         cwd=cwd, input=stdin, capture_output=True, text=True, timeout=90, check=False,
         env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "120"},
+    )  # fmt: skip
+
+
+def started(*arguments: str, state: Path | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "snakepit_trio", *arguments],
+        cwd=EXAMPLES, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **({"SNAKEPIT_STATE_DIR": str(state)} if state else {})},
+        start_new_session=True,
     )  # fmt: skip
 
 
@@ -47,6 +59,9 @@ def test_call() -> None:
         (["call", "code_metrics", "measure", "{"], "not JSON"),
         (["call", "code_metrics", "measure", "[]"], "must be a JSON object"),
         (["call", "no_such_module", "x"], "No module named 'no_such_module'"),
+        (["call", "code_metrics.py", "measure"], "write 'code_metrics', without '.py'"),
+        (["call", "./code_metrics.py", "measure"], "no path"),
+        (["serve"], "no snakepit.toml"),
         (["map", "code_metrics", "measure", "nowhere"], "no such file: nowhere"),
         (["map", "code_metrics", "nothing", "code_metrics.py"], "no tool 'nothing'"),
         (["tools", "two words"], "expected 'package.module'"),
@@ -56,7 +71,16 @@ def test_what_can_not_be_started(arguments: list[str], text: str) -> None:
     done = snakepit(*arguments)
     assert done.returncode == 2
     assert text in done.stderr
-    assert "Traceback" not in done.stderr or "No module" in text
+    assert "Traceback" not in done.stderr
+
+
+def test_a_program_reads_why_nothing_could_be_started() -> None:
+    done = snakepit("call", "--json", "no_such_module", "x")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "no_such_module" in json.loads(done.stdout)["error"]["message"]
+    done = snakepit("call", "--json", "code_metrics", "measure", "{")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "not JSON" in json.loads(done.stdout)["error"]["message"]
 
 
 def test_tools() -> None:
@@ -92,9 +116,65 @@ def test_map_lines() -> None:
     found = {line["index"]: line for line in lines(done.stdout)}
     assert found[0]["result"]["lines"] > 10
     assert found[1]["input"] == "line 3"
-    bad = snakepit("map", "code_metrics", "measure", "-", stdin="[1]\n")
-    assert bad.returncode == 2
-    assert "line 1" in bad.stderr
+
+
+def test_a_bad_line_stops_no_other(tmp_path: Path) -> None:
+    stdin = '{"path": "code_metrics.py"}\nnot JSON\n[1]\n{"path": "code_metrics.py"}'
+    done = snakepit("map", "code_metrics", "measure", "-", "--ordered", stdin=stdin)
+    assert done.returncode == 1
+    found = lines(done.stdout)
+    assert [line["input"] for line in found] == ["line 1", "line 2", "line 3", "line 4"]
+    assert ["result" in line for line in found] == [True, False, False, True]
+    assert "not JSON" in found[1]["error"]["message"]
+    assert "not a JSON object" in found[2]["error"]["message"]
+    # The same from a file, which can't be waited for.
+    (tmp_path / "input").write_text(stdin)
+    with (tmp_path / "input").open() as file:
+        command = [sys.executable, "-m", "snakepit_trio", "map", "code_metrics", "measure", "-", "--ordered"]
+        again = subprocess.run(
+            command, cwd=EXAMPLES, stdin=file, capture_output=True, text=True, timeout=90, check=False
+        )
+    assert lines(again.stdout) == found
+
+
+def test_a_line_is_answered_before_the_next_one_comes() -> None:
+    process = started("map", "code_metrics", "measure", "-")
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(2):
+        process.stdin.write('{"path": "code_metrics.py"}\n')
+        process.stdin.flush()
+        assert "result" in json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert "interrupted: 2 of" in process.communicate()[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_a_signal_ends_a_command_in_order(tmp_path: Path, number: signal.Signals, code: int, word: str) -> None:
+    process = started("call", "tests.adapters.basic", "count", '{"n": 1000000000}', state=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "0\n"
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == code, stderr
+    assert stderr == f"snakepit: {word}\n"
+    assert children
+    assert not any(child.is_running() for child in children)
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+def test_what_can_not_be_written_is_said() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "snakepit_trio", "--help"],
+            cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == "snakepit: [Errno 28] No space left on device\n"
 
 
 def test_map_takes_ctrl_c(tmp_path: Path) -> None:
@@ -142,6 +222,7 @@ def test_help_names_the_commands() -> None:
     assert done.returncode == 0
     for command in ("demo", "map", "call", "tools"):
         assert command in done.stdout
+    assert snakepit("--version").stdout == f"snakepit-trio {sp.__version__}\n"
 
 
 def test_bench() -> None:
@@ -158,7 +239,7 @@ def test_bench() -> None:
 
 def test_serve_and_call(tmp_path: Path) -> None:
     (tmp_path / "snakepit.toml").write_text(
-        '[[pools]]\nadapter = "tests.adapters.basic"\nsize = 1\n[bridge]\naddress = "tcp:127.0.0.1:0"\n'
+        '[[pools]]\nadapter = "tests.adapters.basic"\nsize = 1\nstop_grace = 30\n[bridge]\naddress = "tcp:127.0.0.1:0"\n'
     )
     process = subprocess.Popen(
         [sys.executable, "-m", "snakepit_trio", "serve", "--json"],
@@ -180,10 +261,19 @@ def test_serve_and_call(tmp_path: Path) -> None:
         wrong = tmp_path / "wrong"
         wrong.write_text("wrong")
         assert "token" in snakepit("call", "--address", told["address"], "--token-file", str(wrong), "add").stderr
+        slow = started("call", *at, "count", '{"n": 20000}')
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == "0\n"
+        # More than the pipe between it and us holds: it is under way until it is read, and is allowed to end.
+        process.terminate()
+        rest = slow.stdout.read()
     finally:
         process.terminate()
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 143, stderr
+    assert [*map(int, rest.split())] == list(range(1, 20000))
+    assert slow.wait(timeout=30) == 0
+    slow.communicate()
     assert not file.exists()
     assert file.name not in stderr
     assert snakepit("serve", "--config", "nowhere.toml").returncode == 2
