@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,7 +13,7 @@ import typer
 
 from snakepit_trio.observe.printable import printable
 
-__all__ = ["Signalled", "attended", "describe", "fail", "root", "run", "start_failure", "to_json"]
+__all__ = ["Signalled", "attended", "describe", "fail", "root", "run", "start_failure", "terminal", "to_json"]
 
 #: Exit codes: something failed; the command line or the start failed. After a signal it is 128 and the signal's number.
 FAILED, UNUSABLE = 1, 2
@@ -133,6 +134,18 @@ def describe(exc: BaseException) -> str:
     text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
     trace = getattr(exc, "remote_traceback", "")
     return f"{text}\n{trace.rstrip()}" if trace else text
+
+
+def terminal() -> Any:
+    """A console on standard output. What goes into a file or a pipe is not folded, unless ``COLUMNS`` says how wide it is.
+
+    On a terminal with less than 80 columns the lines are the terminal's to fold: tables would be cut beyond recognition.
+    """
+    from rich.console import Console
+
+    console = Console(markup=False, highlight=False)
+    console.width = max(console.width, 80) if sys.stdout.isatty() or "COLUMNS" in os.environ else 1000
+    return console
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import run, to_json
+from .common import run, terminal, to_json
 from .words import cell, duration, size
 
 __all__ = ["count", "state_of", "status"]
@@ -35,9 +35,8 @@ def status(
             return 0
         if not found:
             print(f"no runtime is running (state directory {directory})")
-        from rich.console import Console
 
-        console = Console(markup=False, highlight=False)
+        console = terminal()
         for number, one in enumerate(found):
             if number:
                 console.print()
@@ -84,26 +83,30 @@ def count(number: int | None, what: str) -> str:
 def _table(*columns: str) -> Any:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
-        name = column.lstrip(">")
-        table.add_column(name, justify="right" if column.startswith(">") else "left", overflow="fold")
+        # Names fold where there is little room; numbers, ids and headings that are broken could not be read.
+        folds = column.startswith("~")
+        table.add_column(
+            column.lstrip(">~"), justify="right" if column.startswith(">") else "left", overflow="fold" if folds else "ellipsis",
+            no_wrap=not folds,
+        )  # fmt: skip
     return table
 
 
 def _show(console: Any, status: dict[str, Any]) -> None:
     console.print(_title(status))
     pools = _table(
-        "pool", "adapter", ">ready", ">busy", ">queued", ">running", ">done", ">failed", ">restarts", ">p50", ">p95"
+        "~pool", "~adapter", ">ready", ">queued", ">running", ">done", ">failed", ">restarts", ">p50", ">p95"
     )
-    workers = _table("worker", "pool", ">slot", "state", ">pid", ">calls", ">done", ">memory", ">heartbeat", "")
-    requests = _table("request", "pool", "tool", "phase", ">age", "worker")
+    workers = _table("worker", "~pool", ">slot", "state", ">pid", ">calls", ">done", ">memory", ">heartbeat", "~")
+    requests = _table("request", "~pool", "~tool", "phase", ">age", "worker")
     now = time.time()
     for pool in status["pools"]:
         stats, latency = pool["stats"], pool["latency"]
         failed = stats["failed"] + stats["timed_out"]
         pools.add_row(
-            cell(pool["name"]), cell(pool["adapter"]), f"{stats['ready']}/{stats['size']}", str(stats["busy"]),
+            cell(pool["name"]), cell(pool["adapter"]), f"{stats['ready']}/{stats['size']}",
             str(stats["queued"]), str(stats["in_flight"]), str(stats["completed"]), str(failed), str(stats["restarts"]),
             duration(latency["p50"]), duration(latency["p95"]),
         )  # fmt: skip

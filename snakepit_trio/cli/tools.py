@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import run, to_json
+from .common import run, terminal, to_json
 
 
 def tools(
@@ -24,7 +24,6 @@ def tools(
         if as_json:
             print(to_json(found, indent=2))
             return 0
-        from rich.console import Console
         from rich.table import Table
 
         table = Table(box=None, pad_edge=False, header_style="bold")
@@ -33,7 +32,7 @@ def tools(
         for spec in found:
             gives = _type(spec["result"]) if not spec["streaming"] else f"stream of {_type(spec['result'])}"
             table.add_row(spec["name"], _signature(spec["parameters"]), gives, spec["description"])
-        Console(markup=False, highlight=False).print(table)
+        terminal().print(table)
         return 0
 
     run(main)
