@@ -61,9 +61,10 @@ def lowest(session: nox.Session, backend: str) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def ray(session: nox.Session, backend: str) -> None:
-    """Workers on a Ray cluster of two nodes on this machine; five minutes, so it is not part of the others."""
-    session.install(".[numpy,ray]", *group("test"))
-    session.run("pytest", "tests/integration/test_ray.py", "--backend", backend, *session.posargs)
+    """Workers on Ray clusters of up to three nodes on this machine; many minutes, so it is not part of the others."""
+    session.install(".[numpy,ray]", *group("test", "redis"))
+    files = ["tests/integration/test_ray.py", "tests/integration/test_ray_cluster.py"]
+    session.run("pytest", *files, "--backend", backend, *session.posargs)
 
 
 @nox.session

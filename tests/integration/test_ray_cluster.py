@@ -437,7 +437,7 @@ async def test_a_node_that_dies_under_load(cluster: Any, scaling: bool) -> None:
                 # The main thread has added a node, and nobody has read what workers said meanwhile.
                 await pool.wait_ready(1)
                 old = {worker.pid for worker in pool.workers()}
-                ends = await calls_while(pool, 4000, 200, lambda: kill_node(cluster, first))
+                ends = await calls_while(pool, 2000, 200, lambda: kill_node(cluster, first))
                 # An actor may live long enough to tell that its worker was killed.
                 assert ends <= {"ok", "node_lost", "killed", "connection_lost"}, ends
                 await pool.wait_ready(1 if scaling else 2)
