@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 import types
 import typing
@@ -13,7 +14,7 @@ import attrs
 
 from snakepit_trio.errors import ConfigError
 
-__all__ = ["TINY", "as_tuple", "check_types", "describe", "refuse", "within"]
+__all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within"]
 
 #: The shortest time that may be asked for, in seconds.
 TINY = 1e-3
@@ -92,6 +93,15 @@ def check_types(instance: Any) -> None:
 def within(default: Any, low: float, high: float = math.inf) -> Any:
     """A field with a default, and the range of its values."""
     return attrs.field(default=default, metadata={"range": (low, high)})
+
+
+@typing.overload
+def as_path(value: str | os.PathLike[str]) -> str: ...
+@typing.overload
+def as_path(value: None) -> None: ...
+def as_path(value: Any) -> Any:
+    """A path as text, for a field that is a file or a directory; anything else is left for the check."""
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def as_tuple(value: Any) -> Any:

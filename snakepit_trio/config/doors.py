@@ -6,7 +6,7 @@ import re
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, as_path, check_types, refuse, within
 
 __all__ = ["BridgeConfig", "MetricsConfig", "TlsConfig"]
 
@@ -24,9 +24,9 @@ class TlsConfig:
         ca: The authority that clients' certificates must come from; None: clients need none.
     """
 
-    cert: str
-    key: str
-    ca: str | None = None
+    cert: str = attrs.field(converter=as_path)
+    key: str = attrs.field(converter=as_path)
+    ca: str | None = attrs.field(default=None, converter=as_path)
 
     def __attrs_post_init__(self) -> None:
         check_types(self)
@@ -61,7 +61,7 @@ class BridgeConfig:
 
     address: str | None = None
     token: str | None = attrs.field(default=None, repr=False)
-    token_file: str | None = None
+    token_file: str | None = attrs.field(default=None, converter=as_path)
     tls: TlsConfig | None = None
     allow_plaintext: bool = False
     max_connections: int = within(1000, 1)

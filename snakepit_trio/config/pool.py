@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
 from snakepit_trio.hardware import visibility
 from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
@@ -161,10 +161,10 @@ class PoolConfig(_Remembers):
     max_payload: int = within(64 * 1024 * 1024, 1024, 1 << 31)
     shm_limit: int | None = within(1 << 30, 0)
     unserializable: Literal["error", "marker"] = "error"
-    python: str | None = None
+    python: str | None = attrs.field(default=None, converter=as_path)
     devices: Literal["auto"] | tuple[str, ...] | None = attrs.field(default=None, converter=as_tuple)
     env: Mapping[str, str] | None = attrs.field(default=None, repr=False)
-    cwd: str | None = None
+    cwd: str | None = attrs.field(default=None, converter=as_path)
     retry: RetryConfig | None = None
     circuit: CircuitConfig | None = None
     limits: Sequence[LimitConfig] = attrs.field(default=(), converter=as_tuple)

@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
 
 from .doors import BridgeConfig, MetricsConfig
 from .pool import PoolConfig
@@ -46,7 +46,7 @@ class RuntimeConfig:
 
     pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
     bridge: BridgeConfig | None = None
-    state_dir: str | None = None
+    state_dir: str | None = attrs.field(default=None, converter=as_path)
     wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
     store: str = attrs.field(default="memory", repr=False)
     max_sessions: int | None = within(10_000, 1)

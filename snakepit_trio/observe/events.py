@@ -13,6 +13,8 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from snakepit_trio.errors import InvalidParameter
+
 from .catalogue import CATALOGUE, EVENT_NAME
 from .redaction import redact_value
 
@@ -176,7 +178,17 @@ class EventBus:
         Args:
             prefixes: Such as ``"worker."`` or ``"request.completed"``.
             capacity: How many events wait for the subscriber before the oldest is dropped.
+
+        Raises:
+            InvalidParameter: An argument is refused.
         """
+        for prefix in prefixes:
+            if not isinstance(prefix, str):
+                raise InvalidParameter(
+                    f"events are chosen by what their names begin with, not by {prefix!r}", details={"path": "prefixes"}
+                )
+        if type(capacity) is not int or capacity < 1:
+            raise InvalidParameter(f"capacity must be a positive int, not {capacity!r}", details={"path": "capacity"})
         stream = EventStream(prefixes, capacity)
         if self._closed:
             stream._close()

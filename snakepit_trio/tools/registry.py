@@ -245,6 +245,10 @@ def _make(
             f"the limits are {_METADATA_ENTRIES} and {_METADATA_SIZE}",
             details={"path": "metadata"},
         )
+    if type(critical) is not bool:
+        raise InvalidParameter(
+            f"host tool {name!r}: critical must be a bool, not {critical!r}", details={"path": "critical"}
+        )
     try:
         tool = Tool(function, ToolOptions(name, description, critical))
     except (ConfigError, ValueError, TypeError) as exc:

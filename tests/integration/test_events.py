@@ -17,7 +17,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.observe.catalogue import CATALOGUE, FINAL
-from snakepit_trio.observe.events import EventStream
+from snakepit_trio.observe.events import EventBus, EventStream
 
 pytestmark = pytest.mark.anyio
 
@@ -309,3 +309,17 @@ async def test_a_flood_of_events_holds_nobody_up() -> None:
                 assert events.receive_nowait() is not None
                 assert events.dropped > 0
             assert await pool.execute("flood", {"n": 10}) == 10
+
+
+async def test_what_can_be_subscribed_to() -> None:
+    bus = EventBus()
+    for prefixes, options, path in (
+        ((3,), {}, "prefixes"),
+        (("worker.", None), {}, "prefixes"),
+        ((), {"capacity": 0}, "capacity"),
+        ((), {"capacity": 1.5}, "capacity"),
+    ):
+        with pytest.raises(sp.InvalidParameter) as caught:
+            async with bus.subscribe(*prefixes, **options):
+                pass
+        assert caught.value.details["path"] == path

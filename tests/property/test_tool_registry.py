@@ -108,6 +108,9 @@ def test_what_is_refused() -> None:
         with pytest.raises(sp.InvalidParameter) as raised:
             registry.register("tool", make(1), description=description)  # type: ignore[arg-type]
         assert raised.value.details["path"] == "description"
+    with pytest.raises(sp.InvalidParameter) as raised:
+        registry.register("tool", make(1), critical="no")  # type: ignore[arg-type]
+    assert raised.value.details["path"] == "critical"
     with pytest.raises(sp.InvalidParameter):
         registry.register_many(["a"])  # type: ignore[arg-type]
     assert len(registry) == 0

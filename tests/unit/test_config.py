@@ -44,6 +44,17 @@ def test_an_int_is_a_number_and_none_is_no_limit() -> None:
         config.size = 3  # type: ignore[misc]
 
 
+def test_a_path_is_text_too(tmp_path: Path) -> None:
+    pool = sp.PoolConfig(adapter="a", cwd=tmp_path, python=tmp_path / "python")
+    assert (pool.cwd, pool.python) == (str(tmp_path), str(tmp_path / "python"))
+    assert sp.RuntimeConfig(pools=[pool], state_dir=tmp_path).state_dir == str(tmp_path)
+    tls = sp.TlsConfig(cert=tmp_path / "a", key=tmp_path / "b", ca=tmp_path / "c")
+    assert (tls.cert, tls.key, tls.ca) == tuple(str(tmp_path / name) for name in "abc")
+    assert sp.BridgeConfig(token_file=tmp_path / "token").token_file == str(tmp_path / "token")
+    with pytest.raises(sp.ConfigError):
+        sp.PoolConfig(adapter="a", cwd=3)  # type: ignore[arg-type]
+
+
 def test_a_runtime_needs_pools_with_different_names() -> None:
     with pytest.raises(sp.ConfigError, match="at least one"):
         sp.RuntimeConfig(pools=[])
