@@ -11,7 +11,7 @@ import psutil
 import snakepit_trio as sp
 
 #: Seconds. Nothing that is waited for takes longer, on the slowest machine.
-_LONGEST = 30.0
+_LONGEST = 60.0
 
 
 async def until(condition: Callable[[], object], within: float = _LONGEST) -> None:

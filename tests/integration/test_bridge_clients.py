@@ -15,17 +15,12 @@ import pytest
 
 import snakepit_trio as sp
 from tests.clients.running import STOCK, bridged, call, environment, live, payload, stock, value
+from tests.until import appears
 
 pytestmark = pytest.mark.anyio
 ROOT = Path(__file__).resolve().parents[2]
 ASYNC = "tests.adapters.asynchronous"
 SERVING, NOT_SERVING = {"status": "SERVING"}, {"status": "NOT_SERVING"}
-
-
-async def appears(path: Path) -> None:
-    with anyio.fail_after(20):
-        while not path.exists():
-            await anyio.sleep(0.005)
 
 
 def certificates(place: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ import snakepit_trio as sp
 from snakepit_trio.client.link import _STREAM_WINDOW as CLIENT_WINDOW
 from snakepit_trio.client.streams import _MANY as CLIENT_CHUNKS
 from snakepit_trio.pool.submission import STREAM_WINDOW
+from tests.until import appears, settled
 
 pytestmark = pytest.mark.anyio
 
@@ -38,19 +39,6 @@ async def joined(runtime: sp.Runtime, **options: Any) -> AsyncIterator[sp.Client
     assert runtime.bridge is not None
     async with sp.connect(runtime.bridge.address, token=runtime.bridge.token, **options) as client:
         yield client
-
-
-async def settled(pool: sp.Pool) -> None:
-    """Until nothing is under way."""
-    with anyio.fail_after(60):
-        while pool.stats().in_flight or pool.stats().queued:
-            await anyio.sleep(0.005)
-
-
-async def appears(path: Path) -> None:
-    with anyio.fail_after(60):
-        while not path.exists():
-            await anyio.sleep(0.005)
 
 
 async def test_the_surface_of_a_pool() -> None:
