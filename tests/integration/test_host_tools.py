@@ -6,10 +6,12 @@ import asyncio
 import datetime as dt
 import decimal
 import math
+import os
+import signal
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,19 @@ def nested(runtime: sp.Runtime, pool: str) -> Any:
         return await runtime.pool(pool).execute(tool, params)
 
     return call
+
+
+def waits(began: anyio.Event, over: anyio.Event) -> Callable[[], Awaitable[None]]:
+    """A host tool that waits until it is cancelled."""
+
+    async def wait() -> None:
+        began.set()
+        try:
+            await anyio.sleep_forever()
+        finally:
+            over.set()
+
+    return wait
 
 
 async def test_every_kind_of_value_goes_there_and_comes_back() -> None:
@@ -181,15 +196,8 @@ async def test_a_stream_and_many_calls_at_once() -> None:
 async def test_a_cancelled_request_cancels_the_host_tool_that_it_waits_for(way: str) -> None:
     began, over = anyio.Event(), anyio.Event()
 
-    async def wait() -> None:
-        began.set()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            over.set()
-
     async with opened(default=1) as runtime:
-        runtime.tools.register("wait", wait)
+        runtime.tools.register("wait", waits(began, over))
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(runtime.pool().execute, way, {"name": "wait", "params": {}})
             await began.wait()
@@ -230,15 +238,8 @@ async def test_the_deadline_is_one() -> None:
 async def test_a_cancel_flows_through_all_levels() -> None:
     began, over = anyio.Event(), anyio.Event()
 
-    async def wait() -> None:
-        began.set()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            over.set()
-
     async with opened(default=1, other=1) as runtime:
-        runtime.tools.register("wait", wait)
+        runtime.tools.register("wait", waits(began, over))
         runtime.expose("other", "ask")
         async with anyio.create_task_group() as nursery:
             inner = {"name": "wait", "params": {}}
@@ -252,25 +253,17 @@ async def test_a_cancel_flows_through_all_levels() -> None:
 
 
 async def test_a_dying_worker_ends_its_host_tools_and_its_request_does_not_wait_for_them() -> None:
-    began, release = anyio.Event(), threading.Event()
-    over = anyio.Event()
-
-    async def wait() -> None:
-        began.set()
-        try:
-            await anyio.sleep_forever()
-        finally:
-            over.set()
+    waiting, blocked, over = anyio.Event(), anyio.Event(), anyio.Event()
+    release = threading.Event()
 
     def block() -> None:
-        anyio.from_thread.run_sync(began.set)
+        anyio.from_thread.run_sync(blocked.set)
         release.wait(20)
 
     async with opened(default=1) as runtime:
-        runtime.tools.register_many({"wait": wait, "block": block})
+        runtime.tools.register_many({"wait": waits(waiting, over), "block": block})
         pool = runtime.pool()
-        for tool in ("wait", "block"):
-            began = anyio.Event()
+        for tool, began in (("wait", waiting), ("block", blocked)):
 
             async def call(tool: str = tool) -> None:
                 with pytest.raises(sp.WorkerCrashed):
@@ -282,9 +275,6 @@ async def test_a_dying_worker_ends_its_host_tools_and_its_request_does_not_wait_
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(call)
                 await began.wait()
-                import os
-                import signal
-
                 os.kill(pool.workers()[0].pid, signal.SIGKILL)
             await pool.wait_ready()
         await over.wait()
