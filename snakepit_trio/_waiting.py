@@ -48,10 +48,10 @@ class EventLoop:
         check: Callable[[], Awaitable[Any]],
         waiter: Callable[[], Waiter],
     ) -> None:
-        self.now = now
-        self.deadline = deadline
-        self.check = check
-        self.waiter = waiter
+        self.now: Callable[[], float] = now
+        self.deadline: Callable[[], float] = deadline
+        self.check: Callable[[], Awaitable[Any]] = check
+        self.waiter: Callable[[], Waiter] = waiter
 
 
 def event_loop(backend: str) -> EventLoop:

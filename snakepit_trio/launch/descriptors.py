@@ -24,9 +24,9 @@ class Descriptors:
     def __init__(self, *, marks: bool = True, report: str | None = None) -> None:
         self._open: set[int] = set()
         self.marks: Marks | None = None
-        self.marks_file = -1
+        self.marks_file: int = -1
         #: The report's pipe has a name, by which others may open it: it does not end with the process.
-        self.report_stays = report is not None
+        self.report_stays: bool = report is not None
         try:
             if marks:
                 self.marks_file = marks_file()

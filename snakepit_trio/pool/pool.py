@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import attrs
 
 from snakepit_trio._call_options import UNSET, Unset, check_metadata
 from snakepit_trio._waiting import event_loop
@@ -254,22 +255,12 @@ class Pool(Operations):
 
     def stats(self) -> PoolStats:
         """A consistent picture of the pool's counters."""
-        totals = self._ledger.totals()
         return PoolStats(
             size=self._crew.size,
             ready=self._roster.ready,
             busy=self._roster.busy,
             restarts=self._crew.restarts,
-            queued=totals.queued,
-            in_flight=totals.in_flight,
-            accepted=totals.accepted,
-            rejected=totals.rejected,
-            completed=totals.completed,
-            failed=totals.failed,
-            cancelled=totals.cancelled,
-            timed_out=totals.timed_out,
-            late_replies=totals.late_replies,
-            cancel_set_size=totals.cancel_set_size,
+            **attrs.asdict(self._ledger.totals(), recurse=False),
         )
 
     def workers(self) -> tuple[WorkerInfo, ...]:

@@ -51,9 +51,9 @@ class Binding:
     __slots__ = ("affinity", "fail_fast", "rebuilt", "seats", "strict")
 
     def __init__(self, affinity: str) -> None:
-        self.affinity = affinity
-        self.strict = affinity != "hint"
-        self.fail_fast = affinity == "strict_fail_fast"
+        self.affinity: str = affinity
+        self.strict: bool = affinity != "hint"
+        self.fail_fast: bool = affinity == "strict_fail_fast"
         self.seats: Seats | None = None
         self.rebuilt: anyio.Event | None = None
 
@@ -140,23 +140,23 @@ class Request:
         chain: tuple[Any, ...] = (),
         permits: tuple[Any, ...] = (),
     ) -> None:
-        self.id = id
-        self.tool = tool
-        self.payload = payload
-        self.wake = wake
-        self.deadline = deadline
-        self.queue_deadline = queue_deadline
-        self.priority = priority
-        self.session = session
-        self.share = share
-        self.binding = binding
-        self.idempotent = idempotent
-        self.metadata = metadata or {}
-        self.stream = stream
-        self.credits = credits
-        self.chunk = chunk
-        self.released = released
-        self.until = until
+        self.id: int = id
+        self.tool: str = tool
+        self.payload: Payload = payload
+        self.wake: Callable[[], object] = wake
+        self.deadline: float = deadline
+        self.queue_deadline: float = queue_deadline
+        self.priority: int = priority
+        self.session: str | None = session
+        self.share: str | None = share
+        self.binding: Binding | None = binding
+        self.idempotent: bool = idempotent
+        self.metadata: Mapping[str, str] = metadata or {}
+        self.stream: bool = stream
+        self.credits: int = credits
+        self.chunk: Callable[[Payload], object] | None = chunk
+        self.released: Callable[[], object] | None = released
+        self.until: float = until
         self.time_limit = time_limit
         self.chain = chain
         self.permits = permits
@@ -170,7 +170,7 @@ class Request:
         self.trace: Any = None
         self.worker_id: str | None = None
         #: It stands in a worker's line, and was asked back.
-        self.recalled = False
+        self.recalled: bool = False
         self.attempt = 0
         self.deaths = 0
         self.submitted_at = math.nan

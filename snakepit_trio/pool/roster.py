@@ -111,7 +111,7 @@ class Roster:
         self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
         self.encoding = MSGPACK
         self.killed: list[str] = []
-        self.request_prefix = f"{parts.run_id}-"
+        self.request_prefix: str = f"{parts.run_id}-"
         self.nursery: anyio.abc.TaskGroup | None = None
         self._parts = parts
         self._events = parts.events

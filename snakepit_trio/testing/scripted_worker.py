@@ -72,7 +72,7 @@ class ScriptedWorker:
         self.world = world
         self.spec = spec
         world.pids += 1
-        self.pid = world.pids
+        self.pid: int = world.pids
         self.running: dict[int, anyio.CancelScope] = {}
         self.line: deque[frames.Call] = deque()
         self.taken: set[int] = set()
@@ -80,7 +80,7 @@ class ScriptedWorker:
         self.streams: set[int] = set()
         self.credited = anyio.Event()
         self.status: ExitStatus | None = None
-        self.over = anyio.Event()
+        self.over: anyio.Event = anyio.Event()
         self.closed = False
         self.on_message: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int, str], None] | None = None

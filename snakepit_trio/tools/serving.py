@@ -48,10 +48,10 @@ class HostRun:
     __slots__ = ("call", "over", "refused", "request", "scope")
 
     def __init__(self, call: HostCall, request: Any) -> None:
-        self.call = call
-        self.request = request
-        self.scope = anyio.CancelScope()
-        self.over = False
+        self.call: HostCall = call
+        self.request: Any = request
+        self.scope: anyio.CancelScope = anyio.CancelScope()
+        self.over: bool = False
         self.refused: SnakepitError | None = None
 
     def __repr__(self) -> str:

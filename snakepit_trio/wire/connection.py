@@ -53,7 +53,7 @@ class RpcFailure(Exception):
 
     def __init__(self, status: int, message: str, trailers: Mapping[str, str] | None = None) -> None:
         super().__init__(f"gRPC status {status}: {message}")
-        self.status = status
+        self.status: int = status
         self.message = message
         self.trailers = trailers or {}
 

@@ -82,15 +82,15 @@ class Channel:
         encoding: int = MSGPACK,
     ) -> None:
         self.encoding = JSON if encoding == JSON else MSGPACK
-        self.send = send
-        self.wait = wait
-        self.begin = begin
-        self.lend = lend
-        self.host_calls = host_calls
-        self.prefix = prefix
-        self.worker_id = worker_id
-        self.limit = limit
-        self.unserializable = unserializable
+        self.send: Callable[[Frame], object] = send
+        self.wait: Callable[[Callable[[], bool], float | None], bool] = wait
+        self.begin: Callable[[int], None] = begin
+        self.lend: Callable[[Payload], Payload] = lend
+        self.host_calls: HostCalls = host_calls
+        self.prefix: str = prefix
+        self.worker_id: str = worker_id
+        self.limit: int = limit
+        self.unserializable: str = unserializable
 
 
 class Call:
@@ -128,11 +128,11 @@ class Call:
     )
 
     def __init__(self, frame: CallFrame, tool: Tool, channel: Channel, timeout: float | None) -> None:
-        self.frame = frame
-        self.id = frame.id
-        self.tool = tool
+        self.frame: CallFrame = frame
+        self.id: int = frame.id
+        self.tool: Tool = tool
         self.payload, frame.payload = frame.payload, NO_PAYLOAD
-        self.channel = channel
+        self.channel: Channel = channel
         self.send = channel.send
         self.cancelled = False
         self.span: CallSpan | None = None

@@ -76,10 +76,10 @@ class Tool:
     def __init__(self, function: Callable[..., Any], options: ToolOptions) -> None:
         self.function = function
         self.options = options
-        self.name = options.name
+        self.name: str = options.name
         signature = inspect.signature(function)
         hints = _hints(function)
-        self.took = math.inf
+        self.took: float = math.inf
         self._context: str | None = None
         self._positional: list[str] = []
         self._keyword: list[str] = []
@@ -117,8 +117,8 @@ class Tool:
                 "call arrives",
                 details={"key": self.name},
             )
-        self.parameters_schema = _schema(self._params)
-        self.result_schema = _result_schema(hints.get("return", Any), self.kind)
+        self.parameters_schema: str = _schema(self._params)
+        self.result_schema: str = _result_schema(hints.get("return", Any), self.kind)
 
     def __repr__(self) -> str:
         return f"<Tool {self.name!r} {self.kind.value}>"

@@ -282,7 +282,7 @@ class Run:
         self.run_id = run_id
         self.run_dir = run_dir
         self.swept = swept
-        self.control = None if registry is None else registry.control_path(run_id, run_dir)
+        self.control: Path | None = None if registry is None else registry.control_path(run_id, run_dir)
         self._registry = registry
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:

@@ -105,11 +105,11 @@ class Worker:
         shm: Budget,
     ) -> None:
         self.spec = spec
-        self.id = spec.worker_id
-        self.pool = spec.pool
+        self.id: str = spec.worker_id
+        self.pool: str = spec.pool
         self.slot = slot
         self.incarnation = incarnation
-        self.started_at = time.time()
+        self.started_at: float = time.time()
         self.state = WorkerState.STARTING
         self.tools: list[ToolSpec] = []
         self.capabilities: frozenset[str] = frozenset()
@@ -121,8 +121,8 @@ class Worker:
         self.served = 0
         self.last_heartbeat: float | None = None
         self.tainted = False
-        self.ready = anyio.Event()
-        self.ended = anyio.Event()
+        self.ready: anyio.Event = anyio.Event()
+        self.ended: anyio.Event = anyio.Event()
         self.exit: Exit | None = None
         self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
