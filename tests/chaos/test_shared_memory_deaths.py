@@ -17,6 +17,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.wire.shared import THRESHOLD
+from tests.chaos.endings import each_request_ends_once
 
 ROOT = Path(__file__).resolve().parents[2]
 STRIDE = int(os.environ.get("SNAKEPIT_CHAOS_STEPS", "0"))
@@ -52,26 +53,28 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
     step, died = 1 + secrets.randbelow(stride), 0
     with anyio.fail_after(120):
         async with sp.open_pool("tests.adapters.stepping", size=1, restart_limit=10_000, backoff_base=0.001) as pool:
-            while True:
-                (worker,) = pool.workers()
-                await pool.execute("arm", {"step": step})
-                try:
-                    for _ in range(2):
-                        assert (await pool.execute("echo", {"value": array})).all()
-                    async with pool.stream("pieces", {"n": 3, "size": THRESHOLD}) as chunks:
-                        assert [int(chunk[-1]) async for chunk in chunks] == [0, 1, 2]
-                    if await pool.execute("disarm"):
-                        break  # There are fewer steps.
-                except sp.WorkerCrashed:
-                    pass
-                # It died, with a call or after it.
-                died += 1
-                while any(info.id == worker.id for info in pool.workers()):
-                    await anyio.sleep(0.001)
-                assert not [name for name in left(pool.runtime.run_id) if worker.id in name], step
-                step += stride
-                await pool.wait_ready(timeout=20)
+            async with each_request_ends_once(pool) as ends:
+                while True:
+                    (worker,) = pool.workers()
+                    await pool.execute("arm", {"step": step})
+                    try:
+                        for _ in range(2):
+                            assert (await pool.execute("echo", {"value": array})).all()
+                        async with pool.stream("pieces", {"n": 3, "size": THRESHOLD}) as chunks:
+                            assert [int(chunk[-1]) async for chunk in chunks] == [0, 1, 2]
+                        if await pool.execute("disarm"):
+                            break  # There are fewer steps.
+                    except sp.WorkerCrashed:
+                        pass
+                    # It died, with a call or after it.
+                    died += 1
+                    while any(info.id == worker.id for info in pool.workers()):
+                        await anyio.sleep(0.001)
+                    assert not [name for name in left(pool.runtime.run_id) if worker.id in name], step
+                    step += stride
+                    await pool.wait_ready(timeout=20)
             assert died
+            assert ends["request.failed"] <= died
             assert pool._crew._hiring.shm.used <= 4 * 2 * THRESHOLD  # What no worker has any more is not counted.
     assert not left(pool.runtime.run_id)
 

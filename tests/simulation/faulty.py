@@ -58,6 +58,8 @@ class FaultyWorker(ScriptedWorker):
         self.frames = 0
         self.sending = 0
         self.muted = False
+        # What the host has said of its calls, from the moment in which it is sent.
+        self.told_to_cancel: set[int] = set()
         self.host_calls: dict[int, tuple[anyio.Event, list[frames.HostReply]]] = {}
 
     def fault(self, *kinds: str) -> Fault | None:
@@ -93,6 +95,12 @@ class FaultyWorker(ScriptedWorker):
         return Report(address=f"unix:{self.spec.worker_id}", pid=self.pid)
 
     # ---- the wire ----------------------------------------------------------------------------------
+
+    def send(self, message: bytes) -> None:
+        frame = frame_reading.decode_host_frame(message)
+        if isinstance(frame, frames.Cancel) and not frame.recall:
+            self.told_to_cancel.add(frame.id)
+        super().send(message)
 
     def deliver(self, data: bytes) -> None:
         """Give the host one message; what it can't read ends the connection, as the pipe of the real wire does it."""

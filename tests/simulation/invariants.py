@@ -64,10 +64,14 @@ class Invariants:
             assert len(seats.ahead) <= seats.depth, f"the line of {seats!r} is too long"
             assert not seats.ahead or load == seats.capacity, f"somebody stands in line behind a free seat of {seats!r}"
             assert seats.open or seats.place is None, f"{seats!r} takes no calls and has a place for them"
-            held = seats.port.worker._held  # type: ignore[attr-defined]
-            if not seats.port.worker.state.over:  # type: ignore[attr-defined]
+            worker = seats.port.worker  # type: ignore[attr-defined]
+            if not worker.state.over:
                 table = {*seats.running, *seats.leaving, *seats.ahead}
-                assert table == held.keys(), f"ledger and worker disagree on what it holds: {table ^ held.keys()}"
+                assert table == worker._held.keys(), f"ledger and worker disagree: {table ^ worker._held.keys()}"
+                unwanted = {*seats.leaving, *(id for id, r in seats.ahead.items() if r.phase is Phase.DONE)}
+                told = worker._process.told_to_cancel
+                assert unwanted <= told, f"{worker!r} has not been told that nobody waits for {unwanted - told}"
+                assert told.isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
             if seats.open and load < seats.capacity:
                 free.append(seats)
         assert running == t.in_flight, "running calls and in_flight differ"
@@ -103,7 +107,7 @@ class Invariants:
             # In the very moment in which its worker has ended, its task has yet to run.
             next_attempt = since if slot.next_attempt is None else max(since, slot.next_attempt)
             assert next_attempt > now - _TICK, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
-        alive = sum(len(slot._alive) for slot in crew.slots)
+        alive = sum(not worker.ended.is_set() for slot in crew.slots for worker in slot._alive)
         assert alive <= crew.size + crew.config.surge, f"{alive} workers, which is more than surge allows"
         for slot in [*crew.slots, *crew._retiring]:
             for worker in slot._alive:
