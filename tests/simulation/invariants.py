@@ -72,6 +72,10 @@ class Invariants:
                 told = worker._process.told_to_cancel
                 assert unwanted <= told, f"{worker!r} has not been told that nobody waits for {unwanted - told}"
                 assert told.isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
+                if pool.config.on_cancel == "kill":
+                    assert seats.leaving.keys() <= worker._grace._due.keys(), (
+                        f"{worker!r} has no end for what it leaves"
+                    )
             if seats.open and load < seats.capacity:
                 free.append(seats)
         assert running == t.in_flight, "running calls and in_flight differ"
