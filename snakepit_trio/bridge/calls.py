@@ -128,8 +128,9 @@ class ServerCall:
         self._waiting_bytes = 0
         self._counted = 0
         self._ended = False
-        self._news = anyio.Event()
-        self._room = anyio.Event()
+        # What its task waits for: the next message, room for the next of its own. None: it does not.
+        self._news: anyio.Event | None = None
+        self._room: anyio.Event | None = None
         self._pipe = FramePipe(
             stream,
             on_message=self._on_message,
@@ -202,7 +203,8 @@ class ServerCall:
             raise ValueError("messages came faster than they were taken")
         self._received.append(message)
         self._waiting_bytes += len(message)
-        self._news.set()
+        if self._news is not None:
+            self._news.set()
 
     def _on_held(self, partial: int) -> bool:
         return self._count(self._waiting_bytes + partial)
@@ -220,7 +222,8 @@ class ServerCall:
 
     def _on_end(self) -> None:
         self._ended = True
-        self._news.set()
+        if self._news is not None:
+            self._news.set()
         if not self.method.streams_in:
             self._connection.run(self)
 
@@ -253,7 +256,8 @@ class ServerCall:
         self.finish()
 
     def _on_room(self) -> None:
-        self._room.set()
+        if self._room is not None:
+            self._room.set()
 
     def _parse(self, data: bytes) -> Any:
         try:

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import sniffio
 
 from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params
 from snakepit_trio._timeouts import check_timeout
+from snakepit_trio._waiting import event_loop
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, SnakepitError
+from snakepit_trio.pool.mapping import MapResults, running
+from snakepit_trio.pool.tasks import MapTasks
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
 from snakepit_trio.wire.generated.snakepit import v1
@@ -23,7 +27,7 @@ from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer
 from .host_tools import serve_tools
 from .link import Link, client_tls
 from .session import RemoteSession
-from .streams import RemoteChunks, RemoteResults
+from .streams import RemoteChunks
 from .values import decode
 
 __all__ = ["Client", "connect"]
@@ -173,8 +177,7 @@ class Client:
             rpc.end()
             yield chunks
 
-    @asynccontextmanager
-    async def map(
+    def map(
         self,
         tool: str,
         inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
@@ -186,7 +189,7 @@ class Client:
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
         idempotent: bool | None = None,
-    ) -> AsyncIterator[RemoteResults]:
+    ) -> AbstractAsyncContextManager[MapResults]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
         Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way.
@@ -201,23 +204,22 @@ class Client:
         """
         check_limit(limit)
 
-        async def execute(params: Mapping[str, Any]) -> Any:
-            return await self.execute(
+        tasks = MapTasks(
+            lambda params: self.execute(
                 tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
             )
-
-        results = RemoteResults(
+        )
+        results = MapResults(
             inputs,
-            execute,
-            self._link.nursery,
-            limit=limit or _MAP_LIMIT,
+            limit=lambda: limit or _MAP_LIMIT,
             ordered=ordered,
             return_errors=return_errors,
+            submit=tasks.submit,
+            take=tasks.take,
+            cancel=tasks.cancel,
+            loop=event_loop(sniffio.current_async_library()),
         )
-        try:
-            yield results
-        finally:
-            results.close()
+        return running(results, tasks)
 
     # ---- the runtime -------------------------------------------------------------------------------
 

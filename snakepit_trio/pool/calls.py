@@ -17,7 +17,7 @@ from snakepit_trio._call_options import UNSET, Unset, check_limit
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import RequestCancelled
 
-from .mapping import MapResults
+from .mapping import MapResults, running
 from .request import Binding, Outcome, Phase, Request
 from .streams import ChunkStream
 from .submission import STREAM_WINDOW, Submission
@@ -227,9 +227,9 @@ class Calls:
         )
         if self._guard is not None:
             tasks = MapTasks(lambda params: self.execute(tool, params, tasks=tasks, **options))
-            return self._map(make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel), tasks)
+            return running(make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel), tasks)
         submission = self._submission
-        return self._map(
+        return running(
             make(
                 submit=lambda params, wake: submission.submit(
                     submission.make(tool, params, wake=wake, batch=True, **options)
@@ -247,31 +247,6 @@ class Calls:
         if config.threads == 1 and not patient and self._ledger.is_short(tool):
             return 2 * size * (1 + config.prefetch)
         return 2 * size * config.threads
-
-    @asynccontextmanager
-    async def _map(self, results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
-        if not results.fed and tasks is None:
-            try:
-                yield results
-            finally:
-                results.close()
-            return
-        raised: BaseException | None = None
-        async with anyio.create_task_group() as nursery:
-            if results.fed:
-                nursery.start_soon(results.feed)
-            if tasks is not None:
-                tasks.nursery = nursery
-            try:
-                yield results
-            except (Exception, KeyboardInterrupt, SystemExit) as exc:
-                # It leaves the block as it is, not inside a group.
-                raised = exc
-            finally:
-                results.close()
-                nursery.cancel_scope.cancel()
-        if raised is not None:
-            raise raised
 
     def end(self, request: Request) -> None:
         """End a session's call, whose session is no more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -13,12 +14,12 @@ from snakepit_trio._bell import Bell
 from snakepit_trio.errors import QueueFull, SnakepitError
 
 from .request import Phase, Request
-from .tasks import MapTask
+from .tasks import MapTask, MapTasks
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop, Waiter
 
-__all__ = ["MapResults"]
+__all__ = ["MapResults", "running"]
 
 #: Stands for no input; any value may be one, if only to be refused.
 _NOTHING: Final = object()
@@ -208,3 +209,35 @@ class MapResults:
     def _wake(self) -> None:
         if self._consumer is not None:
             self._consumer.wake()
+
+
+@asynccontextmanager
+async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
+    """Hold a map's results, and what runs for them; leaving the block cancels what is under way.
+
+    Args:
+        results: The results.
+        tasks: Where its calls run, when they have tasks.
+    """
+    if not results.fed and tasks is None:
+        try:
+            yield results
+        finally:
+            results.close()
+        return
+    raised: BaseException | None = None
+    async with anyio.create_task_group() as nursery:
+        if results.fed:
+            nursery.start_soon(results.feed)
+        if tasks is not None:
+            tasks.nursery = nursery
+        try:
+            yield results
+        except (Exception, KeyboardInterrupt, SystemExit) as exc:
+            # It leaves the block as it is, not inside a group.
+            raised = exc
+        finally:
+            results.close()
+            nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

@@ -1,4 +1,4 @@
-"""The calls of a map whose pool has policies: a task for each, in which it waits, is tried again, or runs twice."""
+"""The calls of a map that need tasks: of a pool with policies, where a call waits, is tried again or runs twice; or elsewhere."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class MapTasks:
     """All calls of one map.
 
     Args:
-        execute: Makes a call under the policies.
+        execute: Makes a call.
 
     Attributes:
         nursery: Where they run; set before the first.

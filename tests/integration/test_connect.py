@@ -62,6 +62,38 @@ async def test_the_surface_of_a_pool() -> None:
         assert "connected" in repr(client)
 
 
+async def test_a_map_of_inputs_that_are_yet_to_come() -> None:
+    """A result does not wait for the next input, and a reader that gives up for a moment loses nothing."""
+    go, closed = anyio.Event(), []
+
+    async def inputs() -> AsyncIterator[dict[str, int]]:
+        try:
+            yield {"a": 0, "b": 0}
+            await go.wait()
+            for n in range(1, 4):
+                yield {"a": n, "b": n}
+        finally:
+            closed.append(True)
+
+    with anyio.fail_after(60):
+        async with bridged() as runtime, joined(runtime) as client:
+            async with client.map("add", inputs(), limit=2) as results:
+                assert await anext(results) == 0
+                with anyio.move_on_after(0.02) as scope:
+                    await anext(results)
+                assert scope.cancelled_caught
+                go.set()
+                assert [result async for result in results] == [2, 4, 6]
+                assert results.index == 3
+            assert closed == [True]
+            with pytest.raises(ZeroDivisionError):
+                async with client.map("sleep", ({"seconds": 60} for _ in range(9)), limit=2):
+                    raise ZeroDivisionError
+            await settled(runtime.pool("basic"))
+            with pytest.raises(sp.InvalidParameter):
+                client.map("add", [], limit=0)
+
+
 async def test_errors_are_those_of_a_pool() -> None:
     async with bridged(BASIC, ASYNC) as runtime, joined(runtime, pool="basic") as client:
         with pytest.raises(sp.remote(ValueError)) as raised:
