@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mcp_types as types
-import msgspec
 from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
-from snakepit_trio.errors import InvalidParameter, SnakepitError, ToolError
-from snakepit_trio.observe.printable import to_plain
+from snakepit_trio.errors import InvalidParameter, InvalidPayload, SnakepitError, ToolError
+from snakepit_trio.observe.printable import json_bytes
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
@@ -79,8 +78,16 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
 
 
 def _as_json(value: Any) -> Any:
-    """A result in JSON's own types: what JSON has no type for stands as text or a list."""
-    return json.loads(msgspec.json.encode(value, enc_hook=to_plain))
+    """A result in JSON's own types: what JSON has no type for stands as text or a list.
+
+    Raises:
+        InvalidPayload: It holds nan or infinity: text in its place is not what the tool's schema promises.
+    """
+    return json.loads(json_bytes(value, not_finite=_refuse))
+
+
+def _refuse(number: float) -> NoReturn:
+    raise InvalidPayload(f"result: JSON has no number for {number}", details={"path": "result"})
 
 
 async def _collect(

@@ -150,11 +150,9 @@ def terminal() -> Any:
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text for any result: what JSON has no type for stands as text or a list."""
-    import msgspec
+    from snakepit_trio.observe.printable import json_bytes
 
-    from snakepit_trio.observe.printable import to_plain
-
-    data = msgspec.json.encode(value, enc_hook=to_plain)
+    data = json_bytes(value)
     if indent is None:
         return data.decode()
     return json.dumps(json.loads(data), indent=indent, ensure_ascii=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
-__all__ = ["printable", "to_plain"]
+__all__ = ["json_bytes", "printable", "to_plain"]
 
 
 def printable(text: str) -> str:
@@ -23,3 +25,24 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, complex):
         return [value.real, value.imag]
     return str(value)
+
+
+def json_bytes(value: Any, *, not_finite: Callable[[float], Any] = str) -> bytes:
+    """JSON for any value. ``not_finite`` says what stands for nan and infinity, which JSON has no number for."""
+    import msgspec
+
+    data = msgspec.json.encode(value, enc_hook=to_plain)
+    if b"null" not in data:
+        return data
+    # There nan would stand as null, as if there were nothing.
+    return msgspec.json.encode(_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=to_plain), not_finite))
+
+
+def _finite(value: Any, instead: Callable[[float], Any]) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else instead(value)
+    if isinstance(value, dict):
+        return {key: _finite(item, instead) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item, instead) for item in value]
+    return value
