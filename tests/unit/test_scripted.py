@@ -66,12 +66,12 @@ async def test_what_is_done_to_a_worker() -> None:
     workers = ScriptedWorkers(TOOLS)
     async with workers.open_pool(size=1) as pool:
 
-        async def running() -> str:
-            while True:
-                for worker in pool.workers():
-                    if worker.state == "busy":
-                        return worker.id
+        async def running(calls: int) -> str:
+            # A call that its worker has not begun would be run elsewhere.
+            while sum(workers.starts.values()) < calls:
                 await anyio.sleep(0.001)
+            (busy,) = [worker for worker in pool.workers() if worker.state == "busy"]
+            return busy.id
 
         async with anyio.create_task_group() as nursery:
 
@@ -80,10 +80,10 @@ async def test_what_is_done_to_a_worker() -> None:
                     await pool.execute("slow", {"seconds": 60})
 
             nursery.start_soon(call)
-            workers.worker(await running()).crash()
+            workers.worker(await running(1)).crash()
         async with anyio.create_task_group() as nursery:
-            nursery.start_soon(pool.execute, "safe", {"seconds": 0.05})
-            workers.worker(await running()).close()
+            nursery.start_soon(pool.execute, "safe", {"seconds": 0.3})
+            workers.worker(await running(2)).close()
         assert pool.stats().restarts == 2
         with pytest.raises(LookupError, match="no worker 'nobody'"):
             workers.worker("nobody")
