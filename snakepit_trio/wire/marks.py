@@ -9,6 +9,7 @@ says nothing of a smaller one, which then counts as begun, the safe answer.
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -26,10 +27,13 @@ def marks_file() -> int:
         OSError: There is no room, or too many files are open.
     """
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("snakepit-marks", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
+        fd = os.memfd_create("snakepit-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, _SIZE)
+        # A worker that cut it short would end the host, by SIGBUS, when that looks at it.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
     os.ftruncate(fd, _SIZE)
     return fd
 

@@ -148,6 +148,10 @@ class Unwrapper:
         import numpy
 
         name, body = self._sequence(data)
+        if name == "S":
+            return numpy.bytes_(body)
+        if name == "U":
+            return numpy.str_(body.decode())
         dtype = numpy.dtype(name)
         if dtype.hasobject:
             raise ValueError("an object scalar")

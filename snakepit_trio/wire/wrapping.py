@@ -200,8 +200,20 @@ class Wrapper:
     def _other(self, value: Any, path: str, depth: int) -> Any:
         numpy = sys.modules.get("numpy")
         if numpy is not None:
-            if type(value) is numpy.ndarray:
+            if type(value) in (numpy.ndarray, numpy.memmap):
                 return self._ndarray(numpy, value, path)
+            if isinstance(value, numpy.ndarray):
+                return self._special_array(numpy, value, path)
+            if isinstance(value, numpy.bytes_ | numpy.str_):
+                # Not by their own bytes, from which numpy takes the zeros at the end.
+                return Ext(
+                    NUMPY_SCALAR,
+                    _pack(
+                        ["S", bytes(value)]
+                        if isinstance(value, bytes)
+                        else ["U", self.wrap(str.__str__(value), path).encode()]
+                    ),
+                )
             if isinstance(value, numpy.generic) and not isinstance(value, numpy.void | numpy.object_):
                 return Ext(NUMPY_SCALAR, _pack([value.dtype.str, value.tobytes()]))
         if type(value) is array.array:
@@ -226,6 +238,13 @@ class Wrapper:
             return self._converted(value, path, depth)
         hint = "; pass its .value" if isinstance(value, enum.Enum) else ""
         raise Refused(path, f"a {type_name(value)} can't be sent{hint}")
+
+    def _special_array(self, numpy: Any, value: Any, path: str) -> Any:
+        """An array of a class of its own, which would come out as an ordinary one: without its mask, with other operators."""
+        if self._convert and not isinstance(value, numpy.ma.MaskedArray):
+            return self._ndarray(numpy, numpy.asarray(value), path)
+        hint = ".filled()" if isinstance(value, numpy.ma.MaskedArray) else "numpy.asarray of it"
+        raise Refused(path, f"a {type_name(value)} can't be sent as what it is; pass {hint}")
 
     def _ndarray(self, numpy: Any, value: Any, path: str) -> Any:
         if value.dtype.hasobject:

@@ -73,5 +73,25 @@ def what_i_was_started_with() -> dict[str, list[str]]:
 
 
 @sp.tool
+def cut_memory_short() -> list[str]:
+    """Try to change the size of every file without a name that this worker shares with its host. Returns what came of it."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            place = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if place.startswith("/memfd:snakepit-marks"):
+            for size in (0, 1, 1 << 20):
+                try:
+                    os.ftruncate(int(name), size)
+                except OSError as exc:
+                    found.append(type(exc).__name__)
+                else:
+                    found.append("cut")
+    return found
+
+
+@sp.tool
 def fine() -> str:
     return "fine"

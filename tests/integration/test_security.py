@@ -163,3 +163,10 @@ def test_a_worker_can_name_only_its_own_segments(name: str) -> None:
     borrower = Borrower("sp-run-worker-o")
     with pytest.raises(FrameError, match="not the sender's"):
         borrower.borrow(Payload(MSGPACK, b"\xc0", [SharedBlock(name, 0, 1)]))
+
+
+async def test_the_marks_of_a_worker_can_not_be_cut_short() -> None:
+    async with sp.open_pool(ADAPTER, size=1) as pool:
+        tried = await pool.execute("cut_memory_short")
+        assert tried and set(tried) == {"PermissionError"}
+        assert await pool.execute("fine") == "fine"

@@ -107,6 +107,13 @@ def test_arrays(array: np.ndarray[Any, Any], threshold: int) -> None:
     assert not found.flags.writeable
 
 
+def test_numpys_text_and_bytes_keep_the_zeros_at_their_end() -> None:
+    for value in (np.bytes_(b"a\0"), np.bytes_(b""), np.str_("\u00fc\0"), np.str_("")):
+        found = codec.decode(codec.encode([value]))[0]
+        assert type(found) is type(value)
+        assert len(found) == len(value) and found == value
+
+
 class Odd:
     """Nothing that the codec knows."""
 

@@ -86,6 +86,8 @@ NEVER = [
     (memoryview(b"abcdef")[::2], "", "memoryview"),
     (released, "", "memoryview"),
     (np.array([object()], dtype=object), "", "objects"),
+    ([np.ma.masked_array([1, 2], [0, 1])], "[0]", ".filled()"),
+    (np.str_("\ud800"), "", "surrogate"),
     (dt.datetime(2024, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1), "mine")), "", "timezone"),
     (dt.time(1, tzinfo=Zone()), "", "time zone"),
     (Exception("no"), "", "Exception"),
@@ -94,6 +96,7 @@ NEVER = [
 ONLY_ARGUMENTS = [
     (Colour.RED, "", ".value"),
     ([Text("a")], "[0]", "Text"),
+    ({"m": np.rec.array([(1,)], dtype=[("a", "i4")])}, '["m"]', "numpy.asarray"),
     ({"a": collections.OrderedDict(a=1)}, '["a"]', "OrderedDict"),
 ]
 ONLY_RESULTS = [
