@@ -11,42 +11,32 @@ import hmac
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import anyio
 import anyio.abc
 import attrs
-from grpclib.config import Configuration
-from grpclib.protocol import AbstractHandler, EventsProcessor, Stream
-from h2.config import H2Configuration
+from grpclib.protocol import AbstractHandler, Stream
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, Event, RequestReceived, TrailersReceived, UnknownFrameReceived
 from h2.exceptions import H2Error, ProtocolError
-from h2.settings import SettingCodes
 from h2.utilities import HeaderValidationFlags, validate_headers
 
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
-from snakepit_trio.wire.engine import PipeProtocol, Processor
-from snakepit_trio.wire.pipe import LeanStream
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .budget import Share
 from .calls import Method, ServerCall, Unimplemented, read_timeout
-from .guard import COSTS, EMPTY_DATA, REFUSED, Flooded, Guard
+from .engine import BridgeProtocol
+from .guard import REFUSED, Flooded, Guard
 
 __all__ = ["BridgeConnection", "Limits", "Services"]
 
 _log = logging.getLogger(__name__)
 
-#: What a client may have in flight before we take it, in bytes: in one stream, and in all.
-_STREAM_WINDOW = 1024 * 1024
-_WINDOW = 4 * 1024 * 1024
-_MAX_FRAME = 256 * 1024
 #: Before a client has shown its token, so much is read at once, in bytes, and an RPC's message is no longer than the other.
 _FIRST_READS = 4 * 1024
-_HEADERS, _CONTINUATION = 1, 9
 
 
 @attrs.frozen(kw_only=True)
@@ -68,80 +58,6 @@ class Services(Protocol):
 
     methods: Mapping[bytes, Method]
     redactor: Redactor
-
-
-class _Processor(Processor):
-    """grpclib's processor, which also keeps accounts of what arrives."""
-
-    def __init__(self, handler: AbstractHandler, connection: Any, owner: BridgeConnection) -> None:
-        super().__init__(handler, connection)
-        self._owner = owner
-
-    def process(self, event: Event) -> None:
-        owner = self._owner
-        cost = COSTS.get(type(event), 0.0)
-        if isinstance(event, DataReceived) and not event.data and event.stream_ended is None:
-            cost = EMPTY_DATA
-        if cost:
-            owner.charge(cost)
-        elif isinstance(event, TrailersReceived):
-            owner.check_trailers(event.headers)
-        if not isinstance(event, UnknownFrameReceived) and type(event) in getattr(self, "processors", ()):
-            super().process(event)
-
-    def process_request_received(self, event: RequestReceived) -> None:
-        stream = LeanStream(self.connection, event.stream_id)
-        self.handler.accept(stream, cast("Any", event.headers), self.register(stream))
-
-
-class _Protocol(PipeProtocol):
-    """The engine with this connection's limits."""
-
-    max_frame = _MAX_FRAME
-
-    def __init__(self, owner: BridgeConnection) -> None:
-        super().__init__(
-            owner,
-            # With its defaults for servers grpclib asks for an asyncio loop, for a keepalive of its own.
-            Configuration(
-                http2_connection_window_size=_WINDOW, http2_stream_window_size=_STREAM_WINDOW
-            ).__for_client__(),
-            H2Configuration(
-                client_side=False,
-                # Bytes: what a client puts into its headers need not be text.
-                header_encoding=None,
-                # By ourselves, and once for headers that are the same in each request: it costs as much as reading them.
-                validate_inbound_headers=False,
-                validate_outbound_headers=False,
-                normalize_outbound_headers=False,
-            ),
-        )
-        self._owner = owner
-
-    def settings(self) -> dict[SettingCodes | int, int]:
-        limits = self._owner.limits
-        return {
-            **super().settings(),
-            SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
-            SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_header_size,
-        }
-
-    def make_processor(self) -> EventsProcessor:
-        h2 = self.connection._connection
-        h2.decoder.max_header_list_size = self._owner.limits.max_header_size
-        return _Processor(self.handler, self.connection, self._owner)
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        owner = self._owner
-        frames = self.connection._connection.incoming_buffer
-        # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.
-        waiting = frames._data
-        kept = sum(len(frame.data) for frame in frames._headers_buffer)
-        if len(waiting) >= 9 and waiting[3] in (_HEADERS, _CONTINUATION):
-            kept += int.from_bytes(waiting[:3], "big")
-        if kept > 2 * owner.limits.max_header_size:
-            owner.expel("headers are too long")
 
 
 class BridgeConnection(AbstractHandler):
@@ -196,7 +112,7 @@ class BridgeConnection(AbstractHandler):
         # The headers, but for time-outs, that were looked at last.
         self._seen: list[tuple[bytes, bytes]] = []
         transport.read_size = _FIRST_READS
-        self._protocol = _Protocol(self)
+        self._protocol = BridgeProtocol(self)
         transport.attach(self._protocol)
 
     def __repr__(self) -> str:
