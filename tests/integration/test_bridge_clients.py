@@ -118,7 +118,7 @@ async def test_health_is_told_as_workers_come_and_go(stubs: Path) -> None:
         for pool in runtime.pools.values():
             pool.cordon(pool.workers()[0].id, cordoned=False)
         await flickers("watch ", [SERVING, NOT_SERVING, SERVING])
-        assert client.said["watch right"] == [SERVING, NOT_SERVING, SERVING]
+        await flickers("watch right", [SERVING, NOT_SERVING, SERVING])
 
 
 async def test_a_stock_client_that_is_killed(stubs: Path, tmp_path: Path) -> None:
@@ -136,8 +136,10 @@ async def test_a_stock_client_that_is_killed(stubs: Path, tmp_path: Path) -> Non
             with anyio.fail_after(20):
                 while pool.stats().queued != 2:
                     await anyio.sleep(0.005)
-            ran = [name for name in ("a", "b", "c") if (tmp_path / name).exists()] or ["a"]
-            await appears(tmp_path / ran[0])
+            # One runs, whichever of them came first.
+            with anyio.fail_after(60):
+                while not (ran := [name for name in ("a", "b", "c") if (tmp_path / name).exists()]):
+                    await anyio.sleep(0.005)
             client.process.kill()
             await client.process.wait()
             await appears(tmp_path / "streamed")
