@@ -7,11 +7,13 @@ rebinding). So three things are asked of a request before anything else: the bea
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
@@ -26,6 +28,8 @@ __all__ = ["PATH", "listen", "serve_http"]
 PATH = "/mcp"
 #: How long open connections may take to end once the server is stopped, in seconds.
 _GRACE = 2
+#: And the whole end of it, in seconds.
+_END = 5
 _App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
@@ -54,7 +58,7 @@ def listen(address: str) -> socket.socket:
 
 
 async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, names: Sequence[str] = ()) -> None:
-    """Serve until cancelled, or until SIGINT or SIGTERM. Runs on asyncio, as uvicorn does.
+    """Serve until cancelled; open connections then have a moment to end. Runs on asyncio, as uvicorn does.
 
     Args:
         server: What is served, under ``/mcp``.
@@ -78,7 +82,30 @@ async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, na
         limit_concurrency=1000,
         lifespan="on",
     )
-    await uvicorn.Server(config).serve(sockets=[sock])
+    web = _WebServer(config)
+    # Cancelled in the middle of something, uvicorn would report that as a fault: it is told to stop, and ends by itself.
+    life = anyio.CancelScope(shield=True)
+
+    async def serve() -> None:
+        with life:
+            await web.serve(sockets=[sock])
+        nursery.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as nursery:
+        nursery.start_soon(serve)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            web.should_exit = True
+            life.deadline = anyio.current_time() + _END
+
+
+class _WebServer(uvicorn.Server):
+    """A server that leaves signals to whoever runs it."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class _Guarded:
