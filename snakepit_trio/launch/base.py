@@ -128,6 +128,12 @@ class WorkerProcess(Protocol):
     def begun(self, call_id: int) -> bool:
         """Whether the worker has begun to run this call, as far as can be told: True when it can't. Valid after its end."""
 
+    def share(self) -> int | None:
+        """A new descriptor of the file that it has inherited, as its marks, to share memory; None when there is none.
+
+        Asked only of the processes of launchers with ``same_machine``.
+        """
+
     async def wait(self) -> ExitStatus:
         """Wait until the process has ended; kill what is left of its group; reap it. May be awaited any number of times."""
 

@@ -30,7 +30,6 @@ class Descriptors:
         try:
             if marks:
                 self.marks_file = marks_file()
-                self._open.add(self.marks_file)
                 self.marks = Marks(self.marks_file)
             self.lifeline_read, self.lifeline_write = self._pipe()
             self.report_read, self.report_write = self._pipe() if report is None else self._named_pipe(report)
@@ -61,7 +60,7 @@ class Descriptors:
         return self.lifeline_read, self.report_write, self.marks_file, self.stdout_write, self.stderr_write
 
     def started(self) -> None:
-        """The worker has its ends: close ours of them, but for the lifeline's, which is yet to be armed."""
+        """The worker has its ends: close ours of them, but for the lifeline's, which is yet to be armed, and the marks."""
         self.close(*self.for_worker[1:])
 
     def arm_lifeline(self, group: int) -> None:

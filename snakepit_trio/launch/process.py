@@ -181,6 +181,10 @@ class LocalProcess:
         marks = self._descriptors.marks
         return self._closed or marks is None or marks.begun(call_id)
 
+    def share(self) -> int | None:
+        marks = self._descriptors.marks
+        return None if marks is None else marks.share()
+
     async def wait(self) -> ExitStatus:
         while self._status is None:
             if not _readable(self._pidfd):

@@ -103,6 +103,9 @@ class RayProcess:
     def begun(self, call_id: int) -> bool:
         return self._begun is None or begun_in(self._begun, call_id)
 
+    def share(self) -> None:
+        return None
+
     async def wait(self) -> ExitStatus:
         while self._status is None:
             with anyio.CancelScope(deadline=self._deadline) as scope:

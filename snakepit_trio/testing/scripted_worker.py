@@ -108,6 +108,9 @@ class ScriptedWorker:
     def begun(self, call_id: int) -> bool:
         return call_id in self.taken
 
+    def share(self) -> None:
+        return None
+
     async def wait(self) -> ExitStatus:
         await self.over.wait()
         assert self.status is not None

@@ -5,14 +5,19 @@ it had begun, at no cost on the wire, however the worker ended. A call that had 
 
 The page is a table of the ids of the calls begun last, by their remainder. Ids only grow: a place that holds a greater id
 says nothing of a smaller one, which then counts as begun, the safe answer.
+
+The page is the first one of the file that host and worker share (:mod:`.memory`), which no process can cut short: a page that is
+missing would end whoever looks at it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import mmap
+import errno
 import os
 import tempfile
+
+from . import memory
+from .mapping import map_file
 
 __all__ = ["Marks", "begun_in", "marks_file"]
 
@@ -21,17 +26,17 @@ _SIZE = _PLACES * 8
 
 
 def marks_file() -> int:
-    """A new file for a table, of no name; the descriptor is close-on-exec.
+    """A new file for a table, of no name, and for large values where the system allows it; close-on-exec.
 
     Raises:
         OSError: There is no room, or too many files are open.
     """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("snakepit-marks", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, _SIZE)
-        # A worker that cut it short would end the host, by SIGBUS, when that looks at it.
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return fd
+    if memory.has_files():
+        try:
+            return memory.make_file()
+        except OSError as exc:
+            if exc.errno not in (errno.EFBIG, errno.EINVAL, errno.EPERM, errno.ENOSYS):
+                raise
     with tempfile.TemporaryFile() as file:
         fd = os.dup(file.fileno())
     os.ftruncate(fd, _SIZE)
@@ -42,12 +47,16 @@ class Marks:
     """The table, on either side.
 
     Args:
-        fd: Its file; may be closed afterwards.
+        fd: Its file; owned from here on.
     """
 
     def __init__(self, fd: int) -> None:
-        self._map = mmap.mmap(fd, _SIZE)
-        self._ids = memoryview(self._map).cast("Q")
+        self._fd: int | None = fd
+        try:
+            self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
+        except OSError:
+            os.close(fd)
+            raise
 
     def begin(self, call_id: int) -> None:
         """The call is about to run."""
@@ -59,12 +68,20 @@ class Marks:
 
     def table(self) -> bytes:
         """What is in it now, for :func:`begun_in`."""
-        return bytes(self._map)
+        return bytes(self._ids)
+
+    def share(self) -> int | None:
+        """A new descriptor of the file, for large values; None when it is too small for any, or closed."""
+        if self._fd is None or os.fstat(self._fd).st_size <= memory.HEAD:
+            return None
+        return os.dup(self._fd)
 
     def close(self) -> None:
-        """Give the memory back."""
-        self._ids.release()
-        self._map.close()
+        """Give file and memory back. Idempotent."""
+        if self._fd is not None:
+            self._ids.release()
+            os.close(self._fd)
+            self._fd = None
 
 
 def begun_in(table: bytes, call_id: int) -> bool:

@@ -1,4 +1,4 @@
-"""Large binary values through shared memory instead of through the socket.
+"""Large binary values through shared memory in files with names: for workers that have not inherited one (:mod:`.memory`).
 
 One *arena* for each worker and direction: numbered segments under ``/dev/shm``, made by the sender, and a table of one
 byte for each, in a segment of its own. The sender fills a segment, sets its byte and names it in the message; the
@@ -26,7 +26,18 @@ from typing import Any
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
 
-__all__ = ["THRESHOLD", "Arena", "Borrower", "Budget", "available", "find_proof", "leave_proof", "prefix_of", "remove"]
+__all__ = [
+    "THRESHOLD",
+    "Arena",
+    "Borrower",
+    "Budget",
+    "Segments",
+    "available",
+    "find_proof",
+    "leave_proof",
+    "prefix_of",
+    "remove",
+]
 
 #: Binary values of at least this many bytes travel through shared memory; below, mapping costs more than copying.
 THRESHOLD = 256 * 1024
@@ -332,3 +343,26 @@ class Borrower:
         # The memory is kept by the views that are out, and goes with the last of them.
         self._table = None
         self._mapped.clear()
+
+
+class Segments:
+    """One side's part in it, both ways.
+
+    Args:
+        side: ``"i"`` for the host, ``"o"`` for the worker.
+        prefix: The worker's; see :func:`prefix_of`.
+        budget: What this side's segments may have.
+    """
+
+    def __init__(self, side: str, prefix: str, budget: Budget) -> None:
+        self._prefix = prefix
+        self._arena = Arena(f"{prefix}{side}", budget)
+        self._borrower = Borrower(f"{prefix}{'o' if side == 'i' else 'i'}")
+        self.lend = self._arena.lend
+        self.borrow = self._borrower.borrow
+
+    def close(self) -> None:
+        """Unlink everything, also what the other side has made: to be called when it is gone."""
+        self._arena.close()
+        self._borrower.close()
+        remove(self._prefix)

@@ -49,8 +49,8 @@ def run_worker(lifeline_fd: int, report_fd: int, marks_fd: int) -> int:
     # The first to be registered is the last to run: user code may end its children in its own way before.
     atexit.register(end_children)
     os.set_inheritable(report_fd, False)
+    os.set_inheritable(marks_fd, False)
     marks = Marks(marks_fd)
-    os.close(marks_fd)
     boot = read_boot(lifeline_fd)
     lifeline = Lifeline(lifeline_fd)
     os.environ.update(boot.env)

@@ -18,8 +18,9 @@ from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsup
 from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.events import EVENTS_WAITING
+from snakepit_trio.wire.memory import SharedMemory, has_files
 from snakepit_trio.wire.pipe import FramePipe
-from snakepit_trio.wire.shared import Arena, Borrower, Budget, find_proof, prefix_of
+from snakepit_trio.wire.shared import Budget, Segments, find_proof, prefix_of
 
 from .calls import Call, Channel, late
 from .host_calls import HostCalls
@@ -52,7 +53,7 @@ class Exchange:
         runner: Where calls run.
         on_stop: Called once, when the host has asked for the end or is gone.
         on_drained: Called once, when after that no call is left.
-        marks: Where the calls of the exchange that begin are written down.
+        marks: Where the calls of the exchange that begin are written down, in the file that also holds large values.
         shared: The loop, when the thread that runs the tools drives it as well.
 
     Attributes:
@@ -91,13 +92,16 @@ class Exchange:
         self._sweeper: asyncio.TimerHandle | None = None
         self.stopping = False
         self._shm_prefix = prefix_of(boot.run_id, boot.worker_id)
-        self._arena = Arena(f"{self._shm_prefix}o", Budget(boot.shm_limit))
-        self._borrower = Borrower(f"{self._shm_prefix}i")
+        self._memory: SharedMemory | Segments
+        if has_files():
+            self._memory = SharedMemory("o", marks.share, Budget(boot.shm_limit), boot.max_payload)
+        else:
+            self._memory = Segments("o", self._shm_prefix, Budget(boot.shm_limit))
         self._channel = Channel(
             send=self._send,
             wait=self.wait,
             begin=marks.begin,
-            lend=self._arena.lend,
+            lend=self._memory.lend,
             host_calls=self.host_calls,
             prefix="",
             worker_id=boot.worker_id,
@@ -112,11 +116,16 @@ class Exchange:
             self._channel.prefix = prefix
 
     def share_memory(self, proof: bytes) -> bool:
-        """Whether the host's shared memory is ours, too, as far as we may use any; if not, nothing is sent through it."""
-        if self._pipe is None and self._boot.shm_limit and find_proof(self._shm_prefix, proof):
-            return True
-        self._arena.close()
-        return False
+        """Asked when the host can't know whether its memory is ours, too: whether it is, as far as we may use any.
+
+        What we have inherited then is not the host's: files with names take its place, or nothing does.
+        """
+        if self._pipe is not None:
+            return False
+        found = bool(self._boot.shm_limit) and find_proof(self._shm_prefix, proof)
+        self._memory = Segments("o", self._shm_prefix, Budget(self._boot.shm_limit if found else 0))
+        self._channel.lend = self._memory.lend
+        return found
 
     async def serve(self, stream: Any) -> None:
         """Be open on this stream until it ends; with it ends the worker.
@@ -146,7 +155,7 @@ class Exchange:
     def _on_message(self, message: bytes) -> None:
         frame: Any = frame_reading.decode_host_frame(message)
         if isinstance(frame, frames.Call | frames.HostReply) and frame.payload is not None and frame.payload.buffers:
-            frame.payload = self._borrower.borrow(frame.payload)
+            frame.payload = self._memory.borrow(frame.payload)
         kind = type(frame)
         if kind is frames.Call:
             self._on_call(frame)

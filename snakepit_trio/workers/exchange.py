@@ -24,9 +24,12 @@ from snakepit_trio.wire.frames import (
     Reply,
     Stop,
 )
-from snakepit_trio.wire.shared import Arena, Borrower, Budget, prefix_of, remove
+from snakepit_trio.wire.memory import SharedMemory
+from snakepit_trio.wire.shared import Budget, Segments, prefix_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import WorkerSpec
     from snakepit_trio.wire.connection import Connection
@@ -47,20 +50,30 @@ class Exchange:
         spec: What the worker was started as.
         settings: Its pool's.
         shm: What may be used of shared memory for what is sent.
+        share: Gives a descriptor of the file that the worker has inherited; None: it has not, so files have names.
 
     Raises:
         RpcFailure: The connection is over.
     """
 
     def __init__(
-        self, connection: Connection, owner: LinkOwner, spec: WorkerSpec, settings: PoolConfig, shm: Budget
+        self,
+        connection: Connection,
+        owner: LinkOwner,
+        spec: WorkerSpec,
+        settings: PoolConfig,
+        shm: Budget,
+        share: Callable[[], int | None] | None,
     ) -> None:
         self._owner = owner
         self._settings = settings
-        self._shm_prefix = prefix_of(spec.run_id, spec.worker_id) if spec.shm_limit else None
-        prefix = self._shm_prefix or ""
-        self._arena = Arena(f"{prefix}i", shm if spec.shm_limit else Budget(0))
-        self._borrower = Borrower(f"{prefix}o")
+        self._memory: SharedMemory | Segments
+        if share is None and spec.shm_limit:
+            self._memory = Segments("i", prefix_of(spec.run_id, spec.worker_id), shm)
+        else:
+            # Without a limit there is nothing to be used, and nobody to share it with.
+            usable = share if spec.shm_limit else None
+            self._memory = SharedMemory("i", usable, shm if usable else Budget(0), settings.max_payload)
         self._now = event_loop(spec.host_backend).now
         self._heard = self._now()
         self._pings = 0
@@ -71,7 +84,7 @@ class Exchange:
 
     def call(self, call: Call) -> None:
         if call.payload.buffers:
-            call.payload = self._arena.lend(call.payload)
+            call.payload = self._memory.lend(call.payload)
         self._rpc.send(*encode_pieces(call))
 
     def cancel(self, call_id: int) -> None:
@@ -85,7 +98,7 @@ class Exchange:
 
     def host_reply(self, reply: HostReply) -> None:
         if reply.payload is not None:
-            reply.payload = self._arena.lend(reply.payload)
+            reply.payload = self._memory.lend(reply.payload)
         self._rpc.send(*encode_pieces(reply))
 
     def stop(self) -> None:
@@ -121,10 +134,7 @@ class Exchange:
         """The RPC's own end tells it."""
 
     def close(self) -> None:
-        self._arena.close()
-        self._borrower.close()
-        if self._shm_prefix is not None:
-            remove(self._shm_prefix)
+        self._memory.close()
 
     # ---- what arrives --------------------------------------------------------------------------------
 
@@ -134,12 +144,12 @@ class Exchange:
         if type(frame) is Reply:
             # By far the most frequent one.
             if frame.payload is not None and frame.payload.buffers:
-                frame.payload = self._borrower.borrow(frame.payload)
+                frame.payload = self._memory.borrow(frame.payload)
             self._owner.link_reply(frame)
             return
         # Mapped at once, so that what nobody takes is given back by being dropped.
         if isinstance(frame, Chunk | HostCall | Emit) and frame.payload.buffers:
-            frame.payload = self._borrower.borrow(frame.payload)
+            frame.payload = self._memory.borrow(frame.payload)
         match frame:
             case Chunk():
                 self._owner.link_chunk(frame)

@@ -36,6 +36,7 @@ from snakepit_trio.wire.frames import (
     HostReply,
     Reply,
 )
+from snakepit_trio.wire.memory import has_files
 
 from .exchange import Exchange
 from .exits import Exit, classify, explain, oom_kills
@@ -341,7 +342,8 @@ class Worker:
         self.tools, self.capabilities, self.threads = said.tools, said.capabilities, said.threads
         if "exchange" in self.capabilities:
             spec = self.spec if said.shares_memory else attrs.evolve(self.spec, shm_limit=0)
-            self._link = Exchange(self._connection, self, spec, self._settings, self._shm)
+            share = process.share if self._launcher.same_machine and has_files() else None
+            self._link = Exchange(self._connection, self, spec, self._settings, self._shm, share)
         else:
             self._link = PlainCalls(
                 self._connection,

@@ -32,6 +32,22 @@ def keep(array: Any) -> bool:
 
 
 @sp.tool
+def keep_and_return(array: Any) -> Any:
+    kept.append(array[1:])
+    return array
+
+
+@sp.tool
+def part(array: Any, size: int) -> Any:
+    return array[:size]
+
+
+@sp.tool
+def made(size: int, value: int) -> Any:
+    return np.full(size, value, np.uint8)
+
+
+@sp.tool
 def kept_sums() -> list[float]:
     sums = [float(array.sum()) for array in kept]
     kept.clear()

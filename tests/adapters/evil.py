@@ -73,23 +73,44 @@ def what_i_was_started_with() -> dict[str, list[str]]:
 
 
 @sp.tool
+def echo(value: Any) -> Any:
+    return value
+
+
+@sp.tool
 def cut_memory_short() -> list[str]:
-    """Try to change the size of every file without a name that this worker shares with its host. Returns what came of it."""
+    """Try to change the size of every file in memory that this worker shares with its host. Returns what came of it."""
     found = []
     for name in os.listdir("/proc/self/fd"):
         try:
             place = os.readlink(f"/proc/self/fd/{name}")
         except FileNotFoundError:
             continue
-        if place.startswith("/memfd:snakepit-marks"):
-            for size in (0, 1, 1 << 20):
-                try:
-                    os.ftruncate(int(name), size)
-                except OSError as exc:
-                    found.append(type(exc).__name__)
-                else:
-                    found.append("cut")
+        if not place.startswith("/memfd:snakepit"):
+            continue
+        for size in (0, 1, 1 << 20, 1 << 50):
+            try:
+                os.ftruncate(int(name), size)
+            except OSError as exc:
+                found.append(type(exc).__name__)
+            else:
+                found.append("cut")
     return found
+
+
+@sp.tool
+def empty_memory() -> None:
+    """Free all that is in the memory that this worker shares with its host, whoever looks at it."""
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            place = os.readlink(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        if place.startswith("/memfd:snakepit"):
+            libc.fallocate(int(name), 3, ctypes.c_int64(0), ctypes.c_int64(os.fstat(int(name)).st_size))
 
 
 @sp.tool

@@ -18,7 +18,7 @@ _left = 0
 
 def _trace(frame: Any, event: str, arg: object) -> Any:
     global _left  # noqa: PLW0603
-    if not frame.f_code.co_filename.endswith("wire/shared.py"):
+    if not frame.f_code.co_filename.endswith("wire/memory.py"):
         return None
     if event == "line" and _left > 0:
         _left -= 1

@@ -1,10 +1,11 @@
 """Either side is killed at each step of a transfer through shared memory, and nothing of it is left.
 
-Steps are lines of ``wire/shared.py``. All of them: ``SNAKEPIT_CHAOS_STEPS=1 pytest tests/chaos``.
+Steps are lines of ``wire/memory.py``. All of them: ``SNAKEPIT_CHAOS_STEPS=1 pytest tests/chaos``.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import numpy as np
+import psutil
 import pytest
 
 import snakepit_trio as sp
@@ -42,8 +44,24 @@ anyio.run(main, backend="trio")
 """
 
 
-def left(run_id: str) -> list[str]:
-    return [path.name for path in Path("/dev/shm").glob(f"sp-{run_id}-*")]
+def file_of(pool: sp.Pool) -> int:
+    """A descriptor of the file of the only worker."""
+    [worker] = [worker for slot in pool._crew.slots for worker in slot.workers]
+    fd: int | None = worker._process.share()
+    assert fd is not None
+    return fd
+
+
+def left(run_id: str) -> list[int]:
+    """The processes of a run: what they have in memory goes with them."""
+    return [process.pid for process in psutil.process_iter() if run_id in _words(process)]
+
+
+def _words(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 @pytest.mark.anyio
@@ -56,6 +74,7 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
             async with each_request_ends_once(pool) as ends:
                 while True:
                     (worker,) = pool.workers()
+                    file = file_of(pool)
                     await pool.execute("arm", {"step": step})
                     try:
                         for _ in range(2):
@@ -63,6 +82,7 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
                         async with pool.stream("pieces", {"n": 3, "size": THRESHOLD}) as chunks:
                             assert [int(chunk[-1]) async for chunk in chunks] == [0, 1, 2]
                         if await pool.execute("disarm"):
+                            os.close(file)
                             break  # There are fewer steps.
                     except sp.WorkerCrashed:
                         pass
@@ -70,13 +90,16 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
                     died += 1
                     while any(info.id == worker.id for info in pool.workers()):
                         await anyio.sleep(0.001)
-                    assert not [name for name in left(pool.runtime.run_id) if worker.id in name], step
+                    # The memory is given back, but for a chunk that its consumer has got and the marks and the table.
+                    gc.collect()
+                    held = os.fstat(file).st_blocks * 512
+                    os.close(file)
+                    assert held <= THRESHOLD + 2 * os.sysconf("SC_PAGE_SIZE"), step
                     step += stride
                     await pool.wait_ready(timeout=20)
             assert died
             assert ends["request.failed"] <= died
             assert pool._crew._hiring.shm.used <= 4 * 2 * THRESHOLD  # What no worker has any more is not counted.
-    assert not left(pool.runtime.run_id)
 
 
 def test_a_host_that_dies_at_any_step_of_a_transfer(tmp_path: Path) -> None:
@@ -89,7 +112,7 @@ def test_a_host_that_dies_at_any_step_of_a_transfer(tmp_path: Path) -> None:
             env={
                 **os.environ, "TMPDIR": str(tmp_path), "SNAKEPIT_STATE_DIR": str(tmp_path / "state"),
                 "PYTHONPATH": f"{Path(__file__).parent / 'steps'}:{ROOT}",
-                "SNAKEPIT_STEP": str(step), "SNAKEPIT_STEP_FILES": "wire/shared.py",
+                "SNAKEPIT_STEP": str(step), "SNAKEPIT_STEP_FILES": "wire/memory.py",
             },
         )  # fmt: skip
         assert host.returncode in (0, -9), host.stderr
@@ -98,7 +121,7 @@ def test_a_host_that_dies_at_any_step_of_a_transfer(tmp_path: Path) -> None:
             assert not left(run_id)
             break
         killed += 1
-        # The next run, on the same state directory, removes what is there.
+        # The next run, on the same state directory, ends what is there.
         swept = subprocess.run(
             [sys.executable, "-m", "snakepit_trio", "cleanup"],
             check=True, capture_output=True, cwd=ROOT, timeout=60,

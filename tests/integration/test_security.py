@@ -14,7 +14,8 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import MSGPACK, FrameError, Payload, SharedBlock
-from snakepit_trio.wire.shared import Borrower
+from snakepit_trio.wire.memory import SharedMemory, make_file
+from snakepit_trio.wire.shared import Borrower, Budget
 from snakepit_trio.wire.transports import make_wire
 
 pytestmark = pytest.mark.anyio
@@ -156,6 +157,45 @@ async def test_a_connection_that_says_nothing_does_not_keep_a_worker_from_servin
                 sock.close()
 
 
+@pytest.mark.parametrize("name", ["", "i", "o", "x1", "o256", "o-1", "i01", "../o1", "/dev/shm/x", "o1\n", "\u0661"])
+def test_a_worker_can_name_only_its_own_memory(name: str) -> None:
+    fd = make_file()
+    memory = SharedMemory("i", lambda: os.dup(fd), Budget(None), 1 << 20)
+    try:
+        for block in (
+            SharedBlock(name, 0, 1),
+            SharedBlock("o1", 1 << 32, 1),
+            SharedBlock("o1", (1 << 64) - 1, 1),
+            SharedBlock("o1", 0, (1 << 20) + 1),
+            # What the host has never sent there can't come back.
+            SharedBlock("i1", 0, 1),
+        ):
+            with pytest.raises(FrameError):
+                memory.borrow(Payload(MSGPACK, b"\xc0", [block]))
+        several = [SharedBlock("o1", 0, 1 << 19)] * 3
+        with pytest.raises(FrameError):
+            memory.borrow(Payload(MSGPACK, b"\xc0", several))
+    finally:
+        memory.close()
+        os.close(fd)
+
+
+async def test_memory_that_is_shared_with_a_worker_can_not_be_cut_short() -> None:
+    data = bytes(range(256)) * 4096
+    async with sp.open_pool(ADAPTER, size=1) as pool:
+        kept = await pool.execute("echo", {"value": memoryview(data)})
+        [before] = pool.workers()
+        tried = await pool.execute("cut_memory_short")
+        assert tried and set(tried) == {"PermissionError"}
+        assert kept == data
+        assert await pool.execute("echo", {"value": data}) == data
+        # It can spoil what is its own to send, but nobody who looks at it dies of that.
+        await pool.execute("empty_memory")
+        assert len(bytes(kept)) == len(data)
+        assert pool.workers()[0].id == before.id
+        assert await pool.execute("fine") == "fine"
+
+
 @pytest.mark.parametrize(
     "name", ["sp-run-other-o0.1", "sp-run-worker-o/../../etc/passwd", "../x", "", "sp-run-worker-o", "sp-run-worker-ot"]
 )
@@ -163,10 +203,3 @@ def test_a_worker_can_name_only_its_own_segments(name: str) -> None:
     borrower = Borrower("sp-run-worker-o")
     with pytest.raises(FrameError, match="not the sender's"):
         borrower.borrow(Payload(MSGPACK, b"\xc0", [SharedBlock(name, 0, 1)]))
-
-
-async def test_the_marks_of_a_worker_can_not_be_cut_short() -> None:
-    async with sp.open_pool(ADAPTER, size=1) as pool:
-        tried = await pool.execute("cut_memory_short")
-        assert tried and set(tried) == {"PermissionError"}
-        assert await pool.execute("fine") == "fine"

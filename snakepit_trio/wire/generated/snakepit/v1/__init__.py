@@ -1117,17 +1117,18 @@ default_message_pool.register_message("snakepit.v1", "SettleResponse", SettleRes
 @dataclass(eq=False, repr=False)
 class SharedBlock(betterproto2.Message):
     """
-    A block of shared memory that the sender has filled, leased to the receiver until the request ends.
+    A block of the memory that a host shares with one worker, leased to the receiver until it has let go of it.
     """
 
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    The segment's name in POSIX shared memory, without the leading slash.
+    A place in the file that the worker has inherited: "i" or "o" for the host's or the worker's, and its number. Where it
+    has inherited none: the name of a segment in POSIX shared memory, without the leading slash.
     """
 
     offset: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
     """
-    Bytes from the segment's start.
+    Bytes from the start of the place.
     """
 
     size: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)

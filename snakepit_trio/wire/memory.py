@@ -1,0 +1,386 @@
+"""Large binary values through shared memory instead of through the socket.
+
+Host and worker share one file for each worker: memory without a name, made by the host and inherited by the worker
+(``memfd_create``), of which nobody can change the size. It is sparse, and divided into *places*, half of them the host's
+and half of them the worker's. The sender of a value copies it into a place of its own and names the place in the message;
+the receiver looks at it there, through a read-only view: a *lease*, which ends with the last view of it, wherever its
+program has kept it. What lies in a leased place may be sent back, or once more, without being copied.
+
+A table in the file tells the owner of a place how often the other side has let go of it and has sent it back. The place
+is used again when all that was sent either way has been let go of; nothing about that travels on the wire, and no view
+ever changes. Both sides keep their mappings for the next message: mapping ten megabytes anew costs as much as copying them.
+
+A place is reserved in full before it is used, so that memory which is not there is an error here; without room, within the
+limit or at all, values travel inline. The memory goes with the last process that has it, however that ends.
+
+A worker that somebody else has started, on this machine, does not inherit the file; :mod:`.shared` is for those.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import re
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from .frames import Buffer, FrameError, Payload, SharedBlock
+from .mapping import Mapping, collapse, discard, map_file, punch
+from .shared import THRESHOLD, Budget
+
+__all__ = ["HEAD", "SharedMemory", "has_files", "make_file"]
+
+#: The first bytes of the file, which are for other uses.
+HEAD = 1 << 20
+
+_PLACES = 256
+#: From one place to the next; and what one can hold.
+_STRIDE = 1 << 32
+_SIZE = (1 + 2 * _PLACES) * _STRIDE
+_NAME = re.compile(r"([io])(\d{1,2}|1\d\d|2[0-4]\d|25[0-5])", re.ASCII)
+_PAGE = mmap.PAGESIZE
+_U32 = 0xFFFF_FFFF
+#: Unused places are kept for the next message up to so many bytes in all.
+_KEPT = 64 * 1024 * 1024
+
+
+def has_files() -> bool:
+    """Whether this system has memory in files that can't be cut short."""
+    return hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS") and sys.maxsize > 1 << 32
+
+
+def make_file() -> int:
+    """A new file for host and worker to share; the descriptor is close-on-exec. No process can make it shorter.
+
+    Raises:
+        OSError: There is no room, too many files are open, or a limit forbids files of this (apparent) size.
+    """
+    fd = os.memfd_create("snakepit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(fd, _SIZE)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+class _Table:
+    """For each place, how often the side that does not own it has let go of it, and has sent it back: written by that side."""
+
+    def __init__(self, fd: int, owner: str) -> None:
+        counts = map_file(fd, HEAD, _PAGE).view(2 * 2 * 4 * _PLACES).cast("I")
+        first = 0 if owner == "i" else 2 * _PLACES
+        self._counts = counts[first : first + 2 * _PLACES]
+
+    def let_go(self, index: int) -> None:
+        self._counts[2 * index] = self._counts[2 * index] + 1 & _U32
+
+    def sent_back(self, index: int) -> None:
+        self._counts[2 * index + 1] = self._counts[2 * index + 1] + 1 & _U32
+
+    def read(self, index: int) -> tuple[int, int]:
+        # In this order: a view is sent back before it is let go of.
+        let_go = self._counts[2 * index]
+        return let_go, self._counts[2 * index + 1]
+
+
+class _Place:
+    """One of ours."""
+
+    __slots__ = ("came_back", "lent", "mapping", "size", "used")
+
+    def __init__(self, size: int, mapping: Mapping, gone: tuple[int, int]) -> None:
+        self.size = size
+        self.mapping = mapping
+        #: How often it was sent, and how often what was sent back was let go of here.
+        self.lent, self.came_back = gone
+        self.used = 0
+
+
+class _Lease:
+    """What is looked at here: a place, and where it is mapped."""
+
+    __slots__ = ("end", "index", "mapping", "owner")
+
+    def __init__(self, owner: str, index: int, mapping: Mapping, end: int) -> None:
+        self.owner = owner
+        self.index = index
+        self.mapping = mapping
+        self.end = end
+
+
+class SharedMemory:
+    """One side's part in it, for one worker. Safe to use from several threads.
+
+    Args:
+        side: ``"i"`` for the host, ``"o"`` for the worker: the names of its places begin so.
+        share: Gives a new descriptor of the file, or None when there is none (any more). None: there is no file.
+        budget: What this side's places may have.
+        limit: The most bytes that one message may refer to.
+    """
+
+    def __init__(self, side: str, share: Callable[[], int | None] | None, budget: Budget, limit: int) -> None:
+        self._own, self._theirs = side, "o" if side == "i" else "i"
+        self._share = share
+        self._budget = budget
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._fd: int | None = None
+        self._own_table: _Table | None = None
+        self._theirs_table: _Table | None = None
+        self._places: dict[int, _Place] = {}
+        #: The other side's places, as far as they are mapped.
+        self._mapped: dict[int, Mapping] = {}
+        self._leases: set[_Lease] = set()
+        self._ended: deque[_Lease] = deque()
+        self._settling = threading.Lock()
+        self._pid = os.getpid()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<SharedMemory {self._own} places={len(self._places)} leases={len(self._leases)}>"
+
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each of our places."""
+        return [place.size for place in self._places.values()]
+
+    # ---- the sender's part ---------------------------------------------------------------------------
+
+    def lend(self, payload: Payload) -> Payload:
+        """The same payload, with its large buffers in shared memory as far as there is room."""
+        if not payload.buffers or self._closed or self._budget.limit == 0:
+            return payload
+        buffers = [self._put(buffer) for buffer in payload.buffers]
+        return Payload(payload.encoding, payload.data, buffers)
+
+    def _put(self, buffer: Buffer) -> Buffer:
+        if isinstance(buffer, SharedBlock):
+            return buffer
+        size = memoryview(buffer).nbytes
+        if not THRESHOLD <= size <= _STRIDE:
+            return buffer
+        with self._lock:
+            try:
+                if not self._open():
+                    return buffer
+                known = self._again(buffer, size) if self._leases else None
+                if known is not None:
+                    return known
+                index = self._free_place(size)
+            except OSError:
+                return buffer
+            if index is None:
+                return buffer
+            place = self._places[index]
+            place.lent += 1
+        try:
+            _copy(place.mapping, buffer, size)
+        except BaseException:
+            place.lent -= 1
+            raise
+        return SharedBlock(f"{self._own}{index}", 0, size)
+
+    def _again(self, buffer: Buffer, size: int) -> SharedBlock | None:
+        """Where a buffer lies that is the better part of what is looked at here: it need not be copied."""
+        numpy = sys.modules.get("numpy")
+        if numpy is None:
+            return None
+        address = numpy.frombuffer(buffer, numpy.uint8).__array_interface__["data"][0]
+        for lease in self._leases.copy():
+            offset = address - lease.mapping.address
+            if offset >= 0 and offset + size <= lease.end <= 2 * size:
+                if lease.owner == self._own:
+                    self._places[lease.index].lent += 1
+                else:
+                    assert self._theirs_table is not None
+                    self._theirs_table.sent_back(lease.index)
+                return SharedBlock(f"{lease.owner}{lease.index}", offset, size)
+        return None
+
+    def _free_place(self, size: int) -> int | None:
+        """A free place of at least this size, a new one if need be; None when there is no room."""
+        free = [index for index, place in self._places.items() if self._is_free(index, place)]
+        fitting = [index for index in free if self._places[index].size >= size]
+        if fitting:
+            best = min(fitting, key=lambda index: self._places[index].size)
+            self._trim([index for index in free if index != best], _KEPT)
+            place = self._places[best]
+            place.used += 1
+            if place.used == 2:
+                # It will be used again and again; for less it is not worth it.
+                collapse(place.mapping, place.size)
+            return best
+        wanted = -(-size // _PAGE) * _PAGE
+        if not self._budget.take(wanted):
+            self._trim(free, 0)
+            if not self._budget.take(wanted):
+                return None
+        try:
+            index = next((index for index in range(_PLACES) if index not in self._places), None)
+            if index is not None:
+                assert self._own_table is not None
+                at = _start(self._own, index)
+                os.posix_fallocate(self._file, at, wanted)
+                mapping = map_file(self._file, at, wanted, populate=True)
+                self._places[index] = _Place(wanted, mapping, self._own_table.read(index))
+                return index
+        except OSError:
+            punch(self._file, at, wanted)
+            self._budget.give(wanted)
+            raise
+        self._budget.give(wanted)
+        return None
+
+    def _is_free(self, index: int, place: _Place) -> bool:
+        assert self._own_table is not None
+        let_go, sent_back = self._own_table.read(index)
+        return let_go == place.lent & _U32 and sent_back == place.came_back & _U32
+
+    def _trim(self, free: list[int], keep: int) -> None:
+        for index in free:
+            if keep > 0:
+                keep -= self._places[index].size
+            if keep <= 0:
+                place = self._places.pop(index)
+                self._budget.give(place.size)
+                punch(self._file, _start(self._own, index), place.size)
+
+    # ---- the receiver's part -------------------------------------------------------------------------
+
+    def borrow(self, payload: Payload) -> Payload:
+        """The same payload with views in the places of what is in shared memory.
+
+        Raises:
+            FrameError: A buffer is in no place of the file, or there are more bytes of them than may be.
+        """
+        blocks = [buffer for buffer in payload.buffers if isinstance(buffer, SharedBlock)]
+        if not blocks:
+            return payload
+        if sum(block.size for block in blocks) > self._limit:
+            raise FrameError("more is in shared memory than a message may hold")
+        views = [self._view(buffer) if isinstance(buffer, SharedBlock) else buffer for buffer in payload.buffers]
+        return Payload(payload.encoding, payload.data, views)
+
+    def _view(self, block: SharedBlock) -> memoryview:
+        found = _NAME.fullmatch(block.name)
+        end = block.offset + block.size
+        if found is None or end > _STRIDE:
+            raise FrameError("a buffer is in no place of the shared file")
+        owner, index = found[1], int(found[2])
+        with self._lock:
+            try:
+                if not self._open():
+                    raise FrameError("a buffer is in shared memory, and there is none")
+                mapping = self._mapping(owner, index, end)
+            except OSError as exc:
+                raise FrameError(f"a buffer's place can't be mapped: {exc}") from exc
+            # Every view holds the window, whose end therefore tells the end of them all; the mapping is used again.
+            window = mapping.window()
+            lease = _Lease(owner, index, mapping, end)
+            weakref.finalize(window, self._end, lease).atexit = False
+            self._leases.add(lease)
+        return memoryview(window).cast("B")[block.offset : end].toreadonly()
+
+    def _mapping(self, owner: str, index: int, end: int) -> Mapping:
+        if owner == self._own:
+            place = self._places.get(index)
+            if place is None or end > place.size:
+                raise FrameError("a buffer was sent back that was never sent")
+            return place.mapping
+        mapping = self._mapped.get(index)
+        if mapping is None or mapping.size < end:
+            mapping = self._mapped[index] = map_file(self._file, _start(owner, index), end)
+        return mapping
+
+    def _end(self, lease: _Lease) -> None:
+        """The last view of something is gone. Called by the collector: in any thread, in the middle of anything."""
+        if os.getpid() != self._pid:
+            return  # A fork of this process has let go of its copy.
+        # Whoever counts counts for all, so that no two count at once; nobody waits here.
+        self._ended.append(lease)
+        while self._ended and self._settling.acquire(blocking=False):
+            try:
+                while self._ended:
+                    self._settle(self._ended.popleft())
+            finally:
+                self._settling.release()
+
+    def _settle(self, lease: _Lease) -> None:
+        self._leases.discard(lease)
+        if self._closed:
+            rest = self._leases.copy()
+            if not any(other.owner == lease.owner and other.index == lease.index for other in rest):
+                discard(lease.mapping)
+        elif lease.owner == self._own:
+            place = self._places.get(lease.index)
+            if place is not None:
+                place.came_back += 1
+        elif self._theirs_table is not None:
+            self._theirs_table.let_go(lease.index)
+
+    # ---- both ----------------------------------------------------------------------------------------
+
+    @property
+    def _file(self) -> int:
+        assert self._fd is not None
+        return self._fd
+
+    def _open(self) -> bool:
+        if self._fd is None and not self._closed:
+            fd = None if self._share is None else self._share()
+            if fd is None:
+                return False
+            try:
+                self._own_table, self._theirs_table = _Table(fd, self._own), _Table(fd, self._theirs)
+            except OSError:
+                os.close(fd)
+                raise
+            self._fd = fd
+        return not self._closed
+
+    def close(self) -> None:
+        """Give the memory back, but for what is looked at here: that stays as it is, and goes with its last view.
+
+        To be called when the other side is gone.
+        """
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for place in self._places.values():
+                self._budget.give(place.size)
+            self._places.clear()
+            self._mapped.clear()
+            self._own_table = self._theirs_table = None
+            if self._fd is None:
+                return
+            # A fork of this process may have the file still, so it is not left to the last descriptor and mapping.
+            leased = sorted({_start(lease.owner, lease.index) for lease in self._leases.copy()})
+            for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
+                if begin < end:
+                    punch(self._fd, begin, end - begin)
+            os.close(self._fd)
+            self._fd = None
+
+
+def _start(owner: str, index: int) -> int:
+    """Where a place begins in the file."""
+    return (1 + index + (0 if owner == "i" else _PLACES)) * _STRIDE
+
+
+def _copy(mapping: Mapping, buffer: Any, size: int) -> None:
+    """Fill the beginning of a place."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        mapping.view(size)[:] = buffer
+    else:
+        # Without the GIL, so that nobody waits for a hundred megabytes.
+        target = numpy.frombuffer(mapping.memory, numpy.uint8, size)
+        numpy.copyto(target, numpy.frombuffer(buffer, numpy.uint8))
