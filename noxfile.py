@@ -80,7 +80,7 @@ def netns(session: nox.Session, backend: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, types, and the direction of imports."""
-    session.install(".[numpy,trio-asyncio]", *group("lint"))
+    session.install(".[numpy,trio-asyncio,mcp]", *group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("mypy")

@@ -289,7 +289,15 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def cordon(self, data: st.DataObject) -> None:
-        self.ledger.cordon(data.draw(st.sampled_from(self.workers)).seats)
+        worker = data.draw(st.sampled_from(self.workers))
+        self.ledger.cordon(worker.seats)
+        # What it has not begun is asked back.
+        assert {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED} <= worker.recalled
+
+    @precondition(lambda self: self.workers)
+    @rule(data=st.data())
+    def retire(self, data: st.DataObject) -> None:
+        self.ledger.retire(data.draw(st.sampled_from(self.workers)).seats, self.now)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
@@ -364,6 +372,16 @@ class LedgerMachine(RuleBasedStateMachine):
                     if worker.seats.open and worker.seats.load < worker.seats.capacity:
                         assert request.pin is not None
                         assert request.pin is not worker.seats
+
+    @invariant()
+    def nobody_waits_for_a_worker_that_takes_nothing_more(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        known = {id(worker.seats) for worker in self.workers}
+        for request in self.alive():
+            if request.phase is Phase.QUEUED and request.pin is not None:
+                assert id(request.pin) in known
+                assert not request.pin.over
 
     @invariant()
     def somebody_will_look_in_time(self) -> None:
@@ -465,13 +483,14 @@ def walk(seed: int, steps: int) -> LedgerMachine:
         elif step == "die" and machine.workers and rng.random() < 0.5:
             machine.worker_dies(data, rng.random() < 0.7)
         elif step == "cordon" and machine.workers:
-            (machine.cordon if rng.random() < 0.5 else machine.uncordon)(data)
+            rng.choice([machine.cordon, machine.cordon, machine.uncordon, machine.uncordon, machine.retire])(data)
             if rng.random() < 0.2:
                 machine.sessions_end()
         machine.conserved()
         machine.each_has_one_end()
         machine.seats_are_neither_lost_nor_shared()
         machine.nobody_waits_while_a_seat_is_free()
+        machine.nobody_waits_for_a_worker_that_takes_nothing_more()
         machine.somebody_will_look_in_time()
     return machine
 

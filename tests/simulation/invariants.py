@@ -8,6 +8,7 @@ from typing import Any
 
 import snakepit_trio as sp
 from snakepit_trio.pool.request import Outcome, Phase, Request
+from snakepit_trio.pool.submission import STREAM_WINDOW
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
 
@@ -72,6 +73,8 @@ class Invariants:
                 told = worker._process.told_to_cancel
                 assert unwanted <= told, f"{worker!r} has not been told that nobody waits for {unwanted - told}"
                 assert told.isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
+                credits = max(worker._process.credits.values(), default=0)
+                assert credits <= STREAM_WINDOW, f"{worker!r} may send {credits} chunks, which nobody has room for"
                 if pool.config.on_cancel == "kill":
                     assert seats.leaving.keys() <= worker._grace._due.keys(), (
                         f"{worker!r} has no end for what it leaves"
