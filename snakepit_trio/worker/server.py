@@ -90,6 +90,8 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         raise
     finally:
         io.join()
+        # The interpreter takes handlers back before its end: a signal that is repeated would kill what ends in order.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0, io.host_lost
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -241,12 +242,14 @@ def test_serve_and_call(tmp_path: Path) -> None:
     (tmp_path / "snakepit.toml").write_text(
         '[[pools]]\nadapter = "tests.adapters.basic"\nsize = 1\nstop_grace = 30\n[bridge]\naddress = "tcp:127.0.0.1:0"\n'
     )
-    process = subprocess.Popen(
-        [sys.executable, "-m", "snakepit_trio", "serve", "--json"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
-    )  # fmt: skip
-    try:
+    with contextlib.ExitStack() as stack:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "snakepit_trio", "serve", "--json"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+        )  # fmt: skip
+        stack.enter_context(process)
+        stack.callback(process.kill)
         assert process.stdout is not None
         told = json.loads(process.stdout.readline())
         file = Path(told["token_file"])
@@ -261,19 +264,16 @@ def test_serve_and_call(tmp_path: Path) -> None:
         wrong = tmp_path / "wrong"
         wrong.write_text("wrong")
         assert "token" in snakepit("call", "--address", told["address"], "--token-file", str(wrong), "add").stderr
-        slow = started("call", *at, "count", '{"n": 20000}')
+        slow = stack.enter_context(started("call", *at, "count", '{"n": 20000}'))
+        stack.callback(slow.kill)
         assert slow.stdout is not None
         assert slow.stdout.readline() == "0\n"
         # More than the pipe between it and us holds: it is under way until it is read, and is allowed to end.
         process.terminate()
-        rest = slow.stdout.read()
-    finally:
-        process.terminate()
+        assert [*map(int, slow.stdout.read().split())] == list(range(1, 20000))
+        assert slow.wait(timeout=30) == 0
         _, stderr = process.communicate(timeout=30)
     assert process.returncode == 143, stderr
-    assert [*map(int, rest.split())] == list(range(1, 20000))
-    assert slow.wait(timeout=30) == 0
-    slow.communicate()
     assert not file.exists()
     assert file.name not in stderr
     assert snakepit("serve", "--config", "nowhere.toml").returncode == 2
