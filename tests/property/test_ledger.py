@@ -159,6 +159,13 @@ class LedgerMachine(RuleBasedStateMachine):
             self.told_of_due(min(request.deadline, request.queue_deadline))
             if request.phase is Phase.QUEUED and self.limit is not None:
                 assert before < self.limit
+            if request.phase is Phase.QUEUED and request.seats is None and request.pin is None:
+                # It waits for any worker, and nobody less urgent goes before it in a line.
+                for worker in self.workers:
+                    urged = {
+                        n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED and r.priority < priority
+                    }
+                    assert urged <= worker.recalled
 
     def alive(self) -> list[Request]:
         return [r for r in self.requests if r.phase is not Phase.DONE]
