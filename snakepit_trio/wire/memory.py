@@ -27,10 +27,9 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
-from .mapping import Mapping, collapse, discard, map_file, punch
+from .mapping import Mapping, collapse, discard, fill, map_file, punch
 from .shared import THRESHOLD, Budget
 
 __all__ = ["HEAD", "SharedMemory", "has_files", "make_file"]
@@ -181,7 +180,7 @@ class SharedMemory:
             place = self._places[index]
             place.lent += 1
         try:
-            _copy(place.mapping, buffer, size)
+            fill(place.mapping.memory, buffer, size)
         except BaseException:
             place.lent -= 1
             raise
@@ -373,14 +372,3 @@ class SharedMemory:
 def _start(owner: str, index: int) -> int:
     """Where a place begins in the file."""
     return (1 + index + (0 if owner == "i" else _PLACES)) * _STRIDE
-
-
-def _copy(mapping: Mapping, buffer: Any, size: int) -> None:
-    """Fill the beginning of a place."""
-    numpy = sys.modules.get("numpy")
-    if numpy is None:
-        mapping.view(size)[:] = buffer
-    else:
-        # Without the GIL, so that nobody waits for a hundred megabytes.
-        target = numpy.frombuffer(mapping.memory, numpy.uint8, size)
-        numpy.copyto(target, numpy.frombuffer(buffer, numpy.uint8))
