@@ -1,4 +1,4 @@
-"""The figures of ``benchmarks/results`` as SVG, for docs/benchmarks.md.
+"""The figures of ``benchmarks/results`` as SVG, for docs/benchmarks.md and docs/reliability.md.
 
 python benchmarks/plots.py [--out docs/images]
 """
@@ -29,7 +29,7 @@ def bars(out: Path, record: dict[str, Any]) -> None:
     left.set_xlabel("calls/s, 64 callers")
     right.barh(names, [medians[name]["p50_us"] for name in names], color=colours)
     right.set_xlabel("median of one call after another, us")
-    save(figure, out / "calls.svg", record)
+    save(figure, out / "calls.svg", rounds(record))
 
 
 def lines(out: Path, record: dict[str, Any]) -> None:
@@ -48,11 +48,34 @@ def lines(out: Path, record: dict[str, Any]) -> None:
         else:
             axis.set_ylim(bottom=0)
     axes[0].legend(fontsize="small")
-    save(figure, out / "sweeps.svg", record)
+    save(figure, out / "sweeps.svg", rounds(record))
 
 
-def save(figure: Any, path: Path, record: dict[str, Any]) -> None:
-    figure.suptitle(f"medians of {record['rounds']} rounds; {record['machine']}", fontsize="small")
+def samples(out: Path, record: dict[str, Any]) -> None:
+    """What a soak run's host holds, over time."""
+    taken = record["samples"]
+    figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
+    for axis, keys in zip(
+        axes,
+        (["rss_mib", "private_mib", "in_use_mib"], ["descriptors", "threads", "workers"], ["queued", "cancel_set"]),
+        strict=True,
+    ):
+        for key in keys:
+            axis.plot([at["seconds"] for at in taken], [at[key] for at in taken], label=key, linewidth=1)
+        axis.set_ylim(bottom=0)
+        axis.legend(loc="lower right", fontsize=8)
+        axis.grid(alpha=0.3)
+    axes[-1].set_xlabel("seconds")
+    title = f"{record['calls']} calls on {record['backend']}, {record['restarts']} restarts; {record['machine']}"
+    save(figure, out / f"soak-{record['backend']}.svg", title)
+
+
+def rounds(record: dict[str, Any]) -> str:
+    return f"medians of {record['rounds']} rounds; {record['machine']}"
+
+
+def save(figure: Any, path: Path, title: str) -> None:
+    figure.suptitle(title, fontsize="small")
     figure.tight_layout()
     figure.savefig(path, metadata={"Date": None})
     print(path)
@@ -63,7 +86,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    for name, plot in (("calls", bars), ("sweeps", lines)):
+    for name, plot in (("calls", bars), ("sweeps", lines), ("soak-trio", samples), ("soak-asyncio", samples)):
         path = RESULTS / f"{name}.json"
         if path.exists():
             plot(out, json.loads(path.read_text()))

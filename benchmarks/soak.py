@@ -1,6 +1,6 @@
 """A long run of everything at once: are all calls accounted for, does anything grow, is anything left?
 
-python benchmarks/soak.py [--calls 1000000] [--backend trio] [--seed 1] [--json FILE] [--plot FILE.svg]
+python benchmarks/soak.py [--calls 1000000] [--backend trio] [--seed 1] [--json FILE]
 
 Callers make calls of every kind, some of which are cancelled, time out, leave streams early, raise, or kill their worker,
 while workers are killed, stopped, recycled and the pool is resized at random. Twice a second the host's memory,
@@ -334,36 +334,12 @@ async def soak(calls: int, seed: int, backend: str) -> dict[str, Any]:
     }
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
-    """Memory, descriptors and progress over time."""
-    import matplotlib.pyplot as plt
-
-    samples = record["samples"]
-    seconds = [sample["seconds"] for sample in samples]
-    figure, axes = plt.subplots(3, 1, figsize=(8, 7), sharex=True)
-    for axis, keys in zip(
-        axes,
-        (["rss_mib", "private_mib", "in_use_mib"], ["descriptors", "threads", "workers"], ["queued", "cancel_set"]),
-        strict=True,
-    ):
-        for key in keys:
-            axis.plot(seconds, [sample[key] for sample in samples], label=key, linewidth=1)
-        axis.set_ylim(bottom=0)
-        axis.legend(loc="lower right", fontsize=8)
-        axis.grid(alpha=0.3)
-    axes[0].set_title(f"{record['calls']} calls on {record['backend']}, {record['restarts']} restarts", fontsize=10)
-    axes[-1].set_xlabel("seconds")
-    figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None})
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=1_000_000)
     parser.add_argument("--backend", choices=["trio", "asyncio"], default="trio")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     record = anyio.run(soak, options.calls, options.seed, options.backend, backend=options.backend)
@@ -371,8 +347,6 @@ def main() -> int:
     print(json.dumps(shown, indent=1))
     if options.json:
         options.json.write_text(json.dumps(record, indent=1) + "\n")
-    if options.plot:
-        plot(record, options.plot)
     return 1 if record["failures"] else 0
 
 
