@@ -23,8 +23,8 @@ from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, 
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.frame_reading import read_fields
-from snakepit_trio.wire.lean_hpack import FixedHeaders
-from snakepit_trio.wire.pipe import FramePipe
+from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
+from snakepit_trio.wire.http2.pipe import FramePipe
 
 if TYPE_CHECKING:
     from .connection import BridgeConnection

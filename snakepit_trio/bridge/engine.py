@@ -10,8 +10,8 @@ from h2.config import H2Configuration
 from h2.events import DataReceived, Event, RequestReceived, TrailersReceived, UnknownFrameReceived
 from h2.settings import SettingCodes
 
-from snakepit_trio.wire.engine import PipeProtocol, Processor
-from snakepit_trio.wire.pipe import LeanStream
+from snakepit_trio.wire.http2.engine import PipeProtocol, Processor
+from snakepit_trio.wire.http2.pipe import LeanStream
 
 from .guard import COSTS, EMPTY_DATA
 

@@ -20,7 +20,7 @@ from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, Re
 from snakepit_trio.wire import sockets
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
-from snakepit_trio.wire.engine import PipeProtocol
+from snakepit_trio.wire.http2.engine import PipeProtocol
 from snakepit_trio.wire.status import error_from_trailers
 
 __all__ = ["LAST_WORD", "SERVICE", "Link", "client_tls", "failure"]

@@ -16,8 +16,7 @@ from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, Wo
 from snakepit_trio.tools.schemas import compile_check
 from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.wire.frames import EVENT_LIMIT, MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.workers.exits import Exit
 from snakepit_trio.workers.states import WorkerState
 

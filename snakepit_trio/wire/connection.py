@@ -1,6 +1,6 @@
 """One connection to a gRPC server, with RPCs that call back instead of being awaited.
 
-:class:`Connection` joins grpclib's protocol engine to :class:`~snakepit_trio.wire.pipe.FramePipe`; it does no I/O of its
+:class:`Connection` joins grpclib's protocol engine to :class:`~snakepit_trio.wire.http2.pipe.FramePipe`; it does no I/O of its
 own. A driver (``snakepit_trio.wire.transports``) moves the bytes. All methods belong to the event loop's thread.
 """
 
@@ -21,10 +21,10 @@ from h2.exceptions import H2Error
 
 from snakepit_trio._interrupts import protected
 
-from .engine import PipeProtocol
-from .lean_h2 import LeanH2Connection
-from .lean_hpack import FixedHeaders
-from .pipe import FramePipe, LeanStream
+from .http2.engine import PipeProtocol
+from .http2.lean_h2 import LeanH2Connection
+from .http2.lean_hpack import FixedHeaders
+from .http2.pipe import FramePipe, LeanStream
 
 if TYPE_CHECKING:
     import ssl

@@ -17,6 +17,7 @@ from typing import TypeAlias
 import msgspec
 
 __all__ = [
+    "EVENT_LIMIT",
     "JSON",
     "LARGE",
     "MSGPACK",
@@ -49,6 +50,9 @@ MSGPACK = 2
 
 #: Values of at least this many bytes are sent from where they lie, and looked at where they lie in their message.
 LARGE = 64 * 1024
+
+#: Largest payload of an Emit, measurements and metadata together, in bytes.
+EVENT_LIMIT = 16 * 1024
 
 #: The code of the error with which a worker gives back a call that it had not begun; see Cancel.recall in worker.proto.
 RECALLED = "recalled"

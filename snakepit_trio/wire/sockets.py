@@ -20,7 +20,7 @@ import anyio
 
 from snakepit_trio._interrupts import protected
 
-from .engine import PipeProtocol
+from .http2.engine import PipeProtocol
 
 if TYPE_CHECKING:
     from asyncio import Transport

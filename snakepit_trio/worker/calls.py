@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, SnakepitError
 from snakepit_trio.observe.correlation import CURRENT
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.events import EVENT_LIMIT
-from snakepit_trio.wire.frames import JSON, MSGPACK, NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
+from snakepit_trio.wire.frames import EVENT_LIMIT, JSON, MSGPACK, NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
 from snakepit_trio.wire.frames import Call as CallFrame
 
 from .context import ToolContext

@@ -17,9 +17,8 @@ from grpclib.exceptions import GRPCError
 from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
-from snakepit_trio.wire.events import EVENTS_WAITING
+from snakepit_trio.wire.http2.pipe import FramePipe
 from snakepit_trio.wire.memory import SharedMemory, has_files
-from snakepit_trio.wire.pipe import FramePipe
 from snakepit_trio.wire.shared import Budget, Segments, find_proof, prefix_of
 
 from .calls import Call, Channel, late
@@ -38,6 +37,8 @@ __all__ = ["Exchange"]
 
 #: Room for the frame around a payload, in bytes.
 _FRAME_OVERHEAD = 64 * 1024
+#: How many frames may wait for the I/O thread; while there are as many, events are dropped.
+_EVENTS_WAITING = 1000
 #: While the host reads so slowly that more bytes than this wait for it, events are dropped.
 _EVENTS_UNSENT = 1024 * 1024
 #: So many chunks or events leave together, or what there is when so many seconds have passed.
@@ -267,7 +268,7 @@ class Exchange:
 
     def _send(self, frame: frames.Frame) -> None:
         """Send a frame from any thread. Many frames cost one wake-up of the I/O thread."""
-        if len(self._outbox) >= EVENTS_WAITING and isinstance(frame, frames.Emit):
+        if len(self._outbox) >= _EVENTS_WAITING and isinstance(frame, frames.Emit):
             return
         self._outbox.append(frame)
         if not self._waking:

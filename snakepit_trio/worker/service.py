@@ -12,7 +12,6 @@ from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as RpcHandler
 from grpclib.exceptions import GRPCError
 
-from snakepit_trio.wire.engine import PipeProtocol
 from snakepit_trio.wire.generated.snakepit.v1 import (
     ExecuteRequest,
     ExecuteResponse,
@@ -22,6 +21,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
     SettleResponse,
     ToolSpec,
 )
+from snakepit_trio.wire.http2.engine import PipeProtocol
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .plain import PlainCalls

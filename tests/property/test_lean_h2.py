@@ -14,8 +14,8 @@ from hpack.exceptions import HPACKDecodingError, OversizedHeaderListError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snakepit_trio.wire.lean_h2 import LeanH2Connection
-from snakepit_trio.wire.lean_hpack import FixedHeaders, RememberingDecoder, literal
+from snakepit_trio.wire.http2.lean_h2 import LeanH2Connection
+from snakepit_trio.wire.http2.lean_hpack import FixedHeaders, RememberingDecoder, literal
 
 #: Four of the longest fill the window, so that updates of it come into play.
 PARTS = st.integers(10_000, 16_000).map(bytes)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.wire.pipe import FramePipe, Ready
+from snakepit_trio.wire.http2.pipe import FramePipe, Ready
 
 
 class ScriptedStream:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from snakepit_trio.wire.frames import Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit import v1
-from snakepit_trio.wire.lean_hpack import FixedHeaders
+from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer, payload_answer
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -17,7 +17,7 @@ import pytest
 
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.wire import codec, frames
-from snakepit_trio.wire.extensions import MAX_DEPTH
+from snakepit_trio.wire.codec.extensions import MAX_DEPTH
 
 
 class Colour(enum.Enum):

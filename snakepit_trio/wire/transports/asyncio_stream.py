@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
-from snakepit_trio.wire.engine import PipeProtocol
+from snakepit_trio.wire.http2.engine import PipeProtocol
 
 __all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
 

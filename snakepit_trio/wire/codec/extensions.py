@@ -7,29 +7,6 @@ payload names.
 
 from __future__ import annotations
 
-__all__ = [
-    "ARRAY",
-    "BUFFER",
-    "BYTEARRAY",
-    "COMPLEX",
-    "DATE",
-    "DATETIME",
-    "DECIMAL",
-    "FROZENSET",
-    "INT",
-    "MAX_DEPTH",
-    "MEMORYVIEW",
-    "NDARRAY",
-    "NUMPY_SCALAR",
-    "PAIRS",
-    "SET",
-    "TABLE",
-    "TIME",
-    "TIMEDELTA",
-    "TUPLE",
-    "UUID",
-]
-
 #: Containers inside one another.
 MAX_DEPTH = 100
 

@@ -17,29 +17,7 @@ from typing import Any
 
 import msgspec
 
-from . import tables
-from .extensions import (
-    ARRAY,
-    BUFFER,
-    BYTEARRAY,
-    COMPLEX,
-    DATE,
-    DATETIME,
-    DECIMAL,
-    FROZENSET,
-    INT,
-    MAX_DEPTH,
-    MEMORYVIEW,
-    NDARRAY,
-    NUMPY_SCALAR,
-    PAIRS,
-    SET,
-    TABLE,
-    TIME,
-    TIMEDELTA,
-    TUPLE,
-    UUID,
-)
+from . import extensions, tables
 
 __all__ = ["Refused", "Wrapper", "type_name"]
 
@@ -104,9 +82,9 @@ class Wrapper:
         if kind is int:
             if _SMALLEST <= value <= _LARGEST:
                 return value
-            return Ext(INT, value.to_bytes((value.bit_length() + 8) // 8, "big", signed=True))
-        if depth > MAX_DEPTH:
-            raise Refused(path, f"is nested deeper than {MAX_DEPTH} levels, or contains itself")
+            return Ext(extensions.INT, value.to_bytes((value.bit_length() + 8) // 8, "big", signed=True))
+        if depth > extensions.MAX_DEPTH:
+            raise Refused(path, f"is nested deeper than {extensions.MAX_DEPTH} levels, or contains itself")
         wrapper = _WRAPPERS.get(kind)
         if wrapper is not None:
             return wrapper(self, value, path, depth)
@@ -118,10 +96,10 @@ class Wrapper:
         return [self.wrap(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
 
     def _tuple(self, value: tuple[Any, ...], path: str, depth: int) -> Any:
-        return Ext(TUPLE, _pack(self._list(value, path, depth)))
+        return Ext(extensions.TUPLE, _pack(self._list(value, path, depth)))
 
     def _set(self, value: set[Any] | frozenset[Any], path: str, depth: int) -> Any:
-        code = SET if type(value) is set else FROZENSET
+        code = extensions.SET if type(value) is set else extensions.FROZENSET
         return Ext(code, _pack(self._list(list(value), path, depth)))
 
     def _dict(self, value: dict[Any, Any], path: str, depth: int) -> Any:
@@ -137,7 +115,7 @@ class Wrapper:
             ]
             for index, (key, item) in enumerate(value.items())
         ]
-        return Ext(PAIRS, _pack(pairs))
+        return Ext(extensions.PAIRS, _pack(pairs))
 
     # ---- binary values -----------------------------------------------------------------------------
 
@@ -152,12 +130,12 @@ class Wrapper:
     def _bytes(self, value: bytes, path: str, depth: int) -> Any:
         if len(value) < self._threshold:
             return value
-        return Ext(BUFFER, _pack([0, self._out_of_band(memoryview(value))]))
+        return Ext(extensions.BUFFER, _pack([0, self._out_of_band(memoryview(value))]))
 
     def _bytearray(self, value: bytearray, path: str, depth: int) -> Any:
         if len(value) < self._threshold:
-            return Ext(BYTEARRAY, bytes(value))
-        return Ext(BUFFER, _pack([1, self._out_of_band(memoryview(value).toreadonly())]))
+            return Ext(extensions.BYTEARRAY, bytes(value))
+        return Ext(extensions.BUFFER, _pack([1, self._out_of_band(memoryview(value).toreadonly())]))
 
     def _memoryview(self, value: memoryview, path: str, depth: int) -> Any:
         try:
@@ -167,33 +145,33 @@ class Wrapper:
             raise Refused(path, "a released memoryview has no contents") from None
         value = value.cast("B") if value.format != "B" else value
         if value.nbytes < self._threshold:
-            return Ext(MEMORYVIEW, bytes(value))
-        return Ext(BUFFER, _pack([2, self._out_of_band(value.toreadonly())]))
+            return Ext(extensions.MEMORYVIEW, bytes(value))
+        return Ext(extensions.BUFFER, _pack([2, self._out_of_band(value.toreadonly())]))
 
     # ---- the standard library's values ---------------------------------------------------------------
 
     def _datetime(self, value: dt.datetime, path: str, depth: int) -> Any:
         body = [value.year, value.month, value.day, value.hour, value.minute, value.second, value.microsecond]
-        return Ext(DATETIME, _pack([*body, value.fold, _zone(value.tzinfo, path)]))
+        return Ext(extensions.DATETIME, _pack([*body, value.fold, _zone(value.tzinfo, path)]))
 
     def _date(self, value: dt.date, path: str, depth: int) -> Any:
-        return Ext(DATE, _pack([value.year, value.month, value.day]))
+        return Ext(extensions.DATE, _pack([value.year, value.month, value.day]))
 
     def _time(self, value: dt.time, path: str, depth: int) -> Any:
         body = [value.hour, value.minute, value.second, value.microsecond]
-        return Ext(TIME, _pack([*body, value.fold, _zone(value.tzinfo, path)]))
+        return Ext(extensions.TIME, _pack([*body, value.fold, _zone(value.tzinfo, path)]))
 
     def _timedelta(self, value: dt.timedelta, path: str, depth: int) -> Any:
-        return Ext(TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
+        return Ext(extensions.TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
 
     def _decimal(self, value: decimal.Decimal, path: str, depth: int) -> Any:
-        return Ext(DECIMAL, str(value).encode())
+        return Ext(extensions.DECIMAL, str(value).encode())
 
     def _uuid(self, value: uuid.UUID, path: str, depth: int) -> Any:
-        return Ext(UUID, value.bytes)
+        return Ext(extensions.UUID, value.bytes)
 
     def _complex(self, value: complex, path: str, depth: int) -> Any:
-        return Ext(COMPLEX, _pack([value.real, value.imag]))
+        return Ext(extensions.COMPLEX, _pack([value.real, value.imag]))
 
     # ---- everything else -----------------------------------------------------------------------------
 
@@ -207,7 +185,7 @@ class Wrapper:
             if isinstance(value, numpy.bytes_ | numpy.str_):
                 # Not by their own bytes, from which numpy takes the zeros at the end.
                 return Ext(
-                    NUMPY_SCALAR,
+                    extensions.NUMPY_SCALAR,
                     _pack(
                         ["S", bytes(value)]
                         if isinstance(value, bytes)
@@ -215,16 +193,18 @@ class Wrapper:
                     ),
                 )
             if isinstance(value, numpy.generic) and not isinstance(value, numpy.void | numpy.object_):
-                return Ext(NUMPY_SCALAR, _pack([value.dtype.str, value.tobytes()]))
+                return Ext(extensions.NUMPY_SCALAR, _pack([value.dtype.str, value.tobytes()]))
         if type(value) is array.array:
-            return Ext(ARRAY, _pack([value.typecode, value.itemsize, self._bulk(memoryview(value).cast("B"))]))
+            return Ext(
+                extensions.ARRAY, _pack([value.typecode, value.itemsize, self._bulk(memoryview(value).cast("B"))])
+            )
         kind = tables.table_kind(value)
         if kind is not None:
             try:
                 stream = tables.to_stream(value, kind)
             except Exception as exc:
                 raise Refused(path, f"Arrow can't hold this {type_name(value)}: {str(exc)[:200]}") from exc
-            return Ext(TABLE, _pack([kind, self._bulk(stream)]))
+            return Ext(extensions.TABLE, _pack([kind, self._bulk(stream)]))
         if tables.is_array(value):
             try:
                 found = tables.to_array(value)
@@ -254,9 +234,9 @@ class Wrapper:
             raise Refused(path, f"an array of dtype {value.dtype} can't be sent exactly")
         shape = list(value.shape)
         if not value.nbytes:
-            return Ext(NDARRAY, _pack([descr, shape, b""]))
+            return Ext(extensions.NDARRAY, _pack([descr, shape, b""]))
         flat = numpy.ascontiguousarray(value).reshape(-1).view(numpy.uint8)
-        return Ext(NDARRAY, _pack([descr, shape, self._bulk(memoryview(flat))]))
+        return Ext(extensions.NDARRAY, _pack([descr, shape, self._bulk(memoryview(flat))]))
 
     def _converted(self, value: Any, path: str, depth: int) -> Any:
         base: Any

@@ -12,29 +12,7 @@ from typing import Any
 
 import msgspec
 
-from . import tables
-from .extensions import (
-    ARRAY,
-    BUFFER,
-    BYTEARRAY,
-    COMPLEX,
-    DATE,
-    DATETIME,
-    DECIMAL,
-    FROZENSET,
-    INT,
-    MAX_DEPTH,
-    MEMORYVIEW,
-    NDARRAY,
-    NUMPY_SCALAR,
-    PAIRS,
-    SET,
-    TABLE,
-    TIME,
-    TIMEDELTA,
-    TUPLE,
-    UUID,
-)
+from . import extensions, tables
 
 __all__ = ["Unwrapper"]
 
@@ -68,8 +46,8 @@ class Unwrapper:
 
     def _sequence(self, data: memoryview) -> list[Any]:
         # Looked at where it lies: with a copy for each level, a few megabytes of nested extensions would fill the memory.
-        if self._depth > MAX_DEPTH:
-            raise ValueError(f"is nested deeper than {MAX_DEPTH} levels")
+        if self._depth > extensions.MAX_DEPTH:
+            raise ValueError(f"is nested deeper than {extensions.MAX_DEPTH} levels")
         self._depth += 1
         try:
             value = self._decoder.decode(data)
@@ -200,23 +178,23 @@ def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
 
 
 _UNWRAPPERS: dict[int, Callable[[Unwrapper, memoryview], Any]] = {
-    INT: lambda _, data: int.from_bytes(data, "big", signed=True),
-    TUPLE: lambda u, data: tuple(u._sequence(data)),
-    SET: lambda u, data: set(u._sequence(data)),
-    FROZENSET: lambda u, data: frozenset(u._sequence(data)),
-    BYTEARRAY: lambda _, data: bytearray(data),
-    MEMORYVIEW: lambda _, data: memoryview(bytes(data)),
-    PAIRS: Unwrapper._pairs,
-    BUFFER: Unwrapper._from_buffer,
-    DATETIME: Unwrapper._datetime,
-    DATE: lambda u, data: dt.date(*u._sequence(data)),
-    TIME: Unwrapper._time,
-    TIMEDELTA: lambda u, data: dt.timedelta(*u._sequence(data)),
-    DECIMAL: _decimal,
-    UUID: lambda _, data: uuid.UUID(bytes=bytes(data)),
-    COMPLEX: _float_pair,
-    NDARRAY: Unwrapper._ndarray,
-    NUMPY_SCALAR: Unwrapper._numpy_scalar,
-    ARRAY: Unwrapper._array,
-    TABLE: Unwrapper._table,
+    extensions.INT: lambda _, data: int.from_bytes(data, "big", signed=True),
+    extensions.TUPLE: lambda u, data: tuple(u._sequence(data)),
+    extensions.SET: lambda u, data: set(u._sequence(data)),
+    extensions.FROZENSET: lambda u, data: frozenset(u._sequence(data)),
+    extensions.BYTEARRAY: lambda _, data: bytearray(data),
+    extensions.MEMORYVIEW: lambda _, data: memoryview(bytes(data)),
+    extensions.PAIRS: Unwrapper._pairs,
+    extensions.BUFFER: Unwrapper._from_buffer,
+    extensions.DATETIME: Unwrapper._datetime,
+    extensions.DATE: lambda u, data: dt.date(*u._sequence(data)),
+    extensions.TIME: Unwrapper._time,
+    extensions.TIMEDELTA: lambda u, data: dt.timedelta(*u._sequence(data)),
+    extensions.DECIMAL: _decimal,
+    extensions.UUID: lambda _, data: uuid.UUID(bytes=bytes(data)),
+    extensions.COMPLEX: _float_pair,
+    extensions.NDARRAY: Unwrapper._ndarray,
+    extensions.NUMPY_SCALAR: Unwrapper._numpy_scalar,
+    extensions.ARRAY: Unwrapper._array,
+    extensions.TABLE: Unwrapper._table,
 }

@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
+from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
 
 from .extensions import MAX_DEPTH
-from .frames import JSON, MSGPACK, Payload, SharedBlock
 from .unwrapping import Unwrapper
 from .wrapping import Refused, Wrapper, type_name
 

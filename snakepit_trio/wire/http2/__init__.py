@@ -1,0 +1,1 @@
+"""gRPC's messages over HTTP/2: grpclib's protocol engine, with shorter ways for what is common."""
