@@ -368,7 +368,12 @@ def remote(exception: type[BaseException] | str) -> type[ToolError]:
 
     ``except sp.remote(ValueError)`` catches what a tool raised as ValueError or as a subclass of it. A class that exists
     in the worker only is named by its ``module.QualName``.
+
+    Raises:
+        TypeError: It is neither an exception class nor text.
     """
+    if not isinstance(exception, str) and not (isinstance(exception, type) and issubclass(exception, BaseException)):
+        raise TypeError(f"remote() takes a class of exceptions or the name of one, not {exception!r}")
     name = exception if isinstance(exception, str) else qualified_name(exception)
     cls = _by_name.get(name)
     if cls is None:

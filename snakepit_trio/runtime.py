@@ -18,6 +18,7 @@ import attrs
 import sniffio
 
 from snakepit_trio import __version__
+from snakepit_trio._config_checks import refuse
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
@@ -267,8 +268,10 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     Raises:
         WorkerStartupError: No pool has got a worker. When only some have not, their requests fail with that reason and
             the others serve.
-        ConfigError: The configuration does not fit this event loop.
+        ConfigError: The configuration does not fit this event loop, or is no RuntimeConfig.
     """
+    if not isinstance(config, RuntimeConfig):
+        refuse("config", type(config), "a RuntimeConfig")
     wire = make_wire(config.wire, sniffio.current_async_library())
     with open_run(config.state_dir) as run:
         launcher = functools.partial(launcher_for, redact=Redactor(config.redact_patterns).text)

@@ -71,6 +71,13 @@ async def test_what_a_request_is_told_is_checked(given: dict[str, Any]) -> None:
             assert pool.stats().accepted == 0
 
 
+@pytest.mark.parametrize("config", [{"pools": []}, None, "tests.adapters.basic", sp.PoolConfig(adapter=BASIC)])
+async def test_what_is_no_configuration_of_a_runtime_is_refused_as_such(config: Any) -> None:
+    with pytest.raises(sp.ConfigError, match="RuntimeConfig"):
+        async with sp.open_runtime(config):
+            raise AssertionError("unreachable")
+
+
 async def test_a_time_that_is_spent_already_and_times_that_never_end() -> None:
     with anyio.fail_after(30):
         async with sp.open_pool(BASIC, size=1, timeout=1e308, stream_timeout=10**300, queue_timeout=1e308) as pool:

@@ -7,6 +7,9 @@ import inspect
 import pickle
 import subprocess
 import sys
+from typing import Any
+
+import pytest
 
 import snakepit_trio as sp
 from snakepit_trio import errors
@@ -49,6 +52,12 @@ def test_a_remote_exception_is_caught_by_its_type_and_by_its_bases() -> None:
     again = pickle.loads(pickle.dumps(error))
     assert isinstance(again, sp.remote(KeyError))
     assert again.remote_message == "k"
+
+
+@pytest.mark.parametrize("kind", [int, 5, None, ValueError("an instance")])
+def test_only_exceptions_are_caught_by_their_type(kind: Any) -> None:
+    with pytest.raises(TypeError, match="class of exceptions"):
+        sp.remote(kind)
 
 
 def test_every_error_has_a_code_and_a_status() -> None:
