@@ -50,10 +50,14 @@ def load(cls: type[RuntimeConfig], path: Path | None, environ: Mapping[str, str]
     # Where each value came from, for the message about a bad one.
     origins: dict[tuple[str, ...], str] = {}
     _overlay(environ, cls, table, origins)
-    if not pools:
+    try:
+        made: RuntimeConfig = _make(cls, table, source, "", origins, ())
+    except ConfigError as exc:
+        # A key that is wrong says more than pools that are missing, so it is heard first.
+        if pools or exc.details["key"] != "pools":
+            raise
         prefix = "tool.snakepit." if Path(source).name == "pyproject.toml" else ""
         _fail(source, "pools", f"at least one [[{prefix}pools]] table", "none")
-    made: RuntimeConfig = _make(cls, table, source, "", origins, ())
     return made
 
 

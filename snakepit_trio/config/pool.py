@@ -66,7 +66,7 @@ class PoolConfig(_Remembers):
         queue_timeout: How long a request may wait for a worker.
         timeout: For a whole call, waiting included, when the caller gives none.
         stream_timeout: For a whole stream, when the caller gives none.
-        startup_timeout: For a worker to become ready.
+        startup_timeout: For a worker to become ready. None: no limit.
         profile: ``"process"``: isolation comes first, a worker runs one call at once; ``"thread"``: several, 10 of them. In
             either, ``threads`` has the last word.
         threads: Calls that one worker runs at once; by default as the profile says.
@@ -88,7 +88,7 @@ class PoolConfig(_Remembers):
         heartbeat_while_busy: Also while a call runs; False for tools in C code that hold the GIL for long.
         health_interval: Between two health checks; None: none.
         restart_limit, restart_window: A slot whose workers end unbidden more often than that many times in that many
-            seconds has failed.
+            seconds has failed. A limit of None: it never fails, and goes on restarting after pauses that grow.
         backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to.
         spares: How many workers more are kept warm, without calls, to take the place of one that ends at once.
         surge: How many workers above ``size`` there may be while workers are replaced.
@@ -126,7 +126,7 @@ class PoolConfig(_Remembers):
     queue_timeout: float | None = within(10.0, TINY)
     timeout: float | None = within(300.0, TINY)
     stream_timeout: float | None = within(900.0, TINY)
-    startup_timeout: float = within(30.0, TINY)
+    startup_timeout: float | None = within(30.0, TINY)
     profile: Literal["process", "thread"] = "process"
     threads: int = within(1, 1, 1024)
     prefetch: int = within(16, 0, 256)
@@ -146,7 +146,7 @@ class PoolConfig(_Remembers):
     heartbeat_misses: int = within(3, 1)
     heartbeat_while_busy: bool = True
     health_interval: float | None = within(30.0, 0.01)
-    restart_limit: int = within(5, 0)
+    restart_limit: int | None = within(5, 0)
     restart_window: float = within(10.0, TINY)
     backoff_base: float = within(0.1, 0)
     backoff_max: float = within(10.0, 0)

@@ -404,8 +404,8 @@ def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> W
         state="failed" if failed else "spare" if spare else worker.state.value,
         started_at=worker.started_at,
         requests=worker.served,
-        # What stands in its line is still queued.
-        in_flight=worker.in_flight if seats is None else seats.load,
+        # What stands in its line is still queued; a worker that is over holds nothing.
+        in_flight=0 if worker.state.over else worker.in_flight if seats is None else seats.load,
         rss=worker.rss,
         last_heartbeat=worker.last_heartbeat,
         tainted=worker.tainted,

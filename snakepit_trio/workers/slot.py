@@ -296,7 +296,7 @@ class Slot:
         crashes.append(now)
         while crashes and crashes[0] < now - settings.restart_window:
             crashes.popleft()
-        if len(crashes) > settings.restart_limit:
+        if settings.restart_limit is not None and len(crashes) > settings.restart_limit:
             self.failed = True
             self._failures += 1
             pause = min(
@@ -314,7 +314,7 @@ class Slot:
                 self._failures = 0
                 pause = 0.0
             else:
-                pause = min(settings.backoff_max, settings.backoff_base * 2.0 ** (len(crashes) - 1))
+                pause = min(settings.backoff_max, settings.backoff_base * 2.0 ** min(len(crashes) - 1, 60))
                 pause *= 1 + self._rng.uniform(-0.2, 0.2)
         self.next_attempt = now + pause
         self._host.slot_settled(self)

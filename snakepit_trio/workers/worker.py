@@ -284,7 +284,8 @@ class Worker:
                 await self._start(nursery)
         except TimeoutError:
             why = self._process.waiting if self._process is not None else ""
-            words = f"was not ready within {settings.startup_timeout:g} s"
+            limit = "its time" if settings.startup_timeout is None else f"{settings.startup_timeout:g} s"
+            words = f"was not ready within {limit}"
             self._end("startup_timeout", f"{words}: {why}" if why else words)
             return
         except SnakepitError as exc:

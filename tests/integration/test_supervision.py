@@ -220,6 +220,8 @@ async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
                     await pool.execute("leave")
             await until(lambda: pool.workers()[0].state == "failed")
             assert "exited with code 1" in pool.workers()[0].reason
+            # The call that it died of has died with it.
+            assert pool.workers()[0].in_flight == 0
             next_attempt = pool.workers()[0].next_attempt
             assert next_attempt is not None and next_attempt > anyio.current_time()
             # Nobody waits for what can't come.
@@ -229,6 +231,17 @@ async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
             with pytest.raises(sp.WorkerStartupError):
                 await pool.wait_ready(timeout=20)
             assert anyio.current_time() - started < 5
+
+
+async def test_without_a_limit_a_slot_never_fails() -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool(
+            UNRULY, size=1, restart_limit=None, startup_timeout=None, restart_window=60, backoff_base=0, backoff_max=0
+        ) as pool:
+            for _ in range(8):
+                with pytest.raises(sp.WorkerCrashed):
+                    await pool.execute("leave")
+            assert await pool.execute("pid") == pool.workers()[0].pid
 
 
 async def test_a_tool_that_ignores_everything_does_not_hold_the_close_up() -> None:

@@ -38,7 +38,9 @@ def test_a_pools_options_are_strict(options: dict[str, Any], key: str, expected:
 
 
 def test_an_int_is_a_number_and_none_is_no_limit() -> None:
-    config = sp.PoolConfig(adapter="m:C", timeout=5, max_queue=None, queue_timeout=None)
+    config = sp.PoolConfig(
+        adapter="m:C", timeout=5, max_queue=None, queue_timeout=None, startup_timeout=None, restart_limit=None
+    )
     assert config.timeout == 5
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         config.size = 3  # type: ignore[misc]
@@ -141,6 +143,9 @@ def test_pyproject(tmp_path: Path) -> None:
         ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POLS": "0"}, "SNAKEPIT_POLS", "pols", "did you mean 'pools'"),
         ("x =", {}, "snakepit.toml", "file", "valid TOML"),
         ("", {}, "snakepit.toml", "pools", "at least one [[pools]] table"),
+        ("max_sesions = 5\n", {}, "snakepit.toml", "max_sesions", "did you mean 'max_sessions'"),
+        ('max_sessions = "5"\n', {}, "snakepit.toml", "max_sessions", "an int"),
+        ('[bridge]\nadress = "unix:x"\n', {}, "snakepit.toml", "bridge.adress", "did you mean 'address'"),
         ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POOLS__DEFUALT__SIZE": "2"}, "SNAKEPIT_POOLS__DEFUALT__SIZE", "pools[1].adapter", "a value"),
         ("[[pools]]\nsize = 1\n", {}, "snakepit.toml", "pools[0].adapter", "a value"),
         ('[[pools]]\nadapter = "m"\n[bridge]\nadress = "unix:x"\n', {}, "snakepit.toml", "bridge.adress", "did you mean 'address'"),
