@@ -7,6 +7,7 @@ scope's deadline and one wake-up, so a pool asks once, and uses the loop's own m
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,6 +15,8 @@ import anyio
 import anyio.lowlevel
 
 if TYPE_CHECKING:
+    import socket
+
     import trio
 
 __all__ = ["EventLoop", "Waiter", "event_loop"]
@@ -37,9 +40,10 @@ class EventLoop:
         deadline: When the calling task's scopes end, infinity when they don't.
         check: Raises the cancellation of a task that is cancelled already, without a pass of the loop.
         waiter: Makes a :class:`Waiter`.
+        readable: Waits until a socket has something to read.
     """
 
-    __slots__ = ("check", "deadline", "now", "waiter")
+    __slots__ = ("check", "deadline", "now", "readable", "waiter")
 
     def __init__(
         self,
@@ -47,27 +51,39 @@ class EventLoop:
         deadline: Callable[[], float],
         check: Callable[[], Awaitable[Any]],
         waiter: Callable[[], Waiter],
+        readable: Callable[[socket.socket], Awaitable[Any]],
     ) -> None:
         self.now: Callable[[], float] = now
         self.deadline: Callable[[], float] = deadline
         self.check: Callable[[], Awaitable[Any]] = check
         self.waiter: Callable[[], Waiter] = waiter
+        self.readable: Callable[[socket.socket], Awaitable[Any]] = readable
 
 
 def event_loop(backend: str) -> EventLoop:
     """The event loop that is running: ``"trio"`` or ``"asyncio"``."""
     if backend == "trio":
-        import trio
-
-        return EventLoop(
-            trio.current_time, trio.current_effective_deadline, trio.lowlevel.checkpoint_if_cancelled, _trio_waiter()
-        )
+        return _trio_loop()
     loop = asyncio.get_running_loop()
     return EventLoop(
         loop.time,
         anyio.current_effective_deadline,
         anyio.lowlevel.checkpoint_if_cancelled,
         lambda: _AsyncioWaiter(loop),
+        anyio.wait_readable,
+    )
+
+
+@functools.cache
+def _trio_loop() -> EventLoop:
+    import trio
+
+    return EventLoop(
+        trio.current_time,
+        trio.current_effective_deadline,
+        trio.lowlevel.checkpoint_if_cancelled,
+        _trio_waiter(),
+        trio.lowlevel.wait_readable,
     )
 
 

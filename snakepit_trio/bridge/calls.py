@@ -2,6 +2,9 @@
 
 The scope ends with the stream. A client that resets the stream, a connection that is lost, a deadline that passes, each
 cancels it, and with it whatever the handler was doing: waiting in a queue, or running in a worker.
+
+A call that has nothing to wait for but its worker needs no task: it is begun where its request has become whole, and ended
+where the worker's reply is read. What ends a scope cancels it all the same, but for the deadline, which its pool keeps.
 """
 
 from __future__ import annotations
@@ -67,6 +70,8 @@ class Method:
         handler: ``await handler(call, request)``; what it returns is the answer. A method that streams in or out sends and
             receives by the call; it returns nothing, and gets no request when the client streams.
         request: The request's message class.
+        begin: ``begin(call, request)`` begins the call without a task, if it can: it sees to it that
+            :meth:`ServerCall.conclude` is called, and returns what cancels the call. None: the handler is to be run.
         streams_in, streams_out: Which side may send many messages.
         public: A token is not asked for.
         longest: Longest request message in bytes; None: the bridge's own limit.
@@ -74,6 +79,7 @@ class Method:
 
     handler: Callable[..., Awaitable[Any]]
     request: Any
+    begin: Callable[[ServerCall, Any], Callable[[], None] | None] | None = None
     streams_in: bool = False
     streams_out: bool = False
     public: bool = False
@@ -119,6 +125,9 @@ class ServerCall:
         self._stream = stream
         self._release: Callable[[], None] | None = release
         self._scope: anyio.CancelScope | None = None
+        # Its only message, once that is whole, and what cancels a call that was begun without a task.
+        self._request: Any = None
+        self._leave: Callable[[], None] | None = None
         self.lost = False
         self._refusal: SnakepitError | None = None
         self._answered = False
@@ -144,18 +153,14 @@ class ServerCall:
         )
 
     def __repr__(self) -> str:
-        state = "lost" if self.lost else "waiting" if self._scope is None else "running"
+        state = "lost" if self.lost else "waiting" if self._scope is None and self._leave is None else "running"
         return f"<ServerCall {state} {self._pipe!r}>"
-
-    @property
-    def waiting(self) -> bool:
-        """Whether its request has not arrived yet."""
-        return self._scope is None
 
     def start(self) -> None:
         """Take over what arrives."""
         if self.method.streams_in:
-            self._connection.run(self)
+            self._connection.arrived(self)
+            self._start_task()
         self._pipe.start()
 
     # ---- for the handlers --------------------------------------------------------------------------
@@ -163,7 +168,7 @@ class ServerCall:
     @property
     def time_left(self) -> float | None:
         """Seconds until the deadline, at least a hair; None when there is none."""
-        return None if self.deadline == math.inf else max(self.deadline - anyio.current_time(), 0.001)
+        return None if self.deadline == math.inf else max(self.deadline - self._connection.clock(), 0.001)
 
     async def receive(self) -> Any | None:
         """The next message of a client that streams; None when there are no more.
@@ -225,7 +230,8 @@ class ServerCall:
         if self._news is not None:
             self._news.set()
         if not self.method.streams_in:
-            self._connection.run(self)
+            self._connection.arrived(self)
+            self._begin()
 
     def _on_close(self, reason: str) -> None:
         """The stream was reset, or the connection is lost, or the client broke the rules and we have reset it."""
@@ -269,13 +275,65 @@ class ServerCall:
                 f"the request is not a {self.method.request.__name__} message: {type(exc).__name__}"
             ) from None
 
+    # ---- without a task ----------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Its request is whole: begin it here and now where its method can, else start its task."""
+        leave = None
+        try:
+            if not self._received:
+                raise InvalidPayload("the request has no message")
+            self._request = self._parse(self._take())
+            if self.method.begin is not None:
+                leave = self.method.begin(self, self._request)
+        except Exception as exc:
+            self._settle(self._told(exc))
+            return
+        if leave is None:
+            self._start_task()
+        elif self._release is not None:
+            self._leave = leave
+
+    def conclude(self, answer: Callable[[], bytes]) -> None:
+        """End a call that was begun without a task, by what this gives or the error that it raises. Raises nothing itself."""
+        self._leave = None
+        error = None
+        try:
+            self._reply(answer())
+        except Exception as exc:
+            error = self._told(exc)
+        self._settle(error)
+
+    def _settle(self, error: SnakepitError | None) -> None:
+        if error is not None and not self.lost:
+            self.fail(error)
+        if self._pipe.unsent:
+            self._connection.run(self._stay)
+        else:
+            self.finish()
+
+    async def _stay(self) -> None:
+        """Run until its answer is out."""
+        try:
+            await self._drain()
+        finally:
+            self.finish()
+
+    def _told(self, error: Exception) -> SnakepitError:
+        """What the client is told of an error."""
+        if isinstance(error, SnakepitError):
+            return error
+        _log.error("the bridge failed in %s", self.method.handler.__name__, exc_info=error)
+        # What it was may hold anything; whoever runs the host finds it in the log.
+        return SnakepitError(f"internal error ({type(error).__name__})")
+
     # ---- its task ----------------------------------------------------------------------------------
 
-    def open_scope(self) -> None:
-        """Its task is about to be started."""
+    def _start_task(self) -> None:
         self._scope = anyio.CancelScope()
+        self._connection.run(self._run)
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """Run the handler and send its answer, or what went wrong."""
         assert self._scope is not None
         error: SnakepitError | None = None
@@ -285,14 +343,10 @@ class ServerCall:
                 scope.deadline = self.deadline + _LAST_WORD
                 try:
                     await self._handle()
-                except SnakepitError as exc:
-                    error = exc
                 except Exception as exc:
                     if self.lost:
                         return
-                    _log.exception("the bridge failed in %s", self.method.handler.__name__)
-                    # What it was may hold anything; whoever runs the host finds it in the log.
-                    error = SnakepitError(f"internal error ({type(exc).__name__})")
+                    error = self._told(exc)
             if scope.cancelled_caught:
                 error = self._refusal or RequestTimeout("the deadline has passed", details={"phase": "running"})
             if not self.lost:
@@ -305,22 +359,22 @@ class ServerCall:
         if method.streams_in:
             await method.handler(self)
             return
-        if not self._received:
-            raise InvalidPayload("the request has no message")
-        answer = await method.handler(self, self._parse(self._take()))
+        answer = await method.handler(self, self._request)
         if not method.streams_out and not self.lost:
-            data = bytes(answer)
-            # The answer and its trailers leave in one piece.
-            transport = self._connection.transport
-            transport.cork()
-            try:
-                self._send(data)
-                self._succeed()
-            finally:
-                transport.uncork()
+            self._reply(bytes(answer))
+
+    def _reply(self, data: bytes) -> None:
+        """Send the answer and its trailers, in one piece."""
+        transport = self._connection.transport
+        transport.cork()
+        try:
+            self._send(data)
+            self._succeed()
+        finally:
+            transport.uncork()
 
     async def _end(self, error: SnakepitError | None) -> None:
-        """Send the trailers, and stay until they are out: a client that reads slowly gets all of its answer."""
+        """Send the trailers, and stay until they are out."""
         if self._finished:
             pass
         elif error is not None:
@@ -329,8 +383,11 @@ class ServerCall:
             if not self._answered:
                 self._answer()
             self._succeed()
-        if not self._pipe.unsent:
-            return
+        if self._pipe.unsent:
+            await self._drain()
+
+    async def _drain(self) -> None:
+        """Wait until all is out: a client that reads slowly gets all of its answer."""
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
             while self._pipe.unsent and not self.lost:
@@ -342,8 +399,9 @@ class ServerCall:
         self._pipe.end(_OK)
 
     def _answer(self) -> None:
+        """Begin the answer, with whose next piece this leaves."""
         self._answered = True
-        self._connection.send_headers(self._stream, _ANSWER)
+        self._connection.send_headers(self._stream, _ANSWER, flush=False)
 
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""
@@ -368,6 +426,9 @@ class ServerCall:
         release, self._release = self._release, None
         if release is None:
             return
+        leave, self._leave = self._leave, None
+        if leave is not None:
+            leave()
         # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
         self._pipe.close(ErrorCodes.CANCEL if self.lost or not self._answered else ErrorCodes.NO_ERROR)
         try:

@@ -10,17 +10,19 @@ from __future__ import annotations
 import hmac
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 import anyio
 import anyio.abc
 import attrs
+import sniffio
 from grpclib.protocol import AbstractHandler, Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error, ProtocolError
 from h2.utilities import HeaderValidationFlags, validate_headers
 
+from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
@@ -91,7 +93,7 @@ class BridgeConnection(AbstractHandler):
         self.transport = transport
         self.limits = limits
         self.share = share
-        self.clock = anyio.current_time
+        self.clock = event_loop(sniffio.current_async_library()).now
         now = self.clock()
         self._guard = Guard(now)
         self.authenticated = False
@@ -225,8 +227,10 @@ class BridgeConnection(AbstractHandler):
 
     # ---- for the calls -----------------------------------------------------------------------------
 
-    def send_headers(self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False) -> None:
-        """Send headers, or an answer that is nothing but its trailers."""
+    def send_headers(
+        self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False, flush: bool = True
+    ) -> None:
+        """Send headers, or an answer that is nothing but its trailers; without ``flush``, when more is sent."""
         connection = self._protocol.connection
         if connection.is_closing() or stream.id not in connection._connection.streams:
             return
@@ -234,13 +238,16 @@ class BridgeConnection(AbstractHandler):
             connection._connection.send_headers(stream.id, headers, end_stream=end)
         except H2Error:
             return  # The stream is over.
-        connection.flush()
+        if flush:
+            connection.flush()
 
-    def run(self, call: ServerCall) -> None:
-        """A request is whole: start its task."""
+    def arrived(self, call: ServerCall) -> None:
+        """A request is whole, or needs not be."""
         self._arrivals.pop(call, None)
-        call.open_scope()
-        self._nursery.start_soon(call.run)
+
+    def run(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something of a request's as a task."""
+        self._nursery.start_soon(function)
 
     def done(self, call: ServerCall) -> None:
         """A request is over."""

@@ -11,7 +11,7 @@ from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
-__all__ = ["check_encoding", "encode", "params_of", "read", "write"]
+__all__ = ["check_encoding", "encode", "in_encoding", "params_of", "read", "write"]
 
 
 def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
@@ -80,6 +80,19 @@ def encode(value: Any, encoding: int, *, what: str, limit: int) -> Payload:
     except InvalidParameter as exc:
         hint = "; ask for it in MSGPACK (accept)" if encoding == JSON else ""
         raise InvalidPayload(f"{exc.message}{hint}", details=exc.details) from None
+
+
+def in_encoding(payload: Payload | None, encoding: int, *, limit: int) -> Payload:
+    """A worker's result as a client wants it: as it is, or encoded anew when it came in another encoding.
+
+    Raises:
+        InvalidPayload: It does not decode, is too large, or the encoding has no form for it.
+    """
+    if payload is not None and payload.encoding == encoding:
+        codec.check_size(payload, what="result", limit=limit)
+        return payload
+    value = None if payload is None else codec.decode(payload, what="result", limit=limit)
+    return encode(value, encoding, what="result", limit=limit)
 
 
 def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:

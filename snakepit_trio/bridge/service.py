@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ from snakepit_trio.wire.version import PROTOCOL_VERSION
 
 from .calls import Method, ServerCall
 from .client_tools import ClientTools, spec_of
-from .payloads import check_encoding, encode, params_of, read, write
+from .payloads import check_encoding, encode, in_encoding, params_of, read, write
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
     from snakepit_trio.pool.session import Session
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.sessions.records import SessionInfo
+    from snakepit_trio.wire.frames import Payload
 
 __all__ = ["BridgeService"]
 
@@ -42,7 +43,7 @@ class BridgeService:
         self.keep = self._client_tools.keep
         methods: dict[str, Method] = {
             "Ping": Method(self._ping, v1.PingRequest),
-            "ExecuteTool": Method(self._execute, ExecuteToolRequest),
+            "ExecuteTool": Method(self._execute, ExecuteToolRequest, begin=self._begin_execute),
             "ExecuteStreamingTool": Method(self._stream, ExecuteToolRequest, streams_out=True),
             "ListTools": Method(self._list_tools, v1.ListToolsRequest),
             "GetTool": Method(self._get_tool, v1.GetToolRequest),
@@ -92,6 +93,32 @@ class BridgeService:
             run_id=self._runtime.run_id,
             pools=pools,
         )
+
+    def _begin_execute(self, call: ServerCall, request: ExecuteToolRequest) -> Callable[[], None] | None:
+        """A call outside of sessions, of a pool without policies: its payloads are passed on as they are where they can be."""
+        if request.session_id:
+            return None
+        pool = self._pool(request.pool)
+        limit = pool.config.max_payload
+        params = params_of(request.payload, limit=limit)
+        encoding = check_encoding(request.accept, request.payload)
+
+        def answer(result: Payload | None, error: SnakepitError | None) -> bytes:
+            if error is not None:
+                raise _in_our_words(error) from None
+            return payload_answer(in_encoding(result, encoding, limit=limit))
+
+        try:
+            return pool._calls.begin(
+                request.tool,
+                params,
+                request.payload,
+                on_end=lambda result, error: call.conclude(lambda: answer(result, error)),
+                idempotent=request.idempotent,
+                **_options(call, request),
+            )
+        except StreamingUnsupported as exc:
+            raise _in_our_words(exc) from None
 
     async def _execute(self, call: ServerCall, request: ExecuteToolRequest) -> bytes:
         pool = self._pool(request.pool)
@@ -258,8 +285,10 @@ def _options(call: ServerCall, request: ExecuteToolRequest) -> dict[str, Any]:
     return options
 
 
-def _in_our_words(error: StreamingUnsupported) -> StreamingUnsupported:
+def _in_our_words(error: SnakepitError) -> SnakepitError:
     """The same, for a client that knows RPCs and no ``pool.stream``."""
+    if not isinstance(error, StreamingUnsupported):
+        return error
     tool = error.details.get("tool")
     if error.details.get("streaming"):
         text = f"{tool!r} gives a stream: call it by ExecuteStreamingTool"

@@ -17,7 +17,6 @@ from snakepit_trio.wire.marks import begun_in
 
 from .base import ExitStatus, Report, WorkerSpec
 from .futures import settled
-from .handle import Handle
 from .ray_actor import Placed
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ class _Output:
             return b""
 
 
-class RayProcess(Handle):
+class RayProcess:
     """A worker on some node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
@@ -75,6 +74,7 @@ class RayProcess(Handle):
         #: When to stop waiting for an answer of its actor.
         self._deadline = math.inf
         self._waits: set[anyio.CancelScope] = set()
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<RayProcess {self.pid or self.waiting} on {self.node or 'no node'} {self._status or 'running'}>"
@@ -136,7 +136,7 @@ class RayProcess(Handle):
             # It may have been placed by now; then its worker ends with it.
             self._status = ExitStatus()
             self._deadline = -math.inf
-            end_actor(self._actor)
+            self._end_actor()
         for scope in self._waits:
             scope.deadline = self._deadline
 
@@ -144,9 +144,18 @@ class RayProcess(Handle):
         with contextlib.suppress(RayError):  # There is no connection to Ray any more.
             _call(self._actor.signal, kill)
 
-    def _release(self) -> None:
-        end_actor(self._actor)
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        with anyio.CancelScope(shield=True):
+            self.kill()
+            await self.wait()
+            self._end_actor()
         self._on_end(self)
+
+    def _end_actor(self) -> None:
+        end_actor(self._actor)
 
 
 def _call(method: Any, *args: Any) -> Future[Any]:

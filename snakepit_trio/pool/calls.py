@@ -7,7 +7,7 @@ more call here.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +26,10 @@ from .tasks import MapTasks
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
+    from snakepit_trio.errors import SnakepitError
     from snakepit_trio.policies.guard import Guard
     from snakepit_trio.tools.waits import Permit
+    from snakepit_trio.wire.frames import Payload
 
     from .crew import Crew
     from .ledger import Ledger
@@ -141,6 +143,60 @@ class Calls:
             with request.trace.decode():
                 return self._submission.decode(request.result)
         return self._submission.decode(request.result)
+
+    def begin(
+        self,
+        tool: str,
+        params: Mapping[str, Any],
+        payload: Payload | None,
+        *,
+        on_end: Callable[[Payload | None, SnakepitError | None], None],
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Callable[[], None] | None:
+        """Begin a call for somebody who is no task, and who sees to its end.
+
+        None: it needs a task, for the pool has policies.
+
+        Args:
+            payload: The arguments as they came, which are sent on in the place of ``params`` if the workers read that encoding.
+            on_end: Called once when the call has ended, with its result as the worker has encoded it, or the error. It is
+                called in the middle of the ledger's work: it must neither raise nor wait.
+
+        Returns:
+            What cancels the call when nobody waits for it any more; ``on_end`` is not called then.
+
+        Raises:
+            SnakepitError: What :meth:`execute` raises before a call has begun.
+        """
+        if self._guard is not None:
+            return None
+        wanted = True
+
+        def wake() -> None:
+            if wanted:
+                on_end(request.result, request.error)
+
+        def leave() -> None:
+            nonlocal wanted
+            wanted = False
+            self._ledger.cancel(request, self._loop.now())
+
+        request = self._submission.make(
+            tool,
+            params,
+            wake=wake,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=idempotent,
+            payload=payload,
+            alone=True,
+        )
+        self._submission.submit(request)
+        return leave
 
     def stream(
         self,

@@ -75,12 +75,16 @@ class Submission:
         binding: Binding | None = None,
         batch: bool = False,
         permits: tuple[Permit, ...] = (),
+        payload: Payload | None = None,
+        alone: bool = False,
     ) -> Request:
         """Check and encode what the caller gave; nothing is known of it to anybody else yet.
 
         Args:
             batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
             permits: What it holds of limits.
+            payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding.
+            alone: It has no task: no scope ends it, and its result is not decoded here.
         """
         config = self._config
         spec = self._roster.tools.get(tool)
@@ -93,7 +97,8 @@ class Submission:
         check = self._roster.checks.get(tool)
         if check is not None:
             check(params)
-        payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
+        if payload is None or payload.encoding != self._roster.encoding:
+            payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         check_options(priority, metadata, idempotent)
         chain = current_chain()
@@ -113,7 +118,7 @@ class Submission:
             binding=binding,
             idempotent=(spec is not None and spec.idempotent) if idempotent is None else idempotent,
             metadata=metadata,
-            until=math.inf if batch else self._loop.deadline(),
+            until=math.inf if alone or batch else self._loop.deadline(),
             time_limit=timeout if batch else None,
             chain=chain,
             permits=permits,
@@ -127,7 +132,7 @@ class Submission:
         telemetry = self._parts.telemetry
         if telemetry is not None:
             id = f"{self._roster.request_prefix}{request.id}"
-            decodes = stream is None and not batch
+            decodes = not (alone or batch) and stream is None
             request.trace = telemetry.begin(request, pool=self._name, request_id=id, decodes=decodes)
         return request
 

@@ -27,12 +27,14 @@ class Footprint:
         children: Process ids of all its descendants.
         threads: Those that the interpreter would wait for.
         descriptors: What each open file descriptor leads to.
+        segments: Shared memory of this library, on this machine.
         directories: Directories of runs, in the directory for temporary files.
     """
 
     children: frozenset[int]
     threads: frozenset[str]
     descriptors: dict[int, str]
+    segments: frozenset[str]
     directories: frozenset[str]
 
     @classmethod
@@ -44,6 +46,7 @@ class Footprint:
                 descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
             except FileNotFoundError:
                 continue
+        shm = Path("/dev/shm")
         return cls(
             children=frozenset(
                 child.pid
@@ -54,6 +57,7 @@ class Footprint:
                 f"{t.name}-{t.ident}" for t in threading.enumerate() if "Trio" not in t.name and not t.daemon
             ),
             descriptors=descriptors,
+            segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
             directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*")),
         )
 
@@ -66,6 +70,8 @@ class Footprint:
             for fd, target in self.descriptors.items()
             if before.descriptors.get(fd) != target and "/proc/" not in target and "sqlite" not in target
         ]
+        grown = self.segments - before.segments
+        found += [f"shared memory {name}" for name in (grown - _of_others(grown) if grown else grown)]
         found += [f"temporary directory {name}" for name in self.directories - before.directories]
         return found
 
@@ -83,6 +89,13 @@ def no_leaks() -> Iterator[None]:
     gc.collect()
     grown = Footprint.take().grown_since(before)
     assert not grown, "left behind: " + "; ".join(grown)
+
+
+def _of_others(segments: frozenset[str]) -> frozenset[str]:
+    """The segments of runs that other programs on this machine have at the same time, by their workers' command lines."""
+    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    others = {word for process in psutil.process_iter() if process.pid not in mine for word in _command(process)}
+    return frozenset(name for name in segments if name.split("-")[1] in others)
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
 from typing import TYPE_CHECKING, Protocol, TypeVar, cast
 
-import anyio
+import sniffio
 from grpclib.client import Handler
 from grpclib.config import Configuration
 from grpclib.metadata import decode_grpc_message
@@ -20,6 +20,7 @@ from h2.config import H2Configuration
 from h2.exceptions import H2Error
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._waiting import event_loop
 
 from .http2.engine import PipeProtocol
 from .http2.lean_h2 import LeanH2Connection
@@ -304,13 +305,13 @@ class Connection:
             RpcFailure: It ended with another status than OK, or with no message.
         """
         answers: list[bytes] = []
-        ended = anyio.Event()
+        ended = event_loop(sniffio.current_async_library()).waiter()
         status: tuple[int, str] = (_OK, "")
 
         def on_end(code: int, message: str) -> None:
             nonlocal status
             status = code, message
-            ended.set()
+            ended.wake()
 
         rpc = self.rpc(path, on_message=answers.append, on_end=on_end, timeout=timeout, message=request)
         try:

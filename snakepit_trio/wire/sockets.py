@@ -17,8 +17,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import sniffio
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._waiting import event_loop
 
 from .http2.engine import PipeProtocol
 
@@ -262,7 +264,7 @@ class SocketTransport:
 
     @protected
     async def _read(self) -> None:
-        sock, wait_readable = self._sock, anyio.wait_readable
+        sock, wait_readable = self._sock, event_loop(sniffio.current_async_library()).readable
         while not self._closed:
             if self._held_back:
                 await self._room.wait()

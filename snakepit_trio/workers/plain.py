@@ -222,7 +222,7 @@ class PlainCalls:
             tool=call.tool or self._tools[call.tool_index - 1],
             payload=PayloadMessage(
                 encoding=Encoding(payload.encoding),
-                data=payload.data,
+                data=bytes(payload.data),
                 buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
             ),
             session_id=call.session_id,

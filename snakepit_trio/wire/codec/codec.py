@@ -24,7 +24,7 @@ from .extensions import MAX_DEPTH
 from .unwrapping import Unwrapper
 from .wrapping import Refused, Wrapper, type_name
 
-__all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "decode", "encode", "encode_result"]
+__all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "check_size", "decode", "encode", "encode_result"]
 
 #: Bytes; the default of ``PoolConfig.max_payload``.
 DEFAULT_LIMIT = 64 * 1024 * 1024
@@ -204,12 +204,8 @@ def decode(payload: Payload, *, what: str = "payload", limit: int = DEFAULT_LIMI
     Raises:
         InvalidPayload: It does not hold one, or is larger than the limit.
     """
+    check_size(payload, what=what, limit=limit)
     buffers = payload.buffers
-    size = len(payload.data)
-    if buffers:
-        size += sum(_size(buffer) for buffer in buffers)
-    if size > limit:
-        raise InvalidPayload(f"{what} has {size} bytes; the limit is {limit}", details={"size": size, "limit": limit})
     try:
         if payload.encoding == MSGPACK:
             return Unwrapper(_here(buffers)).decode(payload.data) if buffers else _unpack(payload.data)
@@ -220,6 +216,19 @@ def decode(payload: Payload, *, what: str = "payload", limit: int = DEFAULT_LIMI
             f"{what} does not decode: {type(exc).__name__}: {str(exc)[:200]}", details={"encoding": payload.encoding}
         ) from exc
     raise InvalidPayload(f"{what} has the unknown encoding {payload.encoding}", details={"encoding": payload.encoding})
+
+
+def check_size(payload: Payload, *, what: str, limit: int) -> None:
+    """Refuse a payload that is too large.
+
+    Raises:
+        InvalidPayload: It is.
+    """
+    size = len(payload.data)
+    if payload.buffers:
+        size += sum(_size(buffer) for buffer in payload.buffers)
+    if size > limit:
+        raise InvalidPayload(f"{what} has {size} bytes; the limit is {limit}", details={"size": size, "limit": limit})
 
 
 def _size(buffer: object) -> int:

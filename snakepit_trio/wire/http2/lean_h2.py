@@ -12,14 +12,14 @@ The frames: https://www.rfc-editor.org/rfc/rfc9113#section-6.1 and 6.2
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from h2.config import H2Configuration
-from h2.connection import AllowedStreamIDs, ConnectionInputs, ConnectionState, H2Connection
+from h2.connection import AllowedStreamIDs, ConnectionInputs, ConnectionState, H2Connection, _decode_headers
 from h2.events import Event
 from h2.exceptions import ProtocolError, TooManyStreamsError
-from h2.stream import StreamInputs, StreamState
+from h2.stream import H2Stream, StreamInputs, StreamState
 
 from .lean_hpack import FixedHeaders, RememberingDecoder
 
@@ -33,18 +33,9 @@ _HEAD_SIZE = _HEAD.size
 _END_STREAM = 1
 #: HEADERS in one piece, alone or as the end of a side.
 _WHOLE_HEADERS, _LAST_HEADERS = 0x0104, 0x0105
-_FLAGS = {_WHOLE_HEADERS: frozenset({"END_HEADERS"}), _LAST_HEADERS: frozenset({"END_HEADERS", "END_STREAM"})}
-
-
-class _HeadersFrame:
-    """What h2 looks at in a HEADERS frame."""
-
-    __slots__ = ("data", "flags", "stream_id")
-
-    def __init__(self, stream_id: int, data: bytes, flags: frozenset[str]) -> None:
-        self.stream_id = stream_id
-        self.data = data
-        self.flags = flags
+_HEADERS = _WHOLE_HEADERS, _LAST_HEADERS
+#: Streams that are over are forgotten when there are so many of both kinds: to look for them takes a look at each.
+_FEW = 16
 
 
 class LeanH2Connection(H2Connection):
@@ -69,9 +60,10 @@ class LeanH2Connection(H2Connection):
             super().send_headers(stream_id, headers)
             return stream_id
         most = self.remote_settings.max_concurrent_streams
-        if self.open_outbound_streams + 1 > most:
+        if len(self.streams) >= min(most, _FEW) and self.open_outbound_streams >= most:
             raise TooManyStreamsError(f"Max outbound streams is {most}")
-        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        if self.state_machine.state not in _OPEN:
+            self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
         stream = self._begin_new_stream(stream_id, AllowedStreamIDs.ODD)
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
         stream.request_method = b"POST"
@@ -99,7 +91,8 @@ class LeanH2Connection(H2Connection):
         ):
             super().send_headers(stream_id, headers, end_stream, **priority)
             return
-        self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
+        if self.state_machine.state not in _OPEN:
+            self.state_machine.process_input(ConnectionInputs.SEND_HEADERS)
         stream.state_machine.process_input(StreamInputs.SEND_HEADERS)
         if end_stream:
             stream.state_machine.process_input(StreamInputs.SEND_END_STREAM)
@@ -178,15 +171,15 @@ class LeanH2Connection(H2Connection):
             stream = self.streams.get(stream_id)
             if size > self.max_inbound_frame_size or (kind_and_flags and stop > end):
                 break
-            if kind_and_flags in _FLAGS:
+            if kind_and_flags in _HEADERS:
                 if stream is None:
                     if self.config.client_side or stream_id <= self.highest_inbound_stream_id:
                         break
                 elif stream.state_machine.state not in _MAY_RECEIVE:
                     break
-                frame = _HeadersFrame(stream_id, data[position + _HEAD_SIZE : stop], _FLAGS[kind_and_flags])
+                block = data[position + _HEAD_SIZE : stop]
                 position = stop
-                for event in self._receive_headers(frame):
+                for event in self._receive_headers(stream_id, stream, block, kind_and_flags == _LAST_HEADERS):
                     process(event)
                 continue
             if (
@@ -221,10 +214,37 @@ class LeanH2Connection(H2Connection):
             # Its stream has been reset meanwhile; the connection's window is still to be given back.
             self.acknowledge_received_data(len(part), self._stream_inside)
 
-    def _receive_headers(self, frame: _HeadersFrame) -> list[Event]:
+    def _receive_headers(self, stream_id: int, stream: H2Stream | None, block: bytes, last: bool) -> list[Event]:
+        """As h2's own, for headers in one piece; ``stream`` is theirs, None if they open one."""
+        config = self.config
         try:
-            _, events = self._receive_headers_frame(frame)  # type: ignore[arg-type]
+            if stream is None:
+                most = self.local_settings.max_concurrent_streams
+                if len(self.streams) >= min(most, _FEW) and self.open_inbound_streams >= most:
+                    raise TooManyStreamsError(f"Max inbound streams is {most}")
+            headers = _decode_headers(self.decoder, block)
+            if stream is None:
+                stream = self._begin_new_stream(stream_id, AllowedStreamIDs.ODD)
+            if config.validate_inbound_headers or config.normalize_inbound_headers or not _plain(stream, headers):
+                return stream.receive_headers(headers, last, config.header_encoding)[1]
+            machine = stream.state_machine
+            events: list[Any] = machine.process_input(StreamInputs.RECV_HEADERS)
+            if last:
+                events += machine.process_input(StreamInputs.RECV_END_STREAM)
+                events[0].stream_ended = events[1]
+            elif machine.trailers_received:
+                raise ProtocolError("Trailers must have END_STREAM set")
         except ProtocolError as exc:
             self._terminate_connection(exc.error_code)
             raise
+        stream._expected_content_length = None
+        encoding: Any = config.header_encoding
+        events[0].headers = [(n.decode(encoding), v.decode(encoding)) for n, v in headers] if encoding else headers
         return events
+
+
+def _plain(stream: H2Stream, headers: Iterable[Any]) -> bool:
+    """Whether h2 looks at nothing in these headers: they tell no length, and are no interim answer's."""
+    return stream.request_method != b"HEAD" and not any(
+        name == b"content-length" or (name == b":status" and value.startswith(b"1")) for name, value in headers
+    )

@@ -1,7 +1,7 @@
 """HPACK for headers that are the same in each request and each answer: encoded once, and decoded once.
 
 What is written here changes no table of HPACK's, on neither side. What is read may be anything; only a block that begins
-with what the block before it was, and would mean the same again, is not decoded again.
+with what one of the last blocks was, and would mean the same again, is not decoded again.
 
 https://www.rfc-editor.org/rfc/rfc7541
 """
@@ -27,6 +27,8 @@ _STATIC = {
 _SECRET = frozenset({"authorization"})
 #: What a header counts for beside its text (RFC 9113, 6.5.2).
 _ENTRY = 32
+#: How many blocks of headers are remembered of one peer.
+_REMEMBERED = 4
 
 
 def literal(name: str, value: str) -> bytes:
@@ -71,18 +73,20 @@ class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can 
 
 
 class RememberingDecoder(Decoder):
-    """HPACK's decoder, which remembers the last block that changed no table.
+    """HPACK's decoder, which remembers the last blocks that changed no table.
 
-    A ``grpc-timeout`` at the end of a block is not remembered with it: it is what differs between a client's requests.
+    There are a few for each kind of message, and they come by turns: the headers and the trailers of an answer. A
+    ``grpc-timeout`` at the end of a block is not remembered with it: it is what differs between a client's requests.
     """
 
     def __init__(self, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)
-        self._block = b""
-        self._known: list[HeaderTuple] = []
-        self._size = 0
-        # What the table was then: a newer entry stands before it, and whatever goes makes it shorter.
+        # In the order in which they came, for one state of the table: a newer entry stands before it, and whatever goes
+        # makes it shorter.
+        self._blocks: dict[bytes, list[HeaderTuple]] = {}
         self._table: tuple[Any, int, int] = (None, 0, 0)
+        # The last block that stood before a time-out.
+        self._before = b""
         # How many bytes of a block are from the beginning of its last literal on.
         self._tail = 0
 
@@ -90,31 +94,34 @@ class RememberingDecoder(Decoder):
         """As hpack's own."""
         if not raw:
             return super().decode(data, raw)
-        block = self._block
-        if block and data.startswith(block) and _alike(self._state(), self._table):
-            rest = data[len(block) :]
-            if not rest:
-                return list(self._known)
+        table = self._state()
+        if not _alike(table, self._table):
+            self._table = table
+            self._blocks.clear()
+        known = self._blocks.get(data)
+        if known is not None:
+            return list(known)
+        known = self._blocks.get(self._before)
+        if known is not None and data.startswith(self._before):
+            rest = data[len(self._before) :]
             # A change of the table's size may stand at a block's beginning only.
             if rest[0] & 0xE0 != 0x20:
                 more = list(super().decode(rest, raw))
-                if self._size + _size(more) > self.max_header_list_size:
+                if _size(known) + _size(more) > self.max_header_list_size:
                     raise OversizedHeaderListError(
                         f"A header list larger than {self.max_header_list_size} has been received"
                     )
-                return [*self._known, *more]
-        before = self._state()
+                return [*known, *more]
         self._tail = 0
         found = list(super().decode(data, raw))
-        self._block = b""
-        if _alike(before, self._state()):
-            data = bytes(data)
+        if _alike(table, self._state()):
+            block, headers = bytes(data), found
             if self._tail and found[-1][0] == b"grpc-timeout":
-                self._block, self._known = data[: -self._tail], found[:-1]
-            else:
-                self._block, self._known = data, found
-            self._size = _size(self._known)
-            self._table = before
+                block, headers = block[: -self._tail], found[:-1]
+                self._before = block
+            if len(self._blocks) >= _REMEMBERED:
+                del self._blocks[next(iter(self._blocks))]
+            self._blocks[block] = headers
         return list(found)
 
     def _state(self) -> tuple[Any, int, int]:
