@@ -1,4 +1,4 @@
-"""A timeout as a caller gives it."""
+"""A timeout as a caller gives it, and as a message tells it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from snakepit_trio.errors import InvalidParameter
 
-__all__ = ["NEVER", "check_timeout"]
+__all__ = ["NEVER", "check_timeout", "seconds"]
 
 #: Seconds, some thirty years: what is to take longer has no limit, and needs no arithmetic that overflows.
 NEVER: Final = 1e9
@@ -25,3 +25,8 @@ def check_timeout(timeout: Any) -> float | None:
             f"timeout must be a number of seconds, at least 0, or None, not {timeout!r}", details={"path": "timeout"}
         )
     return timeout if timeout < NEVER else None
+
+
+def seconds(value: float) -> str:
+    """A span of time in a message, such as ``"0.25 s"`` or ``"7200 s"``: never as a power of ten."""
+    return f"{value:.3g} s" if 0.0001 <= value < 999.5 else f"{round(value, 4):.0f} s"

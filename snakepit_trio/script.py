@@ -28,7 +28,7 @@ def run(
     """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
 
     SIGINT and SIGTERM cancel ``main`` and close the runtime in order: what the bridge's clients have under way may end
-    within ``stop_grace``. A second one ends the workers at once.
+    within ``stop_grace``. A second one ends the workers at once. In any thread but the main one no signals are handled.
 
     Returns:
         What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
@@ -44,6 +44,8 @@ def run(
     if isinstance(config, PoolConfig):
         config = RuntimeConfig(pools=[config])
     whole = config
+    # Python gives signals to no other; elsewhere they are for whoever runs the thread to handle.
+    in_main_thread = threading.current_thread() is threading.main_thread()
     received: list[int] = []
     opened: list[Runtime] = []
     result: Any = None
@@ -63,7 +65,8 @@ def run(
         nonlocal result
         async with anyio.create_task_group() as nursery:
             opening, body = anyio.CancelScope(), anyio.CancelScope()
-            nursery.start_soon(listen, opening, body)
+            if in_main_thread:
+                nursery.start_soon(listen, opening, body)
             with opening:
                 async with open_runtime(whole) as runtime:
                     opened.append(runtime)
@@ -96,7 +99,7 @@ def run(
             code = 1
         else:
             raise
-    if received and threading.current_thread() is threading.main_thread():
+    if received and in_main_thread:
         # The process is about to exit, as it was asked to: one Ctrl-C more has nothing to add.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     for runtime in opened:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import msgspec
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConnectionLost, InvalidParameter, InvalidPayload, SnakepitError, ToolExists
@@ -158,6 +159,7 @@ class ClientTools:
                         f"tools[{index}]: a client's tool can be neither critical nor streaming",
                         details={"path": f"tools[{index}]", "tool": spec.name},
                     )
+                _check_schema(index, spec)
                 registry.register(
                     spec.name, made.function(spec.name), description=spec.description, metadata=dict(spec.metadata)
                 )
@@ -213,6 +215,26 @@ class ClientTools:
         made = self._registrations.pop(id, None)
         if made is not None:
             made.end()
+
+
+def _check_schema(index: int, spec: v1.ToolSpec) -> None:
+    """A schema is JSON, and an object; none is one too.
+
+    Raises:
+        InvalidParameter: It is not; names the tool and the field.
+    """
+    for field in ("parameters_schema", "result_schema"):
+        text: str = getattr(spec, field)
+        if not text:
+            continue
+        try:
+            msgspec.json.decode(text, type=dict[str, Any])
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            path = f"tools[{index}].{field}"
+            raise InvalidParameter(
+                f"{path}: the schema of {spec.name!r} is no JSON object: {exc}",
+                details={"path": path, "tool": spec.name, "expected": "a JSON Schema, as JSON text"},
+            ) from None
 
 
 def spec_of(tool: HostTool) -> v1.ToolSpec:

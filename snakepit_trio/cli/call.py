@@ -8,7 +8,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from .common import FAILED, UNUSABLE, describe, fail, run, start_failure, to_json
+from .common import FAILED, UNUSABLE, describe, fail, last_words, run, start_failure, to_json
 
 
 def call(
@@ -92,4 +92,6 @@ def _error(exc: Any) -> dict[str, Any]:
     found = {"code": exc.code, "message": exc.message, "retryable": exc.retryable}
     if getattr(exc, "remote_type", ""):
         found["type"] = exc.remote_type
+    if last := last_words(exc):
+        found["stderr"] = last
     return found

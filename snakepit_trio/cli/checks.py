@@ -299,7 +299,7 @@ def _sockets() -> Check:
 def _state_directory(directory: Path) -> Check:
     try:
         found = directory.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         above = directory
         while not above.exists() and above != above.parent:
             above = above.parent

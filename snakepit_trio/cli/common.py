@@ -13,10 +13,23 @@ import typer
 
 from snakepit_trio.observe.printable import printable
 
-__all__ = ["Signalled", "attended", "describe", "fail", "root", "run", "start_failure", "terminal", "to_json"]
+__all__ = [
+    "Signalled",
+    "attended",
+    "describe",
+    "fail",
+    "last_words",
+    "root",
+    "run",
+    "start_failure",
+    "terminal",
+    "to_json",
+]
 
 #: Exit codes: something failed; the command line or the start failed. After a signal it is 128 and the signal's number.
 FAILED, UNUSABLE = 1, 2
+#: How many of a dead worker's lines are shown: the rest of a long one is in the JSON output and in the log.
+_LAST_WORDS = 20
 
 _T = TypeVar("_T")
 
@@ -125,15 +138,24 @@ def fail(message: str, code: int) -> NoReturn:
 
 def start_failure(exc: Any) -> str:
     """Why nothing could be started, for people: the message, and what the worker said."""
-    detail = (exc.details.get("remote_traceback") or exc.details.get("stderr") or "").strip()
+    # A SyntaxError's first line begins with blanks that belong to it.
+    detail = (exc.details.get("remote_traceback") or exc.details.get("stderr") or "").strip("\n").rstrip()
     return exc.message if detail in exc.message else f"{exc.message}\n{detail}"
 
 
 def describe(exc: BaseException) -> str:
-    """A failure for people: its kind, its message, and a tool's traceback."""
+    """A failure for people: its kind, its message, and a tool's traceback or a dead worker's last lines."""
     text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
-    trace = getattr(exc, "remote_traceback", "")
-    return f"{text}\n{trace.rstrip()}" if trace else text
+    if trace := getattr(exc, "remote_traceback", ""):
+        return f"{text}\n{trace.rstrip()}"
+    last = last_words(exc)
+    return f"{text}; the last that it wrote:\n{last}" if last else text
+
+
+def last_words(exc: BaseException) -> str:
+    """The last lines that a worker wrote on standard error before it died under a call."""
+    found: str = getattr(exc, "details", {}).get("stderr", "")
+    return "\n".join(found.rstrip().splitlines()[-_LAST_WORDS:])
 
 
 def terminal() -> Any:

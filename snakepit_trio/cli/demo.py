@@ -115,7 +115,7 @@ class _bar:
     def __init__(self, total: int, *, quiet: bool) -> None:
         self._total = total
         self._bar: Any = None
-        if not quiet:
+        if sys.stderr.isatty() and not quiet:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -142,7 +142,7 @@ def _show(found: dict[str, Any], asked: int) -> None:
     root = Path(sysconfig.get_path("stdlib"))
     table = Table(title=f"The most complex modules of Python {sys.version.split()[0]}'s standard library", box=None)
     for title, justify in [("module", "left"), ("lines", "right"), ("functions", "right"), ("complexity", "right"),
-                           ("nesting", "right"), ("longest function", "left")]:  # fmt: skip
+                           ("nesting", "right"), ("longest function", "left"), ("lines", "right")]:  # fmt: skip
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for row in found["top"]:
         longest = row["longest"]
@@ -152,7 +152,8 @@ def _show(found: dict[str, Any], asked: int) -> None:
             f"{row['functions']:,}",
             f"{row['complexity']:,}",
             str(row["nesting"]),
-            f"{longest['name']} ({longest['lines']} lines)" if longest else "",
+            longest["name"] if longest else "",
+            f"{longest['lines']:,}" if longest else "",
         )
     console.print(table)
     console.print()

@@ -50,7 +50,7 @@ def doctor(
         checks = [attrs.asdict(check) for check in found]
         print(to_json({"ok": not failed, "failed": failed, "warnings": warned, "checks": checks}, indent=2))
     else:
-        print(f"{len(found)} checks: {failed} failed, {warned} warnings")
+        print(f"{len(found)} checks: {failed} failed, {warned} {'warning' if warned == 1 else 'warnings'}")
     sys.stdout.flush()
     raise typer.Exit(FAILED if failed else 0)
 

@@ -185,6 +185,9 @@ class PoolConfig(_Remembers):
             self._check_command(self.command)
         if self.adapter is not None and not _ADAPTER.fullmatch(self.adapter):
             refuse("adapter", self.adapter, "'package.module' or 'package.module:Class', no path")
+        if self.adapter is not None and self.adapter.partition(":")[0] == "__main__":
+            # In a worker that name is the worker's own.
+            refuse("adapter", self.adapter, "the name under which the workers can import the script, or another module")
         if not _POOL_NAME.fullmatch(self.name):
             refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")
         if self.max_size is not None and self.max_size < self.size:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import CircuitOpen
 
 if TYPE_CHECKING:
@@ -184,6 +185,6 @@ class Circuit:
     def _refuse(self, retry_after: float) -> None:
         raise CircuitOpen(
             f"{self._name} has failed too often of late and is not called"
-            + (f" for another {retry_after:.3g} s" if retry_after else " while it is being probed"),
+            + (f" for another {seconds(retry_after)}" if retry_after else " while it is being probed"),
             details={"circuit": self._name, "state": self.state.value, "retry_after": retry_after},
         )

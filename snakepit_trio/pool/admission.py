@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import QueueTimeout, RequestTimeout, SnakepitError
 
 from .endings import worker_busy, worker_lost
@@ -103,6 +104,6 @@ class Admission:
         due = min(request.deadline, request.until, request.queue_deadline)
         if now + wait > due:
             raise QueueTimeout(
-                f"a worker would be free after about {wait:.3g} s, and the request has {max(0.0, due - now):.3g} s",
+                f"a worker would be free after about {seconds(wait)}, and the request has {seconds(max(0.0, due - now))}",
                 details={"expected_wait": wait, "hopeless": True, "tool": request.tool},
             )

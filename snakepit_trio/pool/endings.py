@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import (
     QueueTimeout,
     RequestTimeout,
@@ -25,7 +26,9 @@ def overdue(request: Request, now: float) -> SnakepitError:
     """Which of its limits a request has reached."""
     if request.phase is Phase.QUEUED and request.deadline > now:
         waited = now - request.submitted_at
-        return QueueTimeout(f"no worker was free for {waited:.3g} s", details={"waited": waited, "tool": request.tool})
+        return QueueTimeout(
+            f"no worker was free for {seconds(waited)}", details={"waited": waited, "tool": request.tool}
+        )
     return deadline_passed(request, now)
 
 
@@ -33,7 +36,7 @@ def deadline_passed(request: Request, now: float) -> RequestTimeout:
     phase = "running" if request.phase is Phase.RUNNING else "queued"
     spent = now - request.submitted_at
     return RequestTimeout(
-        f"{request.tool!r} was {phase} when its time of {spent:.3g} s was spent",
+        f"{request.tool!r} was {phase} when its time of {seconds(spent)} was spent",
         details={"phase": phase, "tool": request.tool, "elapsed": spent},
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -58,7 +59,7 @@ class Footprint:
             ),
             descriptors=descriptors,
             segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
-            directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*")),
+            directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*-*-*")),
         )
 
     def grown_since(self, before: Footprint) -> list[str]:
@@ -72,7 +73,9 @@ class Footprint:
         ]
         grown = self.segments - before.segments
         found += [f"shared memory {name}" for name in (grown - _of_others(grown) if grown else grown)]
-        found += [f"temporary directory {name}" for name in self.directories - before.directories]
+        found += [
+            f"temporary directory {name}" for name in self.directories - before.directories if not _is_of_others(name)
+        ]
         return found
 
 
@@ -91,9 +94,19 @@ def no_leaks() -> Iterator[None]:
     assert not grown, "left behind: " + "; ".join(grown)
 
 
+def _mine() -> set[int]:
+    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+
+
+def _is_of_others(directory: str) -> bool:
+    """Whether a directory is that of a run of another program on this machine, by its host's pid in the name."""
+    match = re.fullmatch(r"snakepit-[0-9a-f]+-(\d+)-.*", directory)
+    return match is not None and int(match[1]) not in _mine() and psutil.pid_exists(int(match[1]))
+
+
 def _of_others(segments: frozenset[str]) -> frozenset[str]:
     """The segments of runs that other programs on this machine have at the same time, by their workers' command lines."""
-    mine = {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    mine = _mine()
     others = {word for process in psutil.process_iter() if process.pid not in mine for word in _command(process)}
     return frozenset(name for name in segments if name.split("-")[1] in others)
 

@@ -319,7 +319,8 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
     the run goes on unregistered, with a warning.
     """
     run_id = secrets.token_hex(5)
-    run_dir = _short_directory(f"snakepit-{run_id}-")
+    # The host's pid is for whoever finds it: a run that is only starting has no other sign of whose it is.
+    run_dir = _short_directory(f"snakepit-{run_id}-{os.getpid()}-")
     registry = lock = None
     swept: list[Swept] = []
     directory = state_directory(state_dir)

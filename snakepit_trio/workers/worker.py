@@ -21,6 +21,7 @@ import attrs
 
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import SnakepitError, WorkerStartupError
 from snakepit_trio.wire.connection import Connection, RpcFailure
 from snakepit_trio.wire.frames import (
@@ -453,7 +454,7 @@ class Worker:
         self._host.worker_missed(self, silence)
 
     def link_silent(self, silence: float) -> None:
-        self._end("heartbeat", f"gave no sign of life for {silence:.3g} s")
+        self._end("heartbeat", f"gave no sign of life for {seconds(silence)}")
 
     def link_lost(self, message: str) -> None:
         if self._stopping:

@@ -13,6 +13,7 @@ import anyio
 import anyio.to_thread
 import psutil
 import pytest
+from grpclib.const import Status
 
 import snakepit_trio as sp
 from snakepit_trio.wire.generated.snakepit import v1
@@ -123,6 +124,20 @@ async def test_a_client_that_is_stopped_is_noticed(tmp_path: Path) -> None:
             finally:
                 process.kill()
         assert runtime.pool().stats().cancelled == 1
+
+
+@pytest.mark.parametrize("field", ["parameters_schema", "result_schema"])
+@pytest.mark.parametrize("schema", ["{", "[]", "{}x"])
+async def test_a_clients_tool_with_a_schema_that_is_none_is_refused(tmp_path: Path, field: str, schema: str) -> None:
+    tools = [v1.ToolSpec(name="good", parameters_schema="{}"), v1.ToolSpec(name="bad", **{field: schema})]
+    async with door(tmp_path) as runtime:
+        with Raw(tmp_path) as raw:
+            request: Any = bytes(v1.RegisterToolsRequest(tools=tools))
+            stream = raw.request(request, path="/snakepit.v1.BridgeService/RegisterTools")
+            trailers = await anyio.to_thread.run_sync(raw.trailers, stream)
+        assert trailers["grpc-status"] == str(Status.INVALID_ARGUMENT.value)
+        assert f"tools[1].{field}: the schema of 'bad'" in trailers["grpc-message"]
+        assert "good" not in runtime.tools
 
 
 async def test_tools_that_nobody_serves_in_time_are_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

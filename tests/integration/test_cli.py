@@ -54,6 +54,30 @@ def test_call() -> None:
     assert json.loads(as_json.stdout)["error"]["code"] == "invalid_parameter"
 
 
+def test_call_shows_what_a_worker_wrote_before_it_died(tmp_path: Path) -> None:
+    (tmp_path / "fragile.py").write_text(
+        "import os, sys\nimport snakepit_trio as sp\n\n@sp.tool\ndef die() -> None:\n"
+        "    print('out of cheese\\n  at cheese.c:42', file=sys.stderr, flush=True)\n    os._exit(3)\n"
+    )
+    done = snakepit("call", "fragile", "die", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "snakepit: worker_crashed: the worker exited with code 3; the last that it wrote:\n"
+        "out of cheese\n  at cheese.c:42\n"
+    )
+    error = json.loads(snakepit("call", "--json", "fragile", "die", cwd=tmp_path).stdout)["error"]
+    assert (error["code"], error["stderr"]) == ("worker_crashed", "out of cheese\n  at cheese.c:42")
+
+
+def test_an_adapter_that_is_no_python_is_shown_as_python_shows_it(tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text("def add(a: int) -> int\n    return a\n")
+    done = snakepit("tools", "wrong", cwd=tmp_path)
+    assert done.returncode == 2
+    first, second, *_ = done.stderr.splitlines()
+    assert "SyntaxError: expected ':'" in first
+    assert second.startswith('  File "')
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -111,6 +111,16 @@ def test_the_plugin_imports_nothing_before_it_is_asked() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_directories_of_other_programs_runs_are_no_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with no_leaks():
+        (tmp_path / f"snakepit-0123456789-{os.getppid()}-other").mkdir()
+    with pytest.raises(AssertionError, match="temporary directory snakepit-0123456789"), no_leaks():
+        (tmp_path / f"snakepit-0123456789-{os.getpid()}-mine").mkdir()
+    # This module's own check looks into the same directory.
+    (tmp_path / f"snakepit-0123456789-{os.getpid()}-mine").rmdir()
+
+
 def test_no_leaks_lets_a_failure_through() -> None:
     with pytest.raises(ValueError, match="mine"), no_leaks():
         raise ValueError("mine")

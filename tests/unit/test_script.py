@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -53,6 +54,22 @@ def test_what_a_script_raises(
     assert capsys.readouterr().err == said
 
 
-def test_a_refused_adapter(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sp.run(None, "no adapter:") == 2  # type: ignore[arg-type]
+@pytest.mark.parametrize("adapter", ["no adapter:", "__main__", "__main__:Math"])
+def test_a_refused_adapter(adapter: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sp.run(None, adapter) == 2  # type: ignore[arg-type]
     assert capsys.readouterr().err.startswith("snakepit: adapter: expected")
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_a_script_in_a_thread_of_its_own(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snakepit_trio.script.open_runtime", _opened)
+
+    async def main(runtime: Any) -> int:
+        return 7
+
+    codes: list[int] = []
+    config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="x")])
+    thread = threading.Thread(target=lambda: codes.append(sp.run(main, config, backend=backend)))
+    thread.start()
+    thread.join()
+    assert codes == [7]
