@@ -189,8 +189,8 @@ class Crew:
         self._set_size(size, surplus, "load")
 
     def _surplus(self, size: int, candidates: list[Slot]) -> list[Slot]:
-        """Those of the candidates that go when so many slots are to stay: the failed ones first, then the last ones."""
-        first_to_stay = sorted(candidates, key=lambda slot: slot.failed)
+        """Those of the candidates that go when so many slots are to stay: failed, then idle, then busy; the last first."""
+        first_to_stay = sorted(candidates, key=lambda slot: (slot.failed, self._is_idle(slot, ())))
         return first_to_stay[::-1][: max(0, len(self.slots) - size)]
 
     def _is_idle(self, slot: Slot, keep: Container[Seats]) -> bool:
@@ -211,7 +211,11 @@ class Crew:
                 self._ledger.cordon(self.roster.seats[slot.current])
             self._nursery.start_soon(self._retire, slot)
         self._settled.ring()
-        return self._add_slots(size - len(self.slots))
+        grows = self._add_slots(size - len(self.slots))
+        if not self.slots:
+            # Whoever could not start is gone; the next request gets a worker that has yet to try.
+            self._ledger.hope()
+        return grows
 
     def load(self) -> Load:
         """The pool at this moment, for whoever decides how many workers it should have."""
@@ -386,7 +390,7 @@ class Crew:
     @protected
     async def _replace(self, slot: Slot, reason: str) -> None:
         try:
-            await slot.replace(reason)
+            await slot.insist(reason)
         finally:
             self._replacing.discard(slot)
 

@@ -232,7 +232,7 @@ class Ledger(Books):
     def open(self, seats: Seats, now: float) -> None:
         """An incarnation is ready for calls; it gets what waits for it."""
         self._all[seats] = None
-        self._admission.broken = None
+        self.hope()
         seats.open = True
         self._places.admit(seats)
         self._places.place(seats)
@@ -306,9 +306,14 @@ class Ledger(Books):
 
     @protected
     def fail_all(self, error: SnakepitError, now: float) -> None:
-        """No worker can serve: whoever waits is told at once, and so is whoever comes, until a worker is ready."""
+        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready."""
         self._admission.broken = error
         self._end_queue(error, now)
+
+    @protected
+    def hope(self) -> None:
+        """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
+        self._admission.broken = None
 
     @protected
     def close(self, error: SnakepitError, now: float) -> None:

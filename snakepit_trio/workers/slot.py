@@ -2,8 +2,8 @@
 
 A slot has one worker, or for the time of a replacement two: the old one serves until the new one is ready, and is then
 drained. A worker that ends unbidden is replaced at once; when that happens again and again, with growing pauses; and
-when it has happened more than ``restart_limit`` times in ``restart_window`` seconds the slot is *failed*: it says so,
-says why, and makes its next attempt much later.
+when it has happened more than ``restart_limit`` times in ``restart_window`` seconds the pause is much longer, and a slot
+without a worker that serves is *failed*: it says so, and says why.
 
 Restart intensity is Erlang's: https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity
 """
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 import anyio
 import anyio.abc
 
+from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
 
 from .exits import Exit
@@ -70,8 +71,9 @@ class Slot:
         index: Its number, from 0.
         incarnation: How many workers it has had.
         current: The worker that serves, or is to serve next.
-        failed: It has used up its restarts; :attr:`reason` says why, :attr:`next_attempt` when it will try again.
-        next_attempt: When it will start its next worker, on the event loop's clock; None while it has one.
+        failed: It has used up its restarts, and has no worker that serves; :attr:`reason` says why.
+        next_attempt: When it may start another worker after attempts that failed, on the event loop's clock; None when
+            the last one did not fail.
         reason: Why its last worker ended or could not start, ``""`` when there is nothing to say.
         last_exit: How its last worker ended.
     """
@@ -105,7 +107,7 @@ class Slot:
         self._retiring = False
         self._alive: dict[Worker, None] = {}
         self._successor: Worker | None = None
-        self._changed = anyio.Event()
+        self._changed = Bell()
 
     def __repr__(self) -> str:
         return f"<Slot {self.index} {'failed' if self.failed else 'up'} current={self.current!r}>"
@@ -145,7 +147,7 @@ class Slot:
     async def retire(self, grace: float) -> bool:
         """Drain and stop its worker, and end the slot. Returns whether nothing had to be killed."""
         self._retiring = True
-        self._change()
+        self._changed.ring()
         clean = True
         for worker in list(self._alive):
             clean = await worker.stop(grace) and clean
@@ -172,6 +174,22 @@ class Slot:
         await change.over.wait()
         return change.done
 
+    async def insist(self, reason: str) -> None:
+        """:meth:`replace` the current worker, and when the new one can't start, try again after the pause of a restart.
+
+        Returns when it has been replaced, or has ended. A cancellation does what it does in :meth:`replace`.
+        """
+        old = self.current
+
+        def settled() -> bool:
+            return self.current is not old or old is None or old.state.over or self._retiring
+
+        while not await self.replace(reason) and not settled():
+            await self._until(lambda: settled() or self._successor is None)
+            pause = 0.0 if self.next_attempt is None else self.next_attempt - anyio.current_time()
+            with anyio.move_on_after(pause):
+                await self._until(settled)
+
     def give(self) -> Worker | None:
         """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
         worker = self.current
@@ -182,23 +200,23 @@ class Slot:
             return None
         self._given = worker
         self._alive.pop(worker, None)
-        self._change()
+        self._changed.ring()
         return worker
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    def _change(self) -> None:
-        self._changed.set()
-
     async def _until(self, condition: Callable[[], bool]) -> None:
         while not condition():
-            self._changed = anyio.Event()
             await self._changed.wait()
 
     def _vacant(self) -> bool:
         assert self.current is not None
         gone = self.current.ended.is_set() or self.current is self._given
         return gone and self._successor is None
+
+    def _serves(self) -> bool:
+        worker = self.current
+        return worker is not None and worker.state in (WorkerState.READY, WorkerState.BUSY) and not worker.tainted
 
     def _begin(self) -> Worker:
         assert self._nursery is not None
@@ -223,7 +241,7 @@ class Slot:
             await worker.ended.wait()
         finally:
             self._alive.pop(worker, None)
-            self._change()
+            self._changed.ring()
 
     def _up(self) -> None:
         self.failed = False
@@ -244,7 +262,7 @@ class Slot:
                 self._host.slot_settled(self)
         finally:
             self._alive.pop(worker, None)
-            self._change()
+            self._changed.ring()
 
     @protected
     async def _carry_out(self, change: _Change, reason: str) -> None:
@@ -275,7 +293,7 @@ class Slot:
             self._successor = None
             if worker.ready.is_set():
                 self.current = worker
-        self._change()
+        self._changed.ring()
 
     def _pause_after(self, worker: Worker) -> float:
         """How long to wait before the next attempt, in seconds."""
@@ -297,18 +315,19 @@ class Slot:
         while crashes and crashes[0] < now - settings.restart_window:
             crashes.popleft()
         if settings.restart_limit is not None and len(crashes) > settings.restart_limit:
-            self.failed = True
+            self.failed = not self._serves()
             self._failures += 1
             pause = min(
                 _LONGEST_PAUSE, max(settings.backoff_max, settings.restart_window) * 2.0 ** (self._failures - 1)
             )
-            _log.error(
-                "pool %s, slot %d has failed: %s",
-                worker.pool,
-                self.index,
-                exit.message,
-                extra={"pool": worker.pool, "slot": self.index},
-            )
+            if self.failed:
+                _log.error(
+                    "pool %s, slot %d has failed: %s",
+                    worker.pool,
+                    self.index,
+                    exit.message,
+                    extra={"pool": worker.pool, "slot": self.index},
+                )
         else:
             if worker.ready.is_set() and len(crashes) == 1:
                 self._failures = 0

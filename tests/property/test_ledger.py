@@ -393,7 +393,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def somebody_will_look_in_time(self) -> None:
         if hasattr(self, "ledger"):
-            assert self.ledger.next_deadline() >= self.alarm - 1e-9 or self.ledger.next_deadline() <= self.now
+            assert self.ledger.next_deadline() >= self.alarm - 1e-9
 
 
 LedgerMachine.TestCase.settings = settings(stateful_step_count=50, max_examples=300)
@@ -513,3 +513,61 @@ def test_walks(block: int) -> None:
         machine.conserved()
         assert machine.ledger.in_flight == machine.ledger.queued == 0
     assert set(seen) == {"queued", "dispatched", *(outcome.value for outcome in Outcome)}
+
+
+def line_of_two(told: list[float]) -> tuple[Ledger, ScriptedWorker, Callable[..., Request]]:
+    """A worker with a call that runs and one that may wait behind it, and a function that submits."""
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 5.0), on_due=told.append)
+    worker = ScriptedWorker(1, 1, depth=1)
+    ledger.open(worker.seats, 0.0)
+
+    def submit(number: int, now: float, **options: Any) -> Request:
+        request = Request(number, "t", NOTHING, wake=lambda: None, **options)
+        ledger.submit(request, now)
+        return request
+
+    submit(1, 0.0)
+    ledger.replied(worker.seats, worker.release(1).id, 0.0, result=NOTHING, error=None)
+    return ledger, worker, submit
+
+
+def test_the_clock_is_told_of_an_id_that_is_to_be_forgotten() -> None:
+    told: list[float] = []
+    ledger, worker, submit = line_of_two(told)
+    runs, waits = submit(2, 0.0), submit(3, 0.0)
+    assert worker.seats.ahead == {3: waits}
+    ledger.cancel(waits, 1.0)
+    assert min(told) == ledger.next_deadline() == 6.0
+    told.clear()
+    ledger.expire(7.0)
+    ledger.cancel(runs, 8.0)
+    assert min(told) == ledger.next_deadline() == 13.0
+
+
+def test_the_clock_is_told_of_a_call_that_is_given_back_after_it_should_have_begun() -> None:
+    told: list[float] = []
+    ledger, worker, submit = line_of_two(told)
+    submit(2, 0.0)
+    back = submit(3, 0.0, queue_deadline=0.5)
+    ledger.cordon(worker.seats)
+    assert worker.recalled == {3}
+    # As far as is known here it has begun in time.
+    ledger.replied(worker.seats, worker.release(2).id, 0.4, result=NOTHING, error=None)
+    assert back.phase is Phase.RUNNING
+    ledger.expire(0.6)
+    assert ledger.next_deadline() == math.inf
+    told.clear()
+    ledger.returned(worker.seats, worker.release(3).id, 0.7)
+    assert min(told) <= 0.7
+    ledger.expire(0.7)
+    assert back.outcome is Outcome.EXPIRED
+
+
+def test_the_clock_is_told_when_a_line_is_to_be_looked_at() -> None:
+    told: list[float] = []
+    ledger, worker, submit = line_of_two(told)
+    submit(2, 1.0)
+    submit(3, 1.0)
+    assert worker.seats.ahead
+    ledger.open(ScriptedWorker(2, 1).seats, 1.001)
+    assert min(told) == ledger.next_deadline() == 1.0 + PATIENCE

@@ -127,6 +127,8 @@ class Invariants:
         """Whoever waits, waits for a worker that is there or to come."""
         ledger, crew, roster = self.pool._ledger, self.pool._crew, self.pool._roster
         hope = crew.expecting or roster.ready or roster.cordoned
+        assert not (ledger.broken and roster.ready), "calls are refused, and a worker serves"
+        assert crew.slots or not ledger.broken, "calls are refused for good: no slot will try again"
         stranded = False
         for request in ledger._queue:
             if request.pin is not None:

@@ -118,3 +118,67 @@ def test_who_goes_first_when_a_pool_shrinks_is_a_place_that_has_failed(scaled: b
         await pool.execute("work", {"seconds": 0})
 
     simulate(body, size=2, restart_limit=1, backoff_base=0.01)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_pool_that_had_failed_serves_again_when_a_worker_can_start(scaled: bool) -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.start_failure = 1.0
+        pool.kill_worker(pool.workers()[0].id)
+        await trio.sleep(1)
+        with pytest.raises(sp.WorkerStartupError):
+            await pool.execute("work", {"seconds": 0})
+        world_of(pool).behaviour.start_failure = 0.0
+        # A scaled pool gives the place that has failed up meanwhile; the next request asks for another.
+        await trio.sleep(30)
+        await pool.execute("work", {"seconds": 0})
+
+    options = {"min_size": 0, "max_size": 2} if scaled else {}
+    simulate(body, size=1, restart_limit=1, backoff_base=0.01, **options)
+
+
+def test_replacements_that_can_not_start_cost_nobody_the_worker_that_serves() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.start_failure = 1.0
+        worker_id = pool.workers()[0].id
+        for _ in range(4):
+            assert not await pool.recycle(worker_id)
+        assert [(info.id, info.state) for info in pool.workers()] == [(worker_id, "ready")]
+        await pool.wait_ready()
+        await pool.execute("work", {"seconds": 0})
+        world_of(pool).behaviour.start_failure = 0.0
+        assert await pool.recycle(worker_id)
+
+    simulate(body, size=1, restart_limit=1, backoff_base=0.01)
+
+
+def test_a_worker_that_takes_no_more_calls_is_replaced_though_the_first_attempts_fail() -> None:
+    async def body(pool: sp.Pool) -> None:
+        behaviour = world_of(pool).behaviour
+        behaviour.deaf = behaviour.start_failure = 1.0
+        async with trio.open_nursery() as nursery:
+            # In the way of an end by force: the call that does not stop is waited for.
+            nursery.start_soon(pool.execute, "work", {"seconds": 10})
+            with trio.move_on_after(1):
+                await pool.execute("work", {"seconds": 5})
+            await trio.sleep(6)
+            assert [info.tainted for info in pool.workers()] == [True]
+            behaviour.start_failure = 0.0
+            await pool.execute("work", {"seconds": 0})
+        assert pool.stats().failed == 0
+
+    simulate(body, size=1, threads=2, restart_limit=100, backoff_base=0.5)
+
+
+def test_a_worker_that_is_too_old_is_replaced_though_the_first_attempts_fail() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.start_failure = 1.0
+        await trio.sleep(60)
+        assert [(info.incarnation, info.state) for info in pool.workers()] == [(1, "ready")]
+        # Not again and again without a pause.
+        assert 4 < pool._crew.slots[0].incarnation < 20
+        world_of(pool).behaviour.start_failure = 0.0
+        await trio.sleep(60)
+        assert pool.workers()[0].incarnation > 1
+
+    simulate(body, size=1, restart_limit=2, max_age=10.0)

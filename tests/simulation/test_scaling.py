@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import pytest
 import trio
 import trio.testing
 
@@ -88,6 +89,29 @@ def test_workers_that_cannot_start_do_not_stop_the_others() -> None:
     simulate(body, size=1, max_size=4, restart_limit=1, backoff_base=0.01)
 
 
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_pool_that_shrinks_gives_up_idle_workers_before_busy_ones(asked: bool) -> None:
+    async def body(pool: sp.Pool) -> None:
+        await pool.resize(3)
+        # The slot that would go first, were it idle.
+        others = [info.id for info in pool.workers() if info.slot != 2]
+        for worker_id in others:
+            pool.cordon(worker_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.execute, "work", {"seconds": 60})
+            await trio.testing.wait_all_tasks_blocked()
+            for worker_id in others:
+                pool.cordon(worker_id, cordoned=False)
+            if asked:
+                await pool.resize(1)
+            else:
+                await trio.sleep(30)
+            assert [(info.slot, info.state) for info in pool.workers()] == [(2, "busy")]
+        assert pool.stats().completed == 1
+
+    simulate(body, size=1, **({} if asked else {"max_size": 4}))
+
+
 def test_a_size_that_is_asked_for_stays_between_the_two() -> None:
     async def body(pool: sp.Pool) -> None:
         await pool.resize(4)
@@ -133,3 +157,16 @@ def test_everybody_who_waits_for_workers_is_told() -> None:
                 nursery.start_soon(pool.resize, 3)
 
     simulate(body, size=1)
+
+
+def test_a_scaled_pool_takes_no_worker_from_a_call() -> None:
+    """Two calls are as many as one worker could run, but they are with two."""
+
+    async def body(pool: sp.Pool) -> None:
+        await pool.resize(2)
+        assert await burst(pool, 2, 60) < 61
+        assert pool.stats().completed == 2
+        await trio.sleep(30)
+        assert pool.stats().size == 1
+
+    simulate(body, size=1, max_size=4, threads=2, stop_grace=1.0)
