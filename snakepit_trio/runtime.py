@@ -164,13 +164,13 @@ class Runtime:
 
     async def _open(self, nursery: anyio.abc.TaskGroup, stack: AsyncExitStack) -> None:
         starting = anyio.Semaphore(max(2, 2 * (os.cpu_count() or 1)))
-        failed: list[WorkerStartupError] = []
+        failed: dict[str, WorkerStartupError] = {}
 
         async def open_one(pool: Pool) -> None:
             try:
                 await pool.open(nursery)
             except WorkerStartupError as exc:
-                failed.append(exc)
+                failed[pool.name] = exc
                 _log.error("%s", exc.message, extra={"pool": pool.name})
 
         waits = Waits()
@@ -200,7 +200,7 @@ class Runtime:
             for pool in self._pools.values():
                 opening.start_soon(open_one, pool)
         if failed and len(failed) == len(self._pools):
-            raise failed[0]
+            raise _none_could_start([failed[name] for name in self._pools])
 
     async def _close(self, *, drain: bool) -> None:
         async with anyio.create_task_group() as closing:
@@ -266,8 +266,8 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     socket, file, shared memory.
 
     Raises:
-        WorkerStartupError: No pool has got a worker. When only some have not, their requests fail with that reason and
-            the others serve.
+        WorkerStartupError: No pool has got a worker; ``details["pools"]`` says why for each, when there are several. When
+            only some have not, their requests fail with that reason and the others serve.
         ConfigError: The configuration does not fit this event loop, or is no RuntimeConfig.
     """
     if not isinstance(config, RuntimeConfig):
@@ -336,6 +336,16 @@ async def assemble(
             runtime._report()
     if raised is not None:
         raise raised
+
+
+def _none_could_start(failed: list[WorkerStartupError]) -> WorkerStartupError:
+    """The failure of a runtime none of whose pools has got a worker."""
+    if len(failed) == 1:
+        return failed[0]
+    return WorkerStartupError(
+        "; ".join(error.message for error in failed),
+        details={**failed[0].details, "pools": {str(error.details["pool"]): error.details for error in failed}},
+    )
 
 
 def limits_of(config: RuntimeConfig) -> Limits:

@@ -91,7 +91,8 @@ def _overlay(
     for variable in sorted(environ):
         if not variable.startswith(_PREFIX) or variable in _OTHERS or variable.startswith(_OTHER_PREFIXES):
             continue
-        parts = [part.lower() for part in variable.removeprefix(_PREFIX).split("__")]
+        words = variable.removeprefix(_PREFIX).split("__")
+        parts = [part.lower() for part in words]
         target: dict[str, Any] = table
         owner: type = cls
         place: tuple[str, ...] = ()
@@ -104,6 +105,13 @@ def _overlay(
             if "adapter" not in target and "command" not in target:
                 origins.setdefault((*place, "adapter"), variable)
         while len(parts) > 1:
+            entry = _entry_hint(owner, parts[0])
+            if entry is not None:
+                # What remains is the key as it is written: names in an environment may differ by their case alone.
+                name = "__".join(words[1 - len(parts) :])
+                target[parts[0]] = _with_entry(target.get(parts[0]), name, entry, environ[variable], variable, parts[0])
+                origins[*place, parts[0]] = variable
+                break
             inner, many = _tables_of(owner, parts[0])
             if inner is None or many:
                 _fail(variable, "name", f"{_PREFIX}KEY, {_PREFIX}POOLS__NAME__KEY or {_PREFIX}TABLE__KEY")
@@ -111,12 +119,13 @@ def _overlay(
             if not isinstance(nested, dict):
                 nested = target[parts[0]] = {}
             target, owner, place, parts = nested, inner, (*place, parts[0]), parts[1:]
-        (key,) = parts
-        hint = typing.get_type_hints(owner).get(key)
-        if hint is None:
-            _unknown(variable, key, owner)
-        target[key] = _from_text(environ[variable], hint, variable, key)
-        origins[*place, key] = variable
+        else:
+            (key,) = parts
+            hint = typing.get_type_hints(owner).get(key)
+            if hint is None:
+                _unknown(variable, key, owner)
+            target[key] = _from_text(environ[variable], hint, variable, key)
+            origins[*place, key] = variable
 
 
 def _pool_named(pools: list[dict[str, Any]], name: str, variable: str) -> dict[str, Any]:
@@ -143,6 +152,25 @@ def _tables_of(cls: type, key: str) -> tuple[type | None, bool]:
         if isinstance(inner, type) and attrs.has(inner):
             return inner, many
     return None, False
+
+
+def _entry_hint(cls: type, key: str) -> Any:
+    """The type of the values of a mapping whose entries may be given one by one, such as ``env``; None for any other key."""
+    hint = typing.get_type_hints(cls).get(key)
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is Mapping:
+            found = typing.get_args(option)[1]
+            return None if found is Any else found
+    return None
+
+
+def _with_entry(table: object, name: str, hint: Any, text: str, variable: str, key: str) -> dict[str, Any]:
+    if not name:
+        _fail(variable, key, "a name after it")
+    if table is not None and not isinstance(table, dict):
+        _fail(variable, key, "a table to add to", repr(table)[:60])
+    return {**(table or {}), name: _from_text(text, hint, variable, f"{key}.{name}")}
 
 
 def _folded(name: object) -> str:

@@ -28,7 +28,8 @@ _CLOSE = 5.0
 
 
 class MapResults:
-    """The results of a map: an async iterator for one task.
+    """The results of a map: an async iterator for one task; a second one that reads at the same time gets
+    ``anyio.BusyResourceError``, as from any stream of anyio's.
 
     The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. Results that
     arrive together cost its task one wake-up, and the inputs that take their places leave together. No task runs for it,

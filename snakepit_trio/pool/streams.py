@@ -25,7 +25,8 @@ _IN_A_ROW = 16
 
 
 class ChunkStream:
-    """The chunks of one call: an async iterator of the values that the tool yields, for one task.
+    """The chunks of one call: an async iterator of the values that the tool yields, for one task: a second one that
+    reads at the same time gets ``anyio.BusyResourceError``, as from any stream of anyio's.
 
     Up to ``window`` chunks are under way or wait here; a consumer that pauses makes the tool's generator pause.
 

@@ -324,6 +324,20 @@ async def test_no_worker_can_start(tmp_path: Path) -> None:
         with pytest.raises(sp.WorkerStartupError, match="ModuleNotFoundError"):
             async with sp.open_pool("tests.adapters.not_there"):
                 pass
+        pools = [
+            sp.PoolConfig(name="a", adapter="tests.adapters.not_there", size=1),
+            sp.PoolConfig(name="b", adapter="tests.adapters.broken_setup", size=1),
+        ]
+        with pytest.raises(
+            sp.WorkerStartupError, match=r"pool 'a': .*ModuleNotFoundError.*; pool 'b': .*no such device"
+        ) as caught:
+            async with sp.open_runtime(sp.RuntimeConfig(pools=pools)):
+                pass
+        assert caught.value.details["pool"] == "a"
+        assert {name: "reason" in details for name, details in caught.value.details["pools"].items()} == {
+            "a": True,
+            "b": True,
+        }
         with pytest.raises(sp.WorkerStartupError, match="was not ready within"):
             async with sp.open_pool("tests.adapters.hanging_setup", size=1, startup_timeout=0.5):
                 pass

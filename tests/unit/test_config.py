@@ -162,6 +162,43 @@ def test_what_is_refused(tmp_path: Path, text: str, environ: dict[str, str], sou
     assert source in caught.value.message
 
 
+def test_entries_of_tables_from_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text('[[pools]]\nadapter = "m"\nlauncher = "ray"\nenv = { LEVEL = "info", KEPT = "1" }\n[pools.ray]\n')
+    environ = {
+        "SNAKEPIT_POOLS__DEFAULT__ENV__LEVEL": "debug",
+        "SNAKEPIT_POOLS__DEFAULT__ENV__level": "none",
+        "SNAKEPIT_POOLS__DEFAULT__ENV__A__B": "8",
+        "SNAKEPIT_POOLS__DEFAULT__RAY__RESOURCES__num_gpus": "0.5",
+    }
+    (pool,) = sp.RuntimeConfig.load(path, environ=environ).pools
+    assert pool.env == {"LEVEL": "debug", "KEPT": "1", "level": "none", "A__B": "8"}
+    assert pool.ray is not None and pool.ray.resources == {"num_gpus": 0.5}
+    # Beside the whole table, which goes before the file's.
+    environ = {"SNAKEPIT_POOLS__DEFAULT__ENV": '{"A": "1"}', "SNAKEPIT_POOLS__DEFAULT__ENV__B": "2"}
+    (pool,) = sp.RuntimeConfig.load(path, environ=environ).pools
+    assert pool.env == {"A": "1", "B": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "text", "words"),
+    [
+        ("ENV__", "v", "", "expected a name after it"),
+        ("ENV__A", "v", "env = 3", "expected a table to add to, got 3"),
+        ("RAY__RESOURCES__num_cpus", "many", "", "resources.num_cpus: expected a number, got 'many'"),
+        ("RAY__RUNTIME_ENV__pip", "numpy", "", "expected SNAKEPIT_KEY"),
+        ("SIZE__X", "3", "", "expected SNAKEPIT_KEY"),
+    ],
+)
+def test_entries_that_are_refused(tmp_path: Path, variable: str, value: str, text: str, words: str) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text(f'[[pools]]\nadapter = "m"\nlauncher = "ray"\n{text}\n[pools.ray]\n')
+    with pytest.raises(sp.ConfigError) as caught:
+        sp.RuntimeConfig.load(path, environ={f"SNAKEPIT_POOLS__DEFAULT__{variable}": value})
+    assert words in caught.value.message
+    assert variable in caught.value.message
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(sp.ConfigError, match="readable TOML file"):
         sp.RuntimeConfig.load(tmp_path / "none.toml", environ={})

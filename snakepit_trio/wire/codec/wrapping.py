@@ -217,14 +217,14 @@ class Wrapper:
         if self._convert:
             return self._converted(value, path, depth)
         hint = "; pass its .value" if isinstance(value, enum.Enum) else ""
-        raise Refused(path, f"a {type_name(value)} can't be sent{hint}")
+        raise Refused(path, f"a value of type {type_name(value)} can't be sent{hint}")
 
     def _special_array(self, numpy: Any, value: Any, path: str) -> Any:
         """An array of a class of its own, which would come out as an ordinary one: without its mask, with other operators."""
         if self._convert and not isinstance(value, numpy.ma.MaskedArray):
             return self._ndarray(numpy, numpy.asarray(value), path)
         hint = ".filled()" if isinstance(value, numpy.ma.MaskedArray) else "numpy.asarray of it"
-        raise Refused(path, f"a {type_name(value)} can't be sent as what it is; pass {hint}")
+        raise Refused(path, f"a value of type {type_name(value)} can't be sent as what it is; pass {hint}")
 
     def _ndarray(self, numpy: Any, value: Any, path: str) -> Any:
         if value.dtype.hasobject:
@@ -253,7 +253,9 @@ class Wrapper:
                 continue
             size = _least_size(value)
             if size > self._limit:
-                raise Refused(path, f"a {type_name(value)} of at least {size} bytes; the limit is {self._limit}")
+                raise Refused(
+                    path, f"a value of type {type_name(value)} of at least {size} bytes; the limit is {self._limit}"
+                )
             try:
                 found = method(value)
             except Exception as exc:
@@ -262,7 +264,7 @@ class Wrapper:
                 return self.wrap(found, path, depth + 1)
         if self._marker:
             return {"__snakepit_unserializable__": True, "type": type_name(value)}
-        raise Refused(path, f"a {type_name(value)} can't be sent")
+        raise Refused(path, f"a value of type {type_name(value)} can't be sent")
 
 
 _WRAPPERS: dict[type, Callable[[Wrapper, Any, str, int], Any]] = {
