@@ -70,7 +70,8 @@ class Crew:
         self._rng = random.Random(secrets.randbits(64))
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
-        self._replacing: set[Slot] = set()
+        # By worker: the next one of a slot may be due while the last one still drains.
+        self._replacing: set[Worker] = set()
         self._failed: set[Slot] = set()
         self._settled = Bell()
         self._opening = True
@@ -379,20 +380,20 @@ class Crew:
 
     def _replace_soon(self, worker: Worker, reason: str) -> None:
         for slot in [*self.slots, *self._spares]:
-            if slot.current is worker and slot not in self._replacing and self._nursery is not None:
-                self._replacing.add(slot)
+            if slot.current is worker and worker not in self._replacing and self._nursery is not None:
+                self._replacing.add(worker)
                 self._recycles(worker, reason)
-                self._nursery.start_soon(self._replace, slot, reason)
+                self._nursery.start_soon(self._replace, slot, worker, reason)
 
     def _recycles(self, worker: Worker, reason: str) -> None:
         self._events.emit("worker.recycled", None, reason=reason, **self.roster.who(worker))
 
     @protected
-    async def _replace(self, slot: Slot, reason: str) -> None:
+    async def _replace(self, slot: Slot, worker: Worker, reason: str) -> None:
         try:
-            await slot.insist(reason)
+            await slot.insist(worker, reason)
         finally:
-            self._replacing.discard(slot)
+            self._replacing.discard(worker)
 
 
 def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> WorkerInfo:

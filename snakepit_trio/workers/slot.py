@@ -174,17 +174,16 @@ class Slot:
         await change.over.wait()
         return change.done
 
-    async def insist(self, reason: str) -> None:
-        """:meth:`replace` the current worker, and when the new one can't start, try again after the pause of a restart.
+    async def insist(self, old: Worker, reason: str) -> None:
+        """:meth:`replace` this worker, and when the new one can't start, try again after the pause of a restart.
 
         Returns when it has been replaced, or has ended. A cancellation does what it does in :meth:`replace`.
         """
-        old = self.current
 
         def settled() -> bool:
-            return self.current is not old or old is None or old.state.over or self._retiring
+            return self.current is not old or old.state.over or self._retiring
 
-        while not await self.replace(reason) and not settled():
+        while not settled() and not await self.replace(reason):
             await self._until(lambda: settled() or self._successor is None)
             pause = 0.0 if self.next_attempt is None else self.next_attempt - anyio.current_time()
             with anyio.move_on_after(pause):

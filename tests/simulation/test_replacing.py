@@ -170,6 +170,15 @@ def test_a_worker_that_takes_no_more_calls_is_replaced_though_the_first_attempts
     simulate(body, size=1, threads=2, restart_limit=100, backoff_base=0.5)
 
 
+def test_a_worker_that_is_due_while_the_one_before_it_still_drains_is_replaced() -> None:
+    async def body(pool: sp.Pool) -> None:
+        await pool.execute("work", {"seconds": 4.5})
+        await trio.sleep(30)
+        assert pool.workers()[0].incarnation > 10
+
+    simulate(body, size=1, max_age=2.0, stop_grace=5.0)
+
+
 def test_a_worker_that_is_too_old_is_replaced_though_the_first_attempts_fail() -> None:
     async def body(pool: sp.Pool) -> None:
         world_of(pool).behaviour.start_failure = 1.0
