@@ -42,7 +42,7 @@ TRANSITIONS: Mapping[WorkerState, frozenset[WorkerState]] = {
     _S.STARTING: frozenset({_S.READY, _S.STOPPED, _S.CRASHED}),
     _S.READY: frozenset({_S.BUSY, _S.DRAINING, _S.STOPPED, _S.CRASHED}),
     _S.BUSY: frozenset({_S.READY, _S.DRAINING, _S.STOPPED, _S.CRASHED}),
-    _S.DRAINING: frozenset({_S.READY, _S.BUSY, _S.STOPPED, _S.CRASHED}),
+    _S.DRAINING: frozenset({_S.STOPPED, _S.CRASHED}),
     _S.STOPPED: frozenset(),
     _S.CRASHED: frozenset(),
 }
