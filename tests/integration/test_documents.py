@@ -39,6 +39,7 @@ def write_files(page: Page, place: Path) -> None:
             (place / block.name).write_text(block.text)
 
 
+@pytest.mark.timeout(600)  # A page has many programs, each with a limit of its own.
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.path)
 def test_every_block_runs(page: Page, tmp_path: Path) -> None:
     write_files(page, tmp_path)
