@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 from collections.abc import Callable
@@ -42,6 +43,14 @@ class PipeServer(grpclib.server.Server):
     def _protocol_factory(self) -> PipeProtocol:
         made = super()._protocol_factory()
         return PipeProtocol(made.handler, made.config, made.h2_config)
+
+    async def wait_closed(self) -> None:
+        """Wait until what handles requests has ended.
+
+        Not for the connections to end, which since Python 3.12 asyncio's server waits for: the host hangs up when its worker
+        has ended.
+        """
+        await asyncio.gather(*(handler.wait_closed() for handler in self._handlers))
 
 
 class _Bytes:
