@@ -7,6 +7,7 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ __all__ = ["Footprint", "no_leaks"]
 
 #: The standard library's own process, which lives as long as the interpreter.
 _ALLOWED_CHILDREN = ("multiprocessing.resource_tracker",)
+#: How long a thread may take to end that was told to, in seconds: anyio's on asyncio are told when their loop ends.
+_ENDING = 5.0
 
 
 @attrs.frozen
@@ -54,9 +57,7 @@ class Footprint:
                 for child in psutil.Process().children(recursive=True)
                 if not any(allowed in " ".join(_command(child)) for allowed in _ALLOWED_CHILDREN)
             ),
-            threads=frozenset(
-                f"{t.name}-{t.ident}" for t in threading.enumerate() if "Trio" not in t.name and not t.daemon
-            ),
+            threads=frozenset(f"{thread.name}-{thread.ident}" for thread in _threads()),
             descriptors=descriptors,
             segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
             directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*-*-*")),
@@ -87,11 +88,20 @@ def no_leaks() -> Iterator[None]:
         AssertionError: It did; says what. Not when the block itself has raised.
     """
     before = Footprint.take()
+    threads = _threads()
     yield
     # What only waits for the collector is no leak.
     gc.collect()
+    until = time.monotonic() + _ENDING
+    for thread in _threads() - threads:
+        thread.join(max(0.0, until - time.monotonic()))
     grown = Footprint.take().grown_since(before)
     assert not grown, "left behind: " + "; ".join(grown)
+
+
+def _threads() -> set[threading.Thread]:
+    """Those that the interpreter would wait for."""
+    return {thread for thread in threading.enumerate() if "Trio" not in thread.name and not thread.daemon}
 
 
 def _mine() -> set[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from snakepit_trio.testing import no_leaks
+from snakepit_trio.testing import leaks, no_leaks
 
 ROOT = Path(__file__).resolve().parents[2]
 SUMS = """
@@ -124,3 +125,37 @@ def test_directories_of_other_programs_runs_are_no_leak(tmp_path: Path, monkeypa
 def test_no_leaks_lets_a_failure_through() -> None:
     with pytest.raises(ValueError, match="mine"), no_leaks():
         raise ValueError("mine")
+
+
+class Ending(threading.Thread):
+    """Ends when somebody waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__(name="ending")
+        self.awaited = threading.Event()
+
+    def run(self) -> None:
+        self.awaited.wait()
+
+    def join(self, timeout: float | None = None) -> None:
+        self.awaited.set()
+        super().join(timeout)
+
+
+def test_a_thread_that_is_ending_is_not_left_behind() -> None:
+    thread = Ending()
+    try:
+        with no_leaks():
+            thread.start()
+    finally:
+        thread.join()
+
+
+def test_a_thread_that_goes_on_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaks, "_ENDING", 0.01)
+    end = threading.Event()
+    thread = threading.Thread(target=end.wait, name="goes on")
+    with pytest.raises(AssertionError, match="left behind: thread goes on"), no_leaks():
+        thread.start()
+    end.set()
+    thread.join()
