@@ -8,7 +8,6 @@ import math
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.bridge.mcp import _as_json
 from snakepit_trio.cli.common import to_json
 
 NOWHERE = {"a": [1.5, math.nan, None], "b": (-math.inf,), 3: {math.inf}}
@@ -22,6 +21,9 @@ def test_what_json_has_no_number_for_is_not_nothing() -> None:
 
 
 def test_an_agent_gets_numbers_or_an_error() -> None:
+    pytest.importorskip("mcp", reason="the extra mcp is not installed")
+    from snakepit_trio.bridge.mcp import _as_json
+
     assert _as_json({"a": None, "b": (1,)}) == {"a": None, "b": [1]}
     with pytest.raises(sp.InvalidPayload, match="JSON has no number for nan"):
         _as_json(NOWHERE)
