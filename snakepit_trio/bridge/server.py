@@ -167,11 +167,7 @@ class Bridge:
         began = anyio.current_time()
         try:
             with scope:
-                try:
-                    transport = SocketTransport(sock, tls=self._tls, server_side=True)
-                except BaseException:
-                    sock.close()
-                    raise
+                transport = SocketTransport(sock, tls=self._tls, server_side=True)
                 try:
                     with anyio.fail_after(self._config.handshake_timeout):
                         await transport.handshake()

@@ -176,7 +176,7 @@ class Link:
                 transport,
                 token=self._token(),
                 max_message=self._max_message,
-                scheme="https" if self._tls else "http",
+                secure=self._tls is not None,
                 authority=host,
             )
             self.nursery.start_soon(made.serve)

@@ -67,11 +67,11 @@ class CommandLauncher(LocalLauncher):
             "SNAKEPIT_THREADS": str(spec.threads),
             "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
         }
-        popen = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
+        popen, pidfd = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
         # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
         # lifeline is armed, and closed, by whoever holds the process from now on.
         descriptors.close(stdout, stderr)
-        hold(popen.pid, os.pidfd_open(popen.pid), descriptors, PopenReaper(popen))
+        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))
 
     def _boot(self, spec: WorkerSpec) -> bytes:
         # Nobody reads there, and an armed pipe kills for every byte.

@@ -104,43 +104,39 @@ class _Template:
         """
         name = f"template-{secrets.token_hex(4)}"
         book.reserve(name, "template", spec.pool)
-        try:
+        with contextlib.ExitStack() as kept, contextlib.ExitStack() as passed:
+            kept.callback(book.ended, name)
             lifeline_read, lifeline_write = os.pipe()
+            passed.callback(os.close, lifeline_read)
+            kept.callback(os.close, lifeline_write)
             ours, theirs = socket.socketpair()
+            passed.callback(theirs.close)
+            kept.callback(ours.close)
+            ours.setblocking(False)
             # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
             output = os.memfd_create("snakepit-template", os.MFD_CLOEXEC)
-            try:
-                command = [
-                    sys.executable, "-m", "snakepit_trio.launch.template", "--run", spec.run_id,
-                    "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
-                ]  # fmt: skip
-                environment = interpreter_environment(spec)
-                environment.pop("SNAKEPIT_WORKER_ID", None)
-                popen = subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=output,
-                    pass_fds=(lifeline_read, theirs.fileno()),
-                    env=environment,
-                    cwd=spec.cwd,
-                    start_new_session=True,
-                )
-                with contextlib.suppress(OSError):  # It has ended already.
-                    arm(lifeline_read, popen.pid)
-            except BaseException:
-                os.close(lifeline_write)
-                os.close(output)
-                ours.close()
-                raise
-            finally:
-                os.close(lifeline_read)
-                theirs.close()
-        except BaseException:
-            book.ended(name)
-            raise
+            kept.callback(os.close, output)
+            command = [
+                sys.executable, "-m", "snakepit_trio.launch.template", "--run", spec.run_id,
+                "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
+            ]  # fmt: skip
+            environment = interpreter_environment(spec)
+            environment.pop("SNAKEPIT_WORKER_ID", None)
+            popen = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(lifeline_read, theirs.fileno()),
+                env=environment,
+                cwd=spec.cwd,
+                start_new_session=True,
+            )
+            with contextlib.suppress(OSError):  # It has ended already.
+                arm(lifeline_read, popen.pid)
+            # From here on they are the template's, to be closed at its end.
+            kept.pop_all()
         book.begun(name, popen.pid)
-        ours.setblocking(False)
         return cls(popen, ours, lifeline_write, output, lambda: book.ended(name))
 
     def alive(self) -> bool:
@@ -248,20 +244,24 @@ class _Template:
         self._closed = self.lost = True
         with anyio.CancelScope(shield=True):
             self._channel.close()
-            if self._popen.poll() is None:
-                pidfd = os.pidfd_open(self._popen.pid)
-                try:
-                    with anyio.move_on_after(_END_TIME):
-                        await anyio.wait_readable(pidfd)
-                finally:
-                    os.close(pidfd)
-                if self._popen.poll() is None:
-                    self._popen.kill()
+            if not await self._ended():
+                self._popen.kill()
             # Cut last: while it lives this would be its death.
             os.close(self._lifeline)
             os.close(self._output)
-            self._popen.wait()
-            self._on_end()
+            if await self._ended():
+                self._on_end()
+
+    async def _ended(self) -> bool:
+        """Give it a moment to end; returns whether it has, and is reaped."""
+        if self._popen.poll() is None:
+            pidfd = os.pidfd_open(self._popen.pid)
+            try:
+                with anyio.move_on_after(_END_TIME):
+                    await anyio.wait_readable(pidfd)
+            finally:
+                os.close(pidfd)
+        return self._popen.poll() is not None
 
 
 class _TemplateReaper:
@@ -371,6 +371,10 @@ class ForkServerLauncher(LocalLauncher):
             descriptors.close_all()
             for fd in fds:
                 os.close(fd)
+            if "pid" in answer:
+                # Its lifeline is cut, so it ends by itself.
+                with anyio.CancelScope(shield=True):
+                    await _TemplateReaper(template, answer["pid"]).reap()
             raise WorkerStartupError(
                 f"could not fork a worker: {answer.get('error', 'no descriptor came')}",
                 details={"reason": str(answer.get("error"))},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import struct
 from abc import abstractmethod
@@ -114,7 +113,7 @@ class LocalProcess:
         self._on_end = on_end
         self._read_report = read_report
         self._status: ExitStatus | None = None
-        self._reaping = anyio.Lock()
+        self._watching = anyio.Lock()
         self._said = bytearray()
         self._report: Report | None = None
         self._closed = False
@@ -186,16 +185,11 @@ class LocalProcess:
         return None if marks is None else marks.share()
 
     async def wait(self) -> ExitStatus:
+        # An event loop lets one task wait for a descriptor; when that one is cancelled, the next takes its place.
         while self._status is None:
-            if not _readable(self._pidfd):
-                # Each waiter needs a descriptor of its own: an event loop lets one task wait for each.
-                fd = os.dup(self._pidfd)
-                try:
-                    await anyio.wait_readable(fd)
-                finally:
-                    os.close(fd)
-            async with self._reaping:
+            async with self._watching:
                 if self._status is None:
+                    await anyio.wait_readable(self._pidfd)
                     self._signal(signal.SIGKILL)
                     with anyio.CancelScope(shield=True):
                         self._status = await self._reaper.reap()
@@ -309,9 +303,3 @@ def _read_report(said: bytes) -> Report:
         return msgspec.json.decode(said, type=Report)
     except msgspec.MsgspecError as exc:
         return Report(code="worker_startup", message=f"its report can't be read: {exc}")
-
-
-def _readable(fd: int) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(0))

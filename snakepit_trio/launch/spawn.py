@@ -14,10 +14,10 @@ from .descriptors import Descriptors, make_descriptors
 from .environment import interpreter_environment, worker_environment
 from .process import Hold, LocalLauncher
 
-__all__ = ["PopenReaper", "SpawnLauncher", "spawn", "status_of"]
+__all__ = ["PopenReaper", "SpawnLauncher", "spawn"]
 
 
-def status_of(returncode: int) -> ExitStatus:
+def _status_of(returncode: int) -> ExitStatus:
     """An exit status from subprocess's convention, in which a signal is negative."""
     return ExitStatus(signal=-returncode) if returncode < 0 else ExitStatus(code=returncode)
 
@@ -33,7 +33,7 @@ class PopenReaper:
 
     async def reap(self) -> ExitStatus:
         # It has ended, so this does not wait.
-        return status_of(self._popen.wait())
+        return _status_of(self._popen.wait())
 
 
 def spawn(
@@ -43,17 +43,20 @@ def spawn(
     *,
     pass_fds: tuple[int, ...],
     env: Mapping[str, str],
-) -> subprocess.Popen[bytes]:
+) -> tuple[subprocess.Popen[bytes], int]:
     """Start a worker's process in a session and process group of its own, its output in the worker's pipes.
 
     Not ``anyio.open_process``: the pipes are ours, and a process must not be tied to the thread that started it.
+
+    Returns:
+        The process, and a descriptor of it.
 
     Raises:
         WorkerStartupError: It can't be started; the descriptors are closed.
     """
     _, _, _, stdout, stderr = descriptors.for_worker
     try:
-        return subprocess.Popen(
+        popen = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=stdout,
@@ -63,6 +66,12 @@ def spawn(
             cwd=spec.cwd,
             start_new_session=True,
         )
+        try:
+            return popen, os.pidfd_open(popen.pid)
+        except BaseException:
+            popen.kill()
+            popen.wait()
+            raise
     except (OSError, ValueError) as exc:
         descriptors.close_all()
         raise WorkerStartupError(f"could not start {command[0]}: {exc}", details={"reason": str(exc)}) from exc
@@ -85,6 +94,6 @@ class SpawnLauncher(LocalLauncher):
             "--run", spec.run_id, "--worker", spec.worker_id,
             "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),
         ]  # fmt: skip
-        popen = spawn(command, spec, descriptors, pass_fds=(lifeline, report, marks), env=environment)
+        popen, pidfd = spawn(command, spec, descriptors, pass_fds=(lifeline, report, marks), env=environment)
         descriptors.started()
-        hold(popen.pid, os.pidfd_open(popen.pid), descriptors, PopenReaper(popen))
+        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))

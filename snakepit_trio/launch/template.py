@@ -150,16 +150,18 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
 def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[int]) -> None:
     try:
         pid = os.fork()
+        if pid == 0:
+            _be_worker(channel, lifeline, fds, question["worker"])
+        pidfd = os.pidfd_open(pid)
     except OSError as exc:
+        # A child that nobody was told of ends by itself: its lifeline is cut.
         channel.send({"error": str(exc)})
-        return
-    if pid == 0:
-        _be_worker(channel, lifeline, fds, question["worker"])
-    pidfd = os.pidfd_open(pid)
-    try:
-        channel.send({"pid": pid}, (pidfd,))
+    else:
+        try:
+            channel.send({"pid": pid}, (pidfd,))
+        finally:
+            os.close(pidfd)
     finally:
-        os.close(pidfd)
         for fd in fds:
             os.close(fd)
 

@@ -208,7 +208,8 @@ class Connection:
         transport: What moves its bytes.
         token: Sent with every RPC.
         max_message: Longest message that is accepted, in bytes.
-        scheme, authority: What the server is told of how it is reached.
+        secure: Whether there is TLS below, which the server is told.
+        authority: What the server is told of how it is called.
     """
 
     def __init__(
@@ -218,13 +219,13 @@ class Connection:
         *,
         token: str,
         max_message: int,
-        scheme: str = "http",
+        secure: bool = False,
         authority: str = "localhost",
     ) -> None:
         self._protocol = protocol
         self.transport = transport
         self.max_message = max_message
-        self._first = ((":method", "POST"), (":scheme", scheme))
+        self._first = ((":method", "POST"), (":scheme", "https" if secure else "http"))
         self._rest = (
             (":authority", authority),
             ("te", "trailers"),

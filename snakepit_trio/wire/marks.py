@@ -38,9 +38,8 @@ def marks_file() -> int:
             if exc.errno not in (errno.EFBIG, errno.EINVAL, errno.EPERM, errno.ENOSYS):
                 raise
     with tempfile.TemporaryFile() as file:
-        fd = os.dup(file.fileno())
-    os.ftruncate(fd, _SIZE)
-    return fd
+        file.truncate(_SIZE)
+        return os.dup(file.fileno())
 
 
 class Marks:
@@ -54,7 +53,7 @@ class Marks:
         self._fd: int | None = fd
         try:
             self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
-        except OSError:
+        except BaseException:
             os.close(fd)
             raise
 

@@ -14,6 +14,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
@@ -43,7 +44,7 @@ class SocketTransport:
     """The part of an asyncio transport that grpclib's engine uses, over a connected non-blocking socket.
 
     Args:
-        sock: The socket; closed at the end of :meth:`serve`, or by :meth:`abort` before that.
+        sock: The socket; owned from here on, and closed at the end of :meth:`serve`, or by :meth:`abort` before that.
         tls: The context to secure it with; None: plain.
         server_side: Which end of the TLS handshake we are.
         server_hostname: Whose certificate the server must show.
@@ -83,9 +84,13 @@ class SocketTransport:
         self._tls: ssl.SSLObject | None = None
         if tls is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = tls.wrap_bio(
-                self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
-            )
+            try:
+                self._tls = tls.wrap_bio(
+                    self._incoming, self._outgoing, server_side=server_side, server_hostname=server_hostname
+                )
+            except BaseException:
+                sock.close()
+                raise
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else "open"
@@ -196,35 +201,41 @@ class SocketTransport:
         Raises:
             OSError: The peer is gone, or did not agree (``ssl.SSLError`` is one).
         """
-        tls = self._tls
-        if tls is None:
+        if self._tls is None:
             return
         try:
-            while True:
-                try:
-                    tls.do_handshake()
-                    done = True
-                except ssl.SSLWantReadError:
-                    done = False
-                except ssl.SSLError:
-                    # The peer is told why.
-                    self._unsent += self._outgoing.read()
-                    self._send()
-                    raise
-                self._unsent += self._outgoing.read()
+            done = False
+            while not done:
+                done = self._shake_hands(self._tls)
                 while self._unsent:
                     await anyio.wait_writable(self._sock)
-                    del self._unsent[: self._sock.send(self._unsent)]
-                if done:
-                    return
-                await anyio.wait_readable(self._sock)
-                data = self._sock.recv(_READ_SIZE)
-                if not data:
-                    raise ConnectionResetError("the peer left in the middle of the TLS handshake")
-                self._incoming.write(data)
+                    with suppress(BlockingIOError):
+                        del self._unsent[: self._sock.send(self._unsent)]
+                if not done:
+                    await anyio.wait_readable(self._sock)
+                    with suppress(BlockingIOError):
+                        data = self._sock.recv(_READ_SIZE)
+                        if not data:
+                            raise ConnectionResetError("the peer left in the middle of the TLS handshake")
+                        self._incoming.write(data)
         except BaseException:
             self.abort()
             raise
+
+    def _shake_hands(self, tls: ssl.SSLObject) -> bool:
+        """Go on with the handshake as far as it goes without the peer; returns whether it is complete."""
+        try:
+            tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        except ssl.SSLError:
+            # The peer is told why.
+            self._unsent += self._outgoing.read()
+            self._send()
+            raise
+        finally:
+            self._unsent += self._outgoing.read()
+        return True
 
     @protected
     async def serve(self) -> None:

@@ -15,7 +15,7 @@ __all__ = ["Line", "Threads"]
 
 
 class Threads:
-    """Long-lived threads that take calls from one queue.
+    """Long-lived threads that take calls from one queue; they are there while the block lasts, and end with what was put.
 
     Args:
         count: How many.
@@ -29,10 +29,18 @@ class Threads:
         self._threads = [threading.Thread(target=self._work, name=f"snakepit-tool-{n}") for n in range(count)]
         self.put = self._calls.put
 
-    def start(self) -> None:
-        """Start them."""
-        for thread in self._threads:
-            thread.start()
+    def __enter__(self) -> Threads:
+        try:
+            for thread in self._threads:
+                thread.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+        self.join()
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
@@ -46,7 +54,8 @@ class Threads:
     def join(self) -> None:
         """Wait until they have ended."""
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
 
 class Line:

@@ -120,9 +120,9 @@ class SyncRunner(WithoutLoop):
     def main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         before()
         try:
-            ready()
-            self._threads.start()
-            self._threads.join()
+            with self._threads:
+                ready()
+                self._threads.join()
         finally:
             after()
 
@@ -232,8 +232,8 @@ class LoopRunner:
         failure: Exception | None = None
         await _maybe(before())
         try:
-            self._threads.start()
-            try:
+            # The threads end with the calls that they run; no other work is left for the loop meanwhile.
+            with self._threads:
                 async with anyio.create_task_group() as nursery:
                     self._open_portal()
                     try:
@@ -251,10 +251,6 @@ class LoopRunner:
                         if not self._stopping:
                             self._arrived = anyio.Event()
                             await self._arrived.wait()
-            finally:
-                self._threads.stop()
-                # The threads end with the calls that they run; no other work is left for the loop meanwhile.
-                self._threads.join()
             if failure is not None:
                 raise failure
         finally:

@@ -16,6 +16,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import SnakepitError, qualified_name
@@ -222,9 +223,10 @@ class _Io:
             await server.start(path=path)
             self._address = f"unix:{path}"
         else:
-            bind, tls = self._boot.bind, self._boot.tls
+            bind = self._boot.bind
+            tls = None if self._boot.tls is None else _server_context(self._boot.tls)
             sock = socket.create_server((bind, 0), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
-            await server.start(sock=sock, ssl=None if tls is None else _server_context(tls))
+            await server.start(sock=sock, ssl=tls)
             self._address = f"tcp:{f'[{bind}]' if ':' in bind else bind}:{sock.getsockname()[1]}"
         self._exchange, self._loop = exchange, loop
         unopened = loop.call_later(_OPEN_TIME, exchange.stop_unopened)
@@ -236,12 +238,11 @@ class _Io:
         finally:
             unopened.cancel()
             server.close()
-            await server.wait_closed()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(server.wait_closed(), _GONE_GRACE)
             if directory is not None:
-                try:
+                with suppress(FileNotFoundError):
                     os.unlink(path)
-                except FileNotFoundError:
-                    pass
 
     def _on_stop(self) -> None:
         assert self._exchange is not None and self._loop is not None

@@ -217,9 +217,11 @@ class Registry:
                 if path.stem not in known and time.time() - path.stat().st_mtime > _OPENING:
                     lock = self._try_lock(path.stem)
                     if lock is not None:
-                        path.with_suffix(".sock").unlink(missing_ok=True)
-                        path.unlink(missing_ok=True)
-                        os.close(lock)
+                        try:
+                            path.with_suffix(".sock").unlink(missing_ok=True)
+                            path.unlink(missing_ok=True)
+                        finally:
+                            os.close(lock)
 
 
 def _is_run_dir(run_dir: Path, run_id: str) -> bool:
@@ -319,11 +321,11 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
     the run goes on unregistered, with a warning.
     """
     run_id = secrets.token_hex(5)
+    directory = state_directory(state_dir)
     # The host's pid is for whoever finds it: a run that is only starting has no other sign of whose it is.
     run_dir = _short_directory(f"snakepit-{run_id}-{os.getpid()}-")
     registry = lock = None
     swept: list[Swept] = []
-    directory = state_directory(state_dir)
     try:
         try:
             registry = Registry(directory)

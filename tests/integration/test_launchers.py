@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,9 @@ import psutil
 import pytest
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.launch import template
 from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerProcess, WorkerSpec
-from snakepit_trio.launch.fork_server import _Template
+from snakepit_trio.launch.fork_server import ForkServerLauncher, _Template
 from snakepit_trio.launch.local import local_launcher
 from tests.until import gone
 
@@ -243,6 +247,70 @@ async def test_what_the_system_refuses_is_a_startup_error(launcher: Launcher, tm
         async with launcher:
             with pytest.raises(WorkerStartupError, match="null byte"):
                 await launcher.start(spec(tmp_path, env={"A": "b\0c"}))
+
+
+@contextmanager
+def few_descriptors(spare: int) -> Iterator[None]:
+    """This process may open only so many more files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # The limit is on numbers: gaps below are filled first.
+    top = max(map(int, os.listdir("/proc/self/fd")))
+    fillers = [os.open(os.devnull, os.O_RDONLY)]
+    while fillers[-1] <= top:
+        fillers.append(os.dup(fillers[0]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + spare, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in fillers:
+            os.close(fd)
+
+
+async def test_a_start_without_enough_descriptors_leaves_nothing(launcher: Launcher, tmp_path: Path) -> None:
+    """However many there are too few: the last start is the first that had enough."""
+    with anyio.fail_after(90):
+        async with launcher:
+            process = None
+            refused = 0
+            while process is None:
+                with few_descriptors(refused):
+                    try:
+                        process = await launcher.start(spec(tmp_path))
+                    except WorkerStartupError:
+                        refused += 1
+                if process is None:
+                    # A template, once it could be started, is kept for the next one.
+                    assert len(psutil.Process().children(recursive=True)) <= isinstance(launcher, ForkServerLauncher)
+            assert refused > 5
+            # Its end needs none.
+            with few_descriptors(0):
+                await process.aclose()
+            assert process.ended
+
+
+async def test_a_process_without_a_descriptor_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with anyio.fail_after(60):
+        async with local_launcher("spawn") as launcher:
+            with pytest.raises(WorkerStartupError, match="too many open files"):
+                await launcher.start(spec(tmp_path))
+            monkeypatch.undo()
+
+
+def test_a_fork_that_is_refused_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> int:
+        raise BlockingIOError(errno.EAGAIN, "no more processes")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    ours, theirs = socket.socketpair()
+    channel = template._Channel(theirs.detach())
+    with ours, channel.socket:
+        template._fork(channel, -1, {"worker": "w1"}, [os.dup(0), os.dup(0)])
+        assert b"no more processes" in ours.recv(1000)
 
 
 class Book:

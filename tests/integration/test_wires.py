@@ -16,6 +16,7 @@ import pytest
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
+from snakepit_trio.testing import no_leaks
 from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, RpcFailure
@@ -226,6 +227,17 @@ async def test_nobody_listens(wire_kind: str, anyio_backend: str, tmp_path: Path
         for address in (f"unix:{tmp_path}/none.sock", "tcp:127.0.0.1:1"):
             with pytest.raises(OSError):
                 await wire.connect(address, token="t", max_message=1000)
+
+
+async def test_a_connection_that_can_not_be_secured_is_closed(wire_kind: str, anyio_backend: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
+        context = ssl.create_default_context()
+        async with make_wire(wire_kind, anyio_backend) as wire:
+            # What was raised keeps its frames, and with them whatever was left open.
+            with no_leaks(), pytest.raises(ValueError, match="label empty") as raised:
+                await wire.connect(address, token="t", max_message=1000, tls=context, name=".nobody")
+            assert raised.tb is not None
 
 
 async def test_a_wire_that_does_not_fit(anyio_backend: str) -> None:

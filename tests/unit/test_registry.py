@@ -200,3 +200,15 @@ def test_a_run_goes_on_when_its_book_can_no_longer_be_written(
         run.ended("w1")
     assert "the registry of processes can't be written" in caplog.text
     assert not run.run_dir.exists()
+
+
+def test_a_lock_file_that_can_not_be_removed_is_closed(registry: Registry, tmp_path: Path) -> None:
+    lock = tmp_path / "state/runs/old.lock"
+    lock.touch()
+    os.utime(lock, (0, 0))
+    # A folder in the place of its socket.
+    lock.with_suffix(".sock").mkdir()
+    before = os.listdir("/proc/self/fd")
+    registry.sweep()
+    assert lock.exists()
+    assert os.listdir("/proc/self/fd") == before

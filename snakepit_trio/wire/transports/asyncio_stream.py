@@ -64,6 +64,9 @@ async def open_protocol(address: str, tls: ssl.SSLContext | None, name: str) -> 
     if isinstance(place, str):
         transport, protocol = await loop.create_unix_connection(factory, place)
     else:
+        if tls is not None:
+            # Where asyncio is refused this, the socket is open already, and stays so.
+            tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
         transport, protocol = await loop.create_connection(
             factory, *place, ssl=tls, server_hostname=name if tls is not None else None
         )
@@ -79,4 +82,4 @@ class AsyncioWire(Wire):
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
         protocol, transport = await open_protocol(address, tls, name)
-        return Connection(protocol, transport, token=token, max_message=max_message)
+        return Connection(protocol, transport, token=token, max_message=max_message, secure=tls is not None)

@@ -50,4 +50,4 @@ class TrioAsyncioWire(Wire):
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
         protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address, tls, name)
-        return Connection(protocol, _Transport(transport), token=token, max_message=max_message)
+        return Connection(protocol, _Transport(transport), token=token, max_message=max_message, secure=tls is not None)

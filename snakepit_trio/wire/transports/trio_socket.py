@@ -135,24 +135,13 @@ class TrioWire(Wire):
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
-        place = parse_address(address)
-        if tls is not None:
-            return await self._connect_securely(place, token, max_message, tls, name)
-        sock = await connect_socket(place)
+        sock = await connect_socket(parse_address(address))
+        transport = _PlainTransport(sock, self._tick) if tls is None else _TlsTransport(sock, self._tick, tls, name)
         try:
-            transport = _PlainTransport(sock, self._tick)
+            await transport.handshake()
             protocol = client_protocol(PipeProtocol)
             transport.attach(protocol)
         except BaseException:
-            sock.close()
+            transport.abort()
             raise
-        return Connection(protocol, transport, token=token, max_message=max_message)
-
-    async def _connect_securely(
-        self, place: str | tuple[str, int], token: str, max_message: int, tls: ssl.SSLContext, name: str
-    ) -> Connection:
-        transport = _TlsTransport(await connect_socket(place), self._tick, tls, name)
-        await transport.handshake()
-        protocol = client_protocol(PipeProtocol)
-        transport.attach(protocol)
-        return Connection(protocol, transport, token=token, max_message=max_message, scheme="https")
+        return Connection(protocol, transport, token=token, max_message=max_message, secure=tls is not None)
