@@ -148,7 +148,7 @@ class Exchange:
             self._owner.link_reply(frame)
             return
         # Mapped at once, so that what nobody takes is given back by being dropped.
-        if isinstance(frame, Chunk | HostCall | Emit) and frame.payload.buffers:
+        if (type(frame) is Chunk or type(frame) is HostCall or type(frame) is Emit) and frame.payload.buffers:
             frame.payload = self._memory.borrow(frame.payload)
         match frame:
             case Chunk():

@@ -350,3 +350,8 @@ def test_one_process_has_one_ray_cluster() -> None:
     ]
     with pytest.raises(sp.ConfigError, match="one Ray cluster"):
         sp.RuntimeConfig(pools=pools)
+
+
+def test_each_configuration_is_in_the_reference() -> None:
+    page = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
+    assert set(re.findall(r"config-reference:: (\w+)", page)) == set(configuration.__all__)
