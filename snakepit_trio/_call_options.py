@@ -24,6 +24,8 @@ METADATA_SIZE = 8192
 
 
 class Unset:
+    """The type of :data:`UNSET`."""
+
     def __repr__(self) -> str:
         return "the pool's own"
 

@@ -65,7 +65,6 @@ class ScriptedWorker:
     Attributes:
         running: The calls that it is running, never more than its threads.
         line: The calls that it has not begun.
-        starts: How often each call was started, over all workers.
     """
 
     def __init__(self, world: ScriptedWorkers, spec: WorkerSpec) -> None:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 import attrs
 
+from snakepit_trio._call_options import check_metadata
 from snakepit_trio.errors import ConfigError, InvalidParameter, ToolExists, ToolNotFound
 from snakepit_trio.worker.adapter import TOOL_NAME, ToolOptions, options_of
 from snakepit_trio.worker.toolbox import Tool
@@ -17,7 +18,6 @@ __all__ = ["RESERVED", "HostTool", "ToolRegistry"]
 #: Names that begin so are the library's.
 RESERVED = "snakepit."
 _MOST_TOOLS = 10_000
-_METADATA_ENTRIES, _METADATA_SIZE = 64, 8192
 _LONGEST_DESCRIPTION = 8192
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -230,21 +230,8 @@ def _make(
             f"host tool {name!r}: the description must be text of up to {_LONGEST_DESCRIPTION} characters",
             details={"path": "description"},
         )
-    if metadata is not None and not isinstance(metadata, Mapping):
-        raise InvalidParameter(
-            f"host tool {name!r}: metadata must be a mapping of text to text", details={"path": "metadata"}
-        )
-    metadata = MappingProxyType(dict(metadata or {}))
-    for key, value in metadata.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidParameter(f"host tool {name!r}: metadata must be text", details={"path": f"metadata[{key!r}]"})
-    size = sum(len(key) + len(value) for key, value in metadata.items())
-    if len(metadata) > _METADATA_ENTRIES or size > _METADATA_SIZE:
-        raise InvalidParameter(
-            f"host tool {name!r}: metadata has {len(metadata)} entries of {size} characters; "
-            f"the limits are {_METADATA_ENTRIES} and {_METADATA_SIZE}",
-            details={"path": "metadata"},
-        )
+    if metadata is not None:
+        check_metadata(metadata)
     if type(critical) is not bool:
         raise InvalidParameter(
             f"host tool {name!r}: critical must be a bool, not {critical!r}", details={"path": "critical"}
@@ -261,4 +248,5 @@ def _make(
         raise InvalidParameter(
             f"host tool {name!r} gives a stream; a host tool gives one result", details={"path": "function"}
         )
-    return HostTool(name=name, description=description, metadata=metadata, critical=critical, tool=tool)
+    given_metadata = MappingProxyType(dict(metadata or {}))
+    return HostTool(name=name, description=description, metadata=given_metadata, critical=critical, tool=tool)

@@ -19,13 +19,12 @@ from grpclib.metadata import decode_grpc_message
 from h2.config import H2Configuration
 from h2.exceptions import H2Error
 
-from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
 
 from .http2.engine import PipeProtocol
 from .http2.lean_h2 import LeanH2Connection
 from .http2.lean_hpack import FixedHeaders
-from .http2.pipe import FramePipe, LeanStream
+from .http2.pipe import FramePipe, LeanStream, Notice
 
 if TYPE_CHECKING:
     import ssl
@@ -68,7 +67,6 @@ class Transport(Protocol):
     def abort(self) -> None:
         """Close the socket now. Idempotent."""
 
-    @protected
     async def serve(self) -> None:
         """Move bytes until the connection is over. A cancellation closes it."""
 
@@ -118,18 +116,6 @@ def client_protocol(kind: type[_P], *, window: int = _WINDOW, stream_window: int
     )
 
 
-class _Notice:
-    """Stands where grpclib keeps the event of received headers or trailers."""
-
-    __slots__ = ("_callback",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._callback = callback
-
-    def set(self) -> None:
-        self._callback()
-
-
 class Rpc:
     """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first.
 
@@ -150,8 +136,8 @@ class Rpc:
         self._stream = stream
         self._release = release
         self._on_end: Callable[[int, str], None] | None = on_end
-        stream.headers_received = _Notice(self._headers)  # type: ignore[assignment]
-        stream.trailers_received = _Notice(self._trailers)  # type: ignore[assignment]
+        stream.headers_received = Notice(self._headers)  # type: ignore[assignment]
+        stream.trailers_received = Notice(self._trailers)  # type: ignore[assignment]
         self.pipe = FramePipe(
             stream,
             on_message=on_message,

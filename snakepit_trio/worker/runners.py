@@ -22,6 +22,8 @@ from .lines import Line, Threads
 from .toolbox import Kind
 
 if TYPE_CHECKING:
+    import anyio.abc
+
     from .calls import Call
 
 __all__ = ["LoopRunner", "Runner", "SyncRunner", "WithoutLoop", "run_sync"]
@@ -242,15 +244,7 @@ class LoopRunner:
                         # Not from in here, where it would be wrapped in a group.
                         failure = exc
                         self._stopping = True
-                    # Tasks are started here and not in the callbacks, which belong to no task.
-                    while not self._stopping or self._inbox:
-                        while self._inbox:
-                            nursery.start_soon(self._run_in_task, self._inbox.popleft())
-                        while self._questions:
-                            nursery.start_soon(self._answer, *self._questions.popleft())
-                        if not self._stopping:
-                            self._arrived = anyio.Event()
-                            await self._arrived.wait()
+                    await self._begin_what_arrives(nursery)
             if failure is not None:
                 raise failure
         finally:
@@ -258,6 +252,19 @@ class LoopRunner:
                 await _maybe(after())
             with self._lock:
                 self._run_soon = lambda callback: None
+
+    async def _begin_what_arrives(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Until the end. Tasks are started here and not in the callbacks, which belong to no task."""
+        import anyio
+
+        while not self._stopping or self._inbox:
+            while self._inbox:
+                nursery.start_soon(self._run_in_task, self._inbox.popleft())
+            while self._questions:
+                nursery.start_soon(self._answer, *self._questions.popleft())
+            if not self._stopping:
+                self._arrived = anyio.Event()
+                await self._arrived.wait()
 
     def _open_portal(self) -> None:
         if self._backend == "trio":

@@ -29,7 +29,7 @@ from h2.exceptions import ProtocolError
 if TYPE_CHECKING:
     from grpclib.protocol import Connection
 
-__all__ = ["FramePipe", "LeanStream", "Ready"]
+__all__ = ["FramePipe", "LeanStream", "Notice", "Ready"]
 
 #: What we put in one DATA frame at most, in bytes: about what a socket takes at once, so that little is kept and copied.
 _CHUNK = 256 * 1024
@@ -83,7 +83,7 @@ class LeanStream(Stream):
         self.buffer = self.window_updated = self.headers_received = self.trailers_received = nothing
 
 
-class _Wake:
+class Notice:
     """Stands where grpclib keeps an ``asyncio.Event``: setting it calls back instead of waking a coroutine."""
 
     __slots__ = ("_callback",)
@@ -177,7 +177,7 @@ class FramePipe:
         assert isinstance(ready, Ready)
         self._ready = ready
         ready.pipes.add(self)
-        stream.window_updated = _Wake(self._wake)  # type: ignore[assignment]
+        stream.window_updated = Notice(self._wake)  # type: ignore[assignment]
         stream.wrapper = _Ended(self._lost)  # type: ignore[assignment]
 
     def start(self) -> FramePipe:
