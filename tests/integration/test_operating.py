@@ -105,6 +105,8 @@ def test_looking_at_a_running_runtime(tmp_path: Path) -> None:
         assert "session user-42" in tree.stdout
         (run,) = json.loads(snakepit(state, "status", "--json", cwd=tmp_path).stdout)["runs"]
         assert (run["run_id"], run["state"], run["pid"]) == (run_id, "running", process.pid)
+        top = json.loads(snakepit(state, "top", "--json", cwd=tmp_path).stdout)
+        assert [one["run_id"] for one in top["runs"]] == [run_id]
         (request,) = run["status"]["pools"][0]["requests"]
         assert request["age"] > 0
         flight = snakepit(state, "diagnose", "--flight", "--json", cwd=tmp_path)
