@@ -41,6 +41,19 @@ _log = logging.getLogger(__name__)
 _FIRST_READS = 4 * 1024
 
 
+_Headers = list[tuple[bytes, bytes]]
+
+
+def _flaw(headers: _Headers, trailers: bool) -> str:
+    """What HTTP/2 forbids in them."""
+    try:
+        for _ in validate_headers(headers, HeaderValidationFlags(False, trailers, False, False)):
+            pass
+    except ProtocolError as exc:
+        return str(exc)
+    return ""
+
+
 @attrs.frozen(kw_only=True)
 class Limits:
     """What one connection may do; see :class:`snakepit_trio.BridgeConfig` for each."""
@@ -136,10 +149,11 @@ class BridgeConnection(AbstractHandler):
 
     def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], None]) -> None:
         """A request's headers have arrived."""
-        if not self._well_formed(headers):
+        checked = self._checked(headers)
+        if checked is None:
             release_stream()
             return
-        given: dict[bytes, bytes] = dict(headers)
+        given = dict(checked)
         if len(self._calls) >= self.limits.max_streams:
             # The peer has reset some whose tasks are still ending.
             stream.reset_nowait(ErrorCodes.REFUSED_STREAM)
@@ -166,25 +180,28 @@ class BridgeConnection(AbstractHandler):
         self._arrivals[call] = self.clock() + self.limits.receive_timeout
         call.start()
 
-    def _well_formed(self, headers: list[tuple[bytes, bytes]], *, trailers: bool = False) -> bool:
-        """Whether headers are as HTTP/2 wants them (RFC 9113, 8.2 and 8.3); the connection of others ends."""
+    def _checked(self, headers: _Headers, *, trailers: bool = False) -> _Headers | None:
+        """Headers that are as HTTP/2 wants them (RFC 9113, 8.2 and 8.3); None for others, whose connection ends.
+
+        White space around a value is taken off, as gRPC allows: an odd token must not cost a client its other calls.
+        """
         # A client's requests differ in their time-outs only, which are looked at by themselves.
         same = [item for item in headers if item[0] != b"grpc-timeout"]
         if same == self._seen and len(headers) - len(same) < 2 and not trailers:
-            return True
-        try:
-            for _ in validate_headers(headers, HeaderValidationFlags(False, trailers, False, False)):
-                pass
-        except ProtocolError as exc:
-            self._goodbye(ErrorCodes.PROTOCOL_ERROR, str(exc))
-            return False
-        if not trailers:
+            return headers
+        if _flaw(headers, trailers):
+            headers = [(name, value if name.startswith(b":") else value.strip(b" \t")) for name, value in headers]
+            flaw = _flaw(headers, trailers)
+            if flaw:
+                self._goodbye(ErrorCodes.PROTOCOL_ERROR, flaw)
+                return None
+        elif not trailers:
             self._seen = same
-        return True
+        return headers
 
     def check_trailers(self, headers: list[tuple[bytes, bytes]]) -> None:
         """A client has ended a request with trailers."""
-        self._well_formed(headers, trailers=True)
+        self._checked(headers, trailers=True)
 
     def _admit(
         self, stream: Stream, headers: dict[bytes, bytes], release: Callable[[], None], method: Method | None

@@ -65,6 +65,7 @@ async def test_what_is_refused_and_how(stubs: Path) -> None:
                 call("fail", {"message": "with password=hunter2"}),
                 call("sleep", {"seconds": 30}, options={"timeout": 0.3}),
                 call("add", {"a": 1, "b": 2}, options={"token": "wrong"}),
+                call("add", {"a": 1, "b": 2}, options={"token": ""}),
                 ["GetSession", {"session_id": "nobody"}, {}],
                 ["GetTool", {"tool": "nothing"}, {}],
                 ["GetProgram", {"name": "nothing"}, {}],
@@ -74,7 +75,7 @@ async def test_what_is_refused_and_how(stubs: Path) -> None:
         assert codes == [
             "NOT_FOUND", "NOT_FOUND", "NOT_FOUND", "INVALID_ARGUMENT", "INVALID_ARGUMENT", "INVALID_ARGUMENT",
             "INVALID_ARGUMENT", "INVALID_ARGUMENT", "UNIMPLEMENTED", "UNIMPLEMENTED", "UNKNOWN", "DEADLINE_EXCEEDED",
-            "UNAUTHENTICATED", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND",
+            "UNAUTHENTICATED", "UNAUTHENTICATED", "NOT_FOUND", "NOT_FOUND", "NOT_FOUND",
         ]  # fmt: skip
         assert "'nothing'" in found[0]["details"]
         assert "'nowhere'" in found[1]["details"]

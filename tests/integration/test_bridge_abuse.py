@@ -206,6 +206,19 @@ async def test_malformed_headers_end_the_connection(tmp_path: Path, trailers: bo
         await still_serves(tmp_path)
 
 
+async def test_white_space_around_a_value_costs_no_other_call(tmp_path: Path) -> None:
+    good = plain("sync_add", b'{"a":1,"b":2}')
+
+    def ask() -> list[str]:
+        with Raw(tmp_path) as raw:
+            raw.h2.config.validate_outbound_headers = raw.h2.config.normalize_outbound_headers = False
+            tokens = ["right", "right ", "right\t", "", "wrong ", "right"]
+            return [raw.trailers(raw.request(good, token=token))["grpc-status"] for token in tokens]
+
+    async with door(tmp_path):
+        assert await anyio.to_thread.run_sync(ask) == ["0", "0", "0", "16", "16", "0"]
+
+
 async def test_slowness_is_bounded(tmp_path: Path) -> None:
     async with door(tmp_path, handshake_timeout=0.5, receive_timeout=0.5, idle_timeout=1.0):
         began = time.monotonic()
