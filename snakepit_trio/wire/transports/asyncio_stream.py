@@ -7,6 +7,8 @@ import ssl
 from collections.abc import Callable
 from typing import Any, cast
 
+from sniffio import current_async_library_cvar
+
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.http2.engine import PipeProtocol
@@ -36,13 +38,27 @@ class AsyncioTransport:
 
 
 class _Protocol(PipeProtocol):
-    """The engine, which also tells when its connection is over."""
+    """The engine, which also tells when its connection is over.
+
+    What the event loop calls here is no task, by which anyio would know whose loop it is. Below ``anyio.run`` it inherits
+    that, elsewhere (``asyncio.run``, a web server) it has to be told.
+    """
 
     lost: asyncio.Event
 
+    def data_received(self, data: bytes) -> None:
+        _tell_the_library()
+        super().data_received(data)
+
     def connection_lost(self, exc: BaseException | None) -> None:
+        _tell_the_library()
         super().connection_lost(exc)
         self.lost.set()
+
+
+def _tell_the_library() -> None:
+    if current_async_library_cvar.get() is None:
+        current_async_library_cvar.set("asyncio")
 
 
 async def open_protocol(address: str, tls: ssl.SSLContext | None, name: str) -> tuple[_Protocol, AsyncioTransport]:
