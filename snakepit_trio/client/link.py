@@ -213,7 +213,7 @@ class Link:
         if timeout is None:
             return await self._exchange(method, data, answer, math.inf, again)
         deadline = anyio.current_time() + timeout
-        with anyio.move_on_at(deadline + LAST_WORD):
+        with anyio.CancelScope(deadline=deadline + LAST_WORD):
             return await self._exchange(method, data, answer, deadline, again)
         raise RequestTimeout(f"no answer within {timeout:g} s", details={"phase": "running"})
 

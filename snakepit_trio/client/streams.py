@@ -67,7 +67,7 @@ class RemoteChunks:
                     raise failure(status, message, self.rpc.trailers)
                 raise StopAsyncIteration
             self._news = anyio.Event()
-            with anyio.move_on_at(self._deadline + LAST_WORD) as scope:
+            with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
                 await self._news.wait()
             if scope.cancelled_caught:
                 self.rpc.cancel()
