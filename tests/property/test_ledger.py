@@ -571,3 +571,15 @@ def test_the_clock_is_told_when_a_line_is_to_be_looked_at() -> None:
     assert worker.seats.ahead
     ledger.open(ScriptedWorker(2, 1).seats, 1.001)
     assert min(told) == ledger.next_deadline() == 1.0 + PATIENCE
+
+
+def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_found_busy() -> None:
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
+    binding = Binding("strict_fail_fast")
+    made = [Request(n, "t", NOTHING, wake=lambda: None, session="s", binding=binding) for n in range(3)]
+    for request in made:
+        ledger.submit(request, 0.0)
+    # They were made when no worker was chosen yet.
+    ledger.open(ScriptedWorker(1, 2).seats, 1.0)
+    assert [request.phase for request in made] == [Phase.RUNNING, Phase.RUNNING, Phase.DONE]
+    assert made[2].error is not None and made[2].error.code == "worker_busy"

@@ -66,6 +66,7 @@ class Invariants:
             assert not seats.ahead or load == seats.capacity, f"somebody stands in line behind a free seat of {seats!r}"
             assert seats.open or seats.place is None, f"{seats!r} takes no calls and has a place for them"
             worker = seats.port.worker  # type: ignore[attr-defined]
+            assert not (seats.open and worker.tainted), f"{worker!r} has shown a fault and gets calls"
             if not worker.state.over:
                 table = {*seats.running, *seats.leaving, *seats.ahead}
                 assert table == worker._held.keys(), f"ledger and worker disagree: {table ^ worker._held.keys()}"

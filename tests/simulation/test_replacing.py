@@ -163,6 +163,7 @@ def test_a_worker_that_takes_no_more_calls_is_replaced_though_the_first_attempts
                 await pool.execute("work", {"seconds": 5})
             await trio.sleep(6)
             assert [info.tainted for info in pool.workers()] == [True]
+            assert pool.stats().ready == 0
             behaviour.start_failure = 0.0
             await pool.execute("work", {"seconds": 0})
         assert pool.stats().failed == 0

@@ -72,6 +72,20 @@ def session(sessions: SessionDirectory, id: str, **options: Any) -> Any:
     return open_session(None, sessions, id, **given)  # type: ignore[arg-type]
 
 
+def test_each_use_gives_it_its_whole_time() -> None:
+    async def main() -> None:
+        async with kept(ThreadLike()) as sessions:
+            known = await sessions.open("a", 10.0, {})
+            for _ in range(5):
+                await trio.sleep(7)
+                await sessions.use(known)
+            await trio.sleep(11)
+            with pytest.raises(sp.SessionNotFound):
+                await sessions.use(known)
+
+    run(main)
+
+
 def test_expiry_is_to_the_moment_and_needs_no_traffic() -> None:
     async def main() -> None:
         async with open_store("memory", Limits()) as store, kept(store) as sessions:
