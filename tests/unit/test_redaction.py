@@ -22,9 +22,14 @@ SECRET = "hunter2hunter2"
         f"postgres://user:{SECRET}@host/db",
         f"token={SECRET}&x=1",
         f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
-        f"sk-{SECRET}",
-        f"ghp_{SECRET}0123456789",
+        f"Authorization: Basic {SECRET}",
+        *(f"{kind}-{SECRET}" for kind in ("sk", "rk", "pk", "glpat", "xoxb", "xoxp")),
+        *(f"{kind}_{SECRET}0123456789" for kind in ("ghp", "gho", "ghu", "ghs", "ghr")),
         f"eyJ{SECRET}.{SECRET}.x",
+        *(
+            f"{name}={SECRET}"
+            for name in ("pwd", "passphrase", "x-api-key-2", "client_secret", "credentials", "cookie")
+        ),
     ],
 )
 def test_secrets_are_taken_out(text: str) -> None:
