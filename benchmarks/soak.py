@@ -224,7 +224,6 @@ class Soak:
                 "blocks": sys.getallocatedblocks(),
                 "descriptors": self.process.num_fds(),
                 "threads": self.process.num_threads(),
-                "segments": _segments(self.runtime.run_id),
                 "workers": len(self.pool.workers()),
                 "queued": stats.queued,
                 "cancel_set": stats.cancel_set_size,
@@ -239,10 +238,6 @@ def _signal(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass
-
-
-def _segments(run_id: str) -> int:
-    return sum(name.startswith(f"sp-{run_id}-") for name in os.listdir("/dev/shm"))
 
 
 def _growth(samples: list[dict[str, float]], key: str, start: float, end: float = 1.0) -> float:
@@ -306,8 +301,6 @@ async def soak(calls: int, seed: int, backend: str) -> dict[str, Any]:
     children = psutil.Process().children(recursive=True)
     if children:
         failures.append(f"left: {children}")
-    if left := _segments(runtime.run_id):
-        failures.append(f"left: {left} segments of shared memory")
     after = psutil.Process().num_fds()
     if after > before + 2:  # The event loop's own.
         failures.append(f"left: {after - before} descriptors")

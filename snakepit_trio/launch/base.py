@@ -180,7 +180,7 @@ class Launcher(AbstractAsyncContextManager["Launcher"]):
     """Starts workers. Leaving its block ends whatever it still holds."""
 
     #: Whether its workers share this machine's files and memory. If not, they get no ``socket_dir``, and shared memory
-    #: only when the handshake has shown that they have the same.
+    #: only when they find the file that their host offers in the handshake.
     same_machine: ClassVar[bool] = True
 
     async def __aenter__(self) -> Launcher:

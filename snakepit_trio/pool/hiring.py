@@ -9,8 +9,7 @@ import anyio.to_thread
 
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
-from snakepit_trio.wire.memory import has_files
-from snakepit_trio.wire.shared import Budget, available
+from snakepit_trio.wire.memory import Budget, has_files
 from snakepit_trio.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ class Hiring:
         self._config = config
         self._parts = parts
         self._devices = () if config.devices in (None, "auto") else config.devices
-        limit = config.shm_limit if available() or has_files() else 0
+        limit = config.shm_limit if has_files() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
         self.shm = Budget(None if limit is None else limit // 2)
         workers = max(config.size, config.max_size or 0) + config.surge + config.spares

@@ -31,14 +31,12 @@ class Footprint:
         children: Process ids of all its descendants.
         threads: Those that the interpreter would wait for.
         descriptors: What each open file descriptor leads to.
-        segments: Shared memory of this library, on this machine.
         directories: Directories of runs, in the directory for temporary files.
     """
 
     children: frozenset[int]
     threads: frozenset[str]
     descriptors: dict[int, str]
-    segments: frozenset[str]
     directories: frozenset[str]
 
     @classmethod
@@ -50,7 +48,6 @@ class Footprint:
                 descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
             except FileNotFoundError:
                 continue
-        shm = Path("/dev/shm")
         return cls(
             children=frozenset(
                 child.pid
@@ -59,7 +56,6 @@ class Footprint:
             ),
             threads=frozenset(f"{thread.name}-{thread.ident}" for thread in _threads()),
             descriptors=descriptors,
-            segments=frozenset(p.name for p in shm.glob("sp-*")) if shm.is_dir() else frozenset(),
             directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*-*-*")),
         )
 
@@ -72,8 +68,6 @@ class Footprint:
             for fd, target in self.descriptors.items()
             if before.descriptors.get(fd) != target and "/proc/" not in target and "sqlite" not in target
         ]
-        grown = self.segments - before.segments
-        found += [f"shared memory {name}" for name in (grown - _of_others(grown) if grown else grown)]
         found += [
             f"temporary directory {name}" for name in self.directories - before.directories if not _is_of_others(name)
         ]
@@ -112,13 +106,6 @@ def _is_of_others(directory: str) -> bool:
     """Whether a directory is that of a run of another program on this machine, by its host's pid in the name."""
     match = re.fullmatch(r"snakepit-[0-9a-f]+-(\d+)-.*", directory)
     return match is not None and int(match[1]) not in _mine() and psutil.pid_exists(int(match[1]))
-
-
-def _of_others(segments: frozenset[str]) -> frozenset[str]:
-    """The segments of runs that other programs on this machine have at the same time, by their workers' command lines."""
-    mine = _mine()
-    others = {word for process in psutil.process_iter() if process.pid not in mine for word in _command(process)}
-    return frozenset(name for name in segments if name.split("-")[1] in others)
 
 
 def _command(process: psutil.Process) -> list[str]:

@@ -63,7 +63,7 @@ class FrameError(ValueError):
 
 
 class SharedBlock(msgspec.Struct, frozen=True):
-    """A block of shared memory: segment name, offset and size in bytes."""
+    """A block of shared memory: the name of its place, offset and size in bytes."""
 
     name: str
     offset: int

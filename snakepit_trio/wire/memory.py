@@ -1,10 +1,11 @@
 """Large binary values through shared memory instead of through the socket.
 
-Host and worker share one file for each worker: memory without a name, made by the host and inherited by the worker
-(``memfd_create``), of which nobody can change the size. It is sparse, and divided into *places*, half of them the host's
-and half of them the worker's. The sender of a value copies it into a place of its own and names the place in the message;
-the receiver looks at it there, through a read-only view: a *lease*, which ends with the last view of it, wherever its
-program has kept it. What lies in a leased place may be sent back, or once more, without being copied.
+Host and worker share one file for each worker: memory without a name (``memfd_create``), made by the host, of which nobody
+can change the size. A worker inherits it, or opens it when it finds that it is on its host's machine (:mod:`.offer`). It is
+sparse, and divided into *places*, half of them the host's and half of them the worker's. The sender of a value copies it into
+a place of its own and names the place in the message; the receiver looks at it there, through a read-only view: a *lease*,
+which ends with the last view of it, wherever its program has kept it. What lies in a leased place may be sent back, or once
+more, without being copied.
 
 A table in the file tells the owner of a place how often the other side has let go of it and has sent it back. The place
 is used again when all that was sent either way has been let go of; nothing about that travels on the wire, and no view
@@ -12,8 +13,6 @@ ever changes. Both sides keep their mappings for the next message: mapping ten m
 
 A place is reserved in full before it is used, so that memory which is not there is an error here; without room, within the
 limit or at all, values travel inline. The memory goes with the last process that has it, however that ends.
-
-A worker that somebody else has started, on this machine, does not inherit the file; :mod:`.shared` is for those.
 """
 
 from __future__ import annotations
@@ -30,9 +29,11 @@ from collections.abc import Callable
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
 from .mapping import Mapping, collapse, discard, fill, map_file, punch
-from .shared import THRESHOLD, Budget
 
-__all__ = ["HEAD", "SharedMemory", "has_files", "make_file"]
+__all__ = ["HEAD", "THRESHOLD", "Budget", "SharedMemory", "has_files", "make_file"]
+
+#: Binary values of at least this many bytes travel through shared memory; below, it costs more than copying.
+THRESHOLD = 256 * 1024
 
 #: The first bytes of the file, which are for other uses.
 HEAD = 1 << 20
@@ -67,6 +68,25 @@ def make_file() -> int:
         os.close(fd)
         raise
     return fd
+
+
+class Budget:
+    """Bytes that the places of several workers may have together; None for no limit."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self.used = 0
+
+    def take(self, size: int) -> bool:
+        """Reserve so many bytes, if they are there."""
+        if self.limit is not None and self.used + size > self.limit:
+            return False
+        self.used += size
+        return True
+
+    def give(self, size: int) -> None:
+        """Give them back."""
+        self.used -= size
 
 
 class _Table:

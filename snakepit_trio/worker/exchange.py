@@ -7,6 +7,8 @@ apart by their very type: ``isinstance`` takes several times as long for msgspec
 from __future__ import annotations
 
 import asyncio
+import functools
+import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,8 +21,8 @@ from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsup
 from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.http2.pipe import FramePipe
-from snakepit_trio.wire.memory import SharedMemory, has_files
-from snakepit_trio.wire.shared import Budget, Segments, find_proof, prefix_of
+from snakepit_trio.wire.memory import Budget, SharedMemory
+from snakepit_trio.wire.offer import open_offered
 
 from .calls import Call, Channel, late
 from .host_calls import HostCalls
@@ -93,12 +95,7 @@ class Exchange:
         self._flushed_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self.stopping = False
-        self._shm_prefix = prefix_of(boot.run_id, boot.worker_id)
-        self._memory: SharedMemory | Segments
-        if has_files():
-            self._memory = SharedMemory("o", marks.share, Budget(boot.shm_limit), boot.max_payload)
-        else:
-            self._memory = Segments("o", self._shm_prefix, Budget(boot.shm_limit))
+        self._memory = SharedMemory("o", marks.share, Budget(boot.shm_limit), boot.max_payload)
         self._channel = Channel(
             send=self._send,
             wait=self.wait,
@@ -117,17 +114,21 @@ class Exchange:
         if self._pipe is None:
             self._channel.prefix = prefix
 
-    def share_memory(self, proof: bytes) -> bool:
-        """Asked when the host can't know whether its memory is ours, too: whether it is, as far as we may use any.
+    def share_memory(self, pid: int, fd: int, proof: bytes) -> bool:
+        """Asked when the host can't know whether we are on its machine: use the file that it offers, if that is here.
 
-        What we have inherited then is not the host's: files with names take its place, or nothing does.
+        What we have inherited then is not the host's.
         """
         if self._pipe is not None:
             return False
-        found = bool(self._boot.shm_limit) and find_proof(self._shm_prefix, proof)
-        self._memory = Segments("o", self._shm_prefix, Budget(self._boot.shm_limit if found else 0))
+        open_it = functools.partial(open_offered, pid, fd, proof)
+        found = open_it()
+        if found is not None:
+            os.close(found)
+        share = None if found is None else open_it
+        self._memory = SharedMemory("o", share, Budget(self._boot.shm_limit), self._boot.max_payload)
         self._channel.lend = self._memory.lend
-        return found
+        return found is not None
 
     async def serve(self, stream: Any) -> None:
         """Be open on this stream until it ends; with it ends the worker.

@@ -120,7 +120,8 @@ class WorkerService:
         fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
         self._exchange.name_requests(request.request_prefix)
         capabilities = list(CAPABILITIES)
-        if request.shared_memory_proof and self._exchange.share_memory(request.shared_memory_proof):
+        offer = request.shared_memory_pid, request.shared_memory_fd, request.shared_memory_proof
+        if request.shared_memory_proof and self._exchange.share_memory(*offer):
             capabilities.append("shared_memory")
         await stream.send_message(
             HandshakeResponse(

@@ -25,7 +25,6 @@ from snakepit_trio.wire.frames import (
     Stop,
 )
 from snakepit_trio.wire.memory import SharedMemory
-from snakepit_trio.wire.shared import Budget, Segments, prefix_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,6 +32,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import WorkerSpec
     from snakepit_trio.wire.connection import Connection
+    from snakepit_trio.wire.memory import Budget
 
     from .link import LinkOwner
 
@@ -50,7 +50,7 @@ class Exchange:
         spec: What the worker was started as.
         settings: Its pool's.
         shm: What may be used of shared memory for what is sent.
-        share: Gives a descriptor of the file that the worker has inherited; None: it has not, so files have names.
+        share: Gives a descriptor of the file that the worker has, too; None: there is none.
 
     Raises:
         RpcFailure: The connection is over.
@@ -67,13 +67,7 @@ class Exchange:
     ) -> None:
         self._owner = owner
         self._settings = settings
-        self._memory: SharedMemory | Segments
-        if share is None and spec.shm_limit:
-            self._memory = Segments("i", prefix_of(spec.run_id, spec.worker_id), shm)
-        else:
-            # Without a limit there is nothing to be used, and nobody to share it with.
-            usable = share if spec.shm_limit else None
-            self._memory = SharedMemory("i", usable, shm if usable else Budget(0), settings.max_payload)
+        self._memory = SharedMemory("i", share, shm, settings.max_payload)
         self._now = event_loop(spec.host_backend).now
         self._heard = self._now()
         self._pings = 0

@@ -6,7 +6,6 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from snakepit_trio.errors import ProtocolMismatch, WorkerStartupError
-from snakepit_trio.wire.shared import leave_proof, prefix_of, remove
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from snakepit_trio.worker.adapter import TOOL_NAME
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from snakepit_trio.launch.base import WorkerSpec
     from snakepit_trio.wire.connection import Connection
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.offer import Offer
 
 __all__ = ["Introduction", "shake_hands"]
 
@@ -31,17 +31,15 @@ class Introduction(NamedTuple):
         tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
         capabilities: What may be asked of it.
         threads: How many calls it runs at once.
-        shares_memory: What is in this machine's shared memory is in its own.
     """
 
     tools: list[ToolSpec]
     capabilities: frozenset[str]
     threads: int
-    shares_memory: bool
 
 
 async def shake_hands(
-    connection: Connection, spec: WorkerSpec, prefix: str, *, same_machine: bool = True
+    connection: Connection, spec: WorkerSpec, prefix: str, offer: Offer | None = None
 ) -> Introduction:
     """Ask a worker what it is and has.
 
@@ -49,7 +47,7 @@ async def shake_hands(
         connection: To the worker.
         spec: What it was asked to be.
         prefix: What the ids of its requests begin with.
-        same_machine: It is known to share this machine's memory; otherwise it has to show that it does.
+        offer: A file to share, for a worker that may be on another machine; None: it has inherited the host's.
 
     Raises:
         ProtocolMismatch: It speaks another protocol.
@@ -58,8 +56,6 @@ async def shake_hands(
     """
     from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
 
-    segments = prefix_of(spec.run_id, spec.worker_id)
-    proof = b"" if same_machine or not spec.shm_limit else leave_proof(segments)
     request = HandshakeRequest(
         protocol_version=PROTOCOL_VERSION,
         protocol_version_min=PROTOCOL_VERSION_MIN,
@@ -67,13 +63,11 @@ async def shake_hands(
         pool=spec.pool,
         request_prefix=prefix,
         capabilities=list(CAPABILITIES),
-        shared_memory_proof=proof,
     )
-    try:
-        said = await connection.unary(_METHOD, bytes(request))
-    finally:
-        if proof:
-            remove(segments)
+    if offer is not None:
+        request.shared_memory_pid, request.shared_memory_fd = offer.pid, offer.fd
+        request.shared_memory_proof = offer.proof
+    said = await connection.unary(_METHOD, bytes(request))
     try:
         answer = HandshakeResponse.parse(said)
     except Exception as exc:
@@ -90,7 +84,6 @@ async def shake_hands(
         tools=answer.tools,
         capabilities=capabilities if "exchange" in capabilities else capabilities - _FRAMES_ONLY,
         threads=max(1, min(answer.threads or 1, spec.threads)),
-        shares_memory=same_machine or bool(proof and "shared_memory" in capabilities),
     )
 
 

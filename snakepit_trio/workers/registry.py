@@ -27,8 +27,6 @@ from pathlib import Path
 
 import attrs
 
-from snakepit_trio.wire import shared
-
 from .identity import boot_id, kill_tree, of_run, start_time
 from .runs import control_path, describe_run, list_runs
 
@@ -59,13 +57,11 @@ class Swept:
         run_id: Which run.
         pids: Its processes that were alive still, and were killed.
         run_dir: Its directory; None when it was gone already.
-        segments: Names of its shared memory, removed.
     """
 
     run_id: str
     pids: tuple[int, ...]
     run_dir: str | None
-    segments: tuple[str, ...]
 
 
 def state_directory(state_dir: str | None) -> Path:
@@ -205,9 +201,8 @@ class Registry:
         mine = _is_run_dir(run_dir, run_id)
         if mine:
             shutil.rmtree(run_dir, ignore_errors=True)
-        segments = shared.remove(f"sp-{run_id}-")
         self.end_run(run_id)
-        return Swept(run_id, tuple(sorted(killed)), str(run_dir) if mine else None, tuple(segments))
+        return Swept(run_id, tuple(sorted(killed)), str(run_dir) if mine else None)
 
     def _sweep_locks(self) -> None:
         """Remove lock files whose runs ended between their first two steps, or their last two."""
@@ -262,7 +257,6 @@ def look(directory: Path) -> list[Swept]:
                     run.run_id,
                     tuple(sorted(_left_by(db, run.run_id))),
                     run.run_dir if _is_run_dir(Path(run.run_dir), run.run_id) else None,
-                    (),
                 )
                 for run in dead
             ]

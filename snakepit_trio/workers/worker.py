@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
-import attrs
 
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
@@ -37,7 +36,7 @@ from snakepit_trio.wire.frames import (
     HostReply,
     Reply,
 )
-from snakepit_trio.wire.memory import has_files
+from snakepit_trio.wire.offer import Offer
 
 from .exchange import Exchange
 from .exits import Exit, classify, explain, oom_kills
@@ -56,7 +55,7 @@ if TYPE_CHECKING:
     from snakepit_trio.launch.base import ExitStatus, Launcher, Output, WorkerProcess, WorkerSpec
     from snakepit_trio.wire.connection import Wire
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
-    from snakepit_trio.wire.shared import Budget
+    from snakepit_trio.wire.memory import Budget
 
     from .link import Link
 
@@ -137,6 +136,7 @@ class Worker:
         self._process: WorkerProcess | None = None
         self._connection: Connection | None = None
         self._link: Link | None = None
+        self._offer: Offer | None = None
         self._stderr = Tail()
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
@@ -340,12 +340,19 @@ class Worker:
             name=self.id,
         )
         nursery.start_soon(self._serve, self._connection)
-        said = await shake_hands(self._connection, self.spec, self._prefix, same_machine=self._launcher.same_machine)
+        share: Callable[[], int | None] | None = None
+        if self.spec.shm_limit and self._launcher.same_machine:
+            share = process.share
+        elif self.spec.shm_limit:
+            self._offer = Offer()
+            share = self._offer.share
+        said = await shake_hands(self._connection, self.spec, self._prefix, self._offer)
+        if self._offer is not None and "shared_memory" not in said.capabilities:
+            self._offer.close()
+            share = None
         self.tools, self.capabilities, self.threads = said.tools, said.capabilities, said.threads
         if "exchange" in self.capabilities:
-            spec = self.spec if said.shares_memory else attrs.evolve(self.spec, shm_limit=0)
-            share = process.share if self._launcher.same_machine and has_files() else None
-            self._link = Exchange(self._connection, self, spec, self._settings, self._shm, share)
+            self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm, share)
         else:
             self._link = PlainCalls(
                 self._connection,
@@ -513,3 +520,5 @@ class Worker:
             await self._process.aclose()
         if self._link is not None:
             self._link.close()
+        if self._offer is not None:
+            self._offer.close()

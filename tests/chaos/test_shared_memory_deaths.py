@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.wire.shared import THRESHOLD
+from snakepit_trio.wire.memory import THRESHOLD
 from tests.chaos.endings import each_request_ends_once
 
 ROOT = Path(__file__).resolve().parents[2]

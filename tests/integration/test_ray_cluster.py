@@ -38,6 +38,7 @@ from tests.integration.ray_cluster import (  # noqa: E402
     running,
     workers_of_this_test,
 )
+from tests.integration.test_shared_memory import memories, through  # noqa: E402
 
 __all__ = ["cluster", "nothing_left"]
 
@@ -104,9 +105,12 @@ async def test_arrays_and_bytes_through_shared_memory_and_inline() -> None:
             async with sp.open_pool(BASIC, size=1, shm_limit=limit, **on_ray()) as pool:
                 assert (await pool.execute("echo", {"value": array}) == array).all()
                 assert await pool.execute("echo", {"value": data}) == data
-                segments = list(Path("/dev/shm").glob(f"sp-{pool.runtime.run_id}-*"))
-                assert bool(segments) == bool(limit)
-            assert not list(Path("/dev/shm").glob(f"sp-{pool.runtime.run_id}-*"))
+                for _ in range(5):
+                    await pool.execute("echo", {"value": data})
+                [memory] = memories(pool)
+                # The array comes back where it was sent, without a copy.
+                assert through(memory) == ((7, 6) if limit else (0, 0))
+                assert len(memory.sizes) <= 3 and len(memory._mapped) <= 2
 
 
 async def test_the_resources_are_taken_and_given_back() -> None:

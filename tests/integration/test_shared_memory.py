@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,9 +16,9 @@ import numpy as np
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.wire.frames import FrameError, Payload, SharedBlock
-from snakepit_trio.wire.memory import SharedMemory
-from snakepit_trio.wire.shared import THRESHOLD, Arena, Borrower, Budget
+from snakepit_trio.wire import offer
+from snakepit_trio.wire.memory import THRESHOLD, SharedMemory
+from tests.elsewhere import open_pool_elsewhere
 
 pytestmark = pytest.mark.anyio
 
@@ -29,6 +30,13 @@ BIG = 4 * THRESHOLD
 def memories(pool: sp.Pool) -> list[SharedMemory]:
     """The host's part, for each worker."""
     return [worker._link._memory for slot in pool._crew.slots for worker in slot.workers if worker._link is not None]
+
+
+def through(memory: SharedMemory) -> tuple[int, int]:
+    """How many values have gone through it: those of the host that it has places for, the worker's that it has let go of."""
+    theirs = memory._theirs_table
+    back = 0 if theirs is None else sum(theirs.read(index)[0] for index in memory._mapped)
+    return sum(place.lent for place in memory._places.values()), back
 
 
 class File:
@@ -263,23 +271,59 @@ async def test_what_a_killed_host_had_in_memory_goes_with_it() -> None:
             pass
 
 
-async def test_a_name_from_elsewhere_is_refused() -> None:
-    arena, borrower = Arena("sp-test-a-", Budget(None)), Borrower("sp-test-a-")
+# ---- workers that have not inherited the file ----------------------------------------------------
+
+
+async def test_a_worker_that_somebody_else_has_started_uses_its_hosts_file() -> None:
+    """Both ways, and the same places over and over again, also where there is no numpy."""
+    data = os.urandom(BIG)
+    with anyio.fail_after(60):
+        async with open_pool_elsewhere("tests.adapters.basic", size=1) as pool:
+            for _ in range(10):
+                assert await pool.execute("echo", {"value": data}) == data
+            [memory] = memories(pool)
+            assert through(memory) == (10, 10)
+            # One more than is under way: a worker may let go of its arguments after its reply.
+            assert len(memory.sizes) <= 2 and len(memory._mapped) <= 2
+        assert memory._closed
+
+
+async def test_a_worker_that_finds_no_file_of_its_hosts_gets_values_inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(offer, "make_file", no_room)
+    data = os.urandom(BIG)
+    with anyio.fail_after(60):
+        async with open_pool_elsewhere("tests.adapters.basic", size=1) as pool:
+            assert await pool.execute("echo", {"value": data}) == data
+            assert [through(memory) for memory in memories(pool)] == [(0, 0)]
+
+
+def test_only_the_file_that_was_offered_is_opened(tmp_path: Path) -> None:
+    offered, other = offer.Offer(), offer.Offer()
+    file = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    os.write(file, offered.proof)
     try:
-        lent = arena.lend(Payload(2, b"", [memoryview(bytes(THRESHOLD))]))
-        assert isinstance(lent.buffers[0], SharedBlock)
-        assert borrower.borrow(lent).buffers[0] == bytes(THRESHOLD)
-        for block in (
-            SharedBlock("sp-test-b-0.1", 0, 1),
-            SharedBlock("sp-test-a-../0", 0, 1),
-            SharedBlock("sp-test-a-t", 0, 1),
-            SharedBlock("sp-test-a-256.1", 0, 1),
-            SharedBlock("sp-test-a-1.1", 0, 1),
-            SharedBlock("sp-test-a-0.1", 0, 1 << 40),
-            SharedBlock("sp-test-a-0.1", 1 << 40, 1),
+        found = offer.open_offered(offered.pid, offered.fd, offered.proof)
+        assert found is not None and os.path.sameopenfile(found, offered.fd)
+        assert not os.get_inheritable(found)
+        os.close(found)
+        for pid, fd, proof in (
+            (offered.pid, offered.fd, other.proof),
+            (offered.pid, offered.fd, b""),
+            (offered.pid, other.fd, offered.proof),
+            (offered.pid, file, offered.proof),
+            (offered.pid, 1 << 30, offered.proof),
+            (1 << 31, offered.fd, offered.proof),
+            (0, 0, offered.proof),
         ):
-            with pytest.raises(FrameError):
-                borrower.borrow(Payload(2, b"", [block]))
+            assert offer.open_offered(pid, fd, proof) is None
+        number = offered.fd
+        offered.close()
+        offered.close()
+        assert offer.open_offered(os.getpid(), number, offered.proof) is None
     finally:
-        arena.close()
-        borrower.close()
+        os.close(file)
+        offered.close()
+        other.close()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import snakepit_trio as sp
-from snakepit_trio.wire.shared import THRESHOLD
+from snakepit_trio.wire.memory import THRESHOLD
 from tests.property.test_codec import same, values
 
 #: Arguments, results, chunks, and arguments and results of host tools; each value goes there and back.

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from snakepit_trio.wire import memory as shared
 from snakepit_trio.wire.frames import MSGPACK, Payload, SharedBlock
-from snakepit_trio.wire.memory import SharedMemory, make_file
-from snakepit_trio.wire.shared import THRESHOLD, Budget
+from snakepit_trio.wire.memory import THRESHOLD, Budget, SharedMemory, make_file
 
 #: In place of the threshold, to be quicker.
 SMALL = 4096

@@ -606,9 +606,13 @@ class HandshakeRequest(betterproto2.Message):
 
     shared_memory_proof: "bytes" = betterproto2.field(7, betterproto2.TYPE_BYTES)
     """
-    What the host has written for this question into the segment of shared memory that is called after the run and the
-    worker. Asked of a worker that may be on another machine; one that finds it there says "shared_memory".
+    What a file begins with that the host offers for large values: random bytes. Sent to a worker that may be on another
+    machine; one that finds the file says "shared_memory". It is a descriptor of the host's: /proc/PID/fd/FD.
     """
+
+    shared_memory_pid: "int" = betterproto2.field(8, betterproto2.TYPE_UINT32)
+
+    shared_memory_fd: "int" = betterproto2.field(9, betterproto2.TYPE_UINT32)
 
 
 default_message_pool.register_message("snakepit.v1", "HandshakeRequest", HandshakeRequest)
@@ -1122,8 +1126,7 @@ class SharedBlock(betterproto2.Message):
 
     name: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    A place in the file that the worker has inherited: "i" or "o" for the host's or the worker's, and its number. Where it
-    has inherited none: the name of a segment in POSIX shared memory, without the leading slash.
+    A place in the file that both have: "i" or "o" for the host's or the worker's, and its number.
     """
 
     offset: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)

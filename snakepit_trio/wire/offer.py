@@ -1,0 +1,66 @@
+"""How a worker that somebody else has started comes to the file of :mod:`.memory`: it opens its host's.
+
+The host tells where its file is, by process id and descriptor, and what it has written into it: random bytes. A worker on the
+same machine finds the file under these numbers in ``/proc``, where only the host's own user may open it; on another machine,
+or where processes have other numbers, there is nothing under them, or something else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+
+from .memory import make_file
+
+__all__ = ["Offer", "open_offered"]
+
+_PROOF = 32
+
+
+class Offer:
+    """The host's part: a new file for one worker. If none can be made, the offer is of nothing, and nobody will find it.
+
+    Attributes:
+        pid: Whose the descriptor is; 0 without a file.
+        fd: The descriptor; 0 without a file.
+        proof: What the file begins with.
+    """
+
+    def __init__(self) -> None:
+        self.pid = self.fd = 0
+        self.proof = secrets.token_bytes(_PROOF)
+        with contextlib.suppress(OSError):
+            fd = make_file()
+            try:
+                os.pwrite(fd, self.proof, 0)
+            except OSError:
+                os.close(fd)
+                raise
+            self.pid, self.fd = os.getpid(), fd
+
+    def share(self) -> int:
+        """A new descriptor of the file."""
+        return os.dup(self.fd)
+
+    def close(self) -> None:
+        """Take it back, from whoever has not opened it yet. Idempotent."""
+        if self.pid:
+            os.close(self.fd)
+            self.pid = self.fd = 0
+
+
+def open_offered(pid: int, fd: int, proof: bytes) -> int | None:
+    """The worker's part: a descriptor of the file that its host offers; None when it is not to be found here."""
+    path = f"/proc/{pid}/fd/{fd}"
+    try:
+        # What has no such name is not even opened: it may be anything.
+        if not os.readlink(path).startswith("/memfd:snakepit "):
+            return None
+        found = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if os.pread(found, _PROOF, 0) == proof:
+        return found
+    os.close(found)
+    return None
