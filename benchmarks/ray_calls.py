@@ -93,10 +93,11 @@ async def main(rounds: int, seconds: float) -> dict[str, dict[str, float]]:
     contenders: dict[str, Call] = {}
     found: dict[str, dict[str, list[float]]] = {}
     async with AsyncExitStack() as stack:
-        config = sp.RayConfig(resources={"num_cpus": 0.1})
+        # Ray takes its time on a busy machine.
+        placed = {"launcher": "ray", "ray": sp.RayConfig(resources={"num_cpus": 0.1}), "startup_timeout": 120}
         for name, options in {
-            "workers placed by Ray": {"launcher": "ray", "ray": config},
-            "workers placed by Ray, inline": {"launcher": "ray", "ray": config, "shm_limit": 0},
+            "workers placed by Ray": placed,
+            "workers placed by Ray, inline": {**placed, "shm_limit": 0},
             "local workers": {},
         }.items():
             pool = await stack.enter_async_context(sp.open_pool("ray_calls", size=WORKERS, **options))

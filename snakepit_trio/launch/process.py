@@ -15,14 +15,13 @@ import msgspec
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .descriptors import Descriptors
 from .environment import import_path
+from .handle import Handle
 
 __all__ = ["Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message"]
 
 _REPORT_LIMIT = 256 * 1024
 #: How much of its output is read at once, in bytes.
 _CHUNK = 64 * 1024
-#: How long giving a process back may take, in seconds; a killed process that stays longer hangs in the kernel.
-_GIVE_BACK = 5.0
 
 
 def boot_message(spec: WorkerSpec) -> bytes:
@@ -77,7 +76,7 @@ class _PipeOutput:
                 return b""
 
 
-class LocalProcess:
+class LocalProcess(Handle):
     """A worker process on this machine; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
@@ -116,7 +115,6 @@ class LocalProcess:
         self._watching = anyio.Lock()
         self._said = bytearray()
         self._report: Report | None = None
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<LocalProcess {self.pid} {self._status or 'running'}>"
@@ -217,16 +215,9 @@ class LocalProcess:
             except (ProcessLookupError, PermissionError):
                 pass
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with anyio.CancelScope(shield=True):
-            self.kill()
-            with anyio.move_on_after(_GIVE_BACK):
-                await self.wait()
-            self._descriptors.close_all()
-            os.close(self._pidfd)
+    def _release(self) -> None:
+        self._descriptors.close_all()
+        os.close(self._pidfd)
 
 
 class Hold(Protocol):

@@ -17,6 +17,7 @@ from snakepit_trio.wire.marks import begun_in
 
 from .base import ExitStatus, Report, WorkerSpec
 from .futures import settled
+from .handle import Handle
 from .ray_actor import Placed
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class _Output:
             return b""
 
 
-class RayProcess:
+class RayProcess(Handle):
     """A worker on some node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
@@ -74,7 +75,6 @@ class RayProcess:
         #: When to stop waiting for an answer of its actor.
         self._deadline = math.inf
         self._waits: set[anyio.CancelScope] = set()
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<RayProcess {self.pid or self.waiting} on {self.node or 'no node'} {self._status or 'running'}>"
@@ -136,7 +136,7 @@ class RayProcess:
             # It may have been placed by now; then its worker ends with it.
             self._status = ExitStatus()
             self._deadline = -math.inf
-            self._end_actor()
+            end_actor(self._actor)
         for scope in self._waits:
             scope.deadline = self._deadline
 
@@ -144,18 +144,9 @@ class RayProcess:
         with contextlib.suppress(RayError):  # There is no connection to Ray any more.
             _call(self._actor.signal, kill)
 
-    async def aclose(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        with anyio.CancelScope(shield=True):
-            self.kill()
-            await self.wait()
-            self._end_actor()
-        self._on_end(self)
-
-    def _end_actor(self) -> None:
+    def _release(self) -> None:
         end_actor(self._actor)
+        self._on_end(self)
 
 
 def _call(method: Any, *args: Any) -> Future[Any]:
