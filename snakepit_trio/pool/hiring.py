@@ -10,6 +10,7 @@ import anyio.to_thread
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.wire.memory import Budget, has_files
+from snakepit_trio.workers.resources import Resources
 from snakepit_trio.workers.worker import Worker
 
 if TYPE_CHECKING:
@@ -51,33 +52,32 @@ class Hiring:
         """A worker for a slot, which is to be started."""
         config, parts = self._config, self._parts
         device = self._devices[slot % len(self._devices)] if self._devices else None
-        return Worker(
-            WorkerSpec(
-                worker_id=secrets.token_hex(6),
-                run_id=parts.run_id,
-                pool=config.name,
-                adapter=config.adapter or "",
-                token=parts.token,
-                socket_dir=parts.socket_dir if config.transport != "tcp" and parts.launcher.same_machine else None,
-                threads=config.threads,
-                worker_backend=config.worker_backend,
-                host_backend=parts.backend,
-                max_payload=config.max_payload,
-                shm_limit=self._shm_of_worker,
-                unserializable=config.unserializable,
-                python=config.python,
-                env=dict(config.env or {}),
-                own_env={} if device is None else visibility(device),
-                cwd=config.cwd,
-                device=device,
-            ),
-            settings=config,
+        spec = WorkerSpec(
+            worker_id=secrets.token_hex(6),
+            run_id=parts.run_id,
+            pool=config.name,
+            adapter=config.adapter or "",
+            token=parts.token,
+            socket_dir=parts.socket_dir if config.transport != "tcp" and parts.launcher.same_machine else None,
+            threads=config.threads,
+            worker_backend=config.worker_backend,
+            host_backend=parts.backend,
+            max_payload=config.max_payload,
+            shm_limit=self._shm_of_worker,
+            unserializable=config.unserializable,
+            python=config.python,
+            env=dict(config.env or {}),
+            own_env={} if device is None else visibility(device),
+            cwd=config.cwd,
+            device=device,
+        )
+        resources = Resources(
+            spec,
+            config,
             launcher=parts.launcher,
             wire=parts.wire,
-            host=roster,
-            slot=slot,
-            incarnation=incarnation,
             request_prefix=roster.request_prefix,
             redact=parts.redact,
             shm=self.shm,
         )
+        return Worker(spec, settings=config, resources=resources, host=roster, slot=slot, incarnation=incarnation)

@@ -94,8 +94,8 @@ class Faults:
         found = self._choose(worker_id)
         for slot in [*self._pool._crew.slots, *self._pool._crew._spares]:
             for worker in slot.workers:
-                if worker.id == found.id and worker._connection is not None:
-                    worker._connection.close()
+                if worker.id == found.id and worker._resources.connection is not None:
+                    worker._resources.connection.close()
         return found
 
     # ---- inside ----------------------------------------------------------------------------------

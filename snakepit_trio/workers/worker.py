@@ -1,7 +1,8 @@
-"""One worker incarnation as the host sees it: started, connected, kept alive, ended, and everything given back.
+"""One worker incarnation as the host sees it: its life, and its end.
 
 One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the link with its
-heartbeat, the health check, the watch over cancelled calls. How calls travel is the business of the link
+heartbeat, the health check, the watch over cancelled calls. Its process and the way to it are in
+:mod:`snakepit_trio.workers.resources`, and how calls travel is the business of the link
 (:mod:`snakepit_trio.workers.link`). Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
 that moment on it takes no calls. Its exit is then classified, its host told, and its process and descriptors are given
 back before :meth:`Worker.run` returns, also when it is cancelled.
@@ -13,7 +14,7 @@ import logging
 import random
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.abc
@@ -21,8 +22,8 @@ import anyio.abc
 from snakepit_trio._bell import Bell
 from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import seconds
-from snakepit_trio.errors import SnakepitError, WorkerStartupError
-from snakepit_trio.wire.connection import Connection, RpcFailure
+from snakepit_trio.errors import SnakepitError
+from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import (
     JSON,
     MSGPACK,
@@ -36,28 +37,20 @@ from snakepit_trio.wire.frames import (
     HostReply,
     Reply,
 )
-from snakepit_trio.wire.offer import Offer
 
-from .exchange import Exchange
-from .exits import Exit, classify, explain, oom_kills
+from .exits import Exit, classify, explain
 from .grace import Grace
-from .handshake import shake_hands
 from .health import unhealthy
 from .host import WorkerHost
-from .logs import Tail, pump
-from .plain import PlainCalls
 from .states import TRANSITIONS, WorkerState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.launch.base import ExitStatus, Launcher, Output, WorkerProcess, WorkerSpec
-    from snakepit_trio.wire.connection import Wire
+    from snakepit_trio.launch.base import ExitStatus, WorkerSpec
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
-    from snakepit_trio.wire.memory import Budget
 
     from .link import Link
+    from .resources import Resources
 
 __all__ = ["Worker"]
 
@@ -65,14 +58,8 @@ _log = logging.getLogger(__name__)
 
 _READY, _BUSY = WorkerState.READY, WorkerState.BUSY
 
-#: How long a process whose connection ended may take to end by itself, so that its exit can be told, in seconds.
-_LAST_BREATH = 0.25
-#: The same for one on another machine.
-_FAR_BREATH = 1.0
 #: The part of ``max_age`` by which a worker may be replaced earlier.
 _AGE_JITTER = 0.2
-#: Room for the frame around a payload, in bytes.
-_FRAME_OVERHEAD = 64 * 1024
 
 
 class Worker:
@@ -96,14 +83,10 @@ class Worker:
         spec: WorkerSpec,
         *,
         settings: PoolConfig,
-        launcher: Launcher,
-        wire: Wire,
+        resources: Resources,
         host: WorkerHost,
         slot: int,
         incarnation: int,
-        request_prefix: str,
-        redact: Callable[[str], str],
-        shm: Budget,
     ) -> None:
         self.spec = spec
         self.id: str = spec.worker_id
@@ -115,8 +98,6 @@ class Worker:
         self.tools: list[ToolSpec] = []
         self.capabilities: frozenset[str] = frozenset()
         self.threads = spec.threads
-        self.pid = 0
-        self.address = ""
         self.rss = 0
         self.lag = 0.0
         self.served = 0
@@ -127,24 +108,13 @@ class Worker:
         self.exit: Exit | None = None
         self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
-        self._launcher = launcher
-        self._wire = wire
+        self._resources = resources
         self._host = host
-        self._prefix = request_prefix
-        self._redact = redact
-        self._shm = shm
-        self._process: WorkerProcess | None = None
-        self._connection: Connection | None = None
         self._link: Link | None = None
-        self._offer: Offer | None = None
-        self._stderr = Tail()
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
         self._stopping = False
-        self._killed = False
-        self._pumps: list[anyio.Event] = []
         self._over = anyio.Event()
-        self._oom_kills = 0
         #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
         self._held: dict[int, None] = {}
         self._emptied = Bell()
@@ -153,6 +123,16 @@ class Worker:
     def __repr__(self) -> str:
         where = f"{self.pool}/{self.slot}.{self.incarnation}"
         return f"<Worker {self.id} {where} {self.state.value} pid={self.pid} held={len(self._held)}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before there is one."""
+        return self._resources.pid
+
+    @property
+    def address(self) -> str:
+        """Where it listens; ``""`` before it has said so."""
+        return self._resources.address
 
     @property
     def encoding(self) -> int:
@@ -200,7 +180,7 @@ class Worker:
     @property
     def was_killed(self) -> bool:
         """Whether it had to be killed to make it end."""
-        return self._killed
+        return self._resources.killed
 
     def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
         """End it now, without ceremony."""
@@ -216,28 +196,28 @@ class Worker:
                 if self._cause is None:
                     nursery.start_soon(self._live, nursery)
                 await self._over.wait()
+                assert self._cause is not None
+                reason, message = self._cause
                 # The pumps go on until the process is gone: its last words belong to its exit.
-                status = await self._await_exit()
-                if self._process is not None:
-                    self.unbegun = frozenset(id for id in self._held if not self._process.begun(id))
-                with anyio.move_on_after(_LAST_BREATH):
-                    await self._pumped()
+                status = await self._resources.end(itself=reason in ("connection_lost", "stopped"))
+                self.unbegun = self._resources.unbegun(self._held)
+                await self._resources.printed()
                 nursery.cancel_scope.cancel()
-            assert self._cause is not None
             self.exit = explain(
-                *self._cause,
+                reason,
+                message,
                 status,
-                out_of_memory=self._out_of_memory,
-                killed=self._killed,
+                out_of_memory=self._resources.out_of_memory,
+                killed=self._resources.killed,
                 stopping=self._stopping,
-                stderr=str(self._stderr),
+                stderr=str(self._resources.stderr),
                 failure=self._startup_failure,
             )
         finally:
             if self._cause is None:
                 self._end("stopped", "was cancelled")
             with anyio.CancelScope(shield=True):
-                await self._give_back()
+                await self._resources.aclose()
             if self.exit is None:
                 self.exit = Exit(reason="stopped", message="was cancelled", expected=True)
             self._host.worker_gone(self, self.exit)
@@ -263,8 +243,8 @@ class Worker:
         with anyio.move_on_after(self._settings.stop_grace):
             await self.ended.wait()
             return True
-        if self._process is not None:
-            self._process.terminate()
+        if self._resources.process is not None:
+            self._resources.process.terminate()
             with anyio.move_on_after(min(1.0, self._settings.stop_grace)):
                 await self.ended.wait()
                 return True
@@ -282,9 +262,10 @@ class Worker:
         settings = self._settings
         try:
             with anyio.fail_after(settings.startup_timeout):
-                await self._start(nursery)
+                said, self._link = await self._resources.acquire(nursery, self, self._exited)
         except TimeoutError:
-            why = self._process.waiting if self._process is not None else ""
+            process = self._resources.process
+            why = process.waiting if process is not None else ""
             limit = "its time" if settings.startup_timeout is None else f"{settings.startup_timeout:g} s"
             words = f"was not ready within {limit}"
             self._end("startup_timeout", f"{words}: {why}" if why else words)
@@ -296,9 +277,9 @@ class Worker:
         except (RpcFailure, OSError, ValueError) as exc:
             self._end("startup", f"could not be reached: {exc}")
             return
+        self.tools, self.capabilities, self.threads = said
         if self._cause is not None:
             return
-        assert self._link is not None
         self._become(WorkerState.READY)
         self.ready.set()
         nursery.start_soon(self._link.watch)
@@ -308,90 +289,7 @@ class Worker:
         if settings.health_interval is not None and "health" in self.capabilities:
             nursery.start_soon(self._health, settings.health_interval)
 
-    async def _start(self, nursery: anyio.abc.TaskGroup) -> None:
-        self._oom_kills = oom_kills()
-        process = self._process = await self._launcher.start(self.spec)
-        self.pid = process.pid
-        fields = {"worker_id": self.id, "pool": self.pool, "pid": self.pid}
-        self._pumps = [anyio.Event(), anyio.Event()]
-        nursery.start_soon(self._pump, process.stdout, "stdout", Tail(), self._pumps[0], fields)
-        nursery.start_soon(self._pump, process.stderr, "stderr", self._stderr, self._pumps[1], fields)
-        report = await process.report()
-        if report.code:
-            raise WorkerStartupError(
-                self._redact(report.message),
-                details={
-                    "remote_types": list(report.remote_types),
-                    "remote_traceback": self._redact(report.remote_traceback),
-                },
-            )
-        if not report.address:
-            status = await process.wait()
-            reason, words = self._classify(status)
-            raise WorkerStartupError(f"{words} before it was ready", details={"reason": reason})
-        nursery.start_soon(self._watch_exit, process)
-        self.address = report.address
-        self.pid = process.pid
-        self._connection = await self._wire.connect(
-            report.address,
-            token=self.spec.token,
-            max_message=self._settings.max_payload + _FRAME_OVERHEAD,
-            tls=process.tls,
-            name=self.id,
-        )
-        nursery.start_soon(self._serve, self._connection)
-        share: Callable[[], int | None] | None = None
-        if self.spec.shm_limit and self._launcher.same_machine:
-            share = process.share
-        elif self.spec.shm_limit:
-            self._offer = Offer()
-            share = self._offer.share
-        said = await shake_hands(self._connection, self.spec, self._prefix, self._offer)
-        if self._offer is not None and "shared_memory" not in said.capabilities:
-            self._offer.close()
-            share = None
-        self.tools, self.capabilities, self.threads = said.tools, said.capabilities, said.threads
-        if "exchange" in self.capabilities:
-            self._link = Exchange(self._connection, self, self.spec, self._settings, self._shm, share)
-        else:
-            self._link = PlainCalls(
-                self._connection,
-                self,
-                process,
-                self._settings,
-                tools=self.tools,
-                capabilities=self.capabilities,
-                request_prefix=self._prefix,
-                redact=self._redact,
-            )
-
     # ---- its tasks -----------------------------------------------------------------------------------
-
-    @protected
-    async def _serve(self, connection: Connection) -> None:
-        await connection.serve()
-        if self._link is not None:
-            self._link.lost()
-
-    @protected
-    async def _pump(self, source: Output, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
-        try:
-            await pump(source, stream=stream, tail=tail, redact=self._redact, **fields)
-        finally:
-            done.set()
-
-    async def _pumped(self) -> None:
-        for done in self._pumps:
-            await done.wait()
-
-    @protected
-    async def _watch_exit(self, process: WorkerProcess) -> None:
-        status = await process.wait()
-        reason, words = self._classify(status)
-        if self._stopping and status.signal in (None, signal.SIGTERM):
-            self._end("stopped", words)
-        else:
-            self._end(reason, words)
 
     @protected
     async def _age(self, limit: float) -> None:
@@ -414,8 +312,8 @@ class Worker:
 
     @protected
     async def _health(self, interval: float) -> None:
-        assert self._connection is not None
-        words = await unhealthy(self._connection, interval)
+        assert self._resources.connection is not None
+        words = await unhealthy(self._resources.connection, interval)
         if not self.tainted:
             _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
@@ -492,33 +390,9 @@ class Worker:
         self._emptied.ring()
         self._over.set()
 
-    def _classify(self, status: ExitStatus) -> tuple[str, str]:
-        reason, words, _ = classify(status, out_of_memory=self._out_of_memory)
-        return reason, words
-
-    @property
-    def _out_of_memory(self) -> bool:
-        return oom_kills() > self._oom_kills
-
-    async def _await_exit(self) -> ExitStatus | None:
-        process = self._process
-        if process is None:
-            return None
-        assert self._cause is not None
-        if self._cause[0] in ("connection_lost", "stopped"):
-            with anyio.move_on_after(_LAST_BREATH if self._launcher.same_machine else _FAR_BREATH):
-                return await process.wait()
-        self._killed = not process.ended
-        process.kill()
-        return await process.wait()
-
-    async def _give_back(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-        if self._process is not None:
-            self._killed = self._killed or not self._process.ended
-            await self._process.aclose()
-        if self._link is not None:
-            self._link.close()
-        if self._offer is not None:
-            self._offer.close()
+    def _exited(self, status: ExitStatus) -> None:
+        """Its process has ended, unbidden or not."""
+        reason, words, _ = classify(status, out_of_memory=self._resources.out_of_memory)
+        if self._stopping and status.signal in (None, signal.SIGTERM):
+            reason = "stopped"
+        self._end(reason, words)

@@ -47,7 +47,7 @@ anyio.run(main, backend="trio")
 def file_of(pool: sp.Pool) -> int:
     """A descriptor of the file of the only worker."""
     [worker] = [worker for slot in pool._crew.slots for worker in slot.workers]
-    fd: int | None = worker._process.share()
+    fd: int | None = worker._resources.process.share()
     assert fd is not None
     return fd
 

@@ -54,7 +54,7 @@ class File:
 @contextmanager
 def file_of(pool: sp.Pool) -> Iterator[File]:
     [worker] = [worker for slot in pool._crew.slots for worker in slot.workers]
-    fd = worker._process.share()
+    fd = worker._resources.process.share()
     assert fd is not None
     try:
         yield File(fd)

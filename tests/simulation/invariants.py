@@ -71,10 +71,10 @@ class Invariants:
                 table = {*seats.running, *seats.leaving, *seats.ahead}
                 assert table == worker._held.keys(), f"ledger and worker disagree: {table ^ worker._held.keys()}"
                 unwanted = {*seats.leaving, *(id for id, r in seats.ahead.items() if r.phase is Phase.DONE)}
-                told = worker._process.told_to_cancel
+                told = worker._resources.process.told_to_cancel
                 assert unwanted <= told, f"{worker!r} has not been told that nobody waits for {unwanted - told}"
                 assert told.isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
-                credits = max(worker._process.credits.values(), default=0)
+                credits = max(worker._resources.process.credits.values(), default=0)
                 assert credits <= STREAM_WINDOW, f"{worker!r} may send {credits} chunks, which nobody has room for"
                 if pool.config.on_cancel == "kill":
                     assert seats.leaving.keys() <= worker._grace._due.keys(), (
