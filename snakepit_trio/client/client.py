@@ -56,7 +56,11 @@ class Client:
         return f"<Client pool={self.name!r} {self._link!r}>"
 
     def pool(self, name: str) -> Client:
-        """The same connection, for another pool. Whether there is one, its first call tells."""
+        """The same connection, for another pool.
+
+        Args:
+            name: The pool's name. Whether there is one, the first call tells: it raises ``PoolNotFound``.
+        """
         return Client(self._link, name, self._limit)
 
     @property
@@ -81,7 +85,7 @@ class Client:
         Args:
             tool: The tool's name.
             params: Its arguments by name.
-            timeout: Seconds for the whole of it; None for no limit; by default what the pool says.
+            timeout: Seconds for the whole of it, waiting included; None for no limit. By default the pool's ``timeout``.
             priority: Greater goes first.
             metadata: Text that the tool finds in ``ctx.metadata``.
             idempotent: The call may run again: when a worker dies under it, and when the connection is lost under it.
@@ -149,8 +153,21 @@ class Client:
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool; the block gets an async iterator of what it yields.
 
-        Leaving the block closes the generator in the worker, without waiting for it. Args and errors are those of
-        :meth:`execute`.
+        Leaving the block closes the generator in the worker, without waiting for it.
+
+        Args:
+            tool: The tool's name.
+            params: Its arguments by name.
+            timeout: Seconds for the whole stream, waiting included; None for no limit. By default the pool's
+                ``stream_timeout``.
+            priority: Greater goes first.
+            metadata: Text that the tool finds in ``ctx.metadata``.
+
+        Raises:
+            InvalidParameter: An argument can't be sent; nothing was.
+            ConnectionLost: The runtime can't be reached; out of the iteration: it went away.
+            SnakepitError: Out of the iteration, after the chunks that came before: what
+                :meth:`snakepit_trio.Pool.stream` raises.
         """
         return self._stream(tool, params, "", timeout=timeout, priority=priority, metadata=metadata)
 
@@ -197,10 +214,14 @@ class Client:
         Args:
             tool: The tool's name.
             inputs: The arguments of each call; an async iterable too.
-            limit: How many inputs may be with the runtime at once.
+            limit: How many inputs may be with the runtime at once; None: 16.
             ordered: Results in the order of the inputs, else as they come.
             return_errors: Give the error in the place of a result instead of raising it.
             timeout, priority, metadata, idempotent: Of each call, as in :meth:`execute`.
+
+        Raises:
+            InvalidParameter: ``limit`` is refused.
+            SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
         """
         check_limit(limit)
 
@@ -224,7 +245,14 @@ class Client:
     # ---- the runtime -------------------------------------------------------------------------------
 
     async def ping(self, message: str = "") -> v1.PingResponse:
-        """Ask who is there: the runtime's version and id, and its pools with their figures."""
+        """Ask who is there: the runtime's version and id, and its pools with their figures.
+
+        Args:
+            message: Text that comes back in the answer.
+
+        Raises:
+            ConnectionLost: The runtime can't be reached.
+        """
         return await self._link.unary("Ping", v1.PingRequest(message=message), v1.PingResponse, again=True)
 
     async def tools(self) -> tuple[v1.ToolSpec, ...]:
@@ -248,7 +276,13 @@ class Client:
 
         A session of a client that was killed lives until it has not been used for its TTL.
 
-        Args and errors are those of :meth:`snakepit_trio.Pool.session`.
+        Args:
+            id, affinity, ttl, metadata: As in :meth:`snakepit_trio.Pool.session`; ``ttl`` in seconds.
+            detach: Leave it in the runtime's store, until its TTL, to be resumed by its id.
+
+        Raises:
+            ConnectionLost: The runtime can't be reached.
+            SnakepitError: What :meth:`snakepit_trio.Pool.session` raises.
         """
         request = v1.OpenSessionRequest(
             session_id=id or "",
@@ -289,12 +323,35 @@ class Client:
     async def put_program(
         self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None
     ) -> None:
-        """Store a named blob; see :meth:`snakepit_trio.Runtime.programs` for its quotas."""
+        """Store a named blob, in the place of one of that name.
+
+        Args:
+            name: Printable text of up to 256 bytes.
+            data: Its bytes.
+            session: The id of the session that it belongs to; None: all.
+            ttl: Seconds until it is gone; None: the runtime's ``program_ttl``.
+
+        Raises:
+            QuotaExceeded: It is too large, or does not fit; nothing was changed.
+            SessionNotFound: There is no such session.
+            InvalidParameter: An argument is refused.
+            ConnectionLost: The runtime can't be reached.
+        """
         request = v1.PutProgramRequest(name=name, data=bytes(data), session_id=session or "", ttl=ttl)
         await self._link.unary("PutProgram", request, v1.PutProgramResponse, again=True)
 
     async def get_program(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
-        """A program's bytes; ``default`` when there is none."""
+        """A program's bytes.
+
+        Args:
+            name: Its name.
+            session: The id of the session that it belongs to; None: those that belong to all.
+            default: What to return when there is none.
+
+        Raises:
+            InvalidParameter: An argument is refused.
+            ConnectionLost: The runtime can't be reached.
+        """
         request = v1.GetProgramRequest(name=name, session_id=session or "")
         try:
             return (await self._link.unary("GetProgram", request, v1.GetProgramResponse, again=True)).data
@@ -304,7 +361,16 @@ class Client:
             return default
 
     async def delete_program(self, name: str, *, session: str | None = None) -> bool:
-        """Delete a program. Returns whether there was one."""
+        """Delete a program. Returns whether there was one.
+
+        Args:
+            name: Its name.
+            session: The id of the session that it belongs to; None: those that belong to all.
+
+        Raises:
+            InvalidParameter: An argument is refused.
+            ConnectionLost: The runtime can't be reached, or went away: the program may be deleted by then.
+        """
         request = v1.DeleteProgramRequest(name=name, session_id=session or "")
         return (await self._link.unary("DeleteProgram", request, v1.DeleteProgramResponse)).deleted
 

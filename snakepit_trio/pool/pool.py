@@ -177,8 +177,21 @@ class Pool(Operations):
         by an exception waits until the worker confirms that, at most ``cancel_grace`` seconds; a cancelled one leaves at
         once.
 
-        Args and errors are those of :meth:`execute`; ``timeout`` is for the whole stream. Errors of the tool come out of
-        the iteration.
+        Args:
+            tool: The tool's name.
+            params: Its arguments by name.
+            timeout: Seconds for the whole stream, waiting for a worker included; None for no limit. By default the pool's
+                ``stream_timeout``. The caller's own scope counts too.
+            priority: Greater goes first.
+            metadata: Text that the tool finds in ``ctx.metadata``.
+
+        Raises:
+            InvalidParameter: An argument can't be sent; nothing was.
+            ToolNotFound, StreamingUnsupported: There is no such tool, or it gives one result.
+            QueueFull, WorkerStartupError, PoolClosed: As from :meth:`execute`, on entering the block.
+            ToolError, RequestTimeout, QueueTimeout, WorkerCrashed: As from :meth:`execute`, out of the iteration, after the
+                chunks that came before; a spent timeout comes at once, on entering the block if it is spent by then. A stream
+                is never run again.
         """
         return self._calls.stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
 
@@ -209,6 +222,10 @@ class Pool(Operations):
             return_errors: Give the error in the place of a result instead of raising it.
             timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
             priority, metadata, idempotent: As in :meth:`execute`.
+
+        Raises:
+            InvalidParameter: ``limit`` is refused.
+            SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
         """
         return self._calls.map(
             tool,
@@ -236,8 +253,20 @@ class Pool(Operations):
     ) -> list[Any]:
         """Run a tool over many inputs and return the list of the results, in the order of the inputs.
 
-        The first error ends it, and cancels what is under way; with ``return_errors`` errors stand in the places of results.
-        A cancellation cancels all of it. Args and errors are those of :meth:`map`.
+        A cancellation cancels all of it.
+
+        Args:
+            tool: The tool's name.
+            inputs: The arguments of each call; an async iterable too.
+            limit: How many inputs may be with the pool at once; None: what :meth:`map` takes.
+            return_errors: Let an error stand in the place of a result. Otherwise the first one ends it, and cancels what is
+                under way.
+            timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
+            priority, metadata, idempotent: As in :meth:`execute`.
+
+        Raises:
+            InvalidParameter: ``limit`` is refused.
+            SnakepitError: What :meth:`execute` raises for one of the inputs, unless errors are returned.
         """
         async with self.map(
             tool,

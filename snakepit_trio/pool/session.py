@@ -95,7 +95,12 @@ class Session:
     # ---- calls -----------------------------------------------------------------------------------
 
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
-        """Run a tool in the session's worker; the rest is as in :meth:`snakepit_trio.Pool.execute`.
+        """Run a tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.execute`.
+
+        Args:
+            tool: The tool's name.
+            params: Its arguments by name.
+            options: ``timeout``, in seconds, ``priority``, ``metadata`` and ``idempotent`` of :meth:`snakepit_trio.Pool.execute`.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -109,7 +114,18 @@ class Session:
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        """Run a streaming tool in the session's worker; the rest is as in :meth:`snakepit_trio.Pool.stream`."""
+        """Run a streaming tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.stream`.
+
+        Args:
+            tool: The tool's name.
+            params: Its arguments by name.
+            options: ``timeout``, in seconds, ``priority`` and ``metadata`` of :meth:`snakepit_trio.Pool.stream`.
+
+        Raises:
+            SessionNotFound, WorkerBusy: As from :meth:`execute`, on entering the block.
+            SessionWorkerUnavailable: As from :meth:`execute`, on entering the block, or out of the iteration.
+            RequestCancelled: Out of the iteration: the session was closed while the call was under way.
+        """
         return self._stream(tool, params, options)
 
     @asynccontextmanager
@@ -211,9 +227,14 @@ class Session:
             raise
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """A value, each time anew; ``default`` when there is none.
+        """A value, read anew each time.
+
+        Args:
+            key: The value's key.
+            default: What to return when there is none.
 
         Raises:
+            InvalidParameter: The key is none.
             SessionNotFound: The session was closed, or has expired.
         """
         found = await self._read(key)
