@@ -23,7 +23,7 @@ from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
 from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
-from snakepit_trio.launch.local import launcher_for
+from snakepit_trio.launch.choice import launcher_for
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor

@@ -20,7 +20,7 @@ import snakepit_trio as sp
 ROOT = Path(__file__).resolve().parents[2]
 STRIDE = int(os.environ.get("SNAKEPIT_CHAOS_STEPS", "900"))
 HOST_FILES = (
-    "launch/fork_server.py launch/process.py launch/spawn.py launch/local.py launch/descriptors.py wire/memory.py"
+    "launch/fork_server.py launch/process.py launch/spawn.py launch/choice.py launch/descriptors.py wire/memory.py"
     " workers/worker.py workers/resources.py workers/slot.py workers/registry.py workers/runs.py workers/handshake.py"
     " workers/exchange.py"
 )

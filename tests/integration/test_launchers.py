@@ -19,8 +19,8 @@ import pytest
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch import template
 from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerProcess, WorkerSpec
+from snakepit_trio.launch.choice import local_launcher
 from snakepit_trio.launch.fork_server import ForkServerLauncher, _Template
-from snakepit_trio.launch.local import local_launcher
 from tests.until import gone
 
 pytestmark = pytest.mark.anyio
