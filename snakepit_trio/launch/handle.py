@@ -37,6 +37,8 @@ class Handle(ABC):
         self._closed = True
         with anyio.CancelScope(shield=True):
             self.kill()
-            with anyio.move_on_after(_GIVE_BACK):
-                await self.wait()
-            self._release()
+            try:
+                with anyio.move_on_after(_GIVE_BACK):
+                    await self.wait()
+            finally:
+                self._release()

@@ -189,6 +189,7 @@ class LocalProcess(Handle):
                 if self._status is None:
                     await anyio.wait_readable(self._pidfd)
                     self._signal(signal.SIGKILL)
+                    # Ends: the process has, and its parent is this process, or a template, of which ask() gives up.
                     with anyio.CancelScope(shield=True):
                         self._status = await self._reaper.reap()
                     self._on_end(self)

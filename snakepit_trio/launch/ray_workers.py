@@ -70,6 +70,9 @@ class RayLauncher(Launcher):
 
     async def __aexit__(self, *exc: object) -> None:
         with anyio.CancelScope(shield=True):
+            # All at once: each has its time to answer, and on a node that is gone none of them does.
+            for process in list(self._held):
+                process.kill()
             for process in list(self._held):
                 await process.aclose()
             left = self._thread.submit(self._leave)

@@ -140,11 +140,15 @@ class SessionDirectory:
         Returns whether there was one. A cancellation comes before it or after it.
         """
         check_name(id, "id")
-        await anyio.lowlevel.checkpoint_if_cancelled()
-        with anyio.CancelScope(shield=True):
-            async with self._lock:
-                self._end(id)
+        async with self._lock:
+            # No shield: a cancellation may come while it waits for its turn, behind others that a slow store holds up.
+            try:
                 found = await self._store.ask(self._store.tables.remove, id)
+            except SnakepitError:
+                # The store's copy goes with its TTL; here it is over.
+                self._end(id)
+                raise
+            self._end(id)
         if found:
             self._events.emit("session.closed", None, session_id=id)
         return found

@@ -1,7 +1,8 @@
 """Where sessions and programs are kept, as the event loop sees it: in memory, in a SQLite file, or on a Redis server.
 
 Memory answers at once. The others may wait for a disk or a network, so they are asked in a worker thread, which the
-caller waits for even when it is cancelled: a write is done or not, never half.
+caller waits for even when it is cancelled: a write is done or not, never half. What bounds that wait is the tables' own
+limit on a lock or a socket; only a disk that hangs in the kernel has none, and no scope could end that.
 """
 
 from __future__ import annotations

@@ -216,7 +216,7 @@ class Worker:
         finally:
             if self._cause is None:
                 self._end("stopped", "was cancelled")
-            with anyio.CancelScope(shield=True):
+            with anyio.CancelScope(shield=True):  # Its one wait, the process's aclose(), is bounded.
                 await self._resources.aclose()
             if self.exit is None:
                 self.exit = Exit(reason="stopped", message="was cancelled", expected=True)

@@ -209,6 +209,25 @@ def test_a_cancellation_at_each_step_leaves_nothing_behind() -> None:
     assert reached[0] > 7
 
 
+def test_a_close_that_waits_behind_a_store_that_hangs_can_be_cancelled() -> None:
+    async def main() -> None:
+        store = ThreadLike()
+        sessions = SessionDirectory(store, EventBus())
+        known = await sessions.open("s", None, {})
+        async with sessions._lock:  # As whoever else waits for the store has it.
+            with anyio.move_on_after(1.0) as scope:
+                async with anyio.create_task_group() as nursery:
+                    nursery.start_soon(sessions.close, "s")
+            assert scope.cancelled_caught
+            assert anyio.current_time() == pytest.approx(1.0, abs=0.1)
+        assert known.ended is None
+        assert await sessions.close("s")
+        assert known.ended is not None
+        store.tables.close()
+
+    run(main)
+
+
 def test_open_close_and_leave_in_any_order_never_leave_a_handle_on_nothing() -> None:
     """Tasks open, close and leave one id; whoever holds a handle that is not ended finds its session in the store."""
 
