@@ -14,7 +14,7 @@ import attrs
 
 from snakepit_trio.errors import ConfigError
 
-__all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within"]
+__all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within", "working_directory"]
 
 #: The shortest time that may be asked for, in seconds.
 TINY = 1e-3
@@ -107,3 +107,22 @@ def as_path(value: Any) -> Any:
 def as_tuple(value: Any) -> Any:
     """A list as a tuple, for a field that is to stay as it is; anything else is left for the check."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def working_directory() -> str:
+    """Where this process works.
+
+    Raises:
+        ConfigError: It has been deleted; names it.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        try:
+            name = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
+        except OSError:
+            name = os.environ.get("PWD", "of this process")
+        raise ConfigError(
+            f"the working directory {name} has been deleted: change to one that exists",
+            details={"source": "code", "key": "cwd", "expected": "a directory that exists"},
+        ) from None

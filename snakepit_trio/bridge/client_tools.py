@@ -160,9 +160,12 @@ class ClientTools:
                         details={"path": f"tools[{index}]", "tool": spec.name},
                     )
                 _check_schema(index, spec)
-                registry.register(
+                tool = registry.register(
                     spec.name, made.function(spec.name), description=spec.description, metadata=dict(spec.metadata)
-                )
+                ).tool
+                # Its function here takes anything: what the client says of it is what others are told.
+                tool.parameters_schema = spec.parameters_schema or tool.parameters_schema
+                tool.result_schema = spec.result_schema or tool.result_schema
                 made.names.append(spec.name)
         except BaseException:
             made.end()
@@ -243,6 +246,7 @@ def spec_of(tool: HostTool) -> v1.ToolSpec:
         name=tool.name,
         description=tool.description,
         parameters_schema=tool.parameters_schema,
+        result_schema=tool.tool.result_schema,
         critical=tool.critical,
         metadata=dict(tool.metadata),
     )

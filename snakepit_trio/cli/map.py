@@ -13,6 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from .common import FAILED, UNUSABLE, fail, run, to_json
+from .tools import type_words
+
+#: What stands for a file's own in a template.
+_FIELDS = ("path", "name", "stem", "suffix", "text")
 
 
 def map_command(
@@ -24,7 +28,8 @@ def map_command(
     param: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's."
+            help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's. "
+            "What comes of it is text where the tool's schema takes text, else JSON: --param seconds=0.5."
         ),
     ] = None,
     glob: Annotated[str, typer.Option(help="What to take from directories, all levels down.")] = "*",
@@ -44,7 +49,7 @@ def map_command(
     A failure of one input, a line that is not JSON too, is part of the output and stops no other. The exit code is 0 when
     all went well, 1 when any failed, 2 when nothing could be started, 130 after Ctrl-C.
     """
-    templates = _templates(param or [])
+    given = _templates(param or [])
     done = failed = 0
     known: int | None = None
 
@@ -85,15 +90,20 @@ def map_command(
                     index += 1
 
             def from_files(files: list[Path]) -> Iterator[Any]:
-                for index, (name, value) in enumerate(
-                    _from_files(files, templates or _only_parameter(specs[tool], tool))
-                ):
+                for index, (name, texts) in enumerate(_from_files(files, templates)):
                     names[index] = name
+                    try:
+                        value = {name: _read(name, text, schema) for name, text in texts.items()}
+                    except ValueError as exc:
+                        value, wrong[index] = None, str(exc)
                     yield value
 
             if inputs == ["-"]:
                 params: Any = from_lines()
             else:
+                schema = json.loads(specs[tool].parameters_schema or "{}")
+                templates = given or _only_parameter(schema, tool)
+                _check_constants(templates, schema)
                 files = list(_files(inputs, glob))
                 known = len(files)
                 params = from_files(files)
@@ -136,8 +146,7 @@ def _templates(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _only_parameter(spec: Any, tool: str) -> dict[str, str]:
-    schema = json.loads(spec.parameters_schema)
+def _only_parameter(schema: dict[str, Any], tool: str) -> dict[str, str]:
     required = schema.get("required", []) or list(schema.get("properties", {}))
     if len(required) != 1:
         fail(
@@ -145,6 +154,42 @@ def _only_parameter(spec: Any, tool: str) -> dict[str, str]:
             UNUSABLE,
         )
     return {required[0]: "{path}"}
+
+
+def _check_constants(templates: dict[str, str], schema: dict[str, Any]) -> None:
+    """What is the same for all files is wrong for all of them."""
+    for name, template in templates.items():
+        if not any(f"{{{field}}}" in template for field in _FIELDS):
+            try:
+                _read(name, template, schema)
+            except ValueError as exc:
+                fail(f"--param {name}={template}: {exc}", UNUSABLE)
+
+
+def _read(name: str, text: str, schema: dict[str, Any]) -> Any:
+    """A parameter's value: the text itself where the tool's schema takes text or says nothing, else what it is as JSON.
+
+    Raises:
+        ValueError: It is no JSON.
+    """
+    kind = schema.get("properties", {}).get(name, {})
+    if _takes_text(kind, schema.get("$defs", {})):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        shown = text if len(text) <= 100 else text[:97] + "..."
+        raise ValueError(f"{name}: expected {type_words(kind)} as JSON, got {shown!r}") from None
+
+
+def _takes_text(kind: dict[str, Any], definitions: dict[str, Any]) -> bool:
+    if "$ref" in kind:
+        kind = definitions.get(kind["$ref"].rpartition("/")[2], {})
+    if "anyOf" in kind:
+        return any(_takes_text(part, definitions) for part in kind["anyOf"])
+    if "enum" in kind:
+        return any(isinstance(value, str) for value in kind["enum"])
+    return "string" in kind.get("type", "string")
 
 
 def _files(inputs: list[str], glob: str) -> Iterator[Path]:

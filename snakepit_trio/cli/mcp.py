@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -52,6 +53,9 @@ def mcp(
     chosen = [name.strip() for name in tools.split(",") if name.strip()]
     if http is None:
         run(lambda: _stdio(adapter, chosen, options))
+    # Slow to import, so it is done before there is an event loop: asyncio's would keep Ctrl-C waiting until the end of it.
+    importlib.import_module("snakepit_trio.bridge.mcp_http")
+    importlib.import_module("snakepit_trio.bridge.mcp")
     token = _token(token_file)
     run(lambda: _http(adapter, chosen, options, http, token, host_name or []), backend="asyncio")
 

@@ -30,7 +30,7 @@ def tools(
         for title in ("tool", "parameters", "gives", "description"):
             table.add_column(title, overflow="fold")
         for spec in found:
-            gives = _type(spec["result"]) if not spec["streaming"] else f"stream of {_type(spec['result'])}"
+            gives = type_words(spec["result"]) if not spec["streaming"] else f"stream of {type_words(spec['result'])}"
             table.add_row(spec["name"], _signature(spec["parameters"]), gives, spec["description"])
         terminal().print(table)
         return 0
@@ -54,17 +54,19 @@ def _plain(spec: Any) -> dict[str, Any]:
 def _signature(schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
     return ", ".join(
-        f"{name}{'' if name in required else '?'}: {_type(kind)}" for name, kind in schema.get("properties", {}).items()
+        f"{name}{'' if name in required else '?'}: {type_words(kind)}"
+        for name, kind in schema.get("properties", {}).items()
     )
 
 
-def _type(schema: dict[str, Any]) -> str:
+def type_words(schema: dict[str, Any]) -> str:
+    """A JSON Schema's type in a word or a few."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:
-        return " | ".join(map(_type, schema["anyOf"]))
+        return " | ".join(map(type_words, schema["anyOf"]))
     kind = schema.get("type")
     if kind == "array":
         items = schema.get("items")
-        return f"array of {_type(items)}" if isinstance(items, dict) and items else "array"
+        return f"array of {type_words(items)}" if isinstance(items, dict) and items else "array"
     return str(kind) if kind else "any"

@@ -13,7 +13,7 @@ from typing import Any, Literal, NoReturn
 
 import attrs
 
-from snakepit_trio._config_checks import describe
+from snakepit_trio._config_checks import describe, working_directory
 from snakepit_trio.errors import ConfigError
 
 from .pool import PoolConfig
@@ -68,7 +68,7 @@ def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
                 path = candidate
                 break
         else:
-            return f"{Path.cwd()} (no snakepit.toml, no pyproject.toml)", {}
+            return f"{working_directory()} (no snakepit.toml, no pyproject.toml)", {}
     source = str(path)
     try:
         with path.open("rb") as file:

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Mapping
 
+from snakepit_trio._config_checks import working_directory
+
 from .base import WorkerSpec
 
 __all__ = ["THREAD_VARIABLES", "import_path", "interpreter_environment", "worker_environment"]
@@ -49,7 +51,14 @@ def interpreter_environment(spec: WorkerSpec) -> dict[str, str]:
 
 
 def import_path(spec: WorkerSpec) -> list[str]:
-    """What a worker of the same interpreter needs on ``sys.path`` to import what this process can import."""
+    """What a worker of the same interpreter needs on ``sys.path`` to import what this process can import.
+
+    Raises:
+        ConfigError: The working directory is on it, and has been deleted.
+    """
     if spec.python is not None:
         return []
-    return [os.path.abspath(entry) if entry else os.getcwd() for entry in sys.path]
+    return [
+        os.path.abspath(entry if os.path.isabs(entry) else os.path.join(working_directory(), entry))
+        for entry in sys.path
+    ]

@@ -188,7 +188,8 @@ class _Template:
                 answer, _ = await self._receive()
         except (OSError, ValueError, EOFError) as exc:
             self.lose()
-            raise _TemplateLost(str(exc)) from exc
+            why = str(exc) if isinstance(exc, ValueError) else "the adapter's import ended it"
+            raise _TemplateLost(why) from exc
         except BaseException:
             # At the lock too: nobody else knows of this template yet.
             self.lose()
@@ -219,7 +220,7 @@ class _Template:
                 if len(self._received) >= 4:
                     size = int.from_bytes(self._received[:4], "big")
                     if size > _LONGEST:
-                        raise ValueError("the template does not speak sense")
+                        raise ValueError("its answer makes no sense")
                     if len(self._received) >= 4 + size:
                         body, self._received = self._received[4 : 4 + size], self._received[4 + size :]
                         return json.loads(body), fds
@@ -230,7 +231,7 @@ class _Template:
                     continue
                 fds += more
                 if not data:
-                    raise EOFError("the template has ended")
+                    raise EOFError("it has ended")
                 self._received += data
         except BaseException:
             for fd in fds:
@@ -320,8 +321,8 @@ class ForkServerLauncher(LocalLauncher):
             await self._fork(await self._template(kind, spec), spec, hold)
         except _TemplateLost as exc:
             raise WorkerStartupError(
-                f"the process that forks workers ended while it imported {spec.adapter!r}: {exc}",
-                details={"reason": f"the template ended: {exc}", "adapter": spec.adapter},
+                f"the process that imports the adapter {spec.adapter!r} and forks its workers is lost: {exc}",
+                details={"reason": str(exc), "adapter": spec.adapter},
             ) from exc
 
     async def _template(self, kind: _Kind, spec: WorkerSpec) -> _Template:
@@ -372,7 +373,7 @@ class ForkServerLauncher(LocalLauncher):
             for fd in fds:
                 os.close(fd)
             if "pid" in answer:
-                # Its lifeline is cut, so it ends by itself.
+                # Its lifeline is cut, so it ends by itself; ask() bounds the wait for it.
                 with anyio.CancelScope(shield=True):
                     await _TemplateReaper(template, answer["pid"]).reap()
             raise WorkerStartupError(

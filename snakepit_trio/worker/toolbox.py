@@ -8,6 +8,7 @@ import decimal
 import inspect
 import json
 import math
+import types
 import typing
 import uuid
 from collections.abc import Callable
@@ -184,10 +185,13 @@ def find_tools(target: Any) -> list[Tool]:
             raise ConfigError(f"two tools are called {options.name!r}", details={"key": options.name})
         found[options.name] = Tool(getattr(target, attribute), options)
     if not found:
+        kind = type(target)
+        named = target.__name__ if inspect.ismodule(target) else f"{kind.__module__}:{kind.__qualname__}"
         classes = [f"{target.__name__}:{name}" for name in adapters_in(target)] if inspect.ismodule(target) else []
         hint = f"; it has adapters: {', '.join(classes)}" if classes else ""
         raise ConfigError(
-            f"the adapter has no tools: mark functions with @snakepit_trio.tool{hint}", details={"key": "adapter"}
+            f"the adapter {named!r} has no tools: mark functions with @snakepit_trio.tool{hint}",
+            details={"key": "adapter"},
         )
     return [found[name] for name in sorted(found)]
 
@@ -202,12 +206,20 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:
-        # A name that exists for the type checker only: what can't be resolved is not checked, but for the context.
-        raw = getattr(inspect.unwrap(function), "__annotations__", {})
-        return {
-            name: ToolContext if isinstance(hint, str) and hint.split(".")[-1] == "ToolContext" else Any
-            for name, hint in raw.items()
-        }
+        # A name that exists for the type checker only: the parameter that has it is not checked, all others are.
+        inner: Any = inspect.unwrap(function)
+        raw: dict[str, Any] = getattr(inner, "__annotations__", {})
+        # What is often imported for the type checker only, and says how a tool is called.
+        names = {**vars(collections.abc), "ToolContext": ToolContext, **getattr(inner, "__globals__", {})}
+        return {name: _hint(name, hint, names) for name, hint in raw.items()}
+
+
+def _hint(name: str, hint: Any, names: dict[str, Any]) -> Any:
+    alone = types.SimpleNamespace(__annotations__={name: hint})
+    try:
+        return typing.get_type_hints(alone, globalns=names, include_extras=True)[name]
+    except Exception:
+        return ToolContext if isinstance(hint, str) and hint.split(".")[-1] == "ToolContext" else Any
 
 
 def _is_context(hint: Any) -> bool:

@@ -69,6 +69,15 @@ def test_call_shows_what_a_worker_wrote_before_it_died(tmp_path: Path) -> None:
     assert (error["code"], error["stderr"]) == ("worker_crashed", "out of cheese\n  at cheese.c:42")
 
 
+def test_an_adapter_whose_import_ends_its_process(tmp_path: Path) -> None:
+    (tmp_path / "fatal.py").write_text("import os\nprint('no licence', flush=True)\nos._exit(3)\n")
+    done = snakepit("tools", "fatal", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "imports the adapter 'fatal' and forks its workers is lost: the adapter's import ended it" in done.stderr
+    assert "no licence" in done.stderr
+    assert "template" not in done.stderr
+
+
 def test_an_adapter_that_is_no_python_is_shown_as_python_shows_it(tmp_path: Path) -> None:
     (tmp_path / "wrong.py").write_text("def add(a: int) -> int\n    return a\n")
     done = snakepit("tools", "wrong", cwd=tmp_path)
@@ -132,6 +141,49 @@ def test_map_files(tmp_path: Path) -> None:
     assert "1 of 11 inputs failed" in done.stderr
     good = snakepit("map", "code_metrics", "measure", str(tmp_path / "m1.py"), "--param", "path={path}", "--json")
     assert good.returncode == 0
+
+
+def test_map_reads_parameters_that_are_no_text_as_json(tmp_path: Path) -> None:
+    (tmp_path / "adapter.py").write_text(
+        "from typing import Literal\nimport snakepit_trio as sp\n\n@sp.tool\n"
+        "def show(path: str, n: float, m: dict[str, int], mode: Literal['a', 'b'], some: int | None, any=None) -> list:\n"
+        "    return [path, n, m, mode, some, any]\n"
+    )
+    for name in ("7", "x"):
+        (tmp_path / name).write_text("")
+    params = ["--param=path=1", "--param=n=0.5", '--param=m={"k": 1}', "--param=mode=a", "--param=any=2"]
+    done = snakepit("map", "adapter", "show", "7", "x", *params, "--param=some={stem}", "--ordered", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    good, bad = lines(done.stdout)
+    assert good["result"] == ["1", 0.5, {"k": 1}, "a", 7, "2"]
+    assert bad["error"]["message"] == "some: expected integer | null as JSON, got 'x'"
+    refused = snakepit("map", "adapter", "show", "7", *params, "--param=n=much", "--param=some=null", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "snakepit: --param n=much: n: expected number as JSON, got 'much'\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["call", "math", "x"],
+        ["tools", "math"],
+        ["demo", "--limit=2"],
+        ["diagnose"],
+        ["serve"],
+        ["map", "math", "x", "-"],
+    ],
+)
+def test_a_working_directory_that_is_gone_is_named(tmp_path: Path, arguments: list[str]) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    # The interpreter starts in it: what is tried is what the command says.
+    code = "import os; os.rmdir(os.getcwd()); from snakepit_trio.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=gone, capture_output=True, text=True, timeout=90, check=False,
+        stdin=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"the working directory {gone} has been deleted: change to one that exists" in done.stderr
 
 
 def test_map_lines() -> None:

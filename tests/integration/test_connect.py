@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import ssl
@@ -18,6 +19,7 @@ import snakepit_trio as sp
 from snakepit_trio.client.link import _STREAM_WINDOW as CLIENT_WINDOW
 from snakepit_trio.client.streams import _MANY as CLIENT_CHUNKS
 from snakepit_trio.pool.submission import STREAM_WINDOW
+from snakepit_trio.wire.generated.snakepit import v1
 from tests.until import appears, settled
 
 pytestmark = pytest.mark.anyio
@@ -256,6 +258,21 @@ async def test_tools_that_the_client_serves() -> None:
             async with client.serve_tools({"double": double}, session=session):
                 assert "double" not in runtime.tools
                 assert await session.execute("ask_host", ask) == 42
+
+
+async def test_a_clients_tool_is_described_by_its_own_schemas() -> None:
+    schemas = {"parameters_schema": '{"properties": {"n": {}}}', "result_schema": '{"type": "number"}'}
+    said, silent = v1.ToolSpec(name="said", **schemas), v1.ToolSpec(name="silent")
+    async with bridged() as runtime, joined(runtime) as client:
+        link = client._link
+        await link.unary("RegisterTools", v1.RegisterToolsRequest(tools=[said, silent]), v1.RegisterToolsResponse)
+        found = await link.unary("GetTool", v1.GetToolRequest(tool="said", host=True), v1.GetToolResponse)
+        assert found.tool is not None
+        assert {name: getattr(found.tool, name) for name in schemas} == schemas
+        listed = await link.unary("ListTools", v1.ListToolsRequest(host=True), v1.ListToolsResponse)
+        first, second = listed.tools
+        assert first == found.tool
+        assert json.loads(second.parameters_schema) == {"type": "object", "properties": {}, "required": []}
 
 
 async def test_a_connection_that_was_lost_is_made_anew(tmp_path: Path) -> None:

@@ -212,6 +212,27 @@ def test_what_is_refused(options: list[str], words: str) -> None:
     assert done.stdout == ""
 
 
+def test_ctrl_c_while_it_imports_ends_it_at_once(tmp_path: Path) -> None:
+    (tmp_path / "uvicorn.py").write_text("import sys, time\nprint(file=sys.stderr, flush=True)\ntime.sleep(600)\n")
+    found = environment()
+    found["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{found.get('PYTHONPATH', '')}"
+    with subprocess.Popen(
+        [*COMMAND, "--http", "127.0.0.1:0"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=found,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            while (line := process.stderr.readline()) != b"\n":
+                assert line
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 130
+        finally:
+            process.kill()
+
+
 def test_a_signal_ends_it_in_order() -> None:
     with subprocess.Popen(
         COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.wire.failures import describe_exception
-from snakepit_trio.worker.adapter import load_adapter
-from snakepit_trio.worker.toolbox import find_tools
+from snakepit_trio.worker.adapter import ToolOptions, load_adapter
+from snakepit_trio.worker.toolbox import Kind, Tool, find_tools
 
 
 def trace_of(error: BaseException) -> str:
@@ -31,8 +33,40 @@ def test_a_module_whose_tools_are_a_classs() -> None:
     assert module is target
     with pytest.raises(sp.ConfigError, match=r"@snakepit_trio\.tool; it has adapters: tests.adapters.classy:Plane"):
         find_tools(target)
-    with pytest.raises(sp.ConfigError, match=r"@snakepit_trio\.tool$"):
+    with pytest.raises(sp.ConfigError, match=r"adapter 'nothing' has no tools.*@snakepit_trio\.tool$"):
         find_tools(ModuleType("nothing"))
+    with pytest.raises(sp.ConfigError, match=r"adapter 'tests.unit.test_adapters:_Empty' has no tools"):
+        find_tools(_Empty())
+
+
+@pytest.mark.parametrize("future", ["from __future__ import annotations\n", ""])
+def test_names_that_only_a_type_checker_has(future: str) -> None:
+    code = f"""{future}
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from nowhere import Thing
+    from snakepit_trio import ToolContext
+def plain(a: int, thing: "Thing", ctx: "ToolContext", more: "list[int] | None" = None) -> "Thing": ...
+def stream(n: int) -> "Iterator[int]": ...
+"""
+    space: dict[str, Any] = {}
+    exec(code, space)
+    plain, stream = (Tool(space[name], ToolOptions(name, "", critical=False)) for name in ("plain", "stream"))
+    assert json.loads(plain.parameters_schema)["properties"] == {
+        "a": {"type": "integer"},
+        "thing": {},
+        "more": {"anyOf": [{"type": "array", "items": {"type": "integer"}}, {"type": "null"}]},
+    }
+    assert plain.takes_context
+    assert plain.bind({"a": 1, "thing": {"any": "thing"}}, None)[0] == [1, {"any": "thing"}, None, None]
+    with pytest.raises(sp.InvalidParameter, match=r'params\["a"\]: expected int'):
+        plain.bind({"a": "x", "thing": 0}, None)
+    assert stream.kind is Kind.GENERATOR
+
+
+class _Empty:
+    pass
 
 
 def test_a_module_that_is_not_there() -> None:

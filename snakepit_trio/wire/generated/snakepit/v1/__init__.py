@@ -1032,7 +1032,7 @@ default_message_pool.register_message("snakepit.v1", "PutValueResponse", PutValu
 class RegisterToolsRequest(betterproto2.Message):
     tools: "list[ToolSpec]" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    Of each: name, description, metadata, parameters_schema. A client's tool can be neither streaming nor critical.
+    Of each: name, description, metadata, parameters_schema, result_schema. A client's tool can be neither streaming nor critical.
     """
 
     session_id: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
