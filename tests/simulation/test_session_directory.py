@@ -74,7 +74,8 @@ def session(sessions: SessionDirectory, id: str, **options: Any) -> Any:
 
 def test_each_use_gives_it_its_whole_time() -> None:
     async def main() -> None:
-        async with kept(ThreadLike()) as sessions:
+        store = ThreadLike()
+        async with kept(store) as sessions:
             known = await sessions.open("a", 10.0, {})
             for _ in range(5):
                 await trio.sleep(7)
@@ -82,6 +83,7 @@ def test_each_use_gives_it_its_whole_time() -> None:
             await trio.sleep(11)
             with pytest.raises(sp.SessionNotFound):
                 await sessions.use(known)
+        store.tables.close()
 
     run(main)
 
