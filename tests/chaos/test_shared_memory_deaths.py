@@ -99,7 +99,8 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
                     await pool.wait_ready(timeout=20)
             assert died
             assert ends["request.failed"] <= died
-            assert pool._crew._hiring.shm.used <= 4 * 2 * THRESHOLD  # What no worker has any more is not counted.
+            # What no worker has any more is not counted.
+            assert pool._crew._slots._hiring.shm.used <= 4 * 2 * THRESHOLD
 
 
 def test_a_host_that_dies_at_any_step_of_a_transfer(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ class Invariants:
         assert ledger._places.waiting == sum(
             request.phase is Phase.QUEUED for seats in ledger._all for request in seats.ahead.values()
         ), "the lines are miscounted"
-        workers = [worker for slot in [*crew.slots, *crew._retiring, *crew._spares] for worker in slot._alive]
+        workers = [worker for slot in crew._slots for worker in slot._alive]
         assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
         assert all(worker in workers for worker in pool._roster.seats), "a worker takes calls and is in no slot"
         if not ledger.closed:
@@ -108,8 +108,8 @@ class Invariants:
         """Idle + busy + starting + stopping = size: each slot has a worker, or knows when it will have one."""
         crew, seats_of = self.pool._crew, self.pool._roster.seats
         assert len(crew.slots) == crew.size, "slots and size differ"
-        assert len(crew._spares) == crew.config.spares, "a spare is missing"
-        vacant = {slot for slot in [*crew.slots, *crew._spares] if not slot._alive}
+        assert len(crew._slots.spares) == crew.config.spares, "a spare is missing"
+        vacant = {slot for slot in [*crew.slots, *crew._slots.spares] if not slot._alive}
         self._vacant = {slot: self._vacant.get(slot, now) for slot in vacant}
         for slot, since in self._vacant.items():
             # In the very moment in which its worker has ended, its task has yet to run.
@@ -117,11 +117,11 @@ class Invariants:
             assert next_attempt > now - _TICK, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
         alive = sum(not worker.ended.is_set() for slot in crew.slots for worker in slot._alive)
         assert alive <= crew.size + crew.config.surge, f"{alive} workers, which is more than surge allows"
-        for slot in [*crew.slots, *crew._retiring]:
+        for slot in [*crew.slots, *crew._slots.retiring]:
             for worker in slot._alive:
                 if worker.state in _UP and not worker.tainted:
                     assert worker in seats_of, f"{worker!r} is up and gets no calls"
-                    held_back = worker.id in self.cordoned or slot in crew._retiring
+                    held_back = worker.id in self.cordoned or slot in crew._slots.retiring
                     assert seats_of[worker].open or held_back, f"{worker!r} is up and cordoned by nobody"
 
     def _nobody_is_stranded(self, now: float) -> None:
@@ -160,4 +160,4 @@ class Invariants:
         assert not pool._roster.seats, "workers are left"
         assert not pool._roster._servers, "host tools are left"
         crew = pool._crew
-        assert not any(slot._alive for slot in [*crew.slots, *crew._retiring, *crew._spares])
+        assert not any(slot._alive for slot in crew._slots)

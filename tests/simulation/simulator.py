@@ -141,7 +141,7 @@ def _seeded(seed: int) -> Iterator[None]:
     with (
         mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         mock.patch.object(trio._core._run, "_r", random.Random(seed)),
-        mock.patch("snakepit_trio.pool.crew.secrets", secrets),
+        mock.patch("snakepit_trio.pool.slots.secrets", secrets),
         mock.patch("snakepit_trio.workers.worker.random", random.Random(seed)),
     ):
         yield

@@ -65,7 +65,7 @@ def test_a_cancelled_resize_still_sends_the_surplus_away() -> None:
             assert sorted(info.state for info in pool.workers()) == ["busy", "draining"]
         await trio.sleep(0.1)
         assert [info.state for info in pool.workers()] == ["ready"]
-        assert not pool._crew._retiring
+        assert not pool._crew._slots.retiring
 
     simulate(body, size=2)
 

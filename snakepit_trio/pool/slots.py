@@ -1,0 +1,260 @@
+"""The places of one pool's workers: kept filled, with a worker that is ready to step in or with a new one, and emptied.
+
+How many there are is decided in :mod:`.crew`; what a slot tells of itself arrives here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import secrets
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._bell import Bell
+from snakepit_trio._interrupts import protected
+from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.workers.slot import Slot
+from snakepit_trio.workers.states import WorkerState
+
+from .hiring import Hiring
+from .roster import Roster
+from .seats import Seats
+from .stats import WorkerInfo
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.workers.worker import Worker
+
+    from .ledger import Ledger
+    from .parts import PoolParts
+
+__all__ = ["Slots"]
+
+
+class Slots:
+    """The slots of one pool. Iterating over them gives all: those that are kept, those that go, the spares.
+
+    Attributes:
+        kept: The places that are kept filled.
+        retiring: Those that go when their workers have ended.
+        spares: Places of workers that are kept warm and take no calls before they are moved to a slot.
+        roster: The workers that are there.
+        restarts: Workers started in place of one that ended unbidden.
+        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone.
+    """
+
+    def __init__(self, config: PoolConfig, parts: PoolParts, ledger: Ledger) -> None:
+        self.kept: list[Slot] = []
+        self.retiring: list[Slot] = []
+        self.spares: list[Slot] = []
+        self.roster = Roster(config, parts, ledger, on_due=self._replace_soon)
+        self.restarts = 0
+        self.settled = Bell()
+        self._config = config
+        self._name: str = config.name
+        self._parts = parts
+        self._events = parts.events
+        self._ledger = ledger
+        self._hiring = Hiring(config, parts)
+        self._rng = random.Random(secrets.randbits(64))
+        self._surge = anyio.Semaphore(max(1, config.surge))
+        self._nursery: anyio.abc.TaskGroup | None = None
+        # By worker: the next one of a slot may be due while the last one still drains.
+        self._replacing: set[Worker] = set()
+        self._failed: set[Slot] = set()
+        self._opening = True
+
+    def __repr__(self) -> str:
+        return f"<Slots of {self._name!r}: {len(self.kept)}, {len(self.retiring)} that go, {len(self.spares)} spare>"
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter([*self.kept, *self.retiring, *self.spares])
+
+    async def open(self, nursery: anyio.abc.TaskGroup, size: int) -> None:
+        """Start so many slots and the spares, and wait until each slot has made its first attempt.
+
+        Raises:
+            WorkerStartupError: None of them has got a worker.
+        """
+        self._nursery = self.roster.nursery = nursery
+        await self._hiring.open()
+        self.add(size)
+        for _ in range(self._config.spares):
+            self._add_slot(self.spares, -1)
+        while any(not _tried(slot) for slot in self.kept):
+            await self.settled.wait()
+        self._opening = False
+        if not self.roster.ready:
+            error = self.startup_error()
+            self._fail(error)
+            raise error
+
+    async def stop(self) -> None:
+        """Stop every worker, each step bounded."""
+        async with anyio.create_task_group() as nursery:
+            for slot in self:
+                nursery.start_soon(self._retire, slot)
+
+    def add(self, count: int) -> bool:
+        """Add so many, with the lowest numbers that are free. Returns whether that was any."""
+        used = {slot.index for slot in [*self.kept, *self.retiring]}
+        free = (index for index in itertools.count() if index not in used)
+        for index in itertools.islice(free, max(0, count)):
+            self._add_slot(self.kept, index)
+        return count > 0
+
+    def dismiss(self, surplus: list[Slot]) -> None:
+        """Let slots go: their workers take no more calls, and stop when they have ended those that they hold."""
+        assert self._nursery is not None
+        self.kept[:] = [slot for slot in self.kept if slot not in surplus]
+        self.retiring += surplus
+        for slot in surplus:
+            if slot.current in self.roster.seats:
+                # At once: a call that came before the slot's task has run would find a worker that is to stop.
+                self._ledger.cordon(self.roster.seats[slot.current])
+            self._nursery.start_soon(self._retire, slot)
+        self.settled.ring()
+
+    def infos(self) -> tuple[WorkerInfo, ...]:
+        """A record of each worker, by slot."""
+        # While no worker can serve, every slot has failed, though it makes another attempt before it gives up for long.
+        broken = self._ledger.broken
+        return tuple(
+            _info(slot, worker, self.roster.seats.get(worker), failed=broken or slot.failed)
+            for slot in self
+            for worker in slot.workers
+        )
+
+    def startup_error(self) -> WorkerStartupError:
+        """Why no worker is ready."""
+        for slot in self.kept:
+            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
+            if exit is not None and not exit.expected:
+                return WorkerStartupError(
+                    f"pool {self._name!r}: no worker could start: {exit.message}",
+                    details={**exit.details(), "pool": self._name, "reason": exit.message, "exit": exit.reason},
+                )
+        return WorkerStartupError(
+            f"pool {self._name!r}: no worker is ready", details={"pool": self._name, "reason": "not ready"}
+        )
+
+    def tell_recycled(self, worker: Worker, reason: str) -> None:
+        """A worker is about to be replaced."""
+        self._events.emit("worker.recycled", None, reason=reason, **self.roster.who(worker))
+
+    # ---- what slots tell: the interface SlotHost -----------------------------------------------------
+
+    def make_worker(self, slot: int, incarnation: int) -> Worker:
+        worker = self._hiring.make(slot, incarnation, self.roster)
+        self._events.emit("worker.starting", None, **self.roster.who(worker))
+        return worker
+
+    def take_spare(self, slot: int, incarnation: int) -> Worker | None:
+        if slot < 0:
+            return None
+        for place in self.spares:
+            worker = place.give()
+            if worker is not None:
+                worker.slot, worker.incarnation = slot, incarnation
+                self.roster.admit(worker)
+                return worker
+        return None
+
+    def slot_restarted(self, slot: Slot) -> None:
+        self.restarts += 1
+        self._events.emit("slot.restarted", None, pool=self._name, slot=slot.index, reason=slot.reason)
+
+    def slot_settled(self, slot: Slot) -> None:
+        self.settled.ring()
+        self._parts.waits.check()
+        if slot.failed != (slot in self._failed):
+            self._note_failure(slot)
+        if slot.failed and not self._opening and all(other.failed for other in self.kept):
+            self._fail(self.startup_error())
+
+    def _note_failure(self, slot: Slot) -> None:
+        if slot.failed:
+            self._failed.add(slot)
+            wait = (slot.next_attempt or 0.0) - anyio.current_time()
+            self._events.emit(
+                "slot.failed", {"next_attempt": wait}, pool=self._name, slot=slot.index, reason=slot.reason
+            )
+        else:
+            self._failed.discard(slot)
+            self._events.emit("slot.recovered", None, pool=self._name, slot=slot.index)
+
+    def _fail(self, error: WorkerStartupError) -> None:
+        """No worker can serve."""
+        self._ledger.fail_all(error, anyio.current_time())
+        self._events.emit("pool.failed", None, pool=self._name, reason=error.message)
+
+    # ---- inside ----------------------------------------------------------------------------------
+
+    def _add_slot(self, places: list[Slot], index: int) -> None:
+        slot = Slot(
+            index,
+            settings=self._config,
+            host=self,
+            surge=self._surge,
+            starting=self._parts.starting,
+            rng=self._rng,
+        )
+        places.append(slot)
+        assert self._nursery is not None
+        self._nursery.start_soon(slot.run)
+
+    @protected
+    async def _retire(self, slot: Slot) -> None:
+        try:
+            await slot.retire(0.0 if self._ledger.closed is not None else self._config.stop_grace)
+        finally:
+            if slot in self.retiring:
+                self.retiring.remove(slot)
+            self.settled.ring()
+
+    def _replace_soon(self, worker: Worker, reason: str) -> None:
+        for slot in [*self.kept, *self.spares]:
+            if slot.current is worker and worker not in self._replacing and self._nursery is not None:
+                self._replacing.add(worker)
+                self.tell_recycled(worker, reason)
+                self._nursery.start_soon(self._replace, slot, worker, reason)
+
+    @protected
+    async def _replace(self, slot: Slot, worker: Worker, reason: str) -> None:
+        try:
+            await slot.insist(worker, reason)
+        finally:
+            self._replacing.discard(worker)
+
+
+def _tried(slot: Slot) -> bool:
+    worker = slot.current
+    return worker is not None and (worker.ready.is_set() or worker.ended.is_set())
+
+
+def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> WorkerInfo:
+    failed = failed and worker is slot.current
+    spare = worker.slot < 0 and worker.state is WorkerState.READY
+    return WorkerInfo(
+        id=worker.id,
+        slot=worker.slot,
+        incarnation=worker.incarnation,
+        pool=worker.pool,
+        pid=worker.pid,
+        address=worker.address,
+        state="failed" if failed else "spare" if spare else worker.state.value,
+        started_at=worker.started_at,
+        requests=worker.served,
+        # What stands in its line is still queued; a worker that is over holds nothing.
+        in_flight=0 if worker.state.over else worker.in_flight if seats is None else seats.load,
+        rss=worker.rss,
+        last_heartbeat=worker.last_heartbeat,
+        tainted=worker.tainted,
+        device=worker.spec.device,
+        next_attempt=slot.next_attempt if worker.ended.is_set() and worker is slot.current else None,
+        reason=slot.reason if failed else (worker.exit.message if worker.exit is not None else ""),
+    )
