@@ -173,7 +173,7 @@ class Slots:
         self._parts.waits.check()
         if slot.failed != (slot in self._failed):
             self._note_failure(slot)
-        if slot.failed and not self._opening and all(other.failed for other in self.kept):
+        if slot in self.kept and not self._opening and all(other.failed for other in self.kept):
             self._fail(self.startup_error())
 
     def _note_failure(self, slot: Slot) -> None:

@@ -196,7 +196,10 @@ def shrink(scenario: Scenario) -> tuple[Scenario, Result]:
 def _attempt(best: Scenario, part: Scenario, result: Result, left: int) -> tuple[Scenario, Result, int]:
     if left <= 0 or part == best:
         return best, result, left
-    found = run(part)
+    try:
+        found = run(part)
+    except sp.ConfigError:
+        return best, result, left - 1  # It needed that option.
     same = _signature(found.failure) == _signature(result.failure)
     return (part, found, left - 1) if same else (best, result, left - 1)
 

@@ -67,6 +67,23 @@ def test_an_idle_pool_has_no_workers_and_its_next_request_wakes_it() -> None:
     simulate(body, size=1, min_size=0, max_size=2)
 
 
+def test_a_spare_that_fails_while_there_are_no_workers_costs_no_request() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world = pool._parts.launcher
+        assert isinstance(world, World)
+        await trio.sleep(30)
+        (spare,) = pool.workers()
+        assert (pool.stats().size, spare.state) == (0, "spare")
+        world.behaviour.start_failure = 1.0
+        async with world.events.subscribe("slot.failed") as failures:
+            pool._crew.kill_worker(spare.id)
+            await anext(failures)
+        world.behaviour.start_failure = 0.0
+        assert await burst(pool, 1, 0.01) < 1
+
+    simulate(body, size=1, min_size=0, max_size=2, spares=1, restart_limit=1, backoff_base=0.01)
+
+
 def test_few_requests_do_not_make_a_pool_grow() -> None:
     async def body(pool: sp.Pool) -> None:
         for _ in range(50):
