@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -199,6 +200,15 @@ async def said(sock: socket.socket) -> dict[str, Any] | None:
     return found
 
 
+async def closed(sock: socket.socket) -> None:
+    """Wait until the other side has closed it, whatever it has sent before."""
+    with contextlib.suppress(ConnectionResetError):
+        while True:
+            await anyio.wait_readable(sock)
+            if not sock.recv(1 << 20):
+                return
+
+
 WRONG = [
     (b"nonsense\n", "bad_request"),
     (b"[1]\n", "bad_request"),
@@ -244,6 +254,7 @@ async def test_clients_that_misbehave(tmp_path: Path, monkeypatch: pytest.Monkey
                 for _ in range(1000):
                     sock.send(b"x" * 10_000)
                     await anyio.lowlevel.checkpoint()
+            await closed(sock)
         # One that does not read what it has asked for.
         with raw(path) as sock:
             sock.send(b'{"v": 1, "op": "events"}\n')
@@ -253,6 +264,7 @@ async def test_clients_that_misbehave(tmp_path: Path, monkeypatch: pytest.Monkey
             with anyio.fail_after(30):
                 while runtime.events.active:
                     await anyio.sleep(0.01)
+            await closed(sock)
         # More than there is room for: the one that was silent for longest makes it.
         with raw(path) as one, raw(path) as two:
             for sock in (one, two):
