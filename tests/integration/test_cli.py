@@ -263,8 +263,6 @@ def test_map_takes_ctrl_c(tmp_path: Path) -> None:
         [sys.executable, "-m", "snakepit_trio", "map", "slow", "nap", "-", "--size", "1"],
         cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
-        # A shell's background job ignores Ctrl-C, and so would its children.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stdout is not None
