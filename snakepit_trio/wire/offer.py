@@ -60,7 +60,8 @@ def open_offered(pid: int, fd: int, proof: bytes) -> int | None:
         found = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError:
         return None
-    if os.pread(found, _PROOF, 0) == proof:
-        return found
+    with contextlib.suppress(OSError):
+        if os.pread(found, _PROOF, 0) == proof:
+            return found
     os.close(found)
     return None

@@ -262,8 +262,6 @@ async def test_a_tool_that_ignores_everything_does_not_hold_the_close_up() -> No
 
 
 SCRIPT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys
 import anyio
 import snakepit_trio as sp
