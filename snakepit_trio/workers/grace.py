@@ -17,7 +17,7 @@ class Grace:
 
     Args:
         held: The calls that it holds, in the order in which they were sent.
-        changed: Rings when it holds one less.
+        changed: Rings when it holds one less; is rung when one that it holds is cancelled.
     """
 
     def __init__(self, held: Mapping[int, None], changed: Bell) -> None:
@@ -33,6 +33,7 @@ class Grace:
         """A call is cancelled; it should have stopped by ``due``, by the event loop's clock."""
         self._due[call_id] = due
         self._begun.ring()
+        self._changed.ring()
 
     def end(self, call_id: int) -> None:
         """A call has ended, cancelled or not."""

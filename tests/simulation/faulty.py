@@ -58,8 +58,9 @@ class FaultyWorker(ScriptedWorker):
         self.frames = 0
         self.sending = 0
         self.muted = False
-        # What the host has said of its calls, from the moment in which it is sent.
-        self.told_to_cancel: set[int] = set()
+        # When the host has said last that nobody waits for a call, from the moment in which it is sent.
+        self.told_to_cancel: dict[int, float] = {}
+        self.stuck: set[int] = set()
         self.host_calls: dict[int, tuple[anyio.Event, list[frames.HostReply]]] = {}
 
     def fault(self, *kinds: str) -> Fault | None:
@@ -99,7 +100,7 @@ class FaultyWorker(ScriptedWorker):
     def send(self, message: bytes) -> None:
         frame = frame_reading.decode_host_frame(message)
         if isinstance(frame, frames.Cancel) and not frame.recall:
-            self.told_to_cancel.add(frame.id)
+            self.told_to_cancel[frame.id] = anyio.current_time()
         super().send(message)
 
     def deliver(self, data: bytes) -> None:
@@ -167,12 +168,23 @@ class FaultyWorker(ScriptedWorker):
                 waiting[1].append(frame)
                 waiting[0].set()
             return
+        if (
+            isinstance(frame, frames.Call)
+            and self._tool(frame) != "nested"
+            and codec.decode(frame.payload).get("stuck")
+        ):
+            self.stuck.add(frame.id)
+        if isinstance(frame, frames.Cancel) and frame.id in self.stuck & self.running.keys():
+            return
         super()._take(frame, nursery)
 
     # ---- its calls ---------------------------------------------------------------------------------
 
+    def _tool(self, call: frames.Call) -> str:
+        return list(self.world.tools)[call.tool_index - 1]
+
     async def _perform(self, call: frames.Call, params: Any) -> frames.Reply:
-        if list(self.world.tools)[call.tool_index - 1] != "nested":
+        if self._tool(call) != "nested":
             return await super()._perform(call, params)
         number = self.world.next_host_call()
         event, replies = self.host_calls[number] = anyio.Event(), []

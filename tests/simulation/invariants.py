@@ -11,6 +11,7 @@ from snakepit_trio.pool.request import Outcome, Phase, Request
 from snakepit_trio.pool.submission import STREAM_WINDOW
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
+from snakepit_trio.workers.worker import Worker
 
 __all__ = ["Invariants"]
 
@@ -36,6 +37,7 @@ class Invariants:
         self.ended: Counter[int] = Counter()
         self.cordoned: set[str] = set()
         self._vacant: dict[Slot, float] = {}
+        self._overdue: dict[Worker, float] = {}
         self._stranded = math.inf
         self._note = note
         self._told = pool._ledger._observe
@@ -58,6 +60,7 @@ class Invariants:
         assert t.cancel_set_size <= pool.config.cancel_set_size, "the set of cancelled ids is too large"
         running = 0
         free = []
+        overdue: dict[Worker, float] = {}
         for seats in ledger._all:
             load = len(seats.running) + len(seats.leaving)
             running += len(seats.running)
@@ -72,16 +75,24 @@ class Invariants:
                 assert table == worker._held.keys(), f"ledger and worker disagree: {table ^ worker._held.keys()}"
                 unwanted = {*seats.leaving, *(id for id, r in seats.ahead.items() if r.phase is Phase.DONE)}
                 told = worker._resources.process.told_to_cancel
-                assert unwanted <= told, f"{worker!r} has not been told that nobody waits for {unwanted - told}"
-                assert told.isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
+                assert unwanted <= told.keys(), (
+                    f"{worker!r} has not been told that nobody waits for {unwanted - told.keys()}"
+                )
+                assert told.keys().isdisjoint(seats.running), f"{worker!r} is to cancel a call that somebody waits for"
                 credits = max(worker._resources.process.credits.values(), default=0)
                 assert credits <= STREAM_WINDOW, f"{worker!r} may send {credits} chunks, which nobody has room for"
                 if pool.config.on_cancel == "kill":
                     assert seats.leaving.keys() <= worker._grace._due.keys(), (
                         f"{worker!r} has no end for what it leaves"
                     )
+                    if seats.leaving and not seats.running:
+                        due = max(told[id] for id in seats.leaving) + pool.config.cancel_grace
+                        overdue[worker] = max(due, self._overdue.get(worker, now))
             if seats.open and load < seats.capacity:
                 free.append(seats)
+        self._overdue = overdue
+        for worker, since in overdue.items():
+            assert now < since + _TICK, f"{worker!r} runs only what should have stopped by {since:.6f}"
         assert running == t.in_flight, "running calls and in_flight differ"
         if free and len(ledger._queue):
             for request in ledger._queue:

@@ -100,6 +100,20 @@ def _caller(rng: random.Random, number: int, quick: bool) -> Caller:
     )
 
 
+def _stuck(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> tuple[Caller, ...]:
+    """Some callers of some scenarios call tools that hear no cancel and, where their workers are killed for it, never end."""
+    rng = random.Random(f"{seed}:stuck")
+    share = rng.choice([0.0, 0.1, 0.4]) if options["threads"] > 1 else rng.choice([0.0] * 4 + [0.15])
+    seconds = 1000 if options["on_cancel"] == "kill" else 1
+    found = []
+    for caller in callers:
+        if caller.kind != "operate" and rng.random() < share:
+            params = {**caller.params, "seconds": seconds, "stuck": True, "deaf": False}
+            caller = attrs.evolve(caller, params=params, timeout=rng.choice([0.05, 0.2, 0.5, 1.0]))
+        found.append(caller)
+    return tuple(found)
+
+
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(seed)
@@ -142,7 +156,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         options=options,
-        callers=callers,
+        callers=_stuck(seed, callers, options),
         faults=tuple(faults),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,

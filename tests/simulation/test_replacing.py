@@ -171,6 +171,27 @@ def test_a_worker_that_takes_no_more_calls_is_replaced_though_the_first_attempts
     simulate(body, size=1, threads=2, restart_limit=100, backoff_base=0.5)
 
 
+def test_a_call_that_is_left_after_the_grace_of_another_ends_their_worker_when_neither_stops() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.deaf = 1.0
+        first = pool.workers()[0].id
+        async with trio.open_nursery() as nursery:
+            for patience in (0.5, 2.0):
+
+                async def call(patience: float = patience) -> None:
+                    with trio.move_on_after(patience):
+                        await pool.execute("work", {"seconds": 1000})
+
+                nursery.start_soon(call)
+        assert [(info.id, info.tainted) for info in pool.workers()] == [(first, True)]
+        began = trio.current_time()
+        await pool.execute("work", {"seconds": 0})
+        assert 0.5 <= trio.current_time() - began < 0.7
+        assert pool.workers()[0].id != first
+
+    simulate(body, size=1, threads=2, cancel_grace=0.5)
+
+
 def test_a_worker_that_is_due_while_the_one_before_it_still_drains_is_replaced() -> None:
     async def body(pool: sp.Pool) -> None:
         await pool.execute("work", {"seconds": 4.5})
