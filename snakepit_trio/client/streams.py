@@ -19,8 +19,9 @@ from .values import decode
 
 __all__ = ["RemoteChunks"]
 
-#: Chunks that may wait for the consumer before the server is held back, and few enough to go on.
+#: Chunks that may wait for the consumer before the server is held back, and few enough to go on; and their bytes.
 _MANY, _FEW = 64, 16
+_MANY_BYTES, _FEW_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 
 
 class RemoteChunks:
@@ -34,6 +35,7 @@ class RemoteChunks:
         self._deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._limit = limit
         self._messages: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._held = False
         self._status: tuple[int, str] | None = None
         self._news = anyio.Event()
@@ -44,8 +46,10 @@ class RemoteChunks:
     def on_message(self, message: bytes) -> None:
         """A chunk has arrived."""
         self._messages.append(message)
+        self._waiting_bytes += len(message)
         self._news.set()
-        if len(self._messages) >= _MANY and not self._held and self.rpc is not None:
+        many = len(self._messages) >= _MANY or self._waiting_bytes >= _MANY_BYTES
+        if many and not self._held and self.rpc is not None:
             self._held = True
             self.rpc.pipe.hold()
 
@@ -62,9 +66,9 @@ class RemoteChunks:
         assert self.rpc is not None
         while not self._messages:
             if self._status is not None:
-                status, message = self._status
+                status, words = self._status
                 if status:
-                    raise failure(status, message, self.rpc.trailers)
+                    raise failure(status, words, self.rpc.trailers)
                 raise StopAsyncIteration
             self._news = anyio.Event()
             with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
@@ -73,8 +77,9 @@ class RemoteChunks:
                 self.rpc.cancel()
                 raise RequestTimeout("the stream took too long", details={"phase": "running"})
         await anyio.lowlevel.checkpoint()
-        message_bytes = self._messages.popleft()
-        if self._held and len(self._messages) <= _FEW:
+        message = self._messages.popleft()
+        self._waiting_bytes -= len(message)
+        if self._held and len(self._messages) <= _FEW and self._waiting_bytes <= _FEW_BYTES:
             self._held = False
             self.rpc.pipe.release()
-        return decode(PayloadAnswer.parse(message_bytes).payload, what="chunk", limit=self._limit)
+        return decode(PayloadAnswer.parse(message).payload, what="chunk", limit=self._limit)

@@ -20,7 +20,7 @@ from snakepit_trio.errors import RequestCancelled
 from .mapping import MapResults, running
 from .request import Binding, Outcome, Phase, Request
 from .streams import ChunkStream
-from .submission import STREAM_WINDOW, Submission
+from .submission import STREAM_BYTES, STREAM_WINDOW, Submission
 from .tasks import MapTasks
 
 if TYPE_CHECKING:
@@ -232,7 +232,13 @@ class Calls:
         permits: tuple[Permit, ...] = (),
     ) -> AsyncIterator[ChunkStream]:
         await self._loop.check()
-        chunks = ChunkStream(STREAM_WINDOW, lambda n: self._credit(request, n), self._submission.decode, self._loop)
+        chunks = ChunkStream(
+            STREAM_WINDOW,
+            STREAM_BYTES,
+            lambda chunks, size: self._credit(request, chunks, size),
+            self._submission.decode,
+            self._loop,
+        )
         request = self._submission.make(
             tool,
             params,
@@ -312,7 +318,7 @@ class Calls:
         )
         self._ledger.end(request, ended, anyio.current_time())
 
-    def _credit(self, request: Request, chunks: int) -> None:
+    def _credit(self, request: Request, chunks: int, size: int) -> None:
         seats = request.seats
         if request.phase is Phase.RUNNING and seats is not None:
-            seats.port.worker.credit(request.id, chunks)  # type: ignore[attr-defined]
+            seats.port.worker.credit(request.id, chunks, size)  # type: ignore[attr-defined]

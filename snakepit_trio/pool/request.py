@@ -83,6 +83,7 @@ class Request:
         "binding",
         "chain",
         "chunk",
+        "credit_bytes",
         "credits",
         "deadline",
         "deadline_node",
@@ -133,6 +134,7 @@ class Request:
         metadata: Mapping[str, str] | None = None,
         stream: bool = False,
         credits: int = 0,
+        credit_bytes: int = 0,
         chunk: Callable[[Payload], object] | None = None,
         released: Callable[[], object] | None = None,
         until: float = math.inf,
@@ -154,6 +156,7 @@ class Request:
         self.metadata: Mapping[str, str] = metadata or {}
         self.stream: bool = stream
         self.credits: int = credits
+        self.credit_bytes: int = credit_bytes
         self.chunk: Callable[[Payload], object] | None = chunk
         self.released: Callable[[], object] | None = released
         self.until: float = until

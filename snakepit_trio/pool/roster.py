@@ -65,6 +65,7 @@ class _WorkerPort:
                 request.credits,
                 request.session or "",
                 request.metadata,
+                request.credit_bytes,
             )
         )
 
@@ -234,11 +235,11 @@ class Roster:
 
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
         seats = self.seats[worker]
-        request = seats.running.get(chunk.id)
-        if request is not None and request.chunk is not None:
-            request.chunk(chunk.payload)
-        elif chunk.id not in seats.leaving:
+        # Of a call whose caller is gone chunks may still be under way, and those keep to its credit, too.
+        request = seats.running.get(chunk.id) or seats.leaving.get(chunk.id)
+        if request is None or request.chunk is None:
             raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
+        request.chunk(chunk.payload)
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         server = self._servers.get(worker)

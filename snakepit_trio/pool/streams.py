@@ -28,21 +28,32 @@ class ChunkStream:
     """The chunks of one call: an async iterator of the values that the tool yields, for one task: a second one that
     reads at the same time gets ``anyio.BusyResourceError``, as from any stream of anyio's.
 
-    Up to ``window`` chunks are under way or wait here; a consumer that pauses makes the tool's generator pause.
+    Up to ``window`` chunks are under way or wait here, and none comes once those have ``window_bytes`` or more; a consumer
+    that pauses makes the tool's generator pause.
 
     Raises, out of the iteration: what a call raises (``ToolError``, ``RequestTimeout``, ``WorkerCrashed`` and so on), after
     the chunks that came before it; a spent timeout comes at once.
     """
 
     def __init__(
-        self, window: int, credit: Callable[[int], None], decode: Callable[[Payload], Any], loop: EventLoop
+        self,
+        window: int,
+        window_bytes: int,
+        credit: Callable[[int, int], None],
+        decode: Callable[[Payload], Any],
+        loop: EventLoop,
     ) -> None:
         self.request: Request | None = None
         self._window = window
+        self._window_bytes = window_bytes
+        # What the worker may still send.
+        self._credits = window
+        self._room = window_bytes
         self._credit = credit
         self._decode = decode
         self._chunks: deque[Payload] = deque()
         self._taken = 0
+        self._taken_bytes = 0
         self._in_a_row = 0
         self._left = False
         self._reading = False
@@ -54,7 +65,17 @@ class ChunkStream:
         return f"<ChunkStream {self.request!r} waiting={len(self._chunks)}>"
 
     def put(self, chunk: Payload) -> None:
-        """A chunk has arrived."""
+        """A chunk has arrived.
+
+        Raises:
+            ValueError: It is beyond what the worker was given credit for.
+        """
+        if self._credits <= 0 or self._room <= 0:
+            raise ValueError("a chunk beyond its credit")
+        self._credits -= 1
+        self._room -= chunk.size
+        if self._left:
+            return
         self._chunks.append(chunk)
         if self._consumer is not None:
             self._consumer.wake()
@@ -99,10 +120,14 @@ class ChunkStream:
             self._reading = False
         chunk = self._chunks.popleft()
         self._taken += 1
-        if self._taken * 2 >= self._window and request.phase is Phase.RUNNING:
+        self._taken_bytes += chunk.size
+        half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
+        if half and request.phase is Phase.RUNNING:
             # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
-            self._credit(self._taken)
-            self._taken = 0
+            self._credits += self._taken
+            self._room += self._taken_bytes
+            self._credit(self._taken, self._taken_bytes)
+            self._taken = self._taken_bytes = 0
         return self._decode(chunk)
 
     async def _arrival(self, request: Request) -> None:

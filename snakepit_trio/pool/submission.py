@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from .roster import Roster
     from .streams import ChunkStream
 
-__all__ = ["STREAM_WINDOW", "Submission", "wrong_kind"]
+__all__ = ["STREAM_BYTES", "STREAM_WINDOW", "Submission", "wrong_kind"]
 
-#: How many chunks of one stream may be under way or wait for the consumer.
-STREAM_WINDOW = 64
+#: How many chunks of one stream may be under way or wait for the consumer; and bytes, beyond which one chunk may go.
+STREAM_WINDOW, STREAM_BYTES = 64, 16 * 1024 * 1024
 
 
 class Submission:
@@ -125,7 +125,7 @@ class Submission:
         )
         if stream is not None:
             request.stream = True
-            request.credits = STREAM_WINDOW
+            request.credits, request.credit_bytes = STREAM_WINDOW, STREAM_BYTES
             request.chunk = stream.put
             request.released = stream.released.set
             stream.request = request

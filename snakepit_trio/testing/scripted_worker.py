@@ -76,6 +76,7 @@ class ScriptedWorker:
         self.line: deque[frames.Call] = deque()
         self.taken: set[int] = set()
         self.credits: dict[int, int] = {}
+        self.room: dict[int, float] = {}
         self.streams: set[int] = set()
         self.credited = anyio.Event()
         self.status: ExitStatus | None = None
@@ -244,6 +245,7 @@ class ScriptedWorker:
             case frames.Credit():
                 if frame.id in self.credits:
                     self.credits[frame.id] += frame.chunks
+                    self.room[frame.id] += frame.size
                     self.credited.set()
                     self.credited = anyio.Event()
             case frames.Ping():
@@ -260,6 +262,7 @@ class ScriptedWorker:
             self.world.check_start(call)
             self.running[call.id] = anyio.CancelScope()
             self.credits[call.id] = call.credits
+            self.room[call.id] = call.credit_bytes or math.inf
             if call.stream:
                 self.streams.add(call.id)
             nursery.start_soon(self._run, call, nursery)
@@ -279,7 +282,7 @@ class ScriptedWorker:
                 return
         if self.running[call.id].cancelled_caught and not late:
             reply = frames.Reply(call.id, None, failures.to_info(RequestCancelled("cancelled")))
-        del self.running[call.id], self.credits[call.id]
+        del self.running[call.id], self.credits[call.id], self.room[call.id]
         self.post(reply)
         self._begin(nursery)
 
@@ -292,10 +295,12 @@ class ScriptedWorker:
             return frames.Reply(call.id, codec.encode(result))
         async with contextlib.aclosing(_chunks(function(**params))) as chunks:
             async for chunk in chunks:
-                while not self.credits[call.id]:
+                while self.credits[call.id] <= 0 or self.room[call.id] <= 0:
                     await self.credited.wait()
                 self.credits[call.id] -= 1
-                self.post(frames.Chunk(call.id, codec.encode(chunk)))
+                payload = codec.encode(chunk)
+                self.room[call.id] -= payload.size
+                self.post(frames.Chunk(call.id, payload))
         return frames.Reply(call.id)
 
     async def _die_some_day(self) -> None:

@@ -189,6 +189,8 @@ def _decode_call(data: bytes) -> Call:
                 elif inner == 0x12:
                     text = _as_text(item)
             metadata[key] = text
+        elif tag == 0x58:
+            call.credit_bytes = value  # type: ignore[assignment]
     call.metadata = metadata
     return call
 
@@ -230,6 +232,8 @@ def _decode_credit(data: bytes) -> Credit:
             credit.id = value  # type: ignore[assignment]
         elif tag == 0x10:
             credit.chunks = value & _U32  # type: ignore[operator]
+        elif tag == 0x18:
+            credit.size = value  # type: ignore[assignment]
     return credit
 
 

@@ -121,13 +121,14 @@ def _call_tail(f: Call) -> bytes:
     tail = b"\x28" + varint(f.timeout_us) if f.timeout_us else b""
     if f.attempt:
         tail = b"%b\x30%b" % (tail, varint(f.attempt))
-    if not (f.stream or f.credits or f.session_id or f.metadata):
+    if not (f.stream or f.credits or f.session_id or f.metadata or f.credit_bytes):
         return tail
     parts = [tail, b"\x38\x01" if f.stream else b"", _uint(b"\x40", f.credits), _text(b"\x4a", f.session_id)]
     for key, value in f.metadata.items():
         raw_key, raw_value = key.encode(), value.encode()
         entry = b"\x0a%b%b\x12%b%b" % (varint(len(raw_key)), raw_key, varint(len(raw_value)), raw_value)
         parts += (b"\x52", varint(len(entry)), entry)
+    parts.append(_uint(b"\x58", f.credit_bytes))
     return b"".join(parts)
 
 
@@ -168,7 +169,7 @@ def _host_call(f: HostCall) -> bytes:
 _ENCODERS = {
     Call: (b"\x0a", _call),
     Cancel: (b"\x12", lambda f: _uint(b"\x08", f.id) + (b"\x10\x01" if f.recall else b"")),
-    Credit: (b"\x1a", lambda f: _uint(b"\x08", f.id) + _uint(b"\x10", f.chunks)),
+    Credit: (b"\x1a", lambda f: _uint(b"\x08", f.id) + _uint(b"\x10", f.chunks) + _uint(b"\x18", f.size)),
     Ping: (b"\x22", lambda f: _uint(b"\x08", f.sequence)),
     HostReply: (b"\x2a", _outcome),
     Stop: (b"\x32", lambda f: _uint(b"\x08", f.grace_us)),

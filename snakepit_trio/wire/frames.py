@@ -81,6 +81,14 @@ class Payload(msgspec.Struct, frozen=True):
     data: bytes
     buffers: Sequence[Buffer] = ()
 
+    @property
+    def size(self) -> int:
+        """Bytes of the data and the buffers, wherever they are."""
+        size = len(self.data)
+        for buffer in self.buffers:
+            size += buffer.size if isinstance(buffer, SharedBlock) else memoryview(buffer).nbytes
+        return size
+
 
 #: Stands for a payload that is absent. Never changed.
 NO_PAYLOAD = Payload(0, b"")
@@ -109,6 +117,7 @@ class Call(msgspec.Struct):
     credits: int = 0
     session_id: str = ""
     metadata: Mapping[str, str] = {}
+    credit_bytes: int = 0
 
 
 class Cancel(msgspec.Struct):
@@ -119,6 +128,7 @@ class Cancel(msgspec.Struct):
 class Credit(msgspec.Struct):
     id: int
     chunks: int
+    size: int = 0
 
 
 class Ping(msgspec.Struct):

@@ -100,8 +100,8 @@ class PayloadAnswer(msgspec.Struct):
             ValueError: The bytes are not such a message.
         """
         made = cls()
-        for tag, value in read_fields(data, 0, len(data)):
-            if tag == 0x0A and isinstance(value, bytes):
+        for tag, value in read_fields(data, 0, len(data), LARGE):
+            if tag == 0x0A and not isinstance(value, int):
                 made.payload = _payload(value)
         return made
 

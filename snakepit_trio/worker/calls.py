@@ -6,6 +6,7 @@ the tool does the rest. What both touch is guarded by the call's condition, or i
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -112,6 +113,7 @@ class Call:
         "_claim",
         "_credits",
         "_lock",
+        "_room",
         "_token",
         "cancelled",
         "channel",
@@ -140,6 +142,8 @@ class Call:
         # Whoever takes what is in it decides what becomes of the call; one operation of a list is never torn.
         self._claim = [None]
         self._credits = frame.credits
+        # Bytes that the consumer has room for; the last chunk may have had more.
+        self._room: float = frame.credit_bytes or math.inf
         self._lock = threading.Condition() if frame.stream else _NOBODY_WAITS
 
     def claim(self) -> bool:
@@ -171,10 +175,11 @@ class Call:
         if self.wake is not None:
             self.wake()
 
-    def credit(self, chunks: int) -> None:
-        """The consumer has room for more chunks."""
+    def credit(self, chunks: int, size: int) -> None:
+        """The consumer has room for so many chunks and bytes more."""
         with self._lock:
             self._credits += chunks
+            self._room += size
             self._lock.notify_all()
         if self.wake is not None:
             self.wake()
@@ -216,24 +221,31 @@ class Call:
         with self._lock:
             if self.cancelled:
                 return None
-            if not self._credits:
+            if not self._has_credit:
                 return False
             self._credits -= 1
             return True
 
     def wait_credit(self) -> bool:
         """Block the thread until a chunk may be made. Returns False when the caller is gone."""
-        if not self._credits and not self.cancelled:
-            self.channel.wait(lambda: bool(self._credits) or self.cancelled, None)
+        if not self._has_credit and not self.cancelled:
+            self.channel.wait(lambda: self._has_credit or self.cancelled, None)
         with self._lock:
-            while not self._credits and not self.cancelled:
+            while not self._has_credit and not self.cancelled:
                 self._lock.wait()
             self._credits -= 1
             return not self.cancelled
 
+    @property
+    def _has_credit(self) -> bool:
+        return self._credits > 0 and self._room > 0
+
     def chunk(self, value: Any) -> None:
         """Send a chunk."""
-        self.send(Chunk(self.id, self._encode(value, "chunk")))
+        payload = self._encode(value, "chunk")
+        with self._lock:
+            self._room -= payload.size
+        self.send(Chunk(self.id, payload))
 
     def finish(self, value: Any) -> None:
         """The tool has returned."""

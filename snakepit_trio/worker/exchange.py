@@ -165,7 +165,7 @@ class Exchange:
         elif kind is frames.Credit:
             call = self.calls.get(frame.id)
             if call is not None:
-                call.credit(frame.chunks)
+                call.credit(frame.chunks, frame.size)
         elif kind is frames.Cancel:
             self._on_cancel(frame)
         elif kind is frames.Ping:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainCalls"]
 
+#: Chunks of one call, and their bytes, that may wait for its client to read what came before.
+_CREDITS, _CREDIT_BYTES = 16, 4 * 1024 * 1024
 #: Characters of an error's message in trailers.
 _TEXT = 1000
 
@@ -89,8 +91,8 @@ class PlainCalls:
         payload = frames.Payload(int(given.encoding), given.data, [b.inline or b"" for b in given.buffers])
         deadline = stream.deadline
         frame = frames.Call(
-            next(self._ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, 16,
-            request.session_id, dict(request.metadata),
+            next(self._ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, _CREDITS,
+            request.session_id, dict(request.metadata), _CREDIT_BYTES,
         )  # fmt: skip
         ended = asyncio.Event()
 
@@ -126,7 +128,7 @@ class PlainCalls:
             while True:
                 item = await arrived.get()
                 if isinstance(item, frames.Chunk):
-                    call.credit(1)
+                    call.credit(1, item.payload.size)
                     yield _message(item.payload)
                 elif isinstance(item, frames.HostCall):
                     error = ToolNotFound("a plain call has no way to its host", details={"tool": item.name})

@@ -87,8 +87,8 @@ class Exchange:
     def withdraw(self, call_id: int, *, recall: bool) -> None:
         self._rpc.send(encode(Cancel(call_id, recall)))
 
-    def credit(self, call_id: int, chunks: int) -> None:
-        self._rpc.send(encode(Credit(call_id, chunks)))
+    def credit(self, call_id: int, chunks: int, size: int) -> None:
+        self._rpc.send(encode(Credit(call_id, chunks, size)))
 
     def host_reply(self, reply: HostReply) -> None:
         if reply.payload is not None:
@@ -133,6 +133,13 @@ class Exchange:
     # ---- what arrives --------------------------------------------------------------------------------
 
     def _on_message(self, message: bytes) -> None:
+        try:
+            self._take(message)
+        except ValueError as exc:
+            self._owner.link_broken(str(exc))
+            raise
+
+    def _take(self, message: bytes) -> None:
         frame = decode_worker_frame(message)
         self._heard = self._now()
         if type(frame) is Reply:

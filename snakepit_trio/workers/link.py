@@ -44,6 +44,9 @@ class LinkOwner(Protocol):
     def link_silent(self, silence: float) -> None:
         """The worker has given no sign of life for too long."""
 
+    def link_broken(self, message: str) -> None:
+        """The worker has sent what breaks the protocol. ``link_lost`` may follow."""
+
     def link_lost(self, message: str) -> None:
         """The connection is over."""
 
@@ -61,8 +64,8 @@ class Link(Protocol):
         """A call that the worker has not begun, as far as is known, is not wanted any more; with ``recall`` not from it.
         Only asked of workers with the capability "prefetch"."""
 
-    def credit(self, call_id: int, chunks: int) -> None:
-        """A stream's consumer has room for more."""
+    def credit(self, call_id: int, chunks: int, size: int) -> None:
+        """A stream's consumer has room for so many chunks and bytes more."""
 
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""

@@ -54,7 +54,9 @@ class _Run:
     def __init__(self, call: Call, deadline: float) -> None:
         self.id = call.id
         self.stream = call.stream
-        self.credits: float = call.credits
+        self.credits = call.credits
+        #: Bytes that the consumer has room for; the last chunk may have had more.
+        self.room = call.credit_bytes
         self.deadline = deadline
         self.rpc: Rpc | None = None
         self.result: Payload | None = None
@@ -63,6 +65,11 @@ class _Run:
         #: How the RPC ended, until that is told.
         self.ended: tuple[int, str] | None = None
         self.cancelled = False
+
+    @property
+    def has_credit(self) -> bool:
+        """Whether the consumer has room for another chunk."""
+        return self.credits > 0 and self.room > 0
 
 
 class PlainCalls:
@@ -156,12 +163,13 @@ class PlainCalls:
     def withdraw(self, call_id: int, *, recall: bool) -> None:
         """Such a worker is given no calls ahead of their time."""
 
-    def credit(self, call_id: int, chunks: int) -> None:
+    def credit(self, call_id: int, chunks: int, size: int) -> None:
         run = self._runs.get(call_id)
         if run is None:
             return
         run.credits += chunks
-        while run.waiting and run.credits:
+        run.room += size
+        while run.waiting and run.has_credit:
             self._deliver(run, run.waiting.popleft())
         if not run.waiting and run.rpc is not None:
             run.rpc.pipe.release()
@@ -238,7 +246,7 @@ class PlainCalls:
             if run.result is not None:
                 raise ValueError("the worker gave two answers to one call")
             run.result = payload
-        elif run.credits and not run.waiting:
+        elif run.has_credit and not run.waiting:
             self._deliver(run, payload)
         else:
             assert run.rpc is not None
@@ -247,6 +255,7 @@ class PlainCalls:
 
     def _deliver(self, run: _Run, payload: Payload) -> None:
         run.credits -= 1
+        run.room -= payload.size
         self._owner.link_chunk(Chunk(run.id, payload))
 
     def _on_end(self, run: _Run, status: int, message: str) -> None:

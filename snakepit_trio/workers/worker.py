@@ -167,10 +167,10 @@ class Worker:
         if self._link is not None and call_id in self._held:
             self._link.withdraw(call_id, recall=recall)
 
-    def credit(self, call_id: int, chunks: int) -> None:
-        """A stream's consumer has room for more."""
+    def credit(self, call_id: int, chunks: int, size: int) -> None:
+        """A stream's consumer has room for so many chunks and bytes more."""
         if self._link is not None and call_id in self._held:
-            self._link.credit(call_id, chunks)
+            self._link.credit(call_id, chunks, size)
 
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
@@ -360,6 +360,9 @@ class Worker:
 
     def link_silent(self, silence: float) -> None:
         self._end("heartbeat", f"gave no sign of life for {seconds(silence)}")
+
+    def link_broken(self, message: str) -> None:
+        self._end("protocol", f"broke the protocol: {message}")
 
     def link_lost(self, message: str) -> None:
         if self._stopping:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
 import snakepit_trio as sp
+from snakepit_trio.wire import frame_writing, frames
+from snakepit_trio.worker.exchange import Exchange
 
 
 def _connections() -> list[socket.socket]:
@@ -116,3 +123,36 @@ def empty_memory() -> None:
 @sp.tool
 def fine() -> str:
     return "fine"
+
+
+def _send_frames(context: sp.ToolContext, frames: Iterator[Any], seconds: float = 10.0) -> None:
+    """Send frames to the host as they are, as fast as it takes them, in the thread that drives this worker's loop."""
+    exchange = next(found for found in gc.get_objects() if type(found) is Exchange)
+    pipe, until = exchange._pipe, time.monotonic() + seconds
+    assert pipe is not None
+    over = False
+
+    def step() -> bool:
+        nonlocal over
+        while not over and pipe.unsent < 1_000_000:
+            frame = next(frames, None)
+            if frame is None:
+                over = True
+            else:
+                pipe.send(frame if isinstance(frame, bytes) else frame_writing.encode(frame))
+        return (over and not pipe.unsent) or time.monotonic() > until
+
+    while not step():
+        exchange.wait(step, time.monotonic() + 0.01)
+
+
+def _call_id(context: sp.ToolContext) -> int:
+    return int(context.request_id.rsplit("-", 1)[1])
+
+
+@sp.tool
+def chunks_beyond_credit(context: sp.ToolContext, size: int, count: int) -> Iterator[int]:
+    """Stream so many chunks without regard to credits."""
+    payload = frames.Payload(frames.MSGPACK, msgspec.msgpack.encode(bytes(size)))
+    _send_frames(context, (frames.Chunk(_call_id(context), payload) for _ in range(count)))
+    yield 1

@@ -224,15 +224,9 @@ def check_size(payload: Payload, *, what: str, limit: int) -> None:
     Raises:
         InvalidPayload: It is.
     """
-    size = len(payload.data)
-    if payload.buffers:
-        size += sum(_size(buffer) for buffer in payload.buffers)
+    size = payload.size if payload.buffers else len(payload.data)
     if size > limit:
         raise InvalidPayload(f"{what} has {size} bytes; the limit is {limit}", details={"size": size, "limit": limit})
-
-
-def _size(buffer: object) -> int:
-    return buffer.size if isinstance(buffer, SharedBlock) else memoryview(buffer).nbytes  # type: ignore[arg-type]
 
 
 def _here(buffers: Sequence[object]) -> list[memoryview]:

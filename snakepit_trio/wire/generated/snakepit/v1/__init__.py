@@ -178,7 +178,9 @@ class Call(betterproto2.Message):
 
     stream: "bool" = betterproto2.field(7, betterproto2.TYPE_BOOL)
     """
-    The result is wanted as chunks; the worker may send `credits` of them before it waits for a Credit frame.
+    The result is wanted as chunks. The worker may send one while it has credits and credit bytes left, more than none of
+    each; a chunk takes one credit, and the bytes of its payload's data and buffers. Then it waits for a Credit frame. A
+    host ends a worker that sends a chunk beyond its credit. `credit_bytes` of 0: bytes are not counted.
     """
 
     credits: "int" = betterproto2.field(8, betterproto2.TYPE_UINT32)
@@ -188,6 +190,8 @@ class Call(betterproto2.Message):
     metadata: "dict[str, str]" = betterproto2.field(
         10, betterproto2.TYPE_MAP, map_meta=betterproto2.map_meta(betterproto2.TYPE_STRING, betterproto2.TYPE_STRING)
     )
+
+    credit_bytes: "int" = betterproto2.field(11, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message("snakepit.v1", "Call", Call)
@@ -305,12 +309,14 @@ default_message_pool.register_message("snakepit.v1", "CloseSessionResponse", Clo
 @dataclass(eq=False, repr=False)
 class Credit(betterproto2.Message):
     """
-    The consumer of a stream has room for more chunks.
+    The consumer of a stream has room for so many chunks and bytes more.
     """
 
     id: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
 
     chunks: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+
+    size: "int" = betterproto2.field(3, betterproto2.TYPE_UINT64)
 
 
 default_message_pool.register_message("snakepit.v1", "Credit", Credit)
