@@ -20,6 +20,8 @@ import attrs
 
 from snakepit_trio.wire.startup import Boot, Credentials, Report
 
+from .interpreter import interpreter_flags
+
 if TYPE_CHECKING:
     import ssl
 
@@ -61,6 +63,8 @@ class WorkerSpec:
     unserializable: str = "error"
     #: Another interpreter's path; None is this one.
     python: str | None = None
+    #: What the interpreter is started with, such as "-O": by default what the host's was.
+    flags: tuple[str, ...] = attrs.field(factory=interpreter_flags)
     #: Added to the inherited environment.
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     #: Of this worker alone: set in the process before any user code runs in it, if ``env`` does not name it already.

@@ -12,6 +12,7 @@ from snakepit_trio.observe.redaction import redact
 from .base import Launcher, ProcessBook
 from .command import CommandLauncher
 from .fork_server import ForkServerLauncher
+from .interpreter import own_interpreter
 from .spawn import SpawnLauncher
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = 
     ``redact`` takes secrets out of what the processes print while they start.
 
     Raises:
-        ConfigError: Ray is asked for, and is not installed.
+        ConfigError: Ray is asked for, and is not installed; or this process has no interpreter for its workers.
     """
     if config.ray is not None:
         try:
@@ -50,6 +51,8 @@ def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = 
         return RayLauncher(config.ray, run.run_id, most)
     if config.command is not None:
         return CommandLauncher(config.command, run.run_dir, run)
+    if config.python is None:
+        own_interpreter()
     return local_launcher(config.start_method, run, redact)
 
 

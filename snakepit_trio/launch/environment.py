@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
-
-from snakepit_trio._config_checks import working_directory
 
 from .base import WorkerSpec
 
-__all__ = ["THREAD_VARIABLES", "import_path", "interpreter_environment", "worker_environment"]
+__all__ = ["THREAD_VARIABLES", "worker_environment"]
 
 #: How numeric libraries learn how many threads to start: with many workers, each starting one per core is ruinous.
 THREAD_VARIABLES = (
@@ -39,26 +36,3 @@ def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str] | None = N
     environment["PYTHONUNBUFFERED"] = "1"
     environment.update(spec.env)
     return environment
-
-
-def interpreter_environment(spec: WorkerSpec) -> dict[str, str]:
-    """The same for this interpreter, which must find this package before it knows what else to put on its path."""
-    environment = worker_environment(spec)
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    rest = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = f"{rest}{os.pathsep}{package}" if rest else package
-    return environment
-
-
-def import_path(spec: WorkerSpec) -> list[str]:
-    """What a worker of the same interpreter needs on ``sys.path`` to import what this process can import.
-
-    Raises:
-        ConfigError: The working directory is on it, and has been deleted.
-    """
-    if spec.python is not None:
-        return []
-    return [
-        os.path.abspath(entry if os.path.isabs(entry) else os.path.join(working_directory(), entry))
-        for entry in sys.path
-    ]

@@ -20,7 +20,6 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,8 @@ from snakepit_trio.worker.lifeline import arm
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
 from .descriptors import make_descriptors
-from .environment import import_path, interpreter_environment
+from .environment import worker_environment
+from .interpreter import import_path, python_command
 from .process import Hold, LocalLauncher
 from .spawn import SpawnLauncher
 
@@ -117,10 +117,10 @@ class _Template:
             output = os.memfd_create("snakepit-template", os.MFD_CLOEXEC)
             kept.callback(os.close, output)
             command = [
-                sys.executable, "-m", "snakepit_trio.launch.template", "--run", spec.run_id,
+                *python_command("snakepit_trio.launch.template", spec), "--run", spec.run_id,
                 "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
             ]  # fmt: skip
-            environment = interpreter_environment(spec)
+            environment = worker_environment(spec)
             environment.pop("SNAKEPIT_WORKER_ID", None)
             popen = subprocess.Popen(
                 command,

@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import anyio
-import msgspec
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .descriptors import Descriptors
-from .environment import import_path
 from .handle import Handle
+from .interpreter import import_path
 
 __all__ = ["Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message"]
 
@@ -26,26 +25,24 @@ _CHUNK = 64 * 1024
 
 def boot_message(spec: WorkerSpec) -> bytes:
     """What the worker reads from its lifeline: 4 bytes of length, then the Boot message as JSON."""
-    body = msgspec.json.encode(
-        Boot(
-            worker_id=spec.worker_id,
-            run_id=spec.run_id,
-            pool=spec.pool,
-            adapter=spec.adapter,
-            token=spec.token,
-            socket_dir=spec.socket_dir,
-            threads=spec.threads,
-            worker_backend=spec.worker_backend,
-            host_backend=spec.host_backend,
-            max_payload=spec.max_payload,
-            shm_limit=spec.shm_limit,
-            unserializable=spec.unserializable,
-            bind=spec.bind,
-            tls=spec.tls,
-            env={name: value for name, value in spec.own_env.items() if name not in spec.env},
-            path=import_path(spec),
-        )
-    )
+    body = Boot(
+        worker_id=spec.worker_id,
+        run_id=spec.run_id,
+        pool=spec.pool,
+        adapter=spec.adapter,
+        token=spec.token,
+        socket_dir=spec.socket_dir,
+        threads=spec.threads,
+        worker_backend=spec.worker_backend,
+        host_backend=spec.host_backend,
+        max_payload=spec.max_payload,
+        shm_limit=spec.shm_limit,
+        unserializable=spec.unserializable,
+        bind=spec.bind,
+        tls=spec.tls,
+        env={name: value for name, value in spec.own_env.items() if name not in spec.env},
+        path=import_path(spec),
+    ).encode()
     return struct.pack(">I", len(body)) + body
 
 
@@ -292,6 +289,6 @@ def _read_report(said: bytes) -> Report:
     if not said:
         return Report()
     try:
-        return msgspec.json.decode(said, type=Report)
-    except msgspec.MsgspecError as exc:
+        return Report.decode(said)
+    except ValueError as exc:
         return Report(code="worker_startup", message=f"its report can't be read: {exc}")

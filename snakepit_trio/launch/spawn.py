@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 
 from snakepit_trio.errors import WorkerStartupError
 
 from .base import ExitStatus, WorkerSpec
 from .descriptors import Descriptors, make_descriptors
-from .environment import interpreter_environment, worker_environment
+from .environment import worker_environment
+from .interpreter import python_command
 from .process import Hold, LocalLauncher
 
 __all__ = ["PopenReaper", "SpawnLauncher", "spawn"]
@@ -84,16 +84,16 @@ class SpawnLauncher(LocalLauncher):
     """Starts each worker as ``python -m snakepit_trio.worker``, in a session and process group of its own."""
 
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
-        # Another interpreter finds its own snakepit_trio; ours must be found before the path is read from the boot message.
-        environment = worker_environment(spec) if spec.python else interpreter_environment(spec)
+        program = python_command("snakepit_trio.worker", spec)
         descriptors = make_descriptors()
         lifeline, report, marks, _, _ = descriptors.for_worker
         # Run id and worker id are on the command line so that a later run can tell whose process this is.
         command = [
-            spec.python or sys.executable, "-m", "snakepit_trio.worker",
-            "--run", spec.run_id, "--worker", spec.worker_id,
+            *program, "--run", spec.run_id, "--worker", spec.worker_id,
             "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),
         ]  # fmt: skip
-        popen, pidfd = spawn(command, spec, descriptors, pass_fds=(lifeline, report, marks), env=environment)
+        popen, pidfd = spawn(
+            command, spec, descriptors, pass_fds=(lifeline, report, marks), env=worker_environment(spec)
+        )
         descriptors.started()
         hold(popen.pid, pidfd, descriptors, PopenReaper(popen))

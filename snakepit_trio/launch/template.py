@@ -31,12 +31,8 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from snakepit_trio.worker.adapter import options_of
-from snakepit_trio.worker.backend import choose_backend
-from snakepit_trio.worker.boot import run_worker
 from snakepit_trio.worker.lifeline import Lifeline
-from snakepit_trio.worker.service import warm_up
-from snakepit_trio.worker.toolbox import find_tools
+from snakepit_trio.worker.prelude import follow, read_boot
 
 __all__ = ["main"]
 
@@ -73,9 +69,13 @@ class _Channel:
 
 def _import(question: dict[str, Any]) -> str | None:
     """Import what the workers will need. Returns why the process can't be forked then, None when it can."""
-    known = set(sys.path)
-    sys.path[:] = [*(entry for entry in question["path"] if entry not in known), *sys.path]
+    follow(question["path"])
+    # Only now: what these need is where the host has it.
     importlib.import_module("snakepit_trio.worker.server")
+    from snakepit_trio.worker.backend import choose_backend
+    from snakepit_trio.worker.service import warm_up
+    from snakepit_trio.worker.toolbox import find_tools
+
     warm_up()
     try:
         module = importlib.import_module(question["adapter"].partition(":")[0])
@@ -102,6 +102,8 @@ def _import(question: dict[str, Any]) -> str | None:
 
 
 def _has_async_tools(module: ModuleType) -> bool:
+    from snakepit_trio.worker.adapter import options_of
+
     holders = [vars(value) for value in vars(module).values() if isinstance(value, type)]
     return any(
         options_of(value) is not None and (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value))
@@ -133,7 +135,9 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             numpy.random.seed()
-        code = run_worker(worker_lifeline, report, marks)
+        from snakepit_trio.worker.boot import run_worker
+
+        code = run_worker(read_boot(worker_lifeline), worker_lifeline, report, marks)
         # An interpreter's own end, but for what belongs to the template's frames below.
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()

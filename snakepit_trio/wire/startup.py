@@ -1,10 +1,36 @@
-"""What a host and a starting worker tell each other over inherited pipes. The worker imports this and little else."""
+"""What a host and a starting worker tell each other over inherited pipes. The worker imports this and little else.
+
+As JSON by the standard library, which lets pass what paths may hold that are not UTF-8: msgspec's own refuses lone surrogates.
+"""
 
 from __future__ import annotations
+
+import json
+from typing import Self
 
 import msgspec
 
 __all__ = ["Boot", "Credentials", "Report"]
+
+
+class _Message(msgspec.Struct):
+    """A message as bytes, and back."""
+
+    def encode(self) -> bytes:
+        """It, as JSON."""
+        return json.dumps(msgspec.to_builtins(self)).encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> Self:
+        """From JSON.
+
+        Raises:
+            ValueError: It is not such a message.
+        """
+        try:
+            return msgspec.convert(json.loads(data), cls)
+        except (msgspec.MsgspecError, RecursionError) as exc:
+            raise ValueError(f"no {cls.__name__} message: {exc}") from exc
 
 
 class Credentials(msgspec.Struct, frozen=True):
@@ -18,7 +44,7 @@ class Credentials(msgspec.Struct, frozen=True):
         return "<Credentials>"
 
 
-class Boot(msgspec.Struct, kw_only=True):
+class Boot(_Message, kw_only=True):
     """The first and only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
 
     worker_id: str
@@ -40,11 +66,11 @@ class Boot(msgspec.Struct, kw_only=True):
     tls: Credentials | None = None
     #: Variables of this worker alone, which its template does not have.
     env: dict[str, str] = {}
-    #: Entries of ``sys.path`` that the worker puts before its own, so that it finds what the host finds.
+    #: The host's ``sys.path``, for a worker that has no template, which has followed it already.
     path: list[str] = []
 
 
-class Report(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Report(_Message, kw_only=True, omit_defaults=True):
     """What a worker says on its report pipe, once, as JSON, before it closes it."""
 
     #: "unix:PATH" or "tcp:HOST:PORT", where it is listening now.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import sys
 
-from .boot import run_worker
+from .prelude import follow, read_boot
 
 
 def main() -> int:
@@ -19,7 +20,12 @@ def main() -> int:
     parser.add_argument("--marks", type=int, required=True)
     options = parser.parse_args()
     faulthandler.enable()
-    return run_worker(options.lifeline, options.report, options.marks)
+    boot = read_boot(options.lifeline)
+    follow(json.loads(boot)["path"])
+    # Only now: what this needs is where the host has it.
+    from .boot import run_worker
+
+    return run_worker(boot, options.lifeline, options.report, options.marks)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,92 @@
+"""Hosts as programs of their own: how they are started, from where, and what their workers make of that."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Tells how it was started itself, then what a forked and a spawned worker say of themselves.
+HOST = """
+import json, sys
+sys.path[:0] = {path!r}
+import anyio
+import snakepit_trio as sp
+import told
+
+async def main():
+    pools = [sp.PoolConfig(name=method, adapter="told", size=1, start_method=method) for method in ("fork_server", "spawn")]
+    async with sp.open_runtime(sp.RuntimeConfig(pools=pools)) as runtime:
+        for name in runtime.pools:
+            print(json.dumps(await runtime.pool(name).execute("tell")), flush=True)
+
+print(json.dumps(told.tell()))
+anyio.run(main, backend="trio")
+"""
+ADAPTER = """
+import os, sys
+import snakepit_trio as sp
+
+@sp.tool
+def tell() -> dict:
+    flags = {name: getattr(sys.flags, name) for name in ("optimize", "isolated", "ignore_environment", "utf8_mode", "dev_mode")}
+    return {**flags, "warnings": sys.warnoptions, "path": list(map(os.path.abspath, sys.path)), "package": sp.__file__, "module": __file__}
+"""
+
+
+def run(*command: Path | str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a host to its end; the tests' own path is not in its environment."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)], cwd=cwd, env={**inherited, **environment}, check=False, timeout=60,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="surrogateescape",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def application(tmp_path: Path) -> Path:
+    """A program in a directory of its own, next to its adapter."""
+    place = tmp_path / "application"
+    place.mkdir()
+    (place / "host.py").write_text(HOST.format(path=[str(ROOT)]))
+    (place / "told.py").write_text(ADAPTER)
+    return place / "host.py"
+
+
+@pytest.mark.parametrize(
+    "flags", [["-O", "-X", "utf8", "-W", "error::FutureWarning"], ["-OO", "-E", "-X", "dev"], ["-I"]], ids=" ".join
+)
+def test_workers_run_under_their_hosts_flags_and_find_what_it_finds(flags: list[str], application: Path) -> None:
+    if "-I" in flags:
+        # The program's own directory is not searched, so it says itself where its modules are.
+        application.write_text(HOST.format(path=[str(application.parent), str(ROOT)]))
+    ran = run(*flags, application, cwd=application.parent)
+    assert ran.returncode == 0, ran.stderr
+    host, *workers = map(json.loads, ran.stdout.splitlines())
+    assert workers == [host, host]
+
+
+def test_what_lies_in_the_working_directory_is_not_imported(application: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("random", "msgspec", "told", "snakepit_trio", "sitecustomize"):
+        (elsewhere / f"{name}.py").write_text(f"open({str(elsewhere / 'imported')!r}, 'a').write({name!r})\n1 / 0\n")
+    ran = run(application, cwd=elsewhere)
+    assert ran.returncode == 0, ran.stderr
+    assert not (elsewhere / "imported").exists()
+    host, *workers = map(json.loads, ran.stdout.splitlines())
+    assert workers == [host, host]
+
+
+def test_an_adapter_in_the_directory_that_python_minus_m_searches(application: Path, tmp_path: Path) -> None:
+    """There the working directory is the host's first place, and so the workers'."""
+    ran = run("-m", "host", cwd=application.parent)
+    assert ran.returncode == 0, ran.stderr
+    host, *workers = map(json.loads, ran.stdout.splitlines())
+    assert workers == [host, host]
+    assert str(application.parent) in host["path"]
