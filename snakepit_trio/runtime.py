@@ -18,6 +18,7 @@ import attrs
 import sniffio
 
 from snakepit_trio import __version__
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._config_checks import refuse
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
@@ -73,6 +74,7 @@ class Runtime:
         programs: Named blobs.
         metrics: For Prometheus, when they are configured: ``metrics.address``, ``metrics.collector``.
         recorder: The flight recorder; ``recorder.dump()``, ``recorder.write()``.
+        internal_errors: The exceptions that the library did not expect; ``internal_errors.counts`` by what they ended.
         run_id: Its identity on this machine.
         bridge: Its door for gRPC clients, when the configuration asks for one; ``bridge.address``, ``bridge.token``.
     """
@@ -93,6 +95,10 @@ class Runtime:
         self.run_id: str = run.run_id
         self._redactor = Redactor(config.redact_patterns)
         self.events: EventBus = EventBus(config.recorder_size, self._redactor.value)
+        self.internal_errors: InternalErrors = InternalErrors(self.events.emit)
+        self.events.errors = self.internal_errors
+        # Connections are made before and after there is a pool to speak for them.
+        wire.errors = self.internal_errors
         self.sessions: SessionDirectory = SessionDirectory(store, self.events)
         self.programs: ProgramStore = ProgramStore(store, self.sessions, config.program_ttl, self.events)
         self.tools: ToolRegistry = ToolRegistry()
@@ -191,6 +197,7 @@ class Runtime:
                 waits=waits,
                 host_threads=host_threads,
                 starting=starting,
+                errors=self.internal_errors,
                 timings=self._timings,
                 bindings=self.sessions.bindings,
                 telemetry=self._telemetry,
@@ -220,8 +227,8 @@ class Runtime:
                 details={"source": "code", "key": "metrics", "expected": "snakepit-trio[prometheus] to be installed"},
             ) from exc
         assert self._timings is not None
-        collector = RuntimeCollector(__version__, self._all_pools, self._timings)
-        return Metrics(config, collector, self._readiness)
+        collector = RuntimeCollector(__version__, self._all_pools, self._timings, self.internal_errors.counts)
+        return Metrics(config, collector, self._readiness, self.internal_errors)
 
     def _all_pools(self) -> list[Pool]:
         return list(self._pools.values())
@@ -301,17 +308,19 @@ async def assemble(
         try:
             async with anyio.create_task_group() as nursery:
                 try:
-                    nursery.start_soon(runtime.sessions.keep)
+                    errors = runtime.internal_errors
+                    errors.keep(nursery, runtime.sessions.keep)
                     if runtime.metrics is not None:
-                        await nursery.start(runtime.metrics.serve)
+                        await errors.serve(nursery, runtime.metrics.serve)
                     if config.dump_on_signal:
-                        await nursery.start(dump_on_signal, runtime.recorder)
+                        await errors.serve(nursery, dump_on_signal, runtime.recorder)
                     if config.control and run.control is not None:
                         operations = Operations(runtime, runtime._redactor.value, backend)
-                        await nursery.start(ControlServer(operations, runtime.events, run.control).serve)
+                        control = ControlServer(operations, runtime.events, run.control, errors)
+                        await errors.serve(nursery, control.serve)
                     await runtime._open(nursery, stack)
                     if runtime.bridge is not None:
-                        nursery.start_soon(runtime.bridge.serve)
+                        errors.keep(nursery, runtime.bridge.serve)
                     yield runtime
                     await runtime._close(drain=True)
                 except BaseException as exc:

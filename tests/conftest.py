@@ -11,6 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.testing import no_leaks
@@ -71,6 +72,23 @@ def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def events_are_in_the_catalogue(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every emission is what the catalogue says."""
     monkeypatch.setattr(EventBus, "check", staticmethod(check))
+
+
+@pytest.fixture
+def internal_errors() -> list[BaseException]:
+    """What a test that provokes internal errors asks for: they are collected here, and don't fail it."""
+    return []
+
+
+@pytest.fixture(autouse=True)
+def no_internal_errors(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fail a test in whose process the library has met an exception that it did not expect."""
+    provoked = "internal_errors" in request.fixturenames
+    found: list[BaseException] = request.getfixturevalue("internal_errors") if provoked else []
+    monkeypatch.setattr(InternalErrors, "check", staticmethod(lambda exc, ended: found.append(exc)))
+    yield
+    if found and not provoked:
+        raise BaseExceptionGroup("internal errors", found)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,6 @@ where the worker's reply is read. What ends a scope cancels it all the same, but
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections import deque
@@ -22,6 +21,7 @@ from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
+from snakepit_trio._bulkhead import internal_error
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from .connection import BridgeConnection
 
 __all__ = ["Method", "ServerCall", "Unimplemented", "read_timeout"]
-
-_log = logging.getLogger(__name__)
 
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -299,16 +297,19 @@ class ServerCall:
         self._leave = None
         error = None
         try:
-            self._reply(answer())
+            try:
+                self._reply(answer())
+            except Exception as exc:
+                error = self._told(exc)
+            self._settle(error)
         except Exception as exc:
-            error = self._told(exc)
-        self._settle(error)
+            self._connection.fail(exc)
 
     def _settle(self, error: SnakepitError | None) -> None:
         if error is not None and not self.lost:
             self.fail(error)
         if self._pipe.unsent:
-            self._connection.run(self._stay)
+            self._connection.run(self, self._stay)
         else:
             self.finish()
 
@@ -323,15 +324,14 @@ class ServerCall:
         """What the client is told of an error."""
         if isinstance(error, SnakepitError):
             return error
-        _log.error("the bridge failed in %s", self.method.handler.__name__, exc_info=error)
-        # What it was may hold anything; whoever runs the host finds it in the log.
-        return SnakepitError(f"internal error ({type(error).__name__})")
+        self._connection.errors.report(error, "request")
+        return internal_error(error)
 
     # ---- its task ----------------------------------------------------------------------------------
 
     def _start_task(self) -> None:
         self._scope = anyio.CancelScope()
-        self._connection.run(self._run)
+        self._connection.run(self, self._run)
 
     async def _run(self) -> None:
         """Run the handler and send its answer, or what went wrong."""

@@ -7,6 +7,7 @@ its token or for anything else in its headers, costs neither a task nor any of i
 
 from __future__ import annotations
 
+import functools
 import hmac
 import logging
 import math
@@ -22,6 +23,7 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error, ProtocolError
 from h2.utilities import HeaderValidationFlags, validate_headers
 
+from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
@@ -73,6 +75,7 @@ class Services(Protocol):
 
     methods: Mapping[bytes, Method]
     redactor: Redactor
+    errors: InternalErrors
 
 
 class BridgeConnection(AbstractHandler):
@@ -128,6 +131,7 @@ class BridgeConnection(AbstractHandler):
         self._seen: list[tuple[bytes, bytes]] = []
         transport.read_size = _FIRST_READS
         self._protocol = BridgeProtocol(self)
+        self.errors = self._protocol.errors = services.errors
         transport.attach(self._protocol)
 
     def __repr__(self) -> str:
@@ -262,9 +266,20 @@ class BridgeConnection(AbstractHandler):
         """A request is whole, or needs not be."""
         self._arrivals.pop(call, None)
 
-    def run(self, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run something of a request's as a task."""
-        self._nursery.start_soon(function)
+    def run(self, call: ServerCall, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run something of a request's as a task, in which an unexpected exception ends the request."""
+        on_error = functools.partial(self._end_broken, call)
+        self.errors.start(self._nursery, function, ended="request", on_error=on_error)
+
+    def _end_broken(self, call: ServerCall, exc: Exception) -> None:
+        try:
+            call.give_up(internal_error(exc))
+        except Exception as failure:
+            self.fail(failure)
+
+    def fail(self, exc: Exception) -> None:
+        """End the connection by an exception that nobody expected."""
+        self._protocol.fail(exc)
 
     def done(self, call: ServerCall) -> None:
         """A request is over."""

@@ -48,7 +48,10 @@ class _Processor(Processor):
 
     def process_request_received(self, event: RequestReceived) -> None:
         stream = LeanStream(self.connection, event.stream_id)
-        self.handler.accept(stream, cast("Any", event.headers), self.register(stream))
+        try:
+            self.handler.accept(stream, cast("Any", event.headers), self.register(stream))
+        except Exception as exc:
+            self._owner.fail(exc)
 
 
 class BridgeProtocol(PipeProtocol):

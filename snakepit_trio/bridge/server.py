@@ -27,6 +27,7 @@ from .service import BridgeService
 from .tokens import Token, held_token
 
 if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.observe.redaction import Redactor
     from snakepit_trio.runtime import Runtime
 
@@ -69,6 +70,7 @@ class Bridge:
         self._sock = sock
         self._tls = tls
         self._events = runtime.events
+        self.errors: InternalErrors = runtime.internal_errors
         self.redactor = redactor
         self._service = BridgeService(runtime)
         self._health = HealthService(runtime, public=config.public_health)
@@ -118,11 +120,14 @@ class Bridge:
         self._events.emit("bridge.opened", None, address=self.address)
         try:
             async with anyio.create_task_group() as nursery:
-                nursery.start_soon(self._service.keep)
+                self.errors.keep(nursery, self._service.keep)
                 with self._accepting:
                     while True:
-                        await anyio.wait_readable(self._sock)
-                        await self._accept(nursery)
+                        with self.errors.bulkhead("connection") as turn:
+                            await anyio.wait_readable(self._sock)
+                            await self._accept(nursery)
+                        if turn.failed:
+                            await anyio.sleep(_PAUSE)
                 await anyio.sleep_forever()
         finally:
             for sock in self._unclaimed:
@@ -150,7 +155,7 @@ class Bridge:
             self._strangers[scope] = None
             self._count += 1
             self._unclaimed.add(sock)
-            nursery.start_soon(self._welcome, sock, scope)
+            self.errors.start(nursery, self._welcome, sock, scope, ended="connection")
 
     def _make_room(self) -> bool:
         """Send the oldest client away that has not shown the token."""

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import sniffio
 
-from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params
+from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.config import TlsConfig
@@ -130,13 +130,14 @@ class Client:
         metadata: Mapping[str, str] | None,
         idempotent: bool | None = None,
     ) -> ExecuteToolRequest:
-        check_options(priority, metadata, idempotent)
+        check_tool(tool)
+        metadata = check_options(priority, metadata, idempotent)
         return ExecuteToolRequest(
             tool=tool,
             payload=codec.encode(check_params(params), what="params", limit=self._limit),
             pool=self.name,
             session_id=session_id,
-            metadata=dict(metadata or {}),
+            metadata=metadata or {},
             priority=priority,
             idempotent=idempotent,
             unlimited=timeout is None,
@@ -239,6 +240,7 @@ class Client:
             take=tasks.take,
             cancel=tasks.cancel,
             loop=event_loop(sniffio.current_async_library()),
+            errors=self._link.errors,
         )
         return running(results, tasks)
 

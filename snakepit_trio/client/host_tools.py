@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from snakepit_trio._bulkhead import internal_error
 from snakepit_trio.errors import ConnectionLost, ToolNotFound
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures, frame_writing
@@ -44,7 +45,7 @@ class _Server:
                 scope.cancel()
         else:
             scope = self._scopes[call.call_id] = anyio.CancelScope()
-            self._link.nursery.start_soon(self._run, call, scope)
+            self._link.start(self._run, call, scope, ended="host_call", on_error=lambda exc: self._give_up(call, exc))
 
     def on_end(self, status: int, message: str) -> None:
         self.status = status, message
@@ -54,6 +55,19 @@ class _Server:
     def close(self) -> None:
         for scope in self._scopes.values():
             scope.cancel()
+
+    def _give_up(self, call: v1.ClientToolCall, exc: Exception) -> None:
+        """Serving a call has failed; if its caller can't even be told that, the registration ends."""
+        self._scopes.pop(call.call_id, None)
+        if self.rpc is None:
+            return
+        try:
+            info = failures.to_info(internal_error(exc, "call"))
+            reply = v1.ClientToolReply(call_id=call.call_id, error=v1.ErrorInfo.parse(frame_writing.encode_error(info)))
+            self.rpc.send(bytes(v1.ClientToolFrame(reply=reply)))
+        except Exception:
+            self.rpc.cancel()
+            raise
 
     async def _run(self, call: v1.ClientToolCall, scope: anyio.CancelScope) -> None:
         reply = v1.ClientToolReply(call_id=call.call_id)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import anyio
 import anyio.abc
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError
 from snakepit_trio.wire import sockets
@@ -86,6 +87,7 @@ class Link:
 
     Attributes:
         nursery: Where the connection's task runs; set by its owner before anything else.
+        errors: Where unexpected exceptions are told.
     """
 
     nursery: anyio.abc.TaskGroup
@@ -112,6 +114,7 @@ class Link:
         self._slots = anyio.CapacityLimiter(1)
         self._connecting = anyio.Lock()
         self._closed = False
+        self.errors = InternalErrors()
 
     def __repr__(self) -> str:
         return f"<Link {self.address} {'connected' if self.connected else 'not connected'}>"
@@ -126,6 +129,16 @@ class Link:
         self._closed = True
         if self._connection is not None:
             self._connection.close()
+
+    def start(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: object,
+        ended: str,
+        on_error: Callable[[Exception], object],
+    ) -> None:
+        """Start a task of the client's, in which an unexpected exception ends what it is for, and not the client."""
+        self.errors.start(self.nursery, function, *args, ended=ended, on_error=on_error)
 
     async def get(self) -> Connection:
         """A connection whose server has taken the token.
@@ -169,7 +182,7 @@ class Link:
         transport = sockets.SocketTransport(sock, tls=self._tls, server_hostname=host if self._tls else None)
         try:
             await transport.handshake()
-            protocol = client_protocol(PipeProtocol, window=_WINDOW, stream_window=_STREAM_WINDOW)
+            protocol = client_protocol(PipeProtocol, errors=self.errors, window=_WINDOW, stream_window=_STREAM_WINDOW)
             transport.attach(protocol)
             made = Connection(
                 protocol,
@@ -179,7 +192,7 @@ class Link:
                 secure=self._tls is not None,
                 authority=host,
             )
-            self.nursery.start_soon(made.serve)
+            self.start(made.serve, ended="connection", on_error=lambda exc: made.close())
             try:
                 # The answer comes after the server's settings, with the limits that are to be kept.
                 await made.unary(SERVICE + "Ping", b"")

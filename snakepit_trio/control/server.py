@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.observe.events import Event, EventBus
 
@@ -116,12 +117,14 @@ class ControlServer:
         operations: What can be asked.
         events: The runtime's events.
         path: Where the socket is made, in a directory that only this user can enter.
+        errors: Where unexpected exceptions are told; one ends a client's connection.
     """
 
-    def __init__(self, operations: Operations, events: EventBus, path: Path) -> None:
+    def __init__(self, operations: Operations, events: EventBus, path: Path, errors: InternalErrors) -> None:
         self._operations = operations
         self._events = events
         self._path = path
+        self._errors = errors
         self._connections: dict[_Connection, None] = {}
 
     def __repr__(self) -> str:
@@ -140,19 +143,30 @@ class ControlServer:
             async with anyio.create_task_group() as nursery:
                 task_status.started()
                 while True:
-                    await anyio.wait_readable(listener)
-                    try:
-                        sock, _ = listener.accept()
-                    except (BlockingIOError, ConnectionError):
-                        continue
-                    except OSError as exc:
-                        _log.warning("the control socket can't take a connection: %s", exc)
+                    with self._errors.bulkhead("connection") as turn:
+                        await self._let_in(listener, nursery)
+                    if turn.failed:
                         await anyio.sleep(_NO_DESCRIPTORS)
-                        continue
-                    self._admit(sock, nursery)
         finally:
             listener.close()
             self._path.unlink(missing_ok=True)
+
+    async def _let_in(self, listener: socket.socket, nursery: anyio.abc.TaskGroup) -> None:
+        """Wait for a client, and let it in."""
+        await anyio.wait_readable(listener)
+        try:
+            sock, _ = listener.accept()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as exc:
+            _log.warning("the control socket can't take a connection: %s", exc)
+            await anyio.sleep(_NO_DESCRIPTORS)
+            return
+        try:
+            self._admit(sock, nursery)
+        except BaseException:
+            sock.close()
+            raise
 
     def _admit(self, sock: socket.socket, nursery: anyio.abc.TaskGroup) -> None:
         sock.setblocking(False)
@@ -172,7 +186,7 @@ class ControlServer:
             longest.scope.cancel()
         connection = _Connection(sock)
         self._connections[connection] = None
-        nursery.start_soon(self._converse, connection)
+        self._errors.start(nursery, self._converse, connection, ended="connection")
 
     @protected
     async def _converse(self, connection: _Connection) -> None:
@@ -205,8 +219,8 @@ class ControlServer:
             answer = protocol.success(id, await self._operations.run(request))
         except Refusal as exc:
             answer = protocol.failure(id if exc.id is None else exc.id, exc.code, exc.message)
-        except Exception:
-            _log.exception("an operation on the control socket has failed")
+        except Exception as exc:
+            self._errors.report(exc, "operation")
             answer = protocol.failure(id, "internal", "the operation has failed; the runtime's log says why")
         return await connection.send(answer)
 

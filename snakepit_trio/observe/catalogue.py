@@ -74,6 +74,11 @@ def _final(name: str, when: str, *, error: bool) -> EventSpec:
 
 
 _ALL = (
+    _event("runtime.internal_error", "An exception that the library did not expect has ended one thing.", {},
+           {"ended": "what: `request`, `worker`, `connection`, `host_call`, `operation`, `service` (it runs again) or `observer`",
+            "error": "the exception's class", "where": "the innermost function of the library that it came through",
+            "pool": "the pool's name", "worker_id": "the worker's id", "request_id": "the request's id"},
+           optional=("pool", "worker_id", "request_id")),
     _event("request.queued", "A request waits for a worker, at first or again.", {}, _REQUEST,
            optional=("session_id", "worker_id")),
     _event("request.dispatched", "A request goes to a worker.", {"queue_wait": "s, since its arrival"},

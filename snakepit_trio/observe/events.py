@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import attrs
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.errors import InvalidParameter
 
 from .catalogue import CATALOGUE, EVENT_NAME
@@ -97,6 +98,7 @@ class EventBus:
 
     Attributes:
         history: The last events that were emitted by :meth:`emit`, the oldest first.
+        errors: Where it is told when an event can't be made, which ends nothing.
     """
 
     #: Set by tests: called with each emission, which it checks.
@@ -104,6 +106,7 @@ class EventBus:
 
     def __init__(self, keep: int = 0, redact: Callable[[Any], Any] = redact_value) -> None:
         self.history: deque[Event] = deque(maxlen=keep)
+        self.errors = InternalErrors()
         self._redact = redact
         self._streams: dict[EventStream, None] = {}
         # Who listens to what; of the library's own names only, so that it stays small.
@@ -132,17 +135,18 @@ class EventBus:
         return found
 
     def emit(self, name: str, measurements: Mapping[str, float] | None = None, /, **metadata: Any) -> None:
-        """Tell the subscribers, and remember it. For what happens now and then. Never waits, never raises for a slow one."""
-        if self.history.maxlen or self.wanted(name):
-            found = measurements or {}
-            cls = type(self)
-            if cls.check is not None:
-                cls.check(name, found, metadata)
-            event = Event(name, found, self._redact(metadata))
-            self.history.append(event)
-            self._offer(event)
-            if _log.isEnabledFor(logging.DEBUG):
-                _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
+        """Tell the subscribers, and remember it. For what happens now and then. Never waits, and raises nothing."""
+        with self.errors.bulkhead("observer"):
+            if self.history.maxlen or self.wanted(name):
+                found = measurements or {}
+                cls = type(self)
+                if cls.check is not None:
+                    cls.check(name, found, metadata)
+                event = Event(name, found, self._redact(metadata))
+                self.history.append(event)
+                self._offer(event)
+                if _log.isEnabledFor(logging.DEBUG):
+                    _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
 
     def publish(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets:

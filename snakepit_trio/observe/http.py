@@ -6,6 +6,7 @@ wrong costs itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ import h11
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConfigError
 
@@ -35,6 +37,8 @@ _log = logging.getLogger(__name__)
 _LONGEST_HEAD = 8 * 1024
 #: After a failure to accept a client, in seconds.
 _PAUSE = 0.5
+#: The client has gone, or speaks something else.
+_GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.ProtocolError)
 _TCP = re.compile(r"tcp:\[?(.+?)\]?:(\d+)")
 
 #: Tells, by pool, how many workers are ready and how many there should be.
@@ -48,17 +52,21 @@ class Metrics:
         config: Where they are served.
         collector: Gives them.
         readiness: Says whether the pools serve.
+        errors: Where unexpected exceptions are told; one ends a client's connection.
 
     Attributes:
         collector: For a registry of the application's own.
         address: Where they are served; None: nowhere.
     """
 
-    def __init__(self, config: MetricsConfig, collector: RuntimeCollector, readiness: Readiness) -> None:
+    def __init__(
+        self, config: MetricsConfig, collector: RuntimeCollector, readiness: Readiness, errors: InternalErrors
+    ) -> None:
         self.collector = collector
         self.address: str | None = None
         self._config = config
         self._readiness = readiness
+        self._errors = errors
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
         self._clients = 0
@@ -114,12 +122,11 @@ class Metrics:
     async def _client(self, stream: anyio.abc.SocketStream) -> None:
         self._clients += 1
         try:
-            with anyio.move_on_after(self._config.client_timeout):
+            with self._errors.bulkhead("connection"), anyio.move_on_after(self._config.client_timeout):
                 if self._clients > self._config.max_connections:
                     return
-                await self._answer(stream)
-        except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.ProtocolError):
-            pass  # The client has gone, or speaks something else.
+                with contextlib.suppress(*_GONE):
+                    await self._answer(stream)
         finally:
             self._clients -= 1
             await anyio.aclose_forcefully(stream)

@@ -41,12 +41,20 @@ class RuntimeCollector(Collector):
         version: The library's.
         pools: The pools there are now.
         timings: What requests took.
+        internal_errors: How many unexpected exceptions there were, by what they ended.
     """
 
-    def __init__(self, version: str, pools: Callable[[], Iterable[PoolFacts]], timings: RequestTimings) -> None:
+    def __init__(
+        self,
+        version: str,
+        pools: Callable[[], Iterable[PoolFacts]],
+        timings: RequestTimings,
+        internal_errors: Mapping[str, int] | None = None,
+    ) -> None:
         self._version = version
         self._pools = pools
         self._timings = timings
+        self._internal_errors = {} if internal_errors is None else internal_errors
 
     def describe(self) -> Iterable[Metric]:
         """Nothing: the names are known when somebody asks."""
@@ -55,6 +63,12 @@ class RuntimeCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """All metrics, as they are now."""
         yield InfoMetricFamily("snakepit", "The library.", {"version": self._version})
+        internal = CounterMetricFamily(
+            "snakepit_internal_errors", "Unexpected exceptions, by what they ended.", labels=["ended"]
+        )
+        for ended, count in list(self._internal_errors.items()):
+            internal.add_metric([ended], count)
+        yield internal
         yield from self._collect_pools()
         waits = HistogramMetricFamily("snakepit_queue_wait_seconds", "From arrival to dispatch.", labels=["pool"])
         for pool, wait in list(self._timings.waits.items()):

@@ -6,15 +6,19 @@ What may happen, and which moves follow from it, is decided in :mod:`.ledger`.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
+from snakepit_trio._bulkhead import InternalErrors, internal_error
+from snakepit_trio.errors import SnakepitError
+
 from .admission import Admission
 from .cancel_set import CancelSet
 from .deadlines import DeadlineWheel
-from .endings import worker_busy
+from .endings import copy_error, worker_busy, worker_lost
 from .lines import Lines
 from .places import Places
 from .queue import RequestQueue
@@ -22,10 +26,12 @@ from .request import Outcome, Phase, Request
 from .seats import Seats
 
 if TYPE_CHECKING:
-    from snakepit_trio.errors import SnakepitError
     from snakepit_trio.wire.frames import Payload
 
 __all__ = ["Books", "Observer", "Totals", "release"]
+
+#: How often the books are gone over after one exception, when to do so raises others.
+_MOST_ROUNDS = 10
 
 
 class Observer(Protocol):
@@ -55,7 +61,7 @@ def _ignore(event: str, request: Request, now: float) -> None:
     """The observer of a ledger that nobody watches."""
 
 
-class Books:
+class Books(ABC):
     """The books of one pool.
 
     Args:
@@ -66,6 +72,8 @@ class Books:
         observer: Hears of what happens to requests.
         on_idle: Called when the last running request has ended.
         on_due: Called with a time when :meth:`next_deadline` may be that now, which is earlier than was known.
+        errors: Where unexpected exceptions are told.
+        pool: The pool's name.
     """
 
     def __init__(
@@ -78,6 +86,8 @@ class Books:
         observer: Observer = _ignore,
         on_idle: Callable[[], object] = lambda: None,
         on_due: Callable[[float], object] = lambda when: None,
+        errors: InternalErrors | None = None,
+        pool: str = "",
     ) -> None:
         self._queue = queue
         self._cancel_set = cancel_set
@@ -86,6 +96,10 @@ class Books:
         self._observe = observer
         self._on_idle = on_idle
         self._on_due = on_due
+        self._errors = InternalErrors() if errors is None else errors
+        self._pool = pool
+        # Every request that was accepted and has not ended, in the order of their arrival.
+        self._living: dict[Request, None] = {}
         self._all: dict[Seats, None] = {}
         self._places = Places()
         self._lines = Lines(self._places, self._all, on_due)
@@ -95,6 +109,8 @@ class Books:
         self._rejected = 0
         self._ended = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         self._late_replies = 0
+        self._recovering = False
+        self._unsound = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} workers={len(self._all)} in_flight={self._in_flight} queued={len(self._queue)}>"
@@ -171,20 +187,33 @@ class Books:
 
     def _start(self, request: Request, seats: Seats, now: float) -> None:
         """Give a request a free seat."""
-        request.attempt += 1
-        self._begin(request, seats, now)
-        self._places.place(seats)
-        seats.port.start(request)
+        try:
+            request.attempt += 1
+            self._begin(request, seats, now)
+            self._places.place(seats)
+            seats.port.start(request)
+        except Exception as exc:
+            self._not_started(request, seats, exc, now)
 
     def _line_up(self, request: Request, seats: Seats, now: float) -> None:
         """Send a request to a worker ahead of its time. It goes on waiting."""
-        request.attempt += 1
-        request.recalled = False
-        request.seats = seats
-        seats.ahead[request.id] = request
-        self._places.joined(seats, request)
-        self._places.place(seats)
-        seats.port.start(request)
+        try:
+            request.attempt += 1
+            request.recalled = False
+            request.seats = seats
+            seats.ahead[request.id] = request
+            self._places.joined(seats, request)
+            self._places.place(seats)
+            seats.port.start(request)
+        except Exception as exc:
+            self._not_started(request, seats, exc, now)
+
+    def _not_started(self, request: Request, seats: Seats, exc: Exception, now: float) -> None:
+        """A request could not be sent: it fails, and its seat is free. Should it have been sent all the same, the reply to
+        it will be one to a call that the worker was never given, and end the worker."""
+        seats.running.pop(request.id, None)
+        seats.ahead.pop(request.id, None)
+        self._recover(exc, now, request)
 
     def _begin(self, request: Request, seats: Seats, now: float) -> None:
         """A request runs from now on."""
@@ -193,9 +222,9 @@ class Books:
             self._wheel.move(request, request.deadline)
             self._on_due(request.deadline)
         seats.running[request.id] = request
+        self._in_flight += 1
         if seats.depth:
             self._places.began(seats, now)
-        self._in_flight += 1
         request.phase = Phase.RUNNING
         request.seats = seats
         request.dispatched_at = now
@@ -209,7 +238,10 @@ class Books:
                         self._queue.discard(other)
                         self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
             binding.seats = seats
-        self._observe("dispatched", request, now)
+        try:
+            self._observe("dispatched", request, now)
+        except Exception as exc:
+            self._errors.report(exc, "observer", pool=self._pool)
 
     def _queue_again(self, request: Request, now: float) -> None:
         """Put a request back where it was in the queue."""
@@ -221,7 +253,7 @@ class Books:
         self._on_due(due)
         self._queue.push_front(request, now)
         if ran:
-            self._observe("queued", request, now)
+            self._tell("queued", request, now)
 
     def _leave(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
         """End a request for its caller, wherever it is."""
@@ -255,15 +287,140 @@ class Books:
     def _finish(
         self, request: Request, outcome: Outcome, result: Payload | None, error: SnakepitError | None, now: float
     ) -> None:
-        if request.deadline_node is not None:
-            self._wheel.remove(request)
+        del self._living[request]
         request.phase = Phase.DONE
         request.outcome = outcome
         request.result = result
         request.error = error
         self._ended[outcome._value_] += 1
-        self._observe(outcome._value_, request, now)
-        request.wake()
+        try:
+            if request.deadline_node is not None:
+                self._wheel.remove(request)
+        except Exception as exc:
+            # It comes up some time, and is passed over then.
+            request.deadline_node = None
+            self._errors.report(exc, "operation", pool=self._pool)
+        try:
+            self._observe(outcome._value_, request, now)
+        except Exception as exc:
+            self._errors.report(exc, "observer", pool=self._pool)
+        try:
+            request.wake()
+        except Exception as exc:
+            self._wake_again(request, exc)
+
+    def _wake_again(self, request: Request, exc: Exception) -> None:
+        """Whoever waits for a request that has ended could not be woken; if that fails twice, nothing is left to try."""
+        self._errors.report(exc, "request", pool=self._pool)
+        with self._errors.bulkhead("request", pool=self._pool):
+            request.wake()
+
+    def _tell(self, event: str, request: Request, now: float) -> None:
+        """Let the observer hear of something. When it fails, the request goes on."""
+        try:
+            self._observe(event, request, now)
+        except Exception as exc:
+            self._errors.report(exc, "observer", pool=self._pool)
+
+    # ---- after an exception that nobody expected -----------------------------------------------------
+
+    def _recover(self, exc: Exception, now: float, request: Request | None = None) -> None:
+        """An unexpected exception came out of a decision: the request that it was about fails, and the books agree again.
+
+        Raises nothing. When even this fails, it is tried again at the next :meth:`Ledger.expire`.
+        """
+        self._errors.report(exc, "operation" if request is None else "request", pool=self._pool)
+        with self._errors.bulkhead("operation", self._note_unsound, pool=self._pool):
+            if request is not None and request in self._living:
+                self._finish(request, Outcome.FAILED, None, internal_error(exc), now)
+            if self._recovering:
+                # It came from the one below, which will go over everything once more.
+                self._unsound = True
+                return
+            self._recovering = True
+            try:
+                for _ in range(_MOST_ROUNDS):
+                    self._unsound = False
+                    self._reconcile(now)
+                    if not self._unsound:
+                        break
+            finally:
+                self._recovering = False
+        if self._unsound:
+            self._note_unsound(exc)
+
+    def _note_unsound(self, exc: Exception) -> None:
+        self._unsound = True
+        with self._errors.bulkhead("operation", pool=self._pool):
+            self._on_due(-math.inf)
+
+    def _reconcile(self, now: float) -> None:
+        """Make the books agree again, from what is certain: which requests have not ended, what each worker was given,
+        which workers are at their end."""
+        for seats in [seats for seats in self._all if seats.end is not None]:
+            del self._all[seats]
+            for table in (seats.running, seats.leaving, seats.ahead):
+                for request in table.values():
+                    if request.phase is Phase.DONE:
+                        release(request)
+                table.clear()
+        waiting, lost = [], []
+        for request in self._living:
+            where = request.seats
+            if where is None and request.phase is Phase.QUEUED:
+                waiting.append(request)
+                continue
+            if where is not None and where in self._all:
+                table = where.running if request.phase is Phase.RUNNING else where.ahead
+                if table.get(request.id) is request:
+                    continue
+            lost.append(request)
+        for request in lost:
+            error = SnakepitError("an internal error of snakepit_trio has lost the request", code="internal")
+            self._finish(request, Outcome.FAILED, None, error, now)
+        for request in self._living:
+            request.deadline_node = None
+        self._wheel.clear()
+        self._queue.refill(waiting)
+        for request in self._living:
+            running = request.phase is Phase.RUNNING
+            self._wheel.add(request, request.deadline if running else min(request.deadline, request.queue_deadline))
+        for seats in self._all:
+            for request in [request for request in seats.running.values() if request.phase is Phase.DONE]:
+                seats.leaving[request.id] = seats.running.pop(request.id)
+            seats.open = seats.open and not seats.over
+        self._places.rebuild(self._all)
+        self._in_flight = sum(len(seats.running) for seats in self._all)
+        self._accepted = sum(self._ended.values()) + len(self._living)
+        self._end_hopeless(waiting, now)
+        for seats in list(self._all):
+            # What was to be told to the worker may not have been; to tell it twice does no harm.
+            for request in list(seats.leaving.values()):
+                seats.port.cancel(request)
+            for request in [request for request in seats.ahead.values() if request.phase is Phase.DONE]:
+                seats.port.withdraw(request)
+            self._advance(seats, now)
+        if not self._in_flight:
+            self._on_idle()
+        self._on_due(-math.inf)
+
+    def _end_hopeless(self, waiting: Iterable[Request], now: float) -> None:
+        """End those that wait for what will not come."""
+        refused = self._admission.closed or self._admission.broken
+        for request in waiting:
+            pin = request.pin
+            if refused is not None:
+                error = copy_error(refused)
+            elif pin is not None and pin.over:
+                error = worker_lost(request, pin.end)
+            else:
+                continue
+            self._queue.discard(request)
+            self._finish(request, Outcome.FAILED, None, error, now)
+
+    @abstractmethod
+    def _advance(self, seats: Seats, now: float) -> None:
+        """A worker has ended a call: the next in its line runs now, and it gets more."""
 
 
 def release(request: Request) -> None:

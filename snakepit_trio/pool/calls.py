@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 
 from snakepit_trio._call_options import UNSET, Unset, check_limit
 from snakepit_trio._timeouts import check_timeout
-from snakepit_trio.errors import RequestCancelled
+from snakepit_trio.errors import RequestCancelled, SnakepitError
 
 from .mapping import MapResults, running
 from .request import Binding, Outcome, Phase, Request
@@ -24,9 +24,9 @@ from .submission import STREAM_BYTES, STREAM_WINDOW, Submission
 from .tasks import MapTasks
 
 if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.errors import SnakepitError
     from snakepit_trio.policies.guard import Guard
     from snakepit_trio.tools.waits import Permit
     from snakepit_trio.wire.frames import Payload
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Calls"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class Calls:
     """The calls of one pool.
@@ -44,6 +47,7 @@ class Calls:
     Args:
         guard: The pool's policies, when it has any.
         loop: The event loop that is running.
+        errors: Where unexpected exceptions are told; one ends its call.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Calls:
         crew: Crew,
         guard: Guard | None,
         loop: EventLoop,
+        errors: InternalErrors,
     ) -> None:
         self._config = config
         self._submission = submission
@@ -62,6 +67,7 @@ class Calls:
         self._roster = crew.roster
         self._guard = guard
         self._loop = loop
+        self._errors = errors
 
     async def execute(
         self,
@@ -83,66 +89,71 @@ class Calls:
             permits: What it holds of limits, when the pool's policies have seen the call already.
             tasks: The map that it belongs to, of a pool with policies.
         """
-        await self._loop.check()
-        batch = tasks is not None
-        if self._guard is not None and permits is None:
-            spec = self._roster.tools.get(tool)
-            if spec is not None:
-                limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-
-                async def attempt(left: float | None, permits: tuple[Permit, ...]) -> Any:
-                    call = functools.partial(
-                        self.execute, tool, params, timeout=limit if batch else left, priority=priority,
-                        metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
-                        tasks=tasks,
-                    )  # fmt: skip
-                    return await (call() if tasks is None else tasks.patiently(call))
-
-                return await self._guard.execute(
-                    attempt,
-                    tool=tool,
-                    # In a map waiting does not count, so each attempt has the whole of its time.
-                    timeout=None if batch else limit,
-                    idempotent=spec.idempotent if idempotent is None else idempotent,
-                    session=None if session is None else session.id,
-                )
-        waiter = self._loop.waiter()
-        request = self._submission.make(
-            tool,
-            params,
-            wake=waiter.wake,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=idempotent,
-            session=session.id if session is not None else None,
-            binding=binding,
-            batch=batch,
-            permits=permits or (),
-        )
-        if session is not None:
-            session.begin(request)
         try:
-            self._submission.submit(request)
-            await waiter.wait()
-        except BaseException:
-            self._ledger.cancel(request, self._loop.now())
-            if request.trace is not None:
-                request.trace.end()
-            raise
-        finally:
+            await self._loop.check()
+            batch = tasks is not None
+            if self._guard is not None and permits is None:
+                spec = self._roster.tools.get(tool)
+                if spec is not None:
+                    limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+
+                    async def attempt(left: float | None, permits: tuple[Permit, ...]) -> Any:
+                        call = functools.partial(
+                            self.execute, tool, params, timeout=limit if batch else left, priority=priority,
+                            metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
+                            tasks=tasks,
+                        )  # fmt: skip
+                        return await (call() if tasks is None else tasks.patiently(call))
+
+                    return await self._guard.execute(
+                        attempt,
+                        tool=tool,
+                        # In a map waiting does not count, so each attempt has the whole of its time.
+                        timeout=None if batch else limit,
+                        idempotent=spec.idempotent if idempotent is None else idempotent,
+                        session=None if session is None else session.id,
+                    )
+            waiter = self._loop.waiter()
+            request = self._submission.make(
+                tool,
+                params,
+                wake=waiter.wake,
+                timeout=timeout,
+                priority=priority,
+                metadata=metadata,
+                idempotent=idempotent,
+                session=session.id if session is not None else None,
+                binding=binding,
+                batch=batch,
+                permits=permits or (),
+            )
             if session is not None:
-                session.finish(request)
-        error = request.error
-        if error is not None:
-            if request.outcome is Outcome.CANCELLED:
-                # The worker saw the end of the caller's scope a moment before the scope itself does.
-                await anyio.sleep_until(request.until)
-            raise error
-        if request.trace is not None:
-            with request.trace.decode():
-                return self._submission.decode(request.result)
-        return self._submission.decode(request.result)
+                session.begin(request)
+            try:
+                self._submission.submit(request)
+                await waiter.wait()
+            except BaseException:
+                self._ledger.cancel(request, self._loop.now())
+                if request.trace is not None:
+                    request.trace.end()
+                raise
+            finally:
+                if session is not None:
+                    session.finish(request)
+            error = request.error
+            if error is not None:
+                if request.outcome is Outcome.CANCELLED:
+                    # The worker saw the end of the caller's scope a moment before the scope itself does.
+                    await anyio.sleep_until(request.until)
+                raise error
+            if request.trace is not None:
+                with request.trace.decode():
+                    return self._submission.decode(request.result)
+            return self._submission.decode(request.result)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc) from exc
 
     def begin(
         self,
@@ -176,7 +187,9 @@ class Calls:
         wanted = True
 
         def wake() -> None:
+            nonlocal wanted
             if wanted:
+                wanted = False
                 on_end(request.result, request.error)
 
         def leave() -> None:
@@ -238,8 +251,10 @@ class Calls:
             lambda chunks, size: self._credit(request, chunks, size),
             self._submission.decode,
             self._loop,
+            self._errors,
         )
-        request = self._submission.make(
+        request = self._calling(
+            self._submission.make,
             tool,
             params,
             wake=chunks.wake,
@@ -255,7 +270,7 @@ class Calls:
         if session is not None:
             session.begin(request)
         try:
-            self._submission.submit(request)
+            self._calling(self._submission.submit, request)
             yield chunks
         finally:
             if session is not None:
@@ -286,6 +301,7 @@ class Calls:
             ordered=ordered,
             return_errors=return_errors,
             loop=self._loop,
+            errors=self._errors,
         )
         if self._guard is not None:
             tasks = MapTasks(lambda params: self.execute(tool, params, tasks=tasks, **options))
@@ -293,8 +309,8 @@ class Calls:
         submission = self._submission
         return running(
             make(
-                submit=lambda params, wake: submission.submit(
-                    submission.make(tool, params, wake=wake, batch=True, **options)
+                submit=lambda params, wake: self._calling(
+                    lambda: submission.submit(submission.make(tool, params, wake=wake, batch=True, **options))
                 ),
                 take=submission.take,
                 cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
@@ -309,6 +325,15 @@ class Calls:
         if config.threads == 1 and not patient and self._ledger.is_short(tool):
             return 2 * size * (1 + config.prefetch)
         return 2 * size * config.threads
+
+    def _calling(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Call a function for a caller, who gets whatever goes wrong as a SnakepitError."""
+        try:
+            return function(*args, **options)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc) from exc
 
     def end(self, request: Request) -> None:
         """End a session's call, whose session is no more."""

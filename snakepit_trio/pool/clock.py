@@ -5,17 +5,23 @@ from __future__ import annotations
 import anyio
 import anyio.abc
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 
 from .ledger import Ledger
 
 __all__ = ["Clock"]
 
+#: Seconds before it goes on after a failure.
+_PAUSE = 0.1
+
 
 class Clock:
     """Calls :meth:`Ledger.expire` when something is due."""
 
-    def __init__(self) -> None:
+    def __init__(self, errors: InternalErrors, pool: str) -> None:
+        self._errors = errors
+        self._pool = pool
         self._ledger: Ledger | None = None
         self._scope: anyio.CancelScope | None = None
 
@@ -31,7 +37,11 @@ class Clock:
         self._ledger = ledger
         task_status.started()
         while True:
-            with anyio.CancelScope(deadline=ledger.next_deadline()) as scope:
-                self._scope = scope
-                await anyio.sleep_forever()
-            ledger.expire(anyio.current_time())
+            with self._errors.bulkhead("operation", pool=self._pool) as turn:
+                with anyio.CancelScope(deadline=ledger.next_deadline()) as scope:
+                    self._scope = scope
+                    await anyio.sleep_forever()
+                ledger.expire(anyio.current_time())
+            if turn.failed:
+                # What is due is due still, and to try at once and again would leave nobody else any time.
+                await anyio.sleep(_PAUSE)

@@ -83,6 +83,13 @@ class DeadlineWheel(Generic[E]):
         self.remove(entry)
         self.add(entry, deadline)
 
+    def clear(self) -> None:
+        """Forget all entries; their ``deadline_node`` is the caller's to reset."""
+        self._buckets.clear()
+        self._keys.clear()
+        self._known.clear()
+        self._size = 0
+
     def next_deadline(self) -> float:
         """When :meth:`expire` has something to give, infinity when nothing is in."""
         keys = self._keys

@@ -80,4 +80,12 @@ class Hiring:
             redact=parts.redact,
             shm=self.shm,
         )
-        return Worker(spec, settings=config, resources=resources, host=roster, slot=slot, incarnation=incarnation)
+        return Worker(
+            spec,
+            settings=config,
+            resources=resources,
+            host=roster,
+            errors=parts.errors,
+            slot=slot,
+            incarnation=incarnation,
+        )

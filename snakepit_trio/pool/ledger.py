@@ -30,6 +30,10 @@ Invariants, checked by the model tests after every step:
 - ``len(running) + len(leaving) <= capacity`` for every incarnation
 - no request waits in the queue while a seat that it may take is free
 - nobody stands in line behind a free seat
+
+What is called from here (a port, an observer, ``Request.wake``) and what decides here may raise what nobody expected: the
+request that a decision was about fails then, and the books are put in order from what is certain (:meth:`Books._recover`).
+Only the exceptions that a method names leave it.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ import math
 from collections.abc import Container
 from typing import TYPE_CHECKING
 
+from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import PoolClosed, SnakepitError, WorkerCrashed
 
@@ -82,35 +87,55 @@ class Ledger(Books):
         try:
             seats = self._admission.admit(request, now)
         except SnakepitError as exc:
-            self._rejected += 1
-            request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
-            request.error = copy_error(exc)
-            self._observe(Outcome.REJECTED.value, request, now)
+            self._reject(request, exc, now)
             raise
+        except Exception as exc:
+            # It may be in the queue, but it is not among the living, and what is put in order again leaves it out.
+            self._recover(exc, now)
+            error = internal_error(exc)
+            self._reject(request, error, now)
+            raise error from exc
         self._accepted += 1
-        if seats is not None and len(seats.running) + len(seats.leaving) < seats.capacity:
-            if request.deadline != math.inf:
-                self._wheel.add(request, request.deadline)
-            self._start(request, seats, now)
-            return
-        request.phase = Phase.QUEUED
-        due = min(request.deadline, request.queue_deadline)
-        if due != math.inf:
-            self._wheel.add(request, due)
-        self._observe("queued", request, now)
-        if seats is not None:
-            self._line_up(request, seats, now)
+        self._living[request] = None
+        try:
+            if seats is not None and len(seats.running) + len(seats.leaving) < seats.capacity:
+                if request.deadline != math.inf:
+                    self._wheel.add(request, request.deadline)
+                self._start(request, seats, now)
+                return
+            request.phase = Phase.QUEUED
+            due = min(request.deadline, request.queue_deadline)
+            if due != math.inf:
+                self._wheel.add(request, due)
+            self._tell("queued", request, now)
+            if seats is not None:
+                self._line_up(request, seats, now)
+        except Exception as exc:
+            self._recover(exc, now, request)
+
+    def _reject(self, request: Request, error: SnakepitError, now: float) -> None:
+        self._rejected += 1
+        request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
+        request.error = copy_error(error)
+        self._tell(Outcome.REJECTED.value, request, now)
 
     def cancel(self, request: Request, now: float) -> None:
         """The caller is gone: a waiting request leaves the queue, a running one is cancelled in its worker.
 
         Does nothing when the request has ended.
         """
-        self._leave(request, Outcome.CANCELLED, None, now)
+        self._put_out(request, Outcome.CANCELLED, None, now)
 
     def end(self, request: Request, error: SnakepitError, now: float) -> None:
         """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
-        self._leave(request, Outcome.FAILED, copy_error(error), now)
+        self._put_out(request, Outcome.FAILED, copy_error(error), now)
+
+    def _put_out(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
+        """End a request for its caller, wherever it is, whatever comes of that."""
+        try:
+            self._leave(request, outcome, error, now)
+        except Exception as exc:
+            self._recover(exc, now, request)
 
     def hopeless(self, request: Request, blocked: Container[object]) -> bool:
         """Whether no open seat that a waiting request may take can come free: each is held by one of these."""
@@ -123,15 +148,28 @@ class Ledger(Books):
     @protected
     def expire(self, now: float) -> None:
         """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
-        self._cancel_set.expire(now)
-        for request in self._wheel.expire(now):
-            if request.phase is Phase.RUNNING and request.deadline > now:
-                # What has passed is the limit of its wait, which had ended in time.
-                self._wheel.add(request, request.deadline)
-            else:
-                self._leave(request, Outcome.EXPIRED, overdue(request, now), now)
-        if now >= self._lines.look_at:
-            self._lines.look(now)
+        if self._unsound:
+            self._recover(RuntimeError("the books could not be put in order before"), now)
+        try:
+            self._cancel_set.expire(now)
+            due = self._wheel.expire(now)
+        except Exception as exc:
+            self._recover(exc, now)
+            return
+        for request in due:
+            try:
+                if request.phase is Phase.RUNNING and request.deadline > now:
+                    # What has passed is the limit of its wait, which had ended in time.
+                    self._wheel.add(request, request.deadline)
+                else:
+                    self._leave(request, Outcome.EXPIRED, overdue(request, now), now)
+            except Exception as exc:
+                self._recover(exc, now, request)
+        try:
+            if now >= self._lines.look_at:
+                self._lines.look(now)
+        except Exception as exc:
+            self._recover(exc, now)
 
     @protected
     def replied(
@@ -145,27 +183,34 @@ class Ledger(Books):
             UnexpectedReply: The worker holds no such call.
         """
         request = seats.running.get(call_id)
-        if request is not None:
-            del seats.running[call_id]
-            self._in_flight -= 1
-            spent = now - request.dispatched_at
-            self._admission.note(spent)
-            if not request.stream:
-                self._places.note(request.tool, spent)
-            self._answer(request, result, error, now)
-        elif call_id in seats.ahead:
-            request = self._reply_ahead(seats, seats.ahead.pop(call_id), now, result, error)
-        else:
-            left = seats.leaving.pop(call_id, None)
-            if left is None:
-                if self._cancel_set.seen(call_id, now):
-                    self._late_replies += 1
-                    return None
-                raise UnexpectedReply(f"a reply to call {call_id}, which is not under way")
-            self._let_go(left, error)
-        seats.served += 1
-        self._advance(seats, now)
-        return request
+        ended = request
+        try:
+            if request is not None:
+                del seats.running[call_id]
+                self._in_flight -= 1
+                spent = now - request.dispatched_at
+                self._admission.note(spent)
+                if not request.stream:
+                    self._places.note(request.tool, spent)
+                self._answer(request, result, error, now)
+            elif call_id in seats.ahead:
+                request = seats.ahead.pop(call_id)
+                ended = self._reply_ahead(request, now, result, error)
+            else:
+                left = seats.leaving.pop(call_id, None)
+                if left is None:
+                    if self._cancel_set.seen(call_id, now):
+                        self._late_replies += 1
+                        return None
+                    raise UnexpectedReply(f"a reply to call {call_id}, which is not under way")
+                self._let_go(left, error)
+            seats.served += 1
+            self._advance(seats, now)
+        except UnexpectedReply:
+            raise
+        except Exception as exc:
+            self._recover(exc, now, request)
+        return ended
 
     @protected
     def returned(self, seats: Seats, call_id: int, now: float) -> None:
@@ -174,26 +219,32 @@ class Ledger(Books):
         Raises:
             UnexpectedReply: The worker holds no such call.
         """
-        request = seats.ahead.pop(call_id, None)
-        if request is not None:
-            if request.phase is Phase.QUEUED:
-                self._places.left(request)
-        else:
-            request = seats.running.pop(call_id, None)
+        request = None
+        try:
+            request = seats.ahead.pop(call_id, None)
             if request is not None:
-                # The call before it had ended, so it was taken to run.
-                self._in_flight -= 1
+                if request.phase is Phase.QUEUED:
+                    self._places.left(request)
             else:
-                request = seats.leaving.pop(call_id, None)
-                if request is None:
-                    raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
-        if request.phase is Phase.DONE:
-            release(request)
-        else:
-            request.attempt -= 1
-            self._queue_again(request, now)
-        self._advance(seats, now)
-        self._fill_all(now)
+                request = seats.running.pop(call_id, None)
+                if request is not None:
+                    # The call before it had ended, so it was taken to run.
+                    self._in_flight -= 1
+                else:
+                    request = seats.leaving.pop(call_id, None)
+                    if request is None:
+                        raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
+            if request.phase is Phase.DONE:
+                release(request)
+            else:
+                request.attempt -= 1
+                self._queue_again(request, now)
+            self._advance(seats, now)
+            self._fill_all(now)
+        except UnexpectedReply:
+            raise
+        except Exception as exc:
+            self._recover(exc, now, request)
 
     def _answer(self, request: Request, result: Payload | None, error: SnakepitError | None, now: float) -> None:
         if error is None:
@@ -207,7 +258,7 @@ class Ledger(Books):
             self._finish(request, Outcome.FAILED, None, error, now)
 
     def _reply_ahead(
-        self, seats: Seats, request: Request, now: float, result: Payload | None, error: SnakepitError | None
+        self, request: Request, now: float, result: Payload | None, error: SnakepitError | None
     ) -> Request | None:
         """A worker answers a call whose turn, as far as is known here, had not come: it refuses it, or it is quick."""
         if request.phase is Phase.DONE:
@@ -216,7 +267,7 @@ class Ledger(Books):
         self._places.left(request)
         if error is None:
             request.dispatched_at = now
-            self._observe("dispatched", request, now)
+            self._tell("dispatched", request, now)
         self._answer(request, result, error, now)
         return request
 
@@ -234,13 +285,22 @@ class Ledger(Books):
         self._all[seats] = None
         self.hope()
         seats.open = True
-        self._places.admit(seats)
-        self._places.place(seats)
-        self._fill(seats, now)
+        try:
+            self._places.admit(seats)
+            self._places.place(seats)
+            self._fill(seats, now)
+        except Exception as exc:
+            self._recover(exc, now)
 
     @protected
-    def cordon(self, seats: Seats) -> None:
+    def cordon(self, seats: Seats, now: float) -> None:
         """Give an incarnation no more calls; those that it runs go on, those that it has not begun are asked back."""
+        try:
+            self._shut(seats)
+        except Exception as exc:
+            self._recover(exc, now)
+
+    def _shut(self, seats: Seats) -> None:
         if seats.open:
             seats.open = False
             self._places.place(seats)
@@ -249,18 +309,24 @@ class Ledger(Books):
     @protected
     def retire(self, seats: Seats, now: float) -> None:
         """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""
-        self.cordon(seats)
         seats.over = True
-        for request in self._queue.drop_pin(seats):
-            self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
+        try:
+            self._shut(seats)
+            for request in self._queue.drop_pin(seats):
+                self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
+        except Exception as exc:
+            self._recover(exc, now)
 
     @protected
     def uncordon(self, seats: Seats, now: float) -> None:
         """Undo :meth:`cordon`."""
         if not seats.open and not seats.over and seats in self._all:
             seats.open = True
-            self._places.place(seats)
-            self._fill(seats, now)
+            try:
+                self._places.place(seats)
+                self._fill(seats, now)
+            except Exception as exc:
+                self._recover(exc, now)
 
     @protected
     def gone(
@@ -278,31 +344,43 @@ class Ledger(Books):
         if seats not in self._all:
             return
         seats.open = False
+        seats.over = True
         seats.end = error
-        self._places.place(seats)
-        self._places.forget(seats)
-        self.retire(seats, now)
-        del self._all[seats]
-        held = [*seats.running.values(), *seats.ahead.values()]
-        for request in seats.leaving.values():
-            release(request)
-        seats.running.clear()
-        seats.leaving.clear()
-        seats.ahead.clear()
-        # The last first: each goes back to the front of those that came after it.
-        for request in reversed(held):
-            if request.phase is Phase.DONE:
+        try:
+            self._places.place(seats)
+            self._places.forget(seats)
+            self.retire(seats, now)
+            self._all.pop(seats, None)
+            held = [*seats.running.values(), *seats.ahead.values()]
+            for request in seats.leaving.values():
                 release(request)
-                continue
-            if request.phase is Phase.RUNNING:
-                self._in_flight -= 1
-            else:
-                self._places.left(request)
+            seats.running.clear()
+            seats.leaving.clear()
+            seats.ahead.clear()
+            # The last first: each goes back to the front of those that came after it.
+            for request in reversed(held):
+                try:
+                    self._settle(request, error, now, unbegun)
+                except Exception as exc:
+                    self._recover(exc, now, request)
+            self._fill_all(now)
+            if not self._in_flight:
+                self._on_idle()
+        except Exception as exc:
+            self._recover(exc, now)
+
+    def _settle(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, unbegun: Container[int]) -> None:
+        """What becomes of a call that an incarnation held which has ended."""
+        if request.phase is Phase.DONE:
+            release(request)
+            return
+        if request.phase is Phase.RUNNING:
+            self._in_flight -= 1
+        else:
+            self._places.left(request)
+        self._retry_or_fail(request, error, now, started=request.id not in unbegun)
+        if request.outcome is not None:
             request.seats = None
-            self._retry_or_fail(request, error, now, started=request.id not in unbegun)
-        self._fill_all(now)
-        if not self._in_flight:
-            self._on_idle()
 
     @protected
     def fail_all(self, error: SnakepitError, now: float) -> None:
@@ -326,7 +404,7 @@ class Ledger(Books):
         """End every running request with ``error``; their calls are cancelled in the workers."""
         for seats in tuple(self._all):
             for request in tuple(seats.running.values()):
-                self._leave(request, Outcome.FAILED, copy_error(error), now)
+                self._put_out(request, Outcome.FAILED, copy_error(error), now)
 
     # ---- inside ----------------------------------------------------------------------------------
 
@@ -398,8 +476,14 @@ class Ledger(Books):
             self._finish(request, Outcome.FAILED, None, copy_error(error), now)
 
     def _end_queue(self, error: SnakepitError, now: float) -> None:
-        for seats in self._all:
+        try:
+            self._end_all_that_wait(error, now)
+        except Exception as exc:
+            self._recover(exc, now)
+
+    def _end_all_that_wait(self, error: SnakepitError, now: float) -> None:
+        for seats in tuple(self._all):
             for request in tuple(seats.ahead.values()):
-                self._leave(request, Outcome.FAILED, copy_error(error), now)
+                self._put_out(request, Outcome.FAILED, copy_error(error), now)
         for request in list(self._queue):
-            self._leave(request, Outcome.FAILED, copy_error(error), now)
+            self._put_out(request, Outcome.FAILED, copy_error(error), now)

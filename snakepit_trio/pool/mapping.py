@@ -17,6 +17,7 @@ from .request import Phase, Request
 from .tasks import MapTask, MapTasks
 
 if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio._waiting import EventLoop, Waiter
 
 __all__ = ["MapResults", "running"]
@@ -50,8 +51,12 @@ class MapResults:
         take: Callable[[Any], Any],
         cancel: Callable[[Any], None],
         loop: EventLoop,
+        errors: InternalErrors,
     ) -> None:
         self.index = -1
+        self._errors = errors
+        # What the inputs themselves have raised, which is the consumer's.
+        self._input_error: Exception | None = None
         self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
         #: Whether :meth:`feed` has to run beside it.
         self.fed: bool = isinstance(inputs, AsyncIterable)
@@ -89,18 +94,27 @@ class MapResults:
         """
         await self._loop.check()
         while True:
-            self._refill()
-            found = self._next_done()
-            if found is not None:
-                self._room.ring()
-                return self._deliver(found)
+            try:
+                self._refill()
+                found = self._next_done()
+                if found is not None:
+                    self._room.ring()
+                    return self._deliver(found)
+                if self._consumer is None:
+                    waiter = self._loop.waiter()
+            except SnakepitError:
+                raise
+            except Exception as exc:
+                if exc is self._input_error:
+                    raise
+                raise self._errors.caller(exc, "map") from exc
             if not self._under_way and self._exhausted:
                 raise StopAsyncIteration
             if self._consumer is not None:
                 raise anyio.BusyResourceError("taking results from")
-            self._consumer = self._loop.waiter()
+            self._consumer = waiter
             try:
-                await self._consumer.wait()
+                await waiter.wait()
             finally:
                 self._consumer = None
 
@@ -168,6 +182,9 @@ class MapResults:
             except StopIteration:
                 self._exhausted = True
                 return _NOTHING
+            except Exception as exc:
+                self._input_error = exc
+                raise
         fetched, self._fetched = self._fetched, _NOTHING
         if fetched is not _NOTHING:
             self._room.ring()
@@ -175,6 +192,7 @@ class MapResults:
             self._exhausted = True
             error, self._source_error = self._source_error, None
             if error is not None:
+                self._input_error = error
                 raise error
         return fetched
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from snakepit_trio._bulkhead import InternalErrors, operation
+
 from .crew import Crew
 
 __all__ = ["Operations"]
@@ -11,7 +13,9 @@ class Operations:
     """The part of a pool's interface that is about its workers."""
 
     _crew: Crew
+    _errors: InternalErrors
 
+    @operation
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
 
@@ -22,6 +26,7 @@ class Operations:
         """
         await self._crew.wait_ready(n, timeout)
 
+    @operation
     async def resize(self, size: int) -> None:
         """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
 
@@ -33,6 +38,7 @@ class Operations:
         """
         await self._crew.resize(size)
 
+    @operation
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
 
@@ -41,6 +47,7 @@ class Operations:
         """
         await self._crew.rolling_restart()
 
+    @operation
     async def recycle(self, worker_id: str) -> bool:
         """Replace one worker: a new one is ready first, then this one drains and stops.
 
@@ -59,6 +66,7 @@ class Operations:
         """
         self._crew.roster.cordon(worker_id, cordoned=cordoned)
 
+    @operation
     async def drain(self, worker_id: str) -> None:
         """Give one worker no more calls, and wait until it holds none. ``cordon(..., cordoned=False)`` undoes it.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import anyio
 
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.events import EventBus
     from snakepit_trio.observe.tracing import Telemetry
@@ -41,6 +42,7 @@ class PoolParts:
         waits: Waits,
         host_threads: HostThreads,
         starting: anyio.Semaphore,
+        errors: InternalErrors,
         timings: Timings | None = None,
         bindings: Callable[[str], Iterable[Binding]] = lambda _: (),
         telemetry: Telemetry | None = None,
@@ -58,6 +60,7 @@ class PoolParts:
         self.waits = waits
         self.host_threads = host_threads
         self.starting = starting
+        self.errors = errors
         self.timings = timings
         #: The ties of sessions to a pool's workers.
         self.bindings = bindings

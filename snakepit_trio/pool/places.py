@@ -9,9 +9,9 @@ whoever stands in it can be taken back. See the ledger for when that is done.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
-from .request import Request
+from .request import Phase, Request
 from .seats import Seats
 
 __all__ = ["PATIENCE", "SHORT", "Places"]
@@ -53,6 +53,20 @@ class Places:
             self._free.append({})
         while len(self._lines) < seats.depth:
             self._lines.append({})
+
+    def rebuild(self, known: Iterable[Seats]) -> None:
+        """Begin anew with these incarnations, from what each of them holds."""
+        self.waiting = 0
+        self._free, self._lines = [{}], []
+        self._holders.clear()
+        self._priorities.clear()
+        for seats in known:
+            seats.place = None
+            self.admit(seats)
+            for request in seats.ahead.values():
+                if request.phase is Phase.QUEUED:
+                    self.joined(seats, request)
+            self.place(seats)
 
     # ---- room --------------------------------------------------------------------------------------
 

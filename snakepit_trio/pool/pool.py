@@ -67,9 +67,10 @@ class Pool(Operations):
         self._runtime = runtime
         self._parts = parts
         self._events = parts.events
+        self._errors = parts.errors
         self._loop = event_loop(parts.backend)
         self._idle = anyio.Event()
-        self._clock = Clock()
+        self._clock = Clock(parts.errors, config.name)
         self.watch: RequestWatch = RequestWatch(
             config.name,
             f"{parts.run_id}-",
@@ -83,6 +84,8 @@ class Pool(Operations):
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
             poison_limit=config.poison_limit,
+            errors=parts.errors,
+            pool=config.name,
             reject_hopeless=config.reject_hopeless,
             observer=self.watch,
             on_idle=self._note_idle,
@@ -111,7 +114,7 @@ class Pool(Operations):
             on_queued=_nobody if self._scaled is None else self._scaled.poke,
             on_due=self._clock.note_due,
         )
-        self._calls = Calls(config, self._submission, self._ledger, self._crew, self._guard, self._loop)
+        self._calls = Calls(config, self._submission, self._ledger, self._crew, self._guard, self._loop, parts.errors)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -406,7 +409,7 @@ class Pool(Operations):
         await nursery.start(self._clock.run, self._ledger)
         await self._crew.open(nursery)
         if self._scaled is not None:
-            nursery.start_soon(self._scaled.run)
+            self._parts.errors.keep(nursery, self._scaled.run, pool=self.name)
 
     async def aclose(self, *, drain: bool) -> None:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""

@@ -23,7 +23,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any, Generic, Protocol, TypeVar
 
 from snakepit_trio.errors import QueueFull
@@ -275,6 +275,21 @@ class RequestQueue(Generic[E]):
         for entry in entries:
             self.discard(entry)
         return entries
+
+    def refill(self, entries: Iterable[E]) -> None:
+        """Hold these entries, each in the place that it had, and no others. For when it is not certain what is in it."""
+        self._any = _Lane()
+        self._pinned.clear()
+        self._sessions.clear()
+        self._live = 0
+
+        def number(entry: E) -> int:
+            return entry.queue_node.number if isinstance(entry.queue_node, _Node) else -1
+
+        for entry in sorted(entries, key=number):
+            old = entry.queue_node
+            arrival = old.arrival if isinstance(old, _Node) else -math.inf
+            self._put(_Node(entry, number(entry), arrival), entry)
 
     # ---- inside ----------------------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class Roster:
         for worker, seats in self.seats.items():
             if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
                 if cordoned:
-                    self._ledger.cordon(seats)
+                    self._ledger.cordon(seats, anyio.current_time())
                     self._parts.waits.check()
                 else:
                     self._ledger.uncordon(seats, anyio.current_time())
@@ -208,7 +208,7 @@ class Roster:
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         seats = self.seats.get(worker)
         if seats is not None:
-            self._ledger.cordon(seats)
+            self._ledger.cordon(seats, anyio.current_time())
             self._parts.waits.check()
         self._events.emit("worker.tainted", None, reason=reason, **self.who(worker))
         if reason != "cancel_grace":
@@ -249,7 +249,8 @@ class Roster:
                 worker,
                 registries=self._parts.registries,
                 threads=self._parts.host_threads,
-                start=self.nursery.start_soon,
+                nursery=self.nursery,
+                errors=self._parts.errors,
                 limit=self.config.max_payload,
                 redact=self._parts.redact,
                 prefix=self.request_prefix,
@@ -260,6 +261,10 @@ class Roster:
             server.begin(call, self.seats[worker].running.get(call.call_id))
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
+        with self._parts.errors.bulkhead("observer", **self.who(worker)):
+            self._tell(worker, emit)
+
+    def _tell(self, worker: Worker, emit: Emit) -> None:
         if not self._events.wanted(emit.name):
             return
         try:
@@ -283,7 +288,10 @@ class Roster:
                 error = WorkerCrashed(
                     f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
                 )
-            self._ledger.gone(seats, error, anyio.current_time(), unbegun=worker.unbegun)
+            now = anyio.current_time()
+            # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
+            with self._parts.errors.bulkhead("worker", lambda exc: self._ledger.gone(seats, error, now)):
+                self._ledger.gone(seats, error, now, unbegun=worker.unbegun)
             self._parts.waits.check()
         if self._ledger.closed is not None and worker.was_killed:
             self.killed.append(worker.id)

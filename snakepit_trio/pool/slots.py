@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import random
 import secrets
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import TYPE_CHECKING
 
 import anyio
@@ -109,14 +109,13 @@ class Slots:
 
     def dismiss(self, surplus: list[Slot]) -> None:
         """Let slots go: their workers take no more calls, and stop when they have ended those that they hold."""
-        assert self._nursery is not None
         self.kept[:] = [slot for slot in self.kept if slot not in surplus]
         self.retiring += surplus
         for slot in surplus:
             if slot.current in self.roster.seats:
                 # At once: a call that came before the slot's task has run would find a worker that is to stop.
-                self._ledger.cordon(self.roster.seats[slot.current])
-            self._nursery.start_soon(self._retire, slot)
+                self._ledger.cordon(self.roster.seats[slot.current], anyio.current_time())
+            self._start(self._retire, slot, on_error=slot.fail)
         self.settled.ring()
 
     def infos(self) -> tuple[WorkerInfo, ...]:
@@ -202,10 +201,20 @@ class Slots:
             surge=self._surge,
             starting=self._parts.starting,
             rng=self._rng,
+            errors=self._parts.errors,
         )
         places.append(slot)
+        self._start(slot.run)
+
+    def _start(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: object,
+        on_error: Callable[[Exception], object] | None = None,
+    ) -> None:
+        """Start a task of the pool's, in which an unexpected exception ends what it is about, and not the pool."""
         assert self._nursery is not None
-        self._nursery.start_soon(slot.run)
+        self._parts.errors.start(self._nursery, function, *args, on_error=on_error, pool=self._name)
 
     @protected
     async def _retire(self, slot: Slot) -> None:
@@ -221,7 +230,7 @@ class Slots:
             if slot.current is worker and worker not in self._replacing and self._nursery is not None:
                 self._replacing.add(worker)
                 self.tell_recycled(worker, reason)
-                self._nursery.start_soon(self._replace, slot, worker, reason)
+                self._start(self._replace, slot, worker, reason)
 
     @protected
     async def _replace(self, slot: Slot, worker: Worker, reason: str) -> None:
@@ -233,6 +242,8 @@ class Slots:
 
 def _tried(slot: Slot) -> bool:
     worker = slot.current
+    if slot.failed:
+        return True
     return worker is not None and (worker.ready.is_set() or worker.ended.is_set())
 
 

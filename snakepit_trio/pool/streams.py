@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
+from snakepit_trio.errors import SnakepitError
+
 from .request import Outcome, Phase
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio._waiting import EventLoop, Waiter
     from snakepit_trio.wire.frames import Payload
 
@@ -42,7 +45,9 @@ class ChunkStream:
         credit: Callable[[int, int], None],
         decode: Callable[[Payload], Any],
         loop: EventLoop,
+        errors: InternalErrors,
     ) -> None:
+        self._errors = errors
         self.request: Request | None = None
         self._window = window
         self._window_bytes = window_bytes
@@ -122,13 +127,18 @@ class ChunkStream:
         self._taken += 1
         self._taken_bytes += chunk.size
         half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
-        if half and request.phase is Phase.RUNNING:
-            # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
-            self._credits += self._taken
-            self._room += self._taken_bytes
-            self._credit(self._taken, self._taken_bytes)
-            self._taken = self._taken_bytes = 0
-        return self._decode(chunk)
+        try:
+            if half and request.phase is Phase.RUNNING:
+                # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
+                self._credits += self._taken
+                self._room += self._taken_bytes
+                self._credit(self._taken, self._taken_bytes)
+                self._taken = self._taken_bytes = 0
+            return self._decode(chunk)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc, "stream") from exc
 
     async def _arrival(self, request: Request) -> None:
         """Wait until there is a chunk.

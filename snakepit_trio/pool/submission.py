@@ -6,18 +6,19 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snakepit_trio._call_options import Unset, check_options, check_params
+from snakepit_trio._call_options import Unset, check_options, check_params, check_tool
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
 from snakepit_trio.tools.waits import Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
+from snakepit_trio.wire.frames import Payload
 
 from .request import Binding, Phase, Request
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.wire.frames import Payload
+    from snakepit_trio.wire.frames import Buffer
     from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 
     from .ledger import Ledger
@@ -89,6 +90,7 @@ class Submission:
         config = self._config
         spec = self._roster.tools.get(tool)
         if spec is None:
+            check_tool(tool)
             if self._roster.tools:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
@@ -100,7 +102,7 @@ class Submission:
         if payload is None or payload.encoding != self._roster.encoding:
             payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        check_options(priority, metadata, idempotent)
+        metadata = check_options(priority, metadata, idempotent)
         chain = current_chain()
         if chain:
             check_depth(chain, tool)
@@ -140,6 +142,9 @@ class Submission:
         """Hand a request to the ledger. Errors are those of :meth:`Ledger.submit`."""
         self._ledger.submit(request, self._loop.now())
         if request.phase is Phase.QUEUED:
+            if request.payload.buffers and request.seats is None:
+                payload = request.payload
+                request.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
             self._on_queued()
         self._on_due(min(request.deadline, request.queue_deadline))
         return request
@@ -165,6 +170,13 @@ class Submission:
         return ToolNotFound(
             f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}
         )
+
+
+def _as_it_is(buffer: Buffer) -> Buffer:
+    """A binary value that waits to be sent: a copy, if its owner may change it meanwhile."""
+    if isinstance(buffer, memoryview) and not isinstance(buffer.obj, bytes) and not memoryview(buffer.obj).readonly:
+        return bytes(buffer)
+    return buffer
 
 
 def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

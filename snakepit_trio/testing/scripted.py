@@ -52,6 +52,7 @@ class ScriptedWorkers(Launcher, Wire):
     name = "scripted"
 
     def __init__(self, tools: Mapping[str, Callable[..., Any]], *, seed: int = 0, **chances: float) -> None:
+        super().__init__()
         self.tools: dict[str, Callable[..., Any]] = dict(tools)
         self.idempotent = {
             name for name, function in tools.items() if (found := options_of(function)) is not None and found.idempotent

@@ -10,8 +10,10 @@ from contextlib import nullcontext
 from typing import Any, Protocol
 
 import anyio
+import anyio.abc
 import anyio.to_thread
 
+from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     InvalidParameter,
@@ -41,17 +43,21 @@ class Caller(Protocol):
     def host_reply(self, reply: HostReply) -> None:
         """Send the answer."""
 
+    def fail(self, exc: BaseException) -> None:
+        """Even an error can't be told to it: it ends."""
+
 
 class HostRun:
     """A host call that is under way, for a request whose tool waits for it."""
 
-    __slots__ = ("call", "over", "refused", "request", "scope")
+    __slots__ = ("answered", "call", "over", "refused", "request", "scope")
 
     def __init__(self, call: HostCall, request: Any) -> None:
         self.call: HostCall = call
         self.request: Any = request
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.over: bool = False
+        self.answered: bool = False
         self.refused: SnakepitError | None = None
 
     def __repr__(self) -> str:
@@ -134,7 +140,8 @@ class HostToolServer:
         caller: The worker.
         registries: Where a request's tools are looked for, the nearest first.
         threads: Where sync tools run.
-        start: Runs a task in a nursery that outlives the worker.
+        nursery: Of the tasks in which they run; it outlives the worker.
+        errors: Where unexpected exceptions are told; one ends the host call, or the worker when even that can't be told.
         limit: Largest result, in bytes.
         redact: Takes secrets out of what the tools raise.
         prefix: What a request's number is put behind, to make its id.
@@ -146,7 +153,8 @@ class HostToolServer:
         *,
         registries: Callable[[Any], tuple[ToolRegistry, ...]],
         threads: HostThreads,
-        start: Callable[..., object],
+        nursery: anyio.abc.TaskGroup,
+        errors: InternalErrors,
         limit: int,
         redact: Callable[[str], str],
         prefix: str,
@@ -154,7 +162,8 @@ class HostToolServer:
         self._caller = caller
         self._registries = registries
         self._threads = threads
-        self._start = start
+        self._nursery = nursery
+        self._errors = errors
         self._limit = limit
         self._redact = redact
         self._prefix = prefix
@@ -188,7 +197,8 @@ class HostToolServer:
         else:
             run = self._runs[call.id] = HostRun(call, request)
             self._by_request.setdefault(request, set()).add(run)
-            self._start(self._serve, run)
+            on_error = functools.partial(self._give_up, run)
+            self._errors.start(self._nursery, self._serve, run, ended="host_call", on_error=on_error)
 
     def cancel(self, id: int) -> None:
         """The tool no longer waits for this call."""
@@ -208,6 +218,25 @@ class HostToolServer:
             run.scope.cancel()
 
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _give_up(self, run: HostRun, exc: Exception) -> None:
+        """Serving a call has failed. The tool is told, unless what failed was to tell it."""
+        if self._closed:
+            return
+        if run.answered:
+            self._caller.fail(exc)
+        else:
+            self._forget(run)
+            self._refuse(run.call, internal_error(exc, "host call"))
+
+    def _forget(self, run: HostRun) -> None:
+        run.over = True
+        self._runs.pop(run.call.id, None)
+        runs = self._by_request.get(run.request)
+        if runs is not None:
+            runs.discard(run)
+            if not runs:
+                del self._by_request[run.request]
 
     def _refuse(self, call: HostCall, error: SnakepitError) -> None:
         self._caller.host_reply(HostReply(call.id, None, failures.to_info(error)))
@@ -237,13 +266,9 @@ class HostToolServer:
                     )
                     reply.error = failures.to_info(late)
         finally:
-            run.over = True
-            del self._runs[call.id]
-            runs = self._by_request[run.request]
-            runs.discard(run)
-            if not runs:
-                del self._by_request[run.request]
+            self._forget(run)
         if not self._closed:
+            run.answered = True
             self._caller.host_reply(reply)
 
     async def _run(self, run: HostRun) -> Any:

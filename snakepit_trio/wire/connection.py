@@ -19,6 +19,7 @@ from grpclib.metadata import decode_grpc_message
 from h2.config import H2Configuration
 from h2.exceptions import H2Error
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._waiting import event_loop
 
 from .http2.engine import PipeProtocol
@@ -72,9 +73,16 @@ class Transport(Protocol):
 
 
 class Wire(AbstractAsyncContextManager["Wire"]):
-    """A way to connect, for one event loop; a runtime holds it open."""
+    """A way to connect, for one event loop; a runtime holds it open.
+
+    Attributes:
+        errors: Where the unexpected exceptions of its connections are told; the runtime puts its own here.
+    """
 
     name: str
+
+    def __init__(self) -> None:
+        self.errors = InternalErrors()
 
     async def __aenter__(self) -> Wire:
         return self
@@ -100,9 +108,11 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         """
 
 
-def client_protocol(kind: type[_P], *, window: int = _WINDOW, stream_window: int = _WINDOW) -> _P:
+def client_protocol(
+    kind: type[_P], *, errors: InternalErrors | None = None, window: int = _WINDOW, stream_window: int = _WINDOW
+) -> _P:
     """grpclib's engine for the client's side of one connection."""
-    return kind(
+    protocol = kind(
         Handler(),
         Configuration(http2_connection_window_size=window, http2_stream_window_size=stream_window).__for_client__(),
         H2Configuration(
@@ -114,6 +124,9 @@ def client_protocol(kind: type[_P], *, window: int = _WINDOW, stream_window: int
             normalize_outbound_headers=False,
         ),
     )
+    if errors is not None:
+        protocol.errors = errors
+    return protocol
 
 
 class Rpc:

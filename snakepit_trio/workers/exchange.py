@@ -138,6 +138,8 @@ class Exchange:
         except ValueError as exc:
             self._owner.link_broken(str(exc))
             raise
+        except Exception as exc:
+            self._owner.link_failed(exc)
 
     def _take(self, message: bytes) -> None:
         frame = decode_worker_frame(message)

@@ -31,7 +31,7 @@ class Grace:
 
     def begin(self, call_id: int, due: float) -> None:
         """A call is cancelled; it should have stopped by ``due``, by the event loop's clock."""
-        self._due[call_id] = due
+        self._due.setdefault(call_id, due)
         self._begun.ring()
         self._changed.ring()
 

@@ -47,6 +47,9 @@ class LinkOwner(Protocol):
     def link_broken(self, message: str) -> None:
         """The worker has sent what breaks the protocol. ``link_lost`` may follow."""
 
+    def link_failed(self, exc: Exception) -> None:
+        """What was made of something that arrived has raised an exception that nobody expected; the worker ends by it."""
+
     def link_lost(self, message: str) -> None:
         """The connection is over."""
 

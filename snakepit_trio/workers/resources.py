@@ -7,10 +7,10 @@ means for the worker is decided elsewhere: here is only told that the process ha
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.abc
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import WorkerStartupError
@@ -100,14 +100,14 @@ class Resources:
         return oom_kills() > self._oom_kills
 
     async def acquire(
-        self, nursery: anyio.abc.TaskGroup, owner: LinkOwner, on_exit: Callable[[ExitStatus], None]
+        self, start: Callable[..., None], owner: LinkOwner, on_exit: Callable[[ExitStatus], None]
     ) -> tuple[Introduction, Link]:
         """Start the process, connect to it, and make its link; what the worker has said of itself, and the link.
 
         A failure or a cancellation leaves what there is until then to :meth:`aclose`.
 
         Args:
-            nursery: Of the tasks that belong to them, until the worker's end.
+            start: Starts a task that belongs to them, until the worker's end: ``start(function, *args)``.
             owner: Hears of what arrives on the link.
             on_exit: Called once when the process has ended, and had begun to listen.
 
@@ -116,8 +116,8 @@ class Resources:
             ProtocolMismatch: It speaks another protocol.
             RpcFailure, OSError, ValueError: It can't be reached.
         """
-        process = await self._start(nursery)
-        nursery.start_soon(self._watch_exit, process, on_exit)
+        process = await self._start(start)
+        start(self._watch_exit, process, on_exit)
         self.connection = await self._wire.connect(
             self.address,
             token=self._spec.token,
@@ -125,17 +125,17 @@ class Resources:
             tls=process.tls,
             name=self._spec.worker_id,
         )
-        nursery.start_soon(self._serve, self.connection)
+        start(self._serve, self.connection)
         return await self._make_link(process, self.connection, owner)
 
-    async def _start(self, nursery: anyio.abc.TaskGroup) -> WorkerProcess:
+    async def _start(self, start: Callable[..., None]) -> WorkerProcess:
         """Start the process, and wait until it listens."""
         self._oom_kills = oom_kills()
         process = self.process = await self._launcher.start(self._spec)
         fields = {"worker_id": self._spec.worker_id, "pool": self._spec.pool, "pid": process.pid}
         self._pumps = [anyio.Event(), anyio.Event()]
-        nursery.start_soon(self._pump, process.stdout, "stdout", Tail(), self._pumps[0], fields)
-        nursery.start_soon(self._pump, process.stderr, "stderr", self.stderr, self._pumps[1], fields)
+        start(self._pump, process.stdout, "stdout", Tail(), self._pumps[0], fields)
+        start(self._pump, process.stderr, "stderr", self.stderr, self._pumps[1], fields)
         report = await process.report()
         if report.code:
             raise WorkerStartupError(
@@ -228,13 +228,14 @@ class Resources:
                 await done.wait()
 
     async def aclose(self) -> None:
-        """Give everything back; by then the process has ended."""
-        if self.connection is not None:
-            self.connection.close()
-        if self.process is not None:
-            self.killed = self.killed or not self.process.ended
-            await self.process.aclose()
-        if self._link is not None:
-            self._link.close()
-        if self._offer is not None:
-            self._offer.close()
+        """Give everything back, each thing whatever becomes of the others; by then the process has ended."""
+        async with AsyncExitStack() as stack:
+            if self._offer is not None:
+                stack.callback(self._offer.close)
+            if self._link is not None:
+                stack.callback(self._link.close)
+            if self.process is not None:
+                self.killed = self.killed or not self.process.ended
+                stack.push_async_callback(self.process.aclose)
+            if self.connection is not None:
+                stack.callback(self.connection.close)

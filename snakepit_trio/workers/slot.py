@@ -13,13 +13,14 @@ from __future__ import annotations
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
 import anyio
 import anyio.abc
 
 from snakepit_trio._bell import Bell
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 
 from .exits import Exit
@@ -87,6 +88,7 @@ class Slot:
         surge: anyio.Semaphore,
         starting: anyio.Semaphore,
         rng: random.Random,
+        errors: InternalErrors,
     ) -> None:
         self.index = index
         self.incarnation = 0
@@ -101,6 +103,7 @@ class Slot:
         self._surge = surge
         self._starting = starting
         self._rng = rng
+        self._errors = errors
         self._crashes: deque[float] = deque()
         self._failures = 0
         self._nursery: anyio.abc.TaskGroup | None = None
@@ -137,12 +140,37 @@ class Slot:
         async with anyio.create_task_group() as nursery:
             self._nursery = nursery
             while not self._retiring:
-                self.current = self._begin()
-                await self._until(self._vacant)
-                pause = self._pause_after(self.current)
-                if pause:
-                    with anyio.move_on_after(pause):
+                with self._errors.bulkhead("operation", self._failed, pool=self._settings.name) as life:
+                    await self._keep_one()
+                if life.failed:
+                    with anyio.move_on_after(self._settings.backoff_max):
                         await self._until(lambda: self._retiring)
+
+    async def _keep_one(self) -> None:
+        """Keep one worker, from its start to the end of the pause after it."""
+        self.current = self._begin()
+        await self._until(self._vacant)
+        pause = self._pause_after(self.current)
+        if pause:
+            with anyio.move_on_after(pause):
+                await self._until(lambda: self._retiring)
+
+    def fail(self, exc: BaseException) -> None:
+        """End its workers by an exception that nobody expected, which has been reported."""
+        for worker in list(self._alive):
+            worker.fail(exc)
+
+    def _failed(self, exc: Exception) -> None:
+        """What keeps a worker here has failed: the slot is empty until it is tried again."""
+        self.fail(exc)
+        self.failed = True
+        self.reason = f"an internal error of the host ({type(exc).__name__})"
+        self._host.slot_settled(self)
+
+    def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start a task that has to do with one of its workers; an unexpected exception ends no more than that worker."""
+        assert self._nursery is not None
+        self._errors.start(self._nursery, function, *args, pool=self._settings.name)
 
     async def retire(self, grace: float) -> bool:
         """Drain and stop its worker, and end the slot. Returns whether nothing had to be killed."""
@@ -170,7 +198,7 @@ class Slot:
         change = _Change(old, self._begin())
         self._successor = change.new
         # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
-        self._nursery.start_soon(self._carry_out, change, reason)
+        self._start(self._carry_out, change, reason)
         await change.over.wait()
         return change.done
 
@@ -223,11 +251,11 @@ class Slot:
         spare = self._host.take_spare(self.index, self.incarnation)
         if spare is not None:
             self._alive[spare] = None
-            self._nursery.start_soon(self._follow, spare)
+            self._start(self._follow, spare)
             return spare
         worker = self._host.make_worker(self.index, self.incarnation)
         self._alive[worker] = None
-        self._nursery.start_soon(self._run_worker, worker)
+        self._start(self._run_worker, worker)
         return worker
 
     @protected

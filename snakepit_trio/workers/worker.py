@@ -10,16 +10,19 @@ back before :meth:`Worker.run` returns, also when it is cancelled.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import signal
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
 
 from snakepit_trio._bell import Bell
+from snakepit_trio._bulkhead import Bulkhead, InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import SnakepitError
@@ -85,6 +88,7 @@ class Worker:
         settings: PoolConfig,
         resources: Resources,
         host: WorkerHost,
+        errors: InternalErrors,
         slot: int,
         incarnation: int,
     ) -> None:
@@ -110,6 +114,7 @@ class Worker:
         self._settings = settings
         self._resources = resources
         self._host = host
+        self._errors = errors
         self._link: Link | None = None
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
@@ -150,7 +155,12 @@ class Worker:
         """Send a call."""
         assert self._link is not None
         self._held[call.id] = None
-        self._link.call(call)
+        try:
+            self._link.call(call)
+        except BaseException:
+            # It was not sent, so no reply will take it away.
+            self._held.pop(call.id, None)
+            raise
         if self.state is WorkerState.READY:
             self._become(WorkerState.BUSY)
 
@@ -186,43 +196,74 @@ class Worker:
         """End it now, without ceremony."""
         self._end(reason, message)
 
+    def fail(self, exc: BaseException) -> None:
+        """End it by an exception that nobody expected, which has been reported. Calls nobody back before its task runs."""
+        if self._cause is None:
+            self._cause = "internal", f"was ended by an internal error of the host ({type(exc).__name__})"
+            self._over.set()
+
     # ---- its life ------------------------------------------------------------------------------------
 
     @protected
     async def run(self) -> Exit:
-        """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it."""
+        """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it.
+
+        No unexpected exception leaves it: each ends the worker, and the worker alone.
+        """
         try:
-            async with anyio.create_task_group() as nursery:
-                if self._cause is None:
-                    nursery.start_soon(self._live, nursery)
-                await self._over.wait()
-                assert self._cause is not None
-                reason, message = self._cause
-                # The pumps go on until the process is gone: its last words belong to its exit.
-                status = await self._resources.end(itself=reason in ("connection_lost", "stopped"))
-                self.unbegun = self._resources.unbegun(self._held)
-                await self._resources.printed()
-                nursery.cancel_scope.cancel()
-            self.exit = explain(
-                reason,
-                message,
-                status,
-                out_of_memory=self._resources.out_of_memory,
-                killed=self._resources.killed,
-                stopping=self._stopping,
-                stderr=str(self._resources.stderr),
-                failure=self._startup_failure,
-            )
+            with self._bulkhead():
+                await self._live_and_end()
         finally:
-            if self._cause is None:
+            with self._bulkhead():
                 self._end("stopped", "was cancelled")
-            with anyio.CancelScope(shield=True):  # Its one wait, the process's aclose(), is bounded.
+                self._leave_service()
+            with anyio.CancelScope(shield=True), self._bulkhead():  # Its one wait, the process's aclose(), is bounded.
                 await self._resources.aclose()
+            assert self._cause is not None
             if self.exit is None:
-                self.exit = Exit(reason="stopped", message="was cancelled", expected=True)
-            self._host.worker_gone(self, self.exit)
+                reason, message = self._cause
+                self.exit = Exit(reason=reason, message=message, expected=self._stopping or reason == "stopped")
+            gone = functools.partial(self._host.worker_gone, self, self.exit)
+            # What it held has to be settled, so it is tried once more.
+            with self._errors.bulkhead("worker", lambda exc: gone(), **self._who):
+                gone()
             self.ended.set()
         return self.exit
+
+    async def _live_and_end(self) -> None:
+        async with anyio.create_task_group() as nursery:
+            if self._cause is None:
+                self._start(nursery, self._live, nursery)
+            await self._over.wait()
+            assert self._cause is not None
+            reason, message = self._cause
+            self._leave_service()
+            # The pumps go on until the process is gone: its last words belong to its exit.
+            status = await self._resources.end(itself=reason in ("connection_lost", "stopped"))
+            self.unbegun = self._resources.unbegun(self._held)
+            await self._resources.printed()
+            nursery.cancel_scope.cancel()
+        self.exit = explain(
+            reason,
+            message,
+            status,
+            out_of_memory=self._resources.out_of_memory,
+            killed=self._resources.killed,
+            stopping=self._stopping,
+            stderr=str(self._resources.stderr),
+            failure=self._startup_failure,
+        )
+
+    @property
+    def _who(self) -> dict[str, Any]:
+        return {"worker_id": self.id, "pool": self.pool}
+
+    def _bulkhead(self) -> Bulkhead:
+        return self._errors.bulkhead("worker", self.fail, **self._who)
+
+    def _start(self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start one of its tasks, in which an unexpected exception ends this worker."""
+        self._errors.start(nursery, function, *args, ended="worker", on_error=self.fail, **self._who)
 
     async def stop(self, grace: float) -> bool:
         """Drain, then stop: calls in flight may end within ``grace`` seconds; then Stop, SIGTERM, SIGKILL, each bounded.
@@ -262,7 +303,8 @@ class Worker:
         settings = self._settings
         try:
             with anyio.fail_after(settings.startup_timeout):
-                said, self._link = await self._resources.acquire(nursery, self, self._exited)
+                start = functools.partial(self._start, nursery)
+                said, self._link = await self._resources.acquire(start, self, self._exited)
         except TimeoutError:
             process = self._resources.process
             why = process.waiting if process is not None else ""
@@ -282,12 +324,12 @@ class Worker:
             return
         self._become(WorkerState.READY)
         self.ready.set()
-        nursery.start_soon(self._link.watch)
-        nursery.start_soon(self._watch_grace)
+        self._start(nursery, self._link.watch)
+        self._start(nursery, self._watch_grace)
         if settings.max_age is not None:
-            nursery.start_soon(self._age, settings.max_age)
+            self._start(nursery, self._age, settings.max_age)
         if settings.health_interval is not None and "health" in self.capabilities:
-            nursery.start_soon(self._health, settings.health_interval)
+            self._start(nursery, self._health, settings.health_interval)
 
     # ---- its tasks -----------------------------------------------------------------------------------
 
@@ -364,6 +406,10 @@ class Worker:
     def link_broken(self, message: str) -> None:
         self._end("protocol", f"broke the protocol: {message}")
 
+    def link_failed(self, exc: Exception) -> None:
+        self._errors.report(exc, "worker", **self._who)
+        self.fail(exc)
+
     def link_lost(self, message: str) -> None:
         if self._stopping:
             self._end("stopped", "closed its connection")
@@ -389,9 +435,15 @@ class Worker:
         if self._cause is not None:
             return
         self._cause = reason, message
-        self._become(WorkerState.STOPPED if reason == "stopped" or self._stopping else WorkerState.CRASHED)
-        self._emptied.ring()
         self._over.set()
+        self._leave_service()
+
+    def _leave_service(self) -> None:
+        """Take no more calls, for it is at its end. Idempotent."""
+        assert self._cause is not None
+        if not self.state.over:
+            self._become(WorkerState.STOPPED if self._cause[0] == "stopped" or self._stopping else WorkerState.CRASHED)
+        self._emptied.ring()
 
     def _exited(self, status: ExitStatus) -> None:
         """Its process has ended, unbidden or not."""

@@ -297,7 +297,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cordon(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.workers))
-        self.ledger.cordon(worker.seats)
+        self.ledger.cordon(worker.seats, self.now)
         # What it has not begun is asked back.
         assert {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED} <= worker.recalled
 
@@ -549,7 +549,7 @@ def test_the_clock_is_told_of_a_call_that_is_given_back_after_it_should_have_beg
     ledger, worker, submit = line_of_two(told)
     submit(2, 0.0)
     back = submit(3, 0.0, queue_deadline=0.5)
-    ledger.cordon(worker.seats)
+    ledger.cordon(worker.seats, 0.0)
     assert worker.recalled == {3}
     # As far as is known here it has begun in time.
     ledger.replied(worker.seats, worker.release(2).id, 0.4, result=NOTHING, error=None)

@@ -19,7 +19,9 @@ class ScriptedStream:
         self.id = 1
         self.resets: list[Any] = []
         self.closable = True
-        self.connection = types.SimpleNamespace(write_ready=Ready(), is_closing=lambda: False, flush=lambda: None)
+        self.connection = types.SimpleNamespace(
+            write_ready=Ready(), is_closing=lambda: False, flush=lambda: None, fail=None
+        )
         self.frames: list[bytes] = []
         self.room = 1 << 30
         self._h2_connection = types.SimpleNamespace(

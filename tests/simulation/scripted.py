@@ -68,5 +68,6 @@ class World(ScriptedWorkers):
             waits=waits,
             host_threads=HostThreads(4, waits),
             starting=anyio.Semaphore(4),
+            errors=self.errors,
         )
         return Pool(config, parts, None)  # type: ignore[arg-type]

@@ -31,11 +31,16 @@ def test_every_final_event_is_there() -> None:
         ("pool.resized", {"before": 1, "size": float("nan")}, {"pool": "p", "reason": "load"}),
     ],
 )
-def test_what_the_catalogue_refuses(name: str, measurements: dict[str, float], metadata: dict[str, str]) -> None:
+def test_what_the_catalogue_refuses(
+    name: str, measurements: dict[str, float], metadata: dict[str, str], internal_errors: list[BaseException]
+) -> None:
     with pytest.raises(ValueError, match=name):
         check(name, measurements, metadata)
-    with pytest.raises(ValueError, match=name):
-        EventBus(1).emit(name, measurements, **metadata)
+    bus = EventBus(1)
+    bus.emit(name, measurements, **metadata)
+    (error,) = internal_errors
+    assert isinstance(error, ValueError) and name in str(error)
+    assert not bus.history and bus.errors.counts == {"observer": 1}
 
 
 def test_a_bus_remembers_what_comes_singly_and_is_not_active_for_that() -> None:

@@ -117,7 +117,8 @@ class FramePipe:
 
     Args:
         stream: The stream, on a connection made by :class:`PipeProtocol`.
-        on_message: Called with each message in order. A ``ValueError`` from it ends the pipe.
+        on_message: Called with each message in order. A ``ValueError`` from it ends the pipe. Any other exception, from it or
+            from what else is called here, is unexpected, and ends the connection.
         on_close: Called exactly once, with the reason: ``""`` when the peer ended its side in good order. Not called
             after :meth:`close`.
         max_message: Longest message that is accepted, in bytes.
@@ -149,6 +150,7 @@ class FramePipe:
         self._stream = stream
         self._id = stream.id
         self._connection = stream.connection
+        self._fail: Callable[[Exception], None] = self._connection.fail  # type: ignore[attr-defined]
         self._h2 = stream._h2_connection
         self._on_message = on_message
         self._on_close = on_close
@@ -234,7 +236,13 @@ class FramePipe:
     def _wake(self) -> None:
         if not self._flushing and not self._closed:
             self._flushing = True
-            self._call_soon(self.flush)
+            self._call_soon(self._flush)
+
+    def _flush(self) -> None:
+        try:
+            self.flush()
+        except Exception as exc:
+            self._fail(exc)
 
     def flush(self) -> None:
         """Write what may be written now."""
@@ -373,6 +381,9 @@ class FramePipe:
         except ValueError as exc:
             self._refuse("refused", str(exc))
             return False
+        except Exception as exc:
+            self._fail(exc)
+            return False
         return not self._closed
 
     def _hold_on(self, kept: int) -> None:
@@ -387,7 +398,10 @@ class FramePipe:
             self._refuse("cut_off", "the stream ended inside a message")
         elif self._on_end is not None:
             if not self._closed:
-                self._on_end()
+                try:
+                    self._on_end()
+                except Exception as exc:
+                    self._fail(exc)
         else:
             self._lost("")
 
@@ -399,7 +413,10 @@ class FramePipe:
         self.refused = True
         if self._on_refuse is not None:
             self._parts.clear()
-            self._on_refuse(kind, reason or "a message was refused")
+            try:
+                self._on_refuse(kind, reason or "a message was refused")
+            except Exception as exc:
+                self._fail(exc)
             return
         if self._stream.closable:
             self._stream.reset_nowait(ErrorCodes.PROTOCOL_ERROR)
@@ -407,7 +424,11 @@ class FramePipe:
 
     def _lost(self, reason: str) -> None:
         if self._detach():
-            self._on_close(reason)
+            try:
+                self._on_close(reason)
+            except Exception as exc:
+                # The others on this connection have yet to hear of its end.
+                self._fail(exc)
 
     def _detach(self) -> bool:
         if self._closed:

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from sniffio import current_async_library_cvar
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.http2.engine import PipeProtocol
@@ -61,7 +62,9 @@ def _tell_the_library() -> None:
         current_async_library_cvar.set("asyncio")
 
 
-async def open_protocol(address: str, tls: ssl.SSLContext | None, name: str) -> tuple[_Protocol, AsyncioTransport]:
+async def open_protocol(
+    address: str, tls: ssl.SSLContext | None, name: str, errors: InternalErrors
+) -> tuple[_Protocol, AsyncioTransport]:
     """Connect. To be awaited in an asyncio event loop, or in trio-asyncio's.
 
     Raises:
@@ -71,7 +74,7 @@ async def open_protocol(address: str, tls: ssl.SSLContext | None, name: str) -> 
     lost = asyncio.Event()
 
     def factory() -> _Protocol:
-        protocol = client_protocol(_Protocol)
+        protocol = client_protocol(_Protocol, errors=errors)
         protocol.lost = lost
         return protocol
 
@@ -97,5 +100,5 @@ class AsyncioWire(Wire):
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
-        protocol, transport = await open_protocol(address, tls, name)
+        protocol, transport = await open_protocol(address, tls, name, self.errors)
         return Connection(protocol, transport, token=token, max_message=max_message, secure=tls is not None)

@@ -36,6 +36,7 @@ class TrioAsyncioWire(Wire):
     name = "trio-asyncio"
 
     def __init__(self) -> None:
+        super().__init__()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Wire:
@@ -49,5 +50,5 @@ class TrioAsyncioWire(Wire):
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
-        protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address, tls, name)
+        protocol, transport = await trio_asyncio.aio_as_trio(open_protocol)(address, tls, name, self.errors)
         return Connection(protocol, _Transport(transport), token=token, max_message=max_message, secure=tls is not None)

@@ -10,12 +10,14 @@ flushes right before Trio waits for I/O, so that batching costs no extra pass.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from collections.abc import Callable
 
 import trio
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
@@ -29,9 +31,13 @@ _READ_SIZE = 256 * 1024
 
 
 class _Tick(trio.abc.Instrument):
-    """Runs callbacks at the end of each pass of the scheduler."""
+    """Runs callbacks at the end of each pass of the scheduler.
 
-    def __init__(self) -> None:
+    Trio takes an instrument away that raises, and all connections would stand still: one that fails fails alone.
+    """
+
+    def __init__(self, errors: InternalErrors) -> None:
+        self._errors = errors
         self._callbacks: list[Callable[[], None]] = []
         self._token = trio.lowlevel.current_trio_token()
 
@@ -42,11 +48,19 @@ class _Tick(trio.abc.Instrument):
         while self._callbacks:
             callbacks, self._callbacks = self._callbacks, []
             for callback in callbacks:
-                callback()
+                try:
+                    callback()
+                except Exception as exc:
+                    self._errors.report(exc, "connection")
 
     def soon(self, callback: Callable[[], None]) -> None:
         """Run a callback that may wake tasks: Trio has fixed already how long it will sleep, this makes it wake up."""
-        self._token.run_sync_soon(callback)
+        self._token.run_sync_soon(self._run, callback)
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        # What is raised here would end the whole Trio run.
+        with self._errors.bulkhead("connection"):
+            callback()
 
 
 class _PlainTransport(SocketTransport):
@@ -125,12 +139,13 @@ class TrioWire(Wire):
     _tick: _Tick
 
     async def __aenter__(self) -> Wire:
-        self._tick = _Tick()
+        self._tick = _Tick(self.errors)
         trio.lowlevel.add_instrument(self._tick)
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        trio.lowlevel.remove_instrument(self._tick)
+        with contextlib.suppress(KeyError):  # Taken away already, by Trio.
+            trio.lowlevel.remove_instrument(self._tick)
 
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
@@ -139,7 +154,7 @@ class TrioWire(Wire):
         transport = _PlainTransport(sock, self._tick) if tls is None else _TlsTransport(sock, self._tick, tls, name)
         try:
             await transport.handshake()
-            protocol = client_protocol(PipeProtocol)
+            protocol = client_protocol(PipeProtocol, errors=self.errors)
             transport.attach(protocol)
         except BaseException:
             transport.abort()

@@ -1,0 +1,299 @@
+"""Where an exception stops that nobody expected: it ends the one thing on whose behalf the code ran, and nothing else.
+
+A runtime has one :class:`InternalErrors`. Each task that it puts into a shared nursery, and each callback that it calls for a
+peer, a worker, a request or an observer, runs behind one of its boundaries; docs/architecture.md draws them. An ``Exception``
+that reaches a boundary is reported (logged with its traceback, counted, told as the event ``runtime.internal_error``), and
+the owner of the boundary ends what it stands for. What is no ``Exception`` passes: a cancellation, and KeyboardInterrupt and
+SystemExit of the application.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from types import TracebackType
+from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
+
+import anyio
+import anyio.abc
+
+from snakepit_trio.errors import SnakepitError
+
+__all__ = ["Bulkhead", "InternalErrors", "internal_error", "operation"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S", bound="_HasErrors")
+
+_log = logging.getLogger("snakepit_trio.internal")
+
+#: Seconds before a service that has failed runs again; doubled with each failure in a row, up to the other.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
+#: So many places at which observers have failed are remembered as logged already.
+_MOST_PLACES = 256
+
+
+def internal_error(exc: BaseException, what: str = "request") -> SnakepitError:
+    """What the caller of a request gets that an unexpected exception has ended; the exception is its cause.
+
+    The text of the exception stays out of it: it may hold anything, and may travel to a client of the bridge.
+    """
+    error = SnakepitError(
+        f"an internal error of snakepit_trio ({type(exc).__name__}) ended the {what}; its traceback is in the log",
+        code="internal",
+        details={"error": type(exc).__name__},
+    )
+    error.__cause__ = exc
+    return error
+
+
+class InternalErrors:
+    """The unexpected exceptions of one runtime.
+
+    Args:
+        emit: Tells the runtime's subscribers; ``emit(name, measurements, **metadata)``.
+
+    Attributes:
+        counts: How many there were, by what they ended.
+    """
+
+    #: Set by tests: called with each exception, and what it ended.
+    check: ClassVar[Callable[[BaseException, str], None] | None] = None
+
+    def __init__(self, emit: Callable[..., object] | None = None) -> None:
+        self.counts: dict[str, int] = {}
+        self._emit = emit
+        self._reporting = False
+        self._logged: set[tuple[str, int]] = set()
+
+    def __repr__(self) -> str:
+        return f"<InternalErrors {self.counts}>"
+
+    def report(self, exc: BaseException, ended: str, **who: Any) -> None:
+        """Log, count and tell an exception. Never raises.
+
+        Args:
+            ended: What ends by it: ``"request"``, ``"worker"``, ``"connection"``, ``"host_call"``, ``"operation"``, ``"service"``
+                (it runs again after a pause), or ``"observer"`` (nothing ends; each place is logged once).
+            who: What is known of it: ``pool``, ``worker_id``, ``request_id``.
+        """
+        self.counts[ended] = self.counts.get(ended, 0) + 1
+        try:
+            cls = type(self)
+            if cls.check is not None:
+                cls.check(exc, ended)
+            where = _where(exc)
+            if ended != "observer" or self._is_new(where):
+                _log.error(
+                    "internal error in %s: %s; it ends: %s",
+                    where[0],
+                    type(exc).__name__,
+                    ended,
+                    exc_info=(type(exc), exc, exc.__traceback__),
+                    extra=who,
+                )
+            if self._emit is not None and not self._reporting:
+                self._reporting = True
+                try:
+                    self._emit(
+                        "runtime.internal_error", None, ended=ended, error=type(exc).__name__, where=where[0], **who
+                    )
+                finally:
+                    self._reporting = False
+        except Exception:
+            _log.error("an internal error could not be reported: %s", type(exc).__name__)
+
+    def caller(self, exc: Exception, what: str = "request") -> SnakepitError:
+        """Report an exception that has ended a caller's own request, and give the error that the caller gets for it."""
+        self.report(exc, "request")
+        return internal_error(exc, what)
+
+    def bulkhead(self, ended: str, on_error: Callable[[Exception], object] | None = None, /, **who: Any) -> Bulkhead:
+        """A boundary: a context manager that reports an unexpected exception, and does not let it pass.
+
+        Args:
+            ended: As in :meth:`report`.
+            on_error: Called then, to end what the boundary stands for. What it raises itself is reported as well.
+            who: As in :meth:`report`.
+        """
+        return Bulkhead(self, ended, on_error, who)
+
+    def start(
+        self,
+        nursery: anyio.abc.TaskGroup,
+        function: Callable[..., Awaitable[object]],
+        *args: Any,
+        ended: str = "operation",
+        on_error: Callable[[Exception], object] | None = None,
+        **who: Any,
+    ) -> None:
+        """Start a task behind a boundary, in a nursery that others share.
+
+        Args:
+            ended, who: As in :meth:`report`.
+            on_error: As in :meth:`bulkhead`.
+        """
+        behind = functools.partial(self._run, function, *args, ended=ended, on_error=on_error, who=who)
+        nursery.start_soon(behind, name=_name(function))
+
+    def keep(
+        self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: Any, **who: Any
+    ) -> None:
+        """Start a service that lives as long as its nursery; when it fails it runs again, after a pause that grows to half a
+        minute."""
+        nursery.start_soon(functools.partial(self._keep, function, *args, who=who), name=_name(function))
+
+    async def serve(
+        self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: Any
+    ) -> object:
+        """``nursery.start`` a service: what it raises before it has started is raised here; later failures end it alone."""
+        return await nursery.start(functools.partial(self._serve, function, *args), name=_name(function))
+
+    async def _run(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: Any,
+        ended: str,
+        on_error: Callable[[Exception], object] | None,
+        who: dict[str, Any],
+    ) -> None:
+        with Bulkhead(self, ended, on_error, who):
+            await function(*args)
+
+    async def _serve(
+        self, function: Callable[..., Awaitable[object]], *args: Any, task_status: anyio.abc.TaskStatus[Any]
+    ) -> None:
+        status = _Started(task_status)
+        try:
+            await function(*args, task_status=status)
+        except (Exception, BaseExceptionGroup) as exc:
+            if not status.told or not Bulkhead(self, "service", None, {}).stop(exc):
+                raise
+
+    async def _keep(self, function: Callable[..., Awaitable[object]], *args: Any, who: dict[str, Any]) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            began = anyio.current_time()
+            boundary = Bulkhead(self, "service", None, who)
+            with boundary:
+                await function(*args)
+            if not boundary.failed:
+                return
+            if anyio.current_time() - began > _LONGEST_PAUSE:
+                pause = _FIRST_PAUSE
+            await anyio.sleep(pause)
+            pause = min(_LONGEST_PAUSE, 2 * pause)
+
+    def _is_new(self, where: tuple[str, int]) -> bool:
+        if where in self._logged or len(self._logged) >= _MOST_PLACES:
+            return False
+        self._logged.add(where)
+        return True
+
+
+class _HasErrors(Protocol):
+    _errors: InternalErrors
+
+
+def operation(
+    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
+    """Mark a public method that runs in its caller's task: what it raises unexpectedly, the caller gets as a SnakepitError."""
+
+    @functools.wraps(method)
+    async def behind(self: S, /, *args: P.args, **options: P.kwargs) -> T:
+        try:
+            return await method(self, *args, **options)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc, "operation") from exc
+
+    return behind
+
+
+class _Started:
+    """Notes whether a task has said that it has started."""
+
+    def __init__(self, status: anyio.abc.TaskStatus[Any]) -> None:
+        self.told = False
+        self._status = status
+
+    def started(self, value: object = None) -> None:
+        self.told = True
+        self._status.started(value)
+
+
+class Bulkhead:
+    """One boundary, used once. See :meth:`InternalErrors.bulkhead`.
+
+    Attributes:
+        failed: An exception was stopped here.
+    """
+
+    __slots__ = ("_ended", "_errors", "_on_error", "_who", "failed")
+
+    def __init__(
+        self,
+        errors: InternalErrors,
+        ended: str,
+        on_error: Callable[[Exception], object] | None,
+        who: dict[str, Any],
+    ) -> None:
+        self.failed = False
+        self._errors = errors
+        self._ended = ended
+        self._on_error = on_error
+        self._who = who
+
+    def __enter__(self) -> Bulkhead:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        return exc is not None and self.stop(exc)
+
+    def stop(self, exc: BaseException) -> bool:
+        """Report an exception, if it is one that is to be stopped here; whether it is."""
+        rest: BaseException | None = None
+        if isinstance(exc, Exception):
+            unexpected: Exception | None = exc
+        elif isinstance(exc, BaseExceptionGroup):
+            # A nursery's own: a failure together with the cancellation that it, or somebody else, has brought about.
+            unexpected, rest = exc.split(Exception)
+        else:
+            return False
+        if unexpected is None:
+            return False
+        self.failed = True
+        self._errors.report(unexpected, self._ended, **self._who)
+        if self._on_error is not None:
+            try:
+                self._on_error(unexpected)
+            except Exception as failure:
+                self._errors.report(failure, self._ended, **self._who)
+        if rest is not None:
+            raise rest
+        return True
+
+
+def _where(exc: BaseException) -> tuple[str, int]:
+    """The innermost function of this library that an exception has come through, and its line."""
+    while isinstance(exc, BaseExceptionGroup) and exc.exceptions:
+        exc = exc.exceptions[0]
+    found = ("?", 0)
+    traceback = exc.__traceback__
+    while traceback is not None:
+        frame = traceback.tb_frame
+        module = frame.f_globals.get("__name__", "")
+        if isinstance(module, str) and module.startswith("snakepit_trio"):
+            found = (f"{module}.{frame.f_code.co_qualname}", traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
+def _name(function: Callable[..., object]) -> str:
+    """What a task is called that runs a function, as event loops would call it."""
+    return f"{function.__module__}.{function.__qualname__}"
