@@ -201,7 +201,12 @@ class WorkerBusy(SnakepitError):
 
 
 class WorkerStartupError(SnakepitError):
-    """No worker of the pool could be started. ``details`` holds ``pool`` and ``reason``."""
+    """No worker of the pool could be started. ``details`` holds ``pool`` and ``reason``.
+
+    From a pool that is open it is retryable: ``details["retry_after"]`` is the time in seconds until the next worker is
+    started, and ``details["option"]`` the option of the pool that decides when that is. Workers that calls have ended
+    don't count.
+    """
 
     default_code = "worker_startup"
 

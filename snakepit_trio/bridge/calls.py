@@ -40,8 +40,6 @@ _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-
 _MOST_WAITING = 1024
 #: After a deadline the handler, which knows it too and says more about it, has so long to say it, in seconds.
 _LAST_WORD = 0.25
-#: When to come again after RESOURCE_EXHAUSTED for a full queue, in seconds.
-_RETRY_AFTER = 0.1
 #: Unsent bytes of one stream that its handler need not wait for.
 _UNSENT = 64 * 1024
 _ANSWER = FixedHeaders((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity"))
@@ -406,10 +404,7 @@ class ServerCall:
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""
         self._finished = True
-        retry_after = _RETRY_AFTER if error.code == "queue_full" else None
-        trailers = status.trailers_for(
-            clean(error, self._connection.redactor), room=self._connection.trailer_room, retry_after=retry_after
-        )
+        trailers = status.trailers_for(clean(error, self._connection.redactor), room=self._connection.trailer_room)
         if isinstance(error, Unimplemented):
             trailers = [("grpc-status", "12"), trailers[1]]
         if self._answered:

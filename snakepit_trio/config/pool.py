@@ -87,9 +87,11 @@ class PoolConfig(_Remembers):
         heartbeat_misses: After so many intervals without one the worker is replaced.
         heartbeat_while_busy: Also while a call runs; False for tools in C code that hold the GIL for long.
         health_interval: Between two health checks; None: none.
-        restart_limit, restart_window: A slot whose workers end unbidden more often than that many times in that many
-            seconds has failed. A limit of None: it never fails, and goes on restarting after pauses that grow.
-        backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to.
+        restart_limit, restart_window: A slot in which more than that many starts have failed in that many seconds has failed:
+            workers that did not become ready, or ended soon after without having begun a call. Workers that a call has ended
+            don't count. A limit of None: it never fails, and goes on restarting after pauses that grow.
+        backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to; when the workers can
+            start, and calls end them, no more than a tenth of ``queue_timeout``.
         spares: How many workers more are kept warm, without calls, to take the place of one that ends at once.
         surge: How many workers above ``size`` there may be while workers are replaced.
         poison_limit: A request that has ended so many workers is refused; None: no limit.

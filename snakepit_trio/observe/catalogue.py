@@ -112,7 +112,7 @@ _ALL = (
            {**_WORKER, "reason": "`max_requests`, `max_age`, `max_rss`, `unhealthy`, `rolling_restart`, `on_demand`"}),
     _event("slot.restarted", "A slot starts a worker in place of one that ended unbidden.", {},
            {**_SLOT, "reason": "how that one ended"}),
-    _event("slot.failed", "A slot has used up its restarts.", {"next_attempt": "s, until it tries once more"},
+    _event("slot.failed", "Too many starts of a slot have failed.", {"next_attempt": "s, until it tries once more"},
            {**_SLOT, "reason": "why its last worker ended"}),
     _event("slot.recovered", "A slot that had failed has a worker again.", {}, _SLOT),
     _event("pool.opened", "A pool takes requests.", {"size": "workers", "ready": "workers that take calls"}, _POOL),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from snakepit_trio.errors import RequestTimeout, SnakepitError
+from snakepit_trio.errors import RequestTimeout, SnakepitError, WorkerStartupError
 from snakepit_trio.tools.waits import Permit, current_chain
 
 from .circuit import Circuit, State, Verdict
@@ -209,10 +209,19 @@ class Guard:
                 "policy.retried", {"attempt": state.attempt_number, "pause": state.upcoming_sleep}, fields
             )
 
+        pause = tenacity.wait_exponential(config.delay, config.max_delay) + tenacity.wait_random(0, config.jitter)
+
+        def wait(state: tenacity.RetryCallState) -> float:
+            assert state.outcome is not None
+            error = state.outcome.exception()
+            # Before that there is no worker.
+            least = error.details.get("retry_after", 0.0) if isinstance(error, WorkerStartupError) else 0.0
+            return max(pause(state), least)
+
         return tenacity.AsyncRetrying(
             sleep=anyio.sleep,
             stop=over,
-            wait=tenacity.wait_exponential(config.delay, config.max_delay) + tenacity.wait_random(0, config.jitter),
+            wait=wait,
             retry=tenacity.retry_if_exception(lambda error: may_retry(error, idempotent=idempotent, on=config.on)),
             before_sleep=tell,
             reraise=True,

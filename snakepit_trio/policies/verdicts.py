@@ -20,7 +20,7 @@ from .circuit import Verdict
 __all__ = ["is_remote", "judge", "may_retry"]
 
 #: Failures of calls that no worker has begun.
-_NEVER_STARTED = (QueueFull, QueueTimeout, WorkerBusy)
+_NEVER_STARTED = (QueueFull, QueueTimeout, WorkerBusy, WorkerStartupError)
 
 
 def is_remote(error: ToolError, names: Sequence[str]) -> bool:

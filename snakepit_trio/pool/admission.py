@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from snakepit_trio._timeouts import seconds
-from snakepit_trio.errors import QueueTimeout, RequestTimeout, SnakepitError
+from snakepit_trio.errors import QueueTimeout, RequestTimeout, SnakepitError, WorkerStartupError
 
-from .endings import worker_busy, worker_lost
+from .endings import copy_error, no_worker, worker_busy, worker_lost
 from .lines import Lines
 from .places import Places
 from .queue import RequestQueue
@@ -30,6 +30,7 @@ class Admission:
     Attributes:
         closed: Why nothing is accepted any more, if so.
         broken: Why nothing is accepted until a worker is ready, if so.
+        next_attempt: When the next worker is started, while that is so.
         service_time: How long calls took of late, in seconds: an exponential average, 0 before the first.
     """
 
@@ -43,7 +44,8 @@ class Admission:
         reject_hopeless: bool = False,
     ) -> None:
         self.closed: SnakepitError | None = None
-        self.broken: SnakepitError | None = None
+        self.broken: WorkerStartupError | None = None
+        self.next_attempt = 0.0
         self.service_time = 0.0
         self._queue = queue
         self._places = places
@@ -57,9 +59,10 @@ class Admission:
 
     def admit(self, request: Request, now: float) -> Seats | None:
         """The incarnation that gets a request, to run it or to hold it in line; None when it has been put in the queue."""
-        refused = self.closed or self.broken
-        if refused is not None:
-            raise refused.__class__(refused.message, details=refused.details)
+        if self.closed is not None:
+            raise copy_error(self.closed)
+        if self.broken is not None:
+            raise no_worker(self.broken, self.next_attempt, now)
         if request.deadline <= now:
             raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
         binding = request.binding

@@ -10,11 +10,15 @@ from snakepit_trio.errors import (
     SnakepitError,
     WorkerBusy,
     WorkerCrashed,
+    WorkerStartupError,
 )
 
 from .request import Phase, Request
 
-__all__ = ["copy_error", "deadline_passed", "overdue", "poisonous", "worker_busy", "worker_lost"]
+__all__ = ["copy_error", "deadline_passed", "no_worker", "overdue", "poisonous", "worker_busy", "worker_lost"]
+
+#: When an attempt to start a worker is under way, its end is looked for after so many seconds.
+_SOON = 0.1
 
 
 def copy_error(error: SnakepitError) -> SnakepitError:
@@ -27,7 +31,8 @@ def overdue(request: Request, now: float) -> SnakepitError:
     if request.phase is Phase.QUEUED and request.deadline > now:
         waited = now - request.submitted_at
         return QueueTimeout(
-            f"no worker was free for {seconds(waited)}", details={"waited": waited, "tool": request.tool}
+            f"no worker was free for {seconds(waited)} (queue_timeout)",
+            details={"waited": waited, "tool": request.tool, "option": "queue_timeout"},
         )
     return deadline_passed(request, now)
 
@@ -38,6 +43,16 @@ def deadline_passed(request: Request, now: float) -> RequestTimeout:
     return RequestTimeout(
         f"{request.tool!r} was {phase} when its time of {seconds(spent)} was spent",
         details={"phase": phase, "tool": request.tool, "elapsed": spent},
+    )
+
+
+def no_worker(why: WorkerStartupError, next_attempt: float, now: float) -> WorkerStartupError:
+    """No worker can be had before the next attempt to start one, on the event loop's clock; ``why`` says the rest."""
+    wait = max(_SOON, next_attempt - now)
+    return WorkerStartupError(
+        f"{why.message}; the next attempt is in {seconds(wait)}",
+        details={**why.details, "retry_after": wait},
+        retryable=True,
     )
 
 

@@ -44,10 +44,10 @@ from typing import TYPE_CHECKING
 
 from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import PoolClosed, SnakepitError, WorkerCrashed
+from snakepit_trio.errors import PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 
 from .books import Books, release
-from .endings import copy_error, deadline_passed, overdue, poisonous, worker_lost
+from .endings import copy_error, deadline_passed, no_worker, overdue, poisonous, worker_lost
 from .places import PATIENCE
 from .request import Outcome, Phase, Request
 from .seats import Seats
@@ -76,7 +76,7 @@ class Ledger(Books):
 
         Raises:
             PoolClosed: The pool takes nothing more.
-            WorkerStartupError: No worker can ever serve it.
+            WorkerStartupError: No worker can be started at present.
             QueueFull: As many requests wait as may.
             WorkerBusy: Its session's worker is busy, and the session does not wait.
             SessionWorkerUnavailable: Its session's worker is gone.
@@ -383,10 +383,16 @@ class Ledger(Books):
             request.seats = None
 
     @protected
-    def fail_all(self, error: SnakepitError, now: float) -> None:
-        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready."""
-        self._admission.broken = error
-        self._end_queue(error, now)
+    def fail_all(self, why: WorkerStartupError, next_attempt: float, now: float) -> None:
+        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready.
+
+        Args:
+            why: What keeps workers from starting.
+            next_attempt: When the next one is started.
+        """
+        self._admission.broken = why
+        self._admission.next_attempt = next_attempt
+        self._end_queue(no_worker(why, next_attempt, now), now)
 
     @protected
     def hope(self) -> None:

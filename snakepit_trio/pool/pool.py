@@ -157,8 +157,9 @@ class Pool(Operations):
             ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
             ToolError: The tool raised; ``except sp.remote(ValueError)`` catches it by its type.
             RequestTimeout, QueueTimeout, QueueFull: It took, waited, or would have waited too long.
-            WorkerCrashed: The worker died under it.
-            WorkerStartupError: No worker can ever serve it.
+            WorkerCrashed: The worker died under it. Calls of others wait meanwhile for the next worker, within their time.
+            WorkerStartupError: No worker serves, and the last starts of all have failed more often than ``restart_limit``
+                allows; ``details["retry_after"]`` says in how many seconds the next one is tried.
             PoolClosed: The pool is closing or closed.
         """
         return await self._calls.execute(

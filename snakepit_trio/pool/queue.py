@@ -185,8 +185,8 @@ class RequestQueue(Generic[E]):
         waiting = self._live + others
         if waiting >= self._limit:
             raise QueueFull(
-                f"{waiting} requests wait already, which is the limit",
-                details={"limit": self._limit, "queued": waiting},
+                f"{waiting} requests wait already, which is the limit (max_queue)",
+                details={"limit": self._limit, "queued": waiting, "option": "max_queue"},
             )
 
     def push_front(self, entry: E, now: float) -> None:

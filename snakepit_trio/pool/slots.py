@@ -20,6 +20,7 @@ from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
 
+from .endings import no_worker
 from .hiring import Hiring
 from .roster import Roster
 from .seats import Seats
@@ -89,9 +90,8 @@ class Slots:
             await self.settled.wait()
         self._opening = False
         if not self.roster.ready:
-            error = self.startup_error()
-            self._fail(error)
-            raise error
+            self._fail()
+            raise self._why()
 
     async def stop(self) -> None:
         """Stop every worker, each step bounded."""
@@ -129,17 +129,8 @@ class Slots:
         )
 
     def startup_error(self) -> WorkerStartupError:
-        """Why no worker is ready."""
-        for slot in self.kept:
-            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
-            if exit is not None and not exit.expected:
-                return WorkerStartupError(
-                    f"pool {self._name!r}: no worker could start: {exit.message}",
-                    details={**exit.details(), "pool": self._name, "reason": exit.message, "exit": exit.reason},
-                )
-        return WorkerStartupError(
-            f"pool {self._name!r}: no worker is ready", details={"pool": self._name, "reason": "not ready"}
-        )
+        """Why no worker is ready, and when the next one is started."""
+        return no_worker(self._why(), self._next_attempt(), anyio.current_time())
 
     def tell_recycled(self, worker: Worker, reason: str) -> None:
         """A worker is about to be replaced."""
@@ -173,7 +164,7 @@ class Slots:
         if slot.failed != (slot in self._failed):
             self._note_failure(slot)
         if slot in self.kept and not self._opening and all(other.failed for other in self.kept):
-            self._fail(self.startup_error())
+            self._fail()
 
     def _note_failure(self, slot: Slot) -> None:
         if slot.failed:
@@ -186,12 +177,33 @@ class Slots:
             self._failed.discard(slot)
             self._events.emit("slot.recovered", None, pool=self._name, slot=slot.index)
 
-    def _fail(self, error: WorkerStartupError) -> None:
+    def _fail(self) -> None:
         """No worker can serve."""
-        self._ledger.fail_all(error, anyio.current_time())
-        self._events.emit("pool.failed", None, pool=self._name, reason=error.message)
+        why = self._why()
+        self._ledger.fail_all(why, self._next_attempt(), anyio.current_time())
+        self._events.emit("pool.failed", None, pool=self._name, reason=why.message)
 
     # ---- inside ----------------------------------------------------------------------------------
+
+    def _why(self) -> WorkerStartupError:
+        """Why no worker is ready."""
+        details: dict[str, object] = {"pool": self._name, "reason": "not ready"}
+        message = f"pool {self._name!r}: no worker is ready"
+        for slot in self.kept:
+            exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
+            if exit is not None and not exit.expected:
+                message = f"pool {self._name!r}: no worker could start: {exit.message}"
+                details = {**exit.details(), "pool": self._name, "reason": exit.message, "exit": exit.reason}
+                break
+        exhausted = bool(self.kept) and all(slot.failed for slot in self.kept)
+        details["option"] = "restart_limit" if exhausted else "backoff_base"
+        if exhausted:
+            message += f"; restart_limit={self._config.restart_limit} is used up"
+        return WorkerStartupError(message, details=details)
+
+    def _next_attempt(self) -> float:
+        """When the next worker is started, or was, on the event loop's clock."""
+        return min((slot.next_attempt for slot in self.kept if slot.next_attempt is not None), default=0.0)
 
     def _add_slot(self, places: list[Slot], index: int) -> None:
         slot = Slot(

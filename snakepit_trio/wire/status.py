@@ -13,7 +13,8 @@ import binascii
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
-from snakepit_trio.errors import ConnectionLost, SnakepitError, ToolError
+from snakepit_trio._timeouts import NEVER
+from snakepit_trio.errors import ConnectionLost, QueueFull, SnakepitError, ToolError
 
 from . import failures
 from .frame_reading import decode_error, read_fields
@@ -30,25 +31,25 @@ _TYPE = "type.googleapis.com/"
 _OURS = _TYPE + "snakepit.v1.ErrorInfo"
 _PLAIN_INFO = "snakepit-error-bin"
 _DOMAIN = "snakepit"
+#: When to come again after a full queue, in seconds.
+_FULL = 0.1
 #: Characters of the plain message.
 _MESSAGE = 1024
 #: What stands for itself in ``grpc-message``, beside letters and digits.
 _PLAIN = " !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~"
 
 
-def trailers_for(
-    error: SnakepitError, *, room: int = DEFAULT_ROOM, retry_after: float | None = None
-) -> list[tuple[str, str]]:
+def trailers_for(error: SnakepitError, *, room: int = DEFAULT_ROOM) -> list[tuple[str, str]]:
     """The trailers of an RPC that ended with this error.
 
     Args:
         error: What went wrong; its text is sent as it is.
         room: Bytes that they may have in all; the traceback is cut first, then the details.
-        retry_after: Seconds after which another attempt makes sense.
     """
     status = failures.grpc_status(error.code)
     message = error.message[:_MESSAGE]
     trailers = [("grpc-status", str(status)), ("grpc-message", quote(message, safe=_PLAIN, errors="replace"))]
+    retry_after = _retry_after(error)
     if retry_after is not None:
         trailers.append(("grpc-retry-pushback-ms", str(int(retry_after * 1000))))
     left = (room - sum(len(name) + len(value) + 32 for name, value in trailers) - 64) * 3 // 4
@@ -112,6 +113,14 @@ def _no_trace(info: ErrorInfo) -> None:
 def _no_details(info: ErrorInfo) -> None:
     info.details = None
     info.remote_types = list(info.remote_types)[:8]
+
+
+def _retry_after(error: SnakepitError) -> float | None:
+    """Seconds after which another attempt makes sense; None when that is not known."""
+    if error.code == QueueFull.default_code:
+        return _FULL
+    found = error.details.get("retry_after") if error.retryable else None
+    return found if isinstance(found, int | float) and 0 < found < NEVER else None
 
 
 def _others(error: SnakepitError, retry_after: float | None) -> list[tuple[str, bytes]]:

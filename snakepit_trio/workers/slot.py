@@ -1,18 +1,14 @@
 """A place in the pool, and the supervisor that keeps a worker in it.
 
 A slot has one worker, or for the time of a replacement two: the old one serves until the new one is ready, and is then
-drained. A worker that ends unbidden is replaced at once; when that happens again and again, with growing pauses; and
-when it has happened more than ``restart_limit`` times in ``restart_window`` seconds the pause is much longer, and a slot
-without a worker that serves is *failed*: it says so, and says why.
-
-Restart intensity is Erlang's: https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity
+drained. A worker that ends unbidden is replaced at once, and after a pause when others have ended shortly before
+(:mod:`.restarts`). When too many starts have failed, and no worker serves, the slot is *failed*: it says so, and says why.
 """
 
 from __future__ import annotations
 
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Protocol
 
@@ -24,6 +20,7 @@ from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 
 from .exits import Exit
+from .restarts import Restarts
 from .states import WorkerState
 
 if TYPE_CHECKING:
@@ -34,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Slot", "SlotHost"]
 
 _log = logging.getLogger(__name__)
-
-#: The longest pause between two attempts of a failed slot, in seconds.
-_LONGEST_PAUSE = 300.0
 
 
 class SlotHost(Protocol):
@@ -72,7 +66,7 @@ class Slot:
         index: Its number, from 0.
         incarnation: How many workers it has had.
         current: The worker that serves, or is to serve next.
-        failed: It has used up its restarts, and has no worker that serves; :attr:`reason` says why.
+        failed: Too many starts have failed, and it has no worker that serves; :attr:`reason` says why.
         next_attempt: When it may start another worker after attempts that failed, on the event loop's clock; None when
             the last one did not fail.
         reason: Why its last worker ended or could not start, ``""`` when there is nothing to say.
@@ -102,10 +96,8 @@ class Slot:
         self._host = host
         self._surge = surge
         self._starting = starting
-        self._rng = rng
         self._errors = errors
-        self._crashes: deque[float] = deque()
-        self._failures = 0
+        self._restarts = Restarts(settings, rng)
         self._nursery: anyio.abc.TaskGroup | None = None
         self._retiring = False
         self._alive: dict[Worker, None] = {}
@@ -332,21 +324,18 @@ class Slot:
 
     def _write_down(self, worker: Worker) -> float:
         """Write an unbidden end into the slot's books; how long to wait before the next attempt."""
-        settings = self._settings
         exit = self.last_exit = worker.exit
         assert exit is not None
         self.reason = exit.message
         now = anyio.current_time()
-        crashes = self._crashes
-        crashes.append(now)
-        while crashes and crashes[0] < now - settings.restart_window:
-            crashes.popleft()
-        if settings.restart_limit is not None and len(crashes) > settings.restart_limit:
+        pause = self._restarts.note(
+            now,
+            up_for=None if worker.ready_at is None else now - worker.ready_at,
+            excused=worker.had_begun or worker.killed_on_demand,
+            answered=worker.served > 0,
+        )
+        if self._restarts.exhausted:
             self.failed = not self._serves()
-            self._failures += 1
-            pause = min(
-                _LONGEST_PAUSE, max(settings.backoff_max, settings.restart_window) * 2.0 ** (self._failures - 1)
-            )
             if self.failed:
                 _log.error(
                     "pool %s, slot %d has failed: %s",
@@ -355,13 +344,6 @@ class Slot:
                     exit.message,
                     extra={"pool": worker.pool, "slot": self.index},
                 )
-        else:
-            if worker.ready.is_set() and len(crashes) == 1:
-                self._failures = 0
-                pause = 0.0
-            else:
-                pause = min(settings.backoff_max, settings.backoff_base * 2.0 ** min(len(crashes) - 1, 60))
-                pause *= 1 + self._rng.uniform(-0.2, 0.2)
         self.next_attempt = now + pause
         self._host.slot_settled(self)
         return pause

@@ -76,8 +76,10 @@ class Worker:
         tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
         threads: How many calls it runs at once.
         ready: Set when it takes calls.
+        ready_at: When that was, on the event loop's clock; None before.
         ended: Set when :meth:`run` is about to return.
         exit: How it ended; None before.
+        killed_on_demand: Somebody on this side wanted it to end at once.
         unbegun: After its end: the calls that it held and had not begun to run.
     """
 
@@ -108,8 +110,10 @@ class Worker:
         self.last_heartbeat: float | None = None
         self.tainted = False
         self.ready: anyio.Event = anyio.Event()
+        self.ready_at: float | None = None
         self.ended: anyio.Event = anyio.Event()
         self.exit: Exit | None = None
+        self.killed_on_demand = False
         self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
         self._resources = resources
@@ -148,6 +152,11 @@ class Worker:
     def in_flight(self) -> int:
         """Calls that the worker holds, cancelled ones that it has not confirmed included."""
         return len(self._held)
+
+    @property
+    def had_begun(self) -> bool:
+        """After its end: whether it had begun to run any call, as far as can be told."""
+        return self.served > 0 or len(self.unbegun) < len(self._held)
 
     # ---- what the pool sends -----------------------------------------------------------------------
 
@@ -194,6 +203,7 @@ class Worker:
 
     def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
         """End it now, without ceremony."""
+        self.killed_on_demand = True
         self._end(reason, message)
 
     def fail(self, exc: BaseException) -> None:
@@ -323,6 +333,7 @@ class Worker:
         if self._cause is not None:
             return
         self._become(WorkerState.READY)
+        self.ready_at = anyio.current_time()
         self.ready.set()
         self._start(nursery, self._link.watch)
         self._start(nursery, self._watch_grace)

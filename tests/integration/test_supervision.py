@@ -212,22 +212,37 @@ async def test_resize_rolling_restart_recycle_and_cordon() -> None:
             assert pool.stats().restarts == 0
 
 
-async def test_a_slot_that_crashes_again_and_again_fails_visibly() -> None:
+async def test_a_slot_fails_visibly_by_starts_that_fail_and_not_by_calls_that_crash_its_workers(tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
     with anyio.fail_after(60):
-        async with sp.open_pool(UNRULY, size=1, restart_limit=2, restart_window=60, backoff_base=0.01) as pool:
-            for _ in range(3):
+        async with sp.open_pool(
+            "tests.adapters.moody",
+            size=1,
+            env={"MOODY": str(bad)},
+            restart_limit=2,
+            restart_window=60,
+            backoff_base=0.01,
+        ) as pool:
+            for _ in range(5):
                 with pytest.raises(sp.WorkerCrashed):
-                    await pool.execute("leave")
+                    await pool.execute("die")
+            assert pool.workers()[0].state != "failed"
+            bad.touch()
+            with pytest.raises((sp.WorkerCrashed, sp.WorkerStartupError)):
+                await pool.execute("die")
             await until(lambda: pool.workers()[0].state == "failed")
-            assert "exited with code 1" in pool.workers()[0].reason
+            assert "not now" in pool.workers()[0].reason
             # The call that it died of has died with it.
             assert pool.workers()[0].in_flight == 0
             next_attempt = pool.workers()[0].next_attempt
             assert next_attempt is not None and next_attempt > anyio.current_time()
-            # Nobody waits for what can't come.
+            # Nobody waits for what can't come, and everybody is told when to come again.
             started = anyio.current_time()
-            with pytest.raises(sp.WorkerStartupError, match="exited with code 1"):
-                await pool.execute("pid", timeout=20)
+            with pytest.raises(sp.WorkerStartupError, match=r"not now.*restart_limit=2 is used up") as caught:
+                await pool.execute("die", timeout=20)
+            assert caught.value.retryable
+            assert caught.value.details["option"] == "restart_limit"
+            assert caught.value.details["retry_after"] == pytest.approx(next_attempt - started, abs=1)
             with pytest.raises(sp.WorkerStartupError):
                 await pool.wait_ready(timeout=20)
             assert anyio.current_time() - started < 5

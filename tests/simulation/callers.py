@@ -8,7 +8,7 @@ import anyio
 
 import snakepit_trio as sp
 
-from .scenario import Caller
+from .scenario import START_FAULTS, Caller
 
 if TYPE_CHECKING:
     from .simulator import Simulation
@@ -67,7 +67,10 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "PoolClosed":
             return simulation.closing
         case "WorkerStartupError":
-            return bool(happened) or simulation.can_lose_workers
+            if caller.kind == "operate" and simulation.can_lose_workers:
+                return True
+            # A worker that a call has ended is no sign that none can start.
+            return bool(happened & {*START_FAULTS, *_DEADLY}) and "retry_after" in details
         case "WorkerBusy":
             return caller.kind == "session" and caller.affinity == "strict_fail_fast"
         case "SessionWorkerUnavailable":

@@ -184,6 +184,9 @@ class FaultyWorker(ScriptedWorker):
         return list(self.world.tools)[call.tool_index - 1]
 
     async def _perform(self, call: frames.Call, params: Any) -> frames.Reply:
+        if params.get("lethal") and self._tool(call) != "nested":
+            self.crash()
+            await anyio.sleep_forever()
         if self._tool(call) != "nested":
             return await super()._perform(call, params)
         number = self.world.next_host_call()

@@ -100,16 +100,21 @@ def _caller(rng: random.Random, number: int, quick: bool) -> Caller:
     )
 
 
-def _stuck(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> tuple[Caller, ...]:
-    """Some callers of some scenarios call tools that hear no cancel and, where their workers are killed for it, never end."""
-    rng = random.Random(f"{seed}:stuck")
-    share = rng.choice([0.0, 0.1, 0.4]) if options["threads"] > 1 else rng.choice([0.0] * 4 + [0.15])
+def _unruly(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> tuple[Caller, ...]:
+    """Callers of some scenarios call tools that end their worker, or that hear no cancel and, where their workers are
+    killed for it, never end."""
+    rng = random.Random(f"{seed}:unruly")
+    lethal = rng.choice([0.0, 0.0, 0.1, 0.4])
+    stuck = rng.choice([0.0, 0.1, 0.4]) if options["threads"] > 1 else rng.choice([0.0] * 4 + [0.15])
     seconds = 1000 if options["on_cancel"] == "kill" else 1
     found = []
     for caller in callers:
-        if caller.kind != "operate" and rng.random() < share:
+        chance, timeout = rng.random(), rng.choice([0.05, 0.2, 0.5, 1.0])
+        if caller.kind != "operate" and chance < lethal:
+            caller = attrs.evolve(caller, params={**caller.params, "lethal": True})
+        elif caller.kind != "operate" and chance < lethal + stuck:
             params = {**caller.params, "seconds": seconds, "stuck": True, "deaf": False}
-            caller = attrs.evolve(caller, params=params, timeout=rng.choice([0.05, 0.2, 0.5, 1.0]))
+            caller = attrs.evolve(caller, params=params, timeout=timeout)
         found.append(caller)
     return tuple(found)
 
@@ -127,7 +132,7 @@ def draw(seed: int) -> Scenario:
         "cancel_grace": 0.2,
         "on_cancel": rng.choice(["kill", "kill", "abandon"]),
         "max_requests": rng.choice([None, None, 5]),
-        "restart_limit": rng.choice([1000, 1000, 2]),
+        "restart_limit": rng.choice([1000, 0, 2]),
         "cancel_set_size": rng.choice([2, 1024]),
         "cancel_set_ttl": 1.0,
         "stop_grace": 2.0,
@@ -156,7 +161,7 @@ def draw(seed: int) -> Scenario:
     return Scenario(
         seed=seed,
         options=options,
-        callers=_stuck(seed, callers, options),
+        callers=_unruly(seed, callers, options),
         faults=tuple(faults),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,

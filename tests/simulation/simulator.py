@@ -62,8 +62,10 @@ class Simulation(trio.abc.Instrument):
         self._scope = trio.CancelScope()
         # Workers may go although nothing was injected: callers of these kinds, and calls that hear no cancel, cost some.
         config, callers = self.pool_config, scenario.callers
-        self.can_lose_workers = any(c.params.get("deaf") or c.params.get("stuck") for c in callers) or any(
-            c.kind == "operate" and c.tool == "kill" for c in callers
+        self.can_lose_workers = any(
+            any(c.params.get(habit) for habit in ("deaf", "stuck", "lethal"))
+            or (c.kind == "operate" and c.tool == "kill")
+            for c in callers
         )
         self.can_lose_workers |= config.max_size is not None or config.max_requests is not None
 

@@ -160,6 +160,22 @@ def test_a_cancel_in_a_pause_leaves_at_once() -> None:
     simulate(main)
 
 
+def test_a_call_that_is_refused_for_want_of_workers_is_tried_again_when_there_may_be_one() -> None:
+    async def main() -> None:
+        made, _ = guard(retry=sp.RetryConfig(attempts=3, delay=0.01, jitter=0))
+        refused = sp.WorkerStartupError("none", details={"retry_after": 7.0}, retryable=True)
+        script = Script((0, refused), (0, 1))
+        assert await call(made, script, idempotent=False) == 1
+        assert script.begun == [0, 7]
+        with pytest.raises(sp.WorkerStartupError):
+            await call(made, Script((0, refused)), timeout=6.0)
+        assert trio.current_time() == 7
+        with pytest.raises(sp.WorkerStartupError):
+            await call(made, Script((0, sp.WorkerStartupError("never")), (0, 1)))
+
+    simulate(main)
+
+
 # ---- circuit ---------------------------------------------------------------------------------------
 
 

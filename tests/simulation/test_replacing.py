@@ -137,6 +137,26 @@ def test_a_pool_that_had_failed_serves_again_when_a_worker_can_start(scaled: boo
     simulate(body, size=1, restart_limit=1, backoff_base=0.01, **options)
 
 
+def test_a_pool_that_refuses_says_when_it_tries_again() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world_of(pool).behaviour.start_failure = 1.0
+        pool.kill_worker(pool.workers()[0].id)
+        await trio.sleep(0.5)
+        for past in (0.0, 3.0):
+            await trio.sleep(past)
+            with pytest.raises(sp.WorkerStartupError) as caught:
+                await pool.execute("work", {"seconds": 0})
+            left = pool.workers()[0].next_attempt - trio.current_time()  # type: ignore[operator]
+            assert caught.value.retryable
+            assert caught.value.details["retry_after"] == pytest.approx(left)
+            assert caught.value.details["option"] == "restart_limit"
+        world_of(pool).behaviour.start_failure = 0.0
+        await trio.sleep(left + 0.1)
+        await pool.execute("work", {"seconds": 0})
+
+    simulate(body, size=1, restart_limit=0, restart_window=20.0)
+
+
 def test_replacements_that_can_not_start_cost_nobody_the_worker_that_serves() -> None:
     async def body(pool: sp.Pool) -> None:
         world_of(pool).behaviour.start_failure = 1.0

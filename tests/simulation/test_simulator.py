@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 from snakepit_trio.pool.ledger import Ledger
-from tests.simulation.scenario import FRAME_FAULTS, START_FAULTS, draw
+from tests.simulation.scenario import FRAME_FAULTS, START_FAULTS, Caller, Scenario, draw
 from tests.simulation.simulator import command, explain, run, shrink
 
 SEEDS = int(os.environ.get("SNAKEPIT_TEST_SEEDS", "300"))
@@ -53,6 +53,23 @@ def test_every_fault_and_every_outcome_occurs() -> None:
         "completed", "cancelled", "RequestTimeout", "QueueTimeout", "QueueFull", "WorkerCrashed", "PoolClosed",
         "WorkerStartupError", "WouldDeadlock", "InvalidParameter",
     }  # fmt: skip
+
+
+def test_calls_that_end_their_workers_cost_nobody_else_anything() -> None:
+    lethal = [Caller(number=i, kind="execute", at=0.1 * i, params={"seconds": 0.0, "lethal": True}) for i in range(40)]
+    others = [Caller(number=100 + i, kind="execute", at=0.04 * i, params={"seconds": 0.001}) for i in range(100)]
+    result = run(
+        Scenario(
+            seed=0,
+            options={"size": 2, "restart_limit": 0, "prefetch": 0},
+            callers=(*lethal, *others),
+            faults=(),
+            delay=0.0002,
+            close_at=None,
+        )
+    )
+    assert result.failure is None
+    assert result.outcomes == {"execute:WorkerCrashed": 40, "execute:completed": 100}
 
 
 def test_a_failure_is_made_small_and_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
