@@ -10,6 +10,7 @@ import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -41,7 +42,8 @@ from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.tools.serving import HostThreads
 from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire.transports import make_wire
-from snakepit_trio.workers.registry import open_run, state_directory
+from snakepit_trio.workers.run import open_run
+from snakepit_trio.workers.state_directory import private_directory, state_directory
 
 if TYPE_CHECKING:
     from snakepit_trio.bridge.server import Bridge
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from snakepit_trio.pool.request import Request
     from snakepit_trio.sessions.store import Store
     from snakepit_trio.wire.connection import Wire
-    from snakepit_trio.workers.registry import Run
+    from snakepit_trio.workers.run import Run
 
 __all__ = ["Runtime", "open_pool", "open_runtime"]
 
@@ -103,7 +105,7 @@ class Runtime:
         self.programs: ProgramStore = ProgramStore(store, self.sessions, config.program_ttl, self.events)
         self.tools: ToolRegistry = ToolRegistry()
         self.recorder: FlightRecorder = FlightRecorder(
-            self.events, self._look, state_directory(config.state_dir) / "recorder", self._redactor, run.run_id
+            self.events, self._look, functools.partial(_dumps, config.state_dir), self._redactor, run.run_id
         )
         self._timings = None if config.metrics is None else RequestTimings(config.metrics.max_tools)
         self.metrics: Metrics | None = None if config.metrics is None else self._make_metrics(config.metrics)
@@ -355,6 +357,11 @@ def _none_could_start(failed: list[WorkerStartupError]) -> WorkerStartupError:
         "; ".join(error.message for error in failed),
         details={**failed[0].details, "pools": {str(error.details["pool"]): error.details for error in failed}},
     )
+
+
+def _dumps(state_dir: str | None) -> Path:
+    """Where the flight recorder's dumps are."""
+    return private_directory(private_directory(state_directory(state_dir)) / "recorder")
 
 
 def limits_of(config: RuntimeConfig) -> Limits:

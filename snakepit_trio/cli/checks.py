@@ -21,7 +21,9 @@ import attrs
 import psutil
 
 from snakepit_trio import hardware
+from snakepit_trio.errors import ConfigError
 from snakepit_trio.workers.runs import LONGEST_SOCKET_PATH, list_runs
+from snakepit_trio.workers.state_directory import find_fault, state_directory
 
 __all__ = ["FAIL", "OK", "WARN", "Check", "pid_room", "run_checks"]
 
@@ -49,8 +51,8 @@ class Check:
     remedy: str = ""
 
 
-def run_checks(directory: Path) -> Iterator[Check]:
-    """Make every check of the machine and of this state directory, in order."""
+def run_checks(state_dir: str | None) -> Iterator[Check]:
+    """Make every check of the machine and of the state directory, the user's when None, in order."""
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -62,9 +64,9 @@ def run_checks(directory: Path) -> Iterator[Check]:
         ("pids", _pids),
         ("shared memory", _shared_memory),
         ("sockets", _sockets),
-        ("state directory", lambda: _state_directory(directory)),
-        ("control sockets", lambda: _control_sockets(directory)),
-        ("runs", lambda: _runs(directory)),
+        ("state directory", lambda: _state_directory(state_dir)),
+        ("control sockets", lambda: _control_sockets(state_directory(state_dir))),
+        ("runs", lambda: _runs(state_directory(state_dir))),
         ("clock", _clock),
     ]
     for name, check in checks:
@@ -296,31 +298,35 @@ def _sockets() -> Check:
     return Check("sockets", OK, f"Unix sockets in {tempfile.gettempdir()}, TCP on the loopback address")
 
 
-def _state_directory(directory: Path) -> Check:
+def _state_directory(state_dir: str | None) -> Check:
+    name, remedy = "state directory", "set SNAKEPIT_STATE_DIR to a directory of your own"
     try:
-        found = directory.stat()
-    except (FileNotFoundError, NotADirectoryError):
+        directory = state_directory(state_dir)
+    except ConfigError as exc:
+        return Check(name, FAIL, str(exc.details["reason"]), "set HOME, XDG_STATE_HOME or SNAKEPIT_STATE_DIR")
+    fault = find_fault(directory)
+    if fault is not None:
+        return Check(name, FAIL, fault, remedy)
+    if not directory.exists():
         above = directory
-        while not above.exists() and above != above.parent:
+        while not above.exists():
             above = above.parent
-        if above.is_dir() and os.access(above, os.W_OK | os.X_OK):
-            return Check("state directory", OK, f"{directory} will be made by the first run")
-        return Check(
-            "state directory",
-            FAIL,
-            f"{directory} can't be made in {above}",
-            "set SNAKEPIT_STATE_DIR to a private place",
-        )
-    if not stat.S_ISDIR(found.st_mode):
-        return Check("state directory", FAIL, f"{directory} is no directory", "set SNAKEPIT_STATE_DIR")
-    if found.st_uid != os.geteuid():
-        return Check("state directory", FAIL, f"{directory} belongs to user {found.st_uid}", "set SNAKEPIT_STATE_DIR")
+        if os.access(above, os.W_OK | os.X_OK):
+            return Check(name, OK, f"{directory} will be made by the first run")
+        return Check(name, FAIL, f"{directory} can't be made in {above}", remedy)
     if not os.access(directory, os.W_OK | os.X_OK):
-        return Check("state directory", FAIL, f"{directory} can't be written", f"chmod 700 {directory}")
-    if found.st_mode & 0o077:
-        mode = stat.S_IMODE(found.st_mode)
-        return Check("state directory", WARN, f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
-    return Check("state directory", OK, f"{directory} is private")
+        return Check(name, FAIL, f"{directory} can't be written", f"chmod 700 {directory}")
+    mode = stat.S_IMODE(directory.stat().st_mode)
+    if mode & 0o077:
+        return Check(name, WARN, f"{directory} is open to others ({mode:o})", f"chmod 700 {directory}")
+    foreign = [path for path in [*directory.glob("registry.sqlite3*"), *directory.glob("runs/*")] if _is_foreign(path)]
+    if foreign:
+        return Check(name, FAIL, f"{foreign[0]} belongs to user {foreign[0].lstat().st_uid}", f"remove {foreign[0]}")
+    return Check(name, OK, f"{directory} is private")
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.lstat().st_uid != os.geteuid()
 
 
 def _control_sockets(directory: Path) -> Check:

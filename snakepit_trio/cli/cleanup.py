@@ -8,7 +8,10 @@ from typing import Annotated
 
 import typer
 
+from snakepit_trio.errors import ConfigError
+
 from .common import FAILED, fail
+from .runs import own_state_directory
 
 __all__ = ["cleanup"]
 
@@ -24,20 +27,13 @@ def cleanup(
     """
     import attrs
 
-    from snakepit_trio.workers.registry import Registry, look, state_directory
+    from snakepit_trio.workers.leftovers import clear, look
 
-    directory = state_directory(state_dir)
-    swept = []
+    directory = own_state_directory(state_dir)
     try:
-        if dry_run:
-            swept = look(directory)
-        # Where nothing ever ran there is nothing to clear away, and no reason to make a registry.
-        elif directory.exists():
-            registry = Registry(directory)
-            try:
-                swept = registry.sweep()
-            finally:
-                registry.close()
+        swept = look(directory) if dry_run else clear(directory)
+    except ConfigError as exc:
+        fail(exc.message, FAILED)
     except (OSError, sqlite3.Error) as exc:
         fail(f"the state directory {directory} can't be used: {exc}", FAILED)
     if as_json:

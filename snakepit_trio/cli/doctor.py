@@ -29,12 +29,10 @@ def doctor(
 
     Changes nothing. The exit code is 0 when nothing has failed, warnings included, and 1 otherwise.
     """
-    from snakepit_trio.workers.registry import state_directory
-
     from .checks import run_checks
 
     found: list[Any] = []
-    for check in run_checks(state_directory(state_dir)):
+    for check in run_checks(state_dir):
         found.append(check)
         if not as_json:
             _show(check)

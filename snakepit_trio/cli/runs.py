@@ -9,7 +9,7 @@ import attrs
 
 from .common import FAILED, fail
 
-__all__ = ["Found", "choose", "find", "look"]
+__all__ = ["Found", "choose", "find", "look", "own_state_directory"]
 
 #: How long a runtime may take for an answer, in seconds: its event loop may be busy.
 _PATIENCE = 5.0
@@ -37,12 +37,26 @@ class Found:
         return "running" if self.status is not None else "silent"
 
 
+def own_state_directory(state_dir: str | None) -> Path:
+    """The state directory. Exits where there is none to be had, or it is somebody else's: nothing in it can be relied on."""
+    from snakepit_trio.errors import ConfigError
+    from snakepit_trio.workers.state_directory import find_fault, state_directory
+
+    try:
+        directory = state_directory(state_dir)
+    except ConfigError as exc:
+        fail(exc.message, FAILED)
+    fault = find_fault(directory)
+    if fault is not None:
+        fail(f"the state directory {directory} can't be used: {fault}", FAILED)
+    return directory
+
+
 def find(state_dir: str | None, run: str | None = None) -> tuple[Path, list[Any]]:
     """The state directory and its runs; with ``run``, those whose ids begin so. Looks, and changes nothing."""
-    from snakepit_trio.workers.registry import state_directory
     from snakepit_trio.workers.runs import list_runs
 
-    directory = state_directory(state_dir)
+    directory = own_state_directory(state_dir)
     entries = list_runs(directory)
     if run is not None:
         entries = [entry for entry in entries if entry.run_id.startswith(run)]

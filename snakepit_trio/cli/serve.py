@@ -75,7 +75,7 @@ def serve(
 def _token_place(runtime: Runtime) -> Iterator[str | None]:
     """The file that holds the token; one that is made here goes with the run. None: whoever wrote the configuration has it."""
     from snakepit_trio.errors import ConfigError
-    from snakepit_trio.workers.registry import state_directory
+    from snakepit_trio.workers.state_directory import private_directory, state_directory
 
     bridge = runtime.config.bridge
     assert bridge is not None and runtime.bridge is not None
@@ -84,7 +84,7 @@ def _token_place(runtime: Runtime) -> Iterator[str | None]:
         return
     path = state_directory(runtime.config.state_dir) / f"bridge-{runtime.run_id}.token"
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = private_directory(path.parent) / path.name
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise ConfigError(

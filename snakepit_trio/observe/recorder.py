@@ -42,7 +42,7 @@ class FlightRecorder:
     Args:
         events: Keeps the last events.
         look: How things stand: plain values by name.
-        directory: Where dumps are written, made when it is needed.
+        place: Gives the directory in which dumps are written, and makes it when it is needed.
         redactor: Takes secrets out of a dump.
         name: What the files' names begin with.
     """
@@ -51,13 +51,13 @@ class FlightRecorder:
         self,
         events: EventBus,
         look: Callable[[], Mapping[str, Any]],
-        directory: Path,
+        place: Callable[[], Path],
         redactor: Redactor,
         name: str,
     ) -> None:
         self._events = events
         self._look = look
-        self._directory = directory
+        self._place = place
         self._redactor = redactor
         self._name = name
         self._count = 0
@@ -103,25 +103,26 @@ class FlightRecorder:
             The file, None when it can't be written; a warning then says why.
         """
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            directory = self._place()
             self._count += 1
-            path = self._directory / f"{self._name}-{self._count}-{reason}.json"
+            path = directory / f"{self._name}-{self._count}-{reason}.json"
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with open(fd, "w") as file:
                 json.dump({"reason": reason, **(self.dump() if dump is None else dump)}, file, indent=1)
                 file.write("\n")
-            self._prune()
-        except OSError as exc:
-            _log.warning("the flight recorder can't write to %s: %s", self._directory, exc)
+            _prune(directory)
+        except (OSError, ConfigError) as exc:
+            _log.warning("the flight recorder can't write: %s", exc)
             return None
         self._events.emit("recorder.dumped", None, reason=reason, path=str(path))
         _log.warning("the flight recorder has written %s (%s)", path, reason)
         return path
 
-    def _prune(self) -> None:
-        found = sorted(self._directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in found[:-KEPT]:
-            path.unlink(missing_ok=True)
+
+def _prune(directory: Path) -> None:
+    found = sorted(directory.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    for path in found[:-KEPT]:
+        path.unlink(missing_ok=True)
 
 
 @protected

@@ -21,7 +21,7 @@ from snakepit_trio.runtime import assemble
 from snakepit_trio.wire import frames
 from snakepit_trio.wire.connection import Wire
 from snakepit_trio.worker.adapter import options_of
-from snakepit_trio.workers.registry import Run
+from snakepit_trio.workers.run import Run
 
 from .scripted_worker import Behaviour, ScriptedWorker
 
@@ -75,7 +75,7 @@ class ScriptedWorkers(Launcher, Wire):
             options: Any field of :class:`~snakepit_trio.PoolConfig` but ``adapter``.
         """
         config = RuntimeConfig(pools=[PoolConfig(adapter="scripted", **{"size": 1, **options})], control=False)
-        run = Run("scripted", Path(os.devnull), None, [])
+        run = Run("scripted", Path(os.devnull))
         async with assemble(config, run, self, lambda *_: self) as runtime:
             yield runtime.pool(config.pools[0].name)
 

@@ -8,12 +8,14 @@ it also does the I/O between them, and the I/O thread only relieves it (:mod:`.s
 from __future__ import annotations
 
 import asyncio
+import errno
 import inspect
 import logging
 import os
 import secrets
 import signal
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -119,6 +121,17 @@ def _failed(exc: BaseException) -> Report:
     )
 
 
+def _check_private(directory: str) -> None:
+    """See that nobody else can take a socket's place in a directory: what connects to it shows the run's token.
+
+    Raises:
+        OSError: It is not there, or not this user's; names it.
+    """
+    facts = os.lstat(directory)
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
+        raise PermissionError(errno.EPERM, f"not a directory of user {os.geteuid()} alone", directory)
+
+
 def _server_context(tls: Credentials) -> ssl.SSLContext:
     """For a server whose clients must show a certificate, too."""
     from snakepit_trio.wire.credentials import tls_context
@@ -219,6 +232,7 @@ class _Io:
         server = PipeServer([service])
         directory = self._boot.socket_dir
         if directory is not None:
+            _check_private(directory)
             path = os.path.join(directory, f"{secrets.token_hex(6)}.sock")
             await server.start(path=path)
             self._address = f"unix:{path}"

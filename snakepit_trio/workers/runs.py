@@ -1,6 +1,6 @@
 """The runs of a state directory, for who only looks: nothing is opened for writing, made, or changed.
 
-Each live run holds a lock on a file of its own (see :mod:`snakepit_trio.workers.registry`), and that file says in a line of
+Each live run holds a lock on a file of its own (see :mod:`snakepit_trio.workers.locks`), and that file says in a line of
 JSON whose run it is. Whether the run lives is told by the lock, whatever the process id has come to mean since.
 """
 
@@ -16,6 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import attrs
+
+from snakepit_trio.errors import ConfigError
+
+from .state_directory import open_own
 
 __all__ = ["RunEntry", "control_path", "describe_run", "list_runs"]
 
@@ -88,9 +92,9 @@ def list_runs(directory: Path) -> list[RunEntry]:
 
 def _read(path: Path) -> RunEntry | None:
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return None  # It has ended in between.
+        fd = open_own(path, os.O_RDONLY)
+    except (OSError, ConfigError):
+        return None  # It has ended in between, or somebody else has put it there.
     try:
         data = os.read(fd, _LONGEST)
         try:

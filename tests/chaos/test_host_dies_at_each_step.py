@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STRIDE = int(os.environ.get("SNAKEPIT_CHAOS_STEPS", "900"))
 HOST_FILES = (
     "launch/fork_server.py launch/process.py launch/spawn.py launch/choice.py launch/descriptors.py wire/memory.py"
-    " workers/worker.py workers/resources.py workers/slot.py workers/registry.py workers/runs.py workers/handshake.py"
+    " workers/worker.py workers/resources.py workers/slot.py workers/registry.py workers/run.py workers/locks.py workers/handshake.py"
     " workers/exchange.py"
 )
 WORKER_FILES = (

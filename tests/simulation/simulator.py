@@ -19,7 +19,7 @@ import trio.testing
 
 import snakepit_trio as sp
 from snakepit_trio.runtime import assemble
-from snakepit_trio.workers.registry import Run
+from snakepit_trio.workers.run import Run
 
 from .callers import call
 from .faulty import FaultyWorkers
@@ -96,7 +96,7 @@ class Simulation(trio.abc.Instrument):
 
     async def _run(self) -> None:
         config = sp.RuntimeConfig(pools=[self.pool_config], control=False, telemetry="off", recorder_size=0)
-        made = Run("scripted", Path(os.devnull), None, [])
+        made = Run("scripted", Path(os.devnull))
         async with trio.open_nursery() as callers:
             try:
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
