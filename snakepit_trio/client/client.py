@@ -234,6 +234,7 @@ class Client:
         results = MapResults(
             inputs,
             limit=lambda: limit or _MAP_LIMIT,
+            has_room=lambda: True,
             ordered=ordered,
             return_errors=return_errors,
             submit=tasks.submit,

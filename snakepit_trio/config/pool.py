@@ -196,6 +196,10 @@ class PoolConfig(_Remembers):
             refuse("max_size", self.max_size, f"at least size, which is {self.size}")
         if self.min_size is not None and (self.max_size is None or self.min_size > self.size):
             refuse("min_size", self.min_size, f"at most size, which is {self.size}, and a max_size beside it")
+        if self.min_size == 0 and self.max_queue == 0:
+            refuse(
+                "max_queue", 0, "at least 1 with min_size=0: a pool without workers is woken by a request that waits"
+            )
         if isinstance(self.devices, tuple):
             if not self.devices:
                 refuse("devices", [], "'auto' or at least one device")

@@ -128,6 +128,11 @@ class Books(ABC):
         return len(self._queue) + self._places.waiting
 
     @property
+    def has_room(self) -> bool:
+        """Whether a request that came now, and that any worker may run, would get a seat or a place in the queue."""
+        return self._places.seat() is not None or self._queue.has_room(self._places.waiting)
+
+    @property
     def service_time(self) -> float:
         """How long calls took of late, in seconds; 0 before the first."""
         return self._admission.service_time
@@ -217,8 +222,8 @@ class Books(ABC):
 
     def _begin(self, request: Request, seats: Seats, now: float) -> None:
         """A request runs from now on."""
-        if request.time_limit is not None and math.isnan(request.dispatched_at):
-            request.deadline = min(request.deadline, now + request.time_limit)
+        if request.time_limit is not None and request.deadline == math.inf:
+            request.deadline = now + request.time_limit
             self._wheel.move(request, request.deadline)
             self._on_due(request.deadline)
         seats.running[request.id] = request
@@ -248,6 +253,9 @@ class Books(ABC):
         ran = request.phase is Phase.RUNNING
         request.phase = Phase.QUEUED
         request.seats = None
+        if request.time_limit is not None:
+            # Its waiting does not count, the second time either.
+            request.deadline = math.inf
         due = min(request.deadline, request.queue_deadline)
         self._wheel.move(request, due)
         self._on_due(due)

@@ -298,13 +298,17 @@ class Calls:
             MapResults,
             inputs,
             limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
+            has_room=lambda: self._ledger.has_room,
             ordered=ordered,
             return_errors=return_errors,
             loop=self._loop,
             errors=self._errors,
         )
         if self._guard is not None:
-            tasks = MapTasks(lambda params: self.execute(tool, params, tasks=tasks, **options))
+            tasks = MapTasks(
+                lambda params: self.execute(tool, params, tasks=tasks, **options),
+                has_room=lambda: self._ledger.has_room,
+            )
             return running(make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel), tasks)
         submission = self._submission
         return running(
@@ -321,7 +325,8 @@ class Calls:
         """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
         if limit is not None:
             return limit
-        config, size = self._config, self._crew.size
+        # A pool without workers gets one when an input waits for it.
+        config, size = self._config, max(1, self._crew.size)
         if config.threads == 1 and not patient and self._ledger.is_short(tool):
             return 2 * size * (1 + config.prefetch)
         return 2 * size * config.threads

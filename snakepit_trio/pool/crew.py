@@ -98,7 +98,8 @@ class Crew:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: None can be: every slot has failed. Also when the time was spent; then it is a TimeoutError, too.
+            WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
+                too.
             InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
@@ -120,7 +121,7 @@ class Crew:
                 raise PoolClosed(self._ledger.closed.message, details={"pool": self.name})
             if self.roster.ready >= needed():
                 return
-            if self.slots and all(slot.failed for slot in self.slots):
+            if needed() > sum(not slot.failed for slot in self.slots) and any(slot.failed for slot in self.slots):
                 raise self._slots.startup_error()
             await self._slots.settled.wait()
 

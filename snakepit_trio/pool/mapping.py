@@ -9,9 +9,10 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
+import anyio.lowlevel
 
 from snakepit_trio._bell import Bell
-from snakepit_trio.errors import QueueFull, SnakepitError
+from snakepit_trio.errors import SnakepitError
 
 from .request import Phase, Request
 from .tasks import MapTask, MapTasks
@@ -24,6 +25,8 @@ __all__ = ["MapResults", "running"]
 
 #: Stands for no input; any value may be one, if only to be refused.
 _NOTHING: Final = object()
+#: After so many results that were there already, other tasks get their turn.
+_IN_A_ROW = 16
 #: How long closing a generator of inputs may take, in seconds.
 _CLOSE = 5.0
 
@@ -45,6 +48,7 @@ class MapResults:
         inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
         *,
         limit: Callable[[], int],
+        has_room: Callable[[], bool],
         ordered: bool,
         return_errors: bool,
         submit: Callable[[Mapping[str, Any], Callable[[], None]], Any],
@@ -66,6 +70,7 @@ class MapResults:
         self._source_error: Exception | None = None
         self._exhausted = False
         self._limit = limit
+        self._has_room = has_room
         self._ordered = ordered
         self._return_errors = return_errors
         self._submit = submit
@@ -75,7 +80,7 @@ class MapResults:
         self._under_way: dict[int, Request | MapTask | SnakepitError] = {}
         self._ready: deque[int] = deque()
         self._taken = 0
-        self._refused: Any = _NOTHING
+        self._in_a_row = 0
         self._loop = loop
         self._consumer: Waiter | None = None
 
@@ -96,23 +101,28 @@ class MapResults:
         while True:
             try:
                 self._refill()
-                found = self._next_done()
+                found = None if self._in_a_row >= _IN_A_ROW else self._next_done()
                 if found is not None:
+                    self._in_a_row += 1
                     self._room.ring()
                     return self._deliver(found)
-                if self._consumer is None:
-                    waiter = self._loop.waiter()
+                waiter = self._loop.waiter()
             except SnakepitError:
                 raise
             except Exception as exc:
                 if exc is self._input_error:
                     raise
                 raise self._errors.caller(exc, "map") from exc
+            if self._in_a_row >= _IN_A_ROW:
+                self._in_a_row = 0
+                await anyio.lowlevel.checkpoint()
+                continue
             if not self._under_way and self._exhausted:
                 raise StopAsyncIteration
             if self._consumer is not None:
                 raise anyio.BusyResourceError("taking results from")
             self._consumer = waiter
+            self._in_a_row = 0
             try:
                 await waiter.wait()
             finally:
@@ -173,9 +183,6 @@ class MapResults:
 
     def _next_input(self) -> Any:
         """The next input; ``_NOTHING`` when there is none now, or none any more."""
-        if self._refused is not _NOTHING:
-            refused, self._refused = self._refused, _NOTHING
-            return refused
         if not self.fed:
             try:
                 return next(self._inputs)
@@ -198,6 +205,9 @@ class MapResults:
 
     def _refill(self) -> None:
         while not self._exhausted and len(self._under_way) < self._limit():
+            if self._under_way and not self._has_room():
+                # Others have filled the queue: the next input waits for one of ours to end.
+                return
             params = self._next_input()
             if params is _NOTHING:
                 return
@@ -208,12 +218,6 @@ class MapResults:
 
             try:
                 request: Request | MapTask | SnakepitError = self._submit(params, wake)
-            except QueueFull:
-                if not self._under_way:
-                    raise
-                # Others have filled the queue: this input waits for one of ours to end.
-                self._refused = params
-                return
             except SnakepitError as exc:
                 request = exc
                 self._note_done(index)

@@ -20,7 +20,8 @@ class Operations:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: None can be: every slot has failed. Also when the time was spent; then it is a TimeoutError, too.
+            WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
+                too.
             InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """

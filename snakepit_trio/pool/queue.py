@@ -181,6 +181,10 @@ class RequestQueue(Generic[E]):
         node = entry.queue_node = _Node(entry, next(self._numbers), now)
         node.entry = None
 
+    def has_room(self, others: int = 0) -> bool:
+        """Whether one more may wait, beside so many that wait elsewhere."""
+        return self._live + others < self._limit
+
     def _check_room(self, others: int) -> None:
         waiting = self._live + others
         if waiting >= self._limit:

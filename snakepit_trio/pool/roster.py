@@ -90,6 +90,7 @@ class Roster:
         parts: What the pool has from its runtime.
         ledger: The pool's books.
         on_due: Called with a worker that is to be replaced, and the reason.
+        on_more: Called when a worker takes calls again that was cordoned.
 
     Attributes:
         seats: The workers that may have calls, and the ledger's seats for each.
@@ -102,7 +103,13 @@ class Roster:
     """
 
     def __init__(
-        self, config: PoolConfig, parts: PoolParts, ledger: Ledger, *, on_due: Callable[[Worker, str], object]
+        self,
+        config: PoolConfig,
+        parts: PoolParts,
+        ledger: Ledger,
+        *,
+        on_due: Callable[[Worker, str], object],
+        on_more: Callable[[], object],
     ) -> None:
         self.config = config
         self.name: str = config.name
@@ -117,6 +124,7 @@ class Roster:
         self._events = parts.events
         self._ledger = ledger
         self._on_due = on_due
+        self._on_more = on_more
         self._now = event_loop(parts.backend).now
         self._servers: dict[Worker, HostToolServer] = {}
 
@@ -154,6 +162,7 @@ class Roster:
                     self._parts.waits.check()
                 else:
                     self._ledger.uncordon(seats, anyio.current_time())
+                    self._on_more()
                 name = "worker.cordoned" if cordoned else "worker.uncordoned"
                 self._events.emit(name, None, **self.who(worker))
                 return

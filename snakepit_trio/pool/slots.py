@@ -45,16 +45,17 @@ class Slots:
         spares: Places of workers that are kept warm and take no calls before they are moved to a slot.
         roster: The workers that are there.
         restarts: Workers started in place of one that ended unbidden.
-        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone.
+        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone, and when a worker that was
+            cordoned takes calls again.
     """
 
     def __init__(self, config: PoolConfig, parts: PoolParts, ledger: Ledger) -> None:
         self.kept: list[Slot] = []
         self.retiring: list[Slot] = []
         self.spares: list[Slot] = []
-        self.roster = Roster(config, parts, ledger, on_due=self._replace_soon)
-        self.restarts = 0
         self.settled = Bell()
+        self.roster = Roster(config, parts, ledger, on_due=self._replace_soon, on_more=self.settled.ring)
+        self.restarts = 0
         self._config = config
         self._name: str = config.name
         self._parts = parts

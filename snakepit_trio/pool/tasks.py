@@ -42,6 +42,7 @@ class MapTasks:
 
     Args:
         execute: Makes a call.
+        has_room: Whether a call that is made now would be taken, as far as that is known here.
 
     Attributes:
         nursery: Where they run; set before the first.
@@ -49,8 +50,11 @@ class MapTasks:
 
     nursery: anyio.abc.TaskGroup
 
-    def __init__(self, execute: Callable[[Mapping[str, Any]], Awaitable[Any]]) -> None:
+    def __init__(
+        self, execute: Callable[[Mapping[str, Any]], Awaitable[Any]], has_room: Callable[[], bool] = lambda: True
+    ) -> None:
         self._execute = execute
+        self._has_room = has_room
         # Those that do not wait for one of the others to end.
         self._busy = 0
         self._ended = Bell()
@@ -97,11 +101,12 @@ class MapTasks:
             QueueFull: None of ours is under way.
         """
         while True:
-            try:
-                return await call()
-            except QueueFull:
-                if self._busy == 1:
-                    raise
+            if self._busy == 1 or self._has_room():
+                try:
+                    return await call()
+                except QueueFull:
+                    if self._busy == 1:
+                        raise
             self._busy -= 1
             try:
                 await self._ended.wait()

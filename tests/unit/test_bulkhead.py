@@ -7,6 +7,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import pytest
 
 from snakepit_trio._bulkhead import InternalErrors, internal_error, operation
@@ -112,7 +113,7 @@ async def test_a_task_ends_alone(internal_errors: list[BaseException]) -> None:
 
     async with anyio.create_task_group() as nursery:
         errors.start(nursery, fails, ended="worker", on_error=lambda exc: done.append(exc))
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
     assert len(done) == 1 and errors.counts == {"worker": 1}
 
 
