@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import pytest
 import trio
+import trio.lowlevel
 import trio.testing
 
 import snakepit_trio as sp
@@ -68,7 +69,11 @@ class Map:
     async def run(self) -> None:
         world = World(self.rng.randrange(1 << 30), crash=self.crash, deaf=0, late=0, start_failure=0)
         pool = world.pool(**self.pool_options)
-        async with world, world.events.subscribe("request.rejected", "queue.") as events, trio.open_nursery() as nursery:
+        async with (
+            world,
+            world.events.subscribe("request.rejected", "queue.") as events,
+            trio.open_nursery() as nursery,
+        ):
             await pool.open(nursery)
             if self.elastic:
                 await trio.sleep(30)
@@ -158,7 +163,16 @@ def test_every_input_has_one_result() -> None:
             exc.add_note(f"seed {seed}: {made.pool_options} {made.options} others={made.others}")
             raise
         seen += made.seen
-    for outcome in ("result", "QueueFull", "WorkerCrashed", "InvalidParameter", "paused", "elastic", "policies", "others refused"):
+    for outcome in (
+        "result",
+        "QueueFull",
+        "WorkerCrashed",
+        "InvalidParameter",
+        "paused",
+        "elastic",
+        "policies",
+        "others refused",
+    ):
         assert seen[outcome] > 2, (outcome, seen)
 
 
@@ -172,7 +186,7 @@ def test_results_that_are_there_at_once_leave_others_their_turn(ordered: bool) -
         async def other() -> None:
             nonlocal turns
             while True:
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
                 turns += 1
 
         def refused() -> Iterator[dict[str, Any]]:
@@ -182,7 +196,7 @@ def test_results_that_are_there_at_once_leave_others_their_turn(ordered: bool) -
         async with world, trio.open_nursery() as nursery:
             await pool.open(nursery)
             nursery.start_soon(other)
-            await trio.sleep(0)
+            await trio.lowlevel.checkpoint()
             before, count = turns, 0
             with trio.CancelScope() as scope:
                 async with pool.map("work", refused(), return_errors=True, ordered=ordered) as results:
