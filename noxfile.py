@@ -19,6 +19,8 @@ nox.options.sessions = ["lint", "protos", "events", "docs", "tests"]
 PROJECT = nox.project.load_toml("pyproject.toml")
 GENERATED = pathlib.Path("snakepit_trio/wire/generated")
 BACKENDS = ["trio", "asyncio"]
+# As many processes of tests as there are cores to run them; `-- -n 0` for none but pytest's own.
+PARALLEL = ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", "loadgroup"]
 
 
 def works(version: str) -> bool:
@@ -40,22 +42,37 @@ def group(*names: str) -> list[str]:
     return list(nox.project.dependency_groups(PROJECT, *names))
 
 
+def check(session: nox.Session) -> None:
+    """Style, types, and the direction of imports."""
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+    session.run("mypy")
+    session.run("mypy", "tests/typing")
+    session.run("lint-imports", env={"PYTHONPATH": os.getcwd()})
+
+
 @nox.session(python=PYTHONS)
-@nox.parametrize("backend", BACKENDS)
-def tests(session: nox.Session, backend: str) -> None:
-    """The tests, on each interpreter that is here and each event loop."""
+def tests(session: nox.Session) -> None:
+    """The tests, on each interpreter that is here and on both event loops; ``-- --backend trio`` for one."""
     session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
-    session.run("pytest", "--backend", backend, *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session(reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """Lint, and every test that needs no process: under a minute once its environment is there."""
+    session.install("-e", ".[numpy,trio-asyncio,mcp]", *group("lint"))
+    check(session)
+    session.run("pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs)
 
 
 @nox.session
-@nox.parametrize("backend", BACKENDS)
-def lowest(session: nox.Session, backend: str) -> None:
+def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that the package allows."""
     lower = [req.split(";")[0].split(",")[0].replace(">=", "==") for req in PROJECT["project"]["dependencies"]]
     session.install(*lower, *group("test"))
     session.install("--no-deps", ".")
-    session.run("pytest", "--backend", backend, *session.posargs)
+    session.run("pytest", *PARALLEL, *session.posargs)
 
 
 @nox.session
@@ -81,11 +98,7 @@ def netns(session: nox.Session, backend: str) -> None:
 def lint(session: nox.Session) -> None:
     """Style, types, and the direction of imports."""
     session.install(".[numpy,trio-asyncio,mcp]", *group("lint"))
-    session.run("ruff", "check", ".")
-    session.run("ruff", "format", "--check", ".")
-    session.run("mypy")
-    session.run("mypy", "tests/typing")
-    session.run("lint-imports", env={"PYTHONPATH": os.getcwd()})
+    check(session)
 
 
 @nox.session

@@ -27,6 +27,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Known to pytest-xdist too, where it is installed.
+    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs, one after the other.")
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--backend", choices=BACKENDS, help="run the tests of one event loop only")
 
@@ -51,6 +56,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+def of_all_workers(factory: pytest.TempPathFactory) -> Path:
+    """A directory that all processes of this test run see, whether or not pytest-xdist has made several."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(autouse=True, scope="session")
 def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The tests' runs are neither the user's nor those of other tests on this machine."""
@@ -59,7 +70,7 @@ def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         # Hundreds of interpreters are started here: what they import is compiled once, and out of the way.
         patch.delenv("PYTHONDONTWRITEBYTECODE")
-        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
+        patch.setenv("PYTHONPYCACHEPREFIX", str(of_all_workers(tmp_path_factory) / "bytecode"))
     # Short: the path of a Unix socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="spt", ignore_cleanup_errors=True) as place:
         patch.setenv("TMPDIR", place)

@@ -134,7 +134,10 @@ class Screen(App[int]):
         try:
             async with connect(self._path) as client:
                 while True:
-                    self._show(await client.ask("status", window=max(2.0, 2 * self._interval)))
+                    status = await client.ask("status", window=max(2.0, 2 * self._interval))
+                    if not self.is_running:
+                        return  # Its widgets are being taken down.
+                    self._show(status)
                     self.looks += 1
                     await anyio.sleep(self._interval)
         except ControlError as exc:
