@@ -106,7 +106,7 @@ def no_internal_errors(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test with real processes that leaves a process, thread, descriptor, segment or directory."""
     folder = Path(str(request.node.path)).parent.name
-    if folder not in ("integration", "chaos", "netns"):
+    if folder not in ("integration", "injection", "chaos", "netns"):
         yield
         return
     with no_leaks():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -35,12 +36,15 @@ def node_modules(cache: Path) -> Path:
     modules = cache / "node_modules"
     wanted = (EXAMPLES / "package.json").read_text()
     done = cache / "installed.json"
-    if not done.exists() or done.read_text() != wanted:
-        (cache / "package.json").write_text(wanted)
-        command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
-        try:
-            subprocess.run(command, cwd=cache, check=True, capture_output=True, timeout=60, env=dict(os.environ))
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
-            pytest.skip(f"npm can't install: {(exc.stderr or b'')[-200:]!r}")
-        done.write_text(wanted)
+    with open(cache / "lock", "w") as lock:
+        # Another process of this test run may be at it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists() or done.read_text() != wanted:
+            (cache / "package.json").write_text(wanted)
+            command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"]
+            try:
+                subprocess.run(command, cwd=cache, check=True, capture_output=True, timeout=60, env=dict(os.environ))
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as exc:
+                pytest.skip(f"npm can't install: {(exc.stderr or b'')[-200:]!r}")
+            done.write_text(wanted)
     return modules

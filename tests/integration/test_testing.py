@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -125,6 +127,47 @@ def test_directories_of_other_programs_runs_are_no_leak(tmp_path: Path, monkeypa
 def test_no_leaks_lets_a_failure_through() -> None:
     with pytest.raises(ValueError, match="mine"), no_leaks():
         raise ValueError("mine")
+
+
+class Cycle:
+    """Goes only by the collector, and a descriptor with it."""
+
+    def __init__(self) -> None:
+        self.itself = self
+        self.descriptor = -1
+
+    def __del__(self) -> None:
+        os.close(self.descriptor)
+
+
+@pytest.fixture
+def nothing_frozen() -> Iterator[None]:
+    """This module's own check has frozen all that there is."""
+    gc.unfreeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+@pytest.mark.parametrize("older", [False, True])
+def test_what_garbage_holds_is_no_leak(older: bool) -> None:
+    cycle = Cycle() if older else None
+    with no_leaks():
+        cycle = cycle or Cycle()
+        cycle.descriptor = os.open(os.devnull, os.O_RDONLY)
+        cycle = None
+
+
+@pytest.mark.usefixtures("nothing_frozen")
+def test_what_an_application_has_frozen_stays_so() -> None:
+    with no_leaks():
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with no_leaks():
+        pass
+    assert gc.get_freeze_count() == frozen
 
 
 class Ending(threading.Thread):

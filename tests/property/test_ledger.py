@@ -23,6 +23,7 @@ from snakepit_trio.pool.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")
+FINAL = frozenset(outcome.value for outcome in Outcome)
 
 
 class ScriptedWorker:
@@ -338,7 +339,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def each_has_one_end(self) -> None:
         if not hasattr(self, "ledger"):
             return
-        final = Counter(number for event, number in self.events if event in {o.value for o in Outcome})
+        final = Counter(number for event, number in self.events if event in FINAL)
         for request in self.requests:
             ended = request.phase is Phase.DONE
             assert self.woken[request.id] == ended
