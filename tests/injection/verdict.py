@@ -1,0 +1,84 @@
+"""What is said of a try, what of that is in order, and the functions that may do more harm, each with its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tests.injection.tracing import Target
+
+__all__ = ["GOOD", "MAY_END_IT", "is_good", "outcome"]
+
+#: What may become of a try; all else is a fault.
+GOOD = frozenset(
+    {
+        "survived", "internal error for its caller", "worker replaced", "connection closed",
+        "raised by the function that was called", "not reached",
+    }
+)  # fmt: skip
+
+#: Functions that may end more than one thing, by file and name, and why.
+MAY_END_IT: Mapping[tuple[str, str], str] = {}
+
+
+def outcome(result: Mapping[str, Any]) -> str:
+    """The worst that can be said of a try."""
+    if "hang" in result:
+        return "hang"
+    if "died" in result:
+        return "process died"
+    if "torn" in result:
+        return "runtime ended"
+    if result["path"] is None:
+        return "not reached"
+    if "opened" in result:
+        return _of_a_life(result)
+    faults = " ".join(result["faults"])
+    if "books:" in faults:
+        return "books wrong"
+    if "seat:" in faults:
+        return "seat lost"
+    if "workers:" in faults:
+        return "worker missing"
+    if result["after"]:
+        return "calls fail after it"
+    if "leak:" in faults:
+        return "leak"
+    troubles = result["troubles"]
+    codes = {code for _, _, code, _, _ in troubles}
+    whose = {group.split()[-1] for group, *_ in troubles}
+    if "stranded" in codes:
+        return "call stranded"
+    if {"main", "by"} <= whose:
+        return "bystander hurt"
+    if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles):
+        return "raw error for its caller"
+    if "wrong" in codes:
+        return "another result"
+    if "raw" in codes:
+        return "raised by the function that was called"
+    if "internal" in codes:
+        return "internal error for its caller"
+    if result["restarts"] or codes & {"worker_crashed", "session_worker_unavailable"}:
+        return "worker replaced"
+    if "connection_lost" in codes:
+        return "connection closed"
+    return f"other errors: {', '.join(sorted(codes))}" if codes else "survived"
+
+
+def _of_a_life(result: Mapping[str, Any]) -> str:
+    """While it opens or closes, the application is told, or nobody has to be; nothing may be left in either case."""
+    if result["faults"]:
+        return "leak"
+    if result["raised"] is not None:
+        return "raised to the application"
+    return "survived" if result["served"] else "calls fail after it"
+
+
+def is_good(result: Mapping[str, Any], phase: str) -> bool:
+    """Whether a try has come out as it should."""
+    found = outcome(result)
+    target = Target(*result["target"][:3])
+    if found in GOOD or (phase != "running" and found == "raised to the application"):
+        return True
+    return found == "runtime ended" and (target.file, target.name) in MAY_END_IT
