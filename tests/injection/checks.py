@@ -31,9 +31,11 @@ def amiss(runtime: sp.Runtime) -> list[str]:
         if stats.ready != stats.size or stats.size != config.size:
             found.append(f"workers: {pool.name}: {stats}")
         workers = pool.workers()
-        for worker in workers:
-            if worker.state not in ("ready", "spare") or worker.in_flight or worker.tainted:
-                found.append(f"workers: {pool.name}: {worker}")
+        found += [
+            f"workers: {pool.name}: {worker}"
+            for worker in workers
+            if worker.state not in ("ready", "spare") or worker.in_flight or worker.tainted
+        ]
         if len(workers) != stats.size + config.spares:
             found.append(f"workers: {pool.name}: {[worker.state for worker in workers]}")
     return found

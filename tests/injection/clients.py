@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import anyio
 import anyio.from_thread
 
 import snakepit_trio as sp
 from snakepit_trio.control.client import connect as control
-from tests.injection.scenario import LIMIT, Record, fails, same, step
+from tests.injection.scenario import Record, fails, same, step
 
 __all__ = ["Clients"]
 
@@ -47,7 +45,7 @@ class Clients:
         async def bystander() -> None:
             while not over.is_set():
                 await step(record, "client of by", self._one, self.b)
-                with anyio.move_on_after(0.02):
+                with anyio.move_on_after(0.05):
                     await over.wait()
 
         async with anyio.create_task_group() as nursery:
@@ -97,8 +95,8 @@ class Clients:
 
     async def streams(self) -> None:
         client = self.a
-        async with client.stream("count", {"n": 300}) as chunks:
-            same([chunk async for chunk in chunks], list(range(300)))
+        async with client.stream("count", {"n": 150}) as chunks:
+            same([chunk async for chunk in chunks], list(range(150)))
         async with client.stream("blocks", {"n": 1000, "size": 50_000}) as chunks:
             async for _ in chunks:
                 break

@@ -190,8 +190,8 @@ async def many_at_once(pool: sp.Pool) -> None:
 
 
 async def streams(pool: sp.Pool) -> None:
-    async with pool.stream("count", {"n": 300}) as chunks:
-        same([chunk async for chunk in chunks], list(range(300)))
+    async with pool.stream("count", {"n": 150}) as chunks:
+        same([chunk async for chunk in chunks], list(range(150)))
     async with pool.stream("count", {"n": 10_000}) as chunks:
         async for chunk in chunks:
             if chunk == 5:
@@ -297,6 +297,7 @@ async def policies(pool: sp.Pool) -> None:
     with fails("request_timeout"):
         await pool.execute("rest", {"seconds": 5.0}, timeout=0.03)
     pool.circuits()
+    await pool.rolling_restart()
 
 
 async def cancels(pool: sp.Pool) -> None:
@@ -351,7 +352,6 @@ async def operations(pool: sp.Pool) -> None:
     await pool.resize(3)
     await pool.resize(2)
     await pool.recycle(await ready_worker(pool))
-    await pool.rolling_restart()
     worker = await ready_worker(pool)
     await pool.drain(worker)
     pool.cordon(worker, cordoned=False)
@@ -402,7 +402,7 @@ async def in_host(runtime: sp.Runtime, record: Record) -> None:
     async def bystander() -> None:
         while not over.is_set():
             await step(record, "by", _one, by)
-            with anyio.move_on_after(0.02):
+            with anyio.move_on_after(0.05):
                 await over.wait()
 
     async with anyio.create_task_group() as nursery:
