@@ -41,6 +41,10 @@ def amiss(runtime: sp.Runtime) -> list[str]:
     return found
 
 
+#: Tasks of which there are more or fewer with the way in which a worker came to its slot.
+_VARYING = ("workers.slot.Slot._follow", "supervision.slot.Slot._follow")
+
+
 class Size:
     """What a process holds, by kind; taken on the event loop."""
 
@@ -49,7 +53,7 @@ class Size:
             " ".join(command[:4]) for c in psutil.Process().children(recursive=True) if (command := _command(c))
         )
         self.descriptors = Counter(re.sub(r"[0-9]+|/[0-9a-f]{8,}", "*", target) for target in _descriptors())
-        self.tasks = Counter(_tasks())
+        self.tasks = Counter(name for name in _tasks() if not name.endswith(_VARYING))
 
     def grown(self) -> list[str]:
         """What there is more, or less, of now."""
