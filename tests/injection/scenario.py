@@ -13,7 +13,7 @@ import attrs
 
 import snakepit_trio as sp
 from snakepit_trio.policies.options import CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
-from tests.injection.tracing import Injected
+from tests.injection.tracing import Injected, depth_of
 
 __all__ = ["Record", "Trouble", "config", "fails", "in_host", "register_host_tools", "same", "step", "twenty"]
 
@@ -82,7 +82,7 @@ class Record:
             elif isinstance(leaf, sp.SnakepitError):
                 code = leaf.code
             text = f"{type(leaf).__name__}: {leaf}"[:600]
-            self.troubles.append(Trouble(group, step, code, text, _depth(leaf)))
+            self.troubles.append(Trouble(group, step, code, text, depth_of(leaf)))
 
 
 def _leaves(exc: BaseException) -> Iterator[BaseException]:
@@ -91,14 +91,6 @@ def _leaves(exc: BaseException) -> Iterator[BaseException]:
             yield from _leaves(inner)
     else:
         yield exc
-
-
-def _depth(exc: BaseException) -> int:
-    found, traceback = 0, exc.__traceback__
-    while traceback is not None:
-        found += "/snakepit_trio/" in traceback.tb_frame.f_code.co_filename
-        traceback = traceback.tb_next
-    return found
 
 
 async def step(record: Record, group: str, function: Callable[..., Awaitable[None]], *args: Any) -> None:

@@ -14,7 +14,7 @@ import attrs
 
 import snakepit_trio
 
-__all__ = ["Injected", "Injector", "Target", "entry_of", "stack_of"]
+__all__ = ["Injected", "Injector", "Target", "depth_of", "entry_of", "stack_of"]
 
 _PACKAGE = os.path.dirname(os.path.abspath(snakepit_trio.__file__)) + os.sep
 #: Parts of another function rather than functions that somebody calls, and what runs at import.
@@ -69,6 +69,7 @@ class Injector:
     Attributes:
         counts: How often each function was entered.
         raised_in: The thread in which it raised, None before.
+        active: Whether it counts, or may raise, now.
         path: The functions of the package that were on the stack then, the innermost first.
     """
 
@@ -79,7 +80,7 @@ class Injector:
         self._wanted = wanted
         self._target: Target | None = None
         self._entry = 0
-        self._active = False
+        self.active = False
         # By id, for a code object's own hash is dear; each is kept, so that its id stays its own.
         self._known: dict[int, tuple[Target, int] | None] = {}
         self._kept: list[CodeType] = []
@@ -94,14 +95,14 @@ class Injector:
         """Raise on this entry, counted from now; without a target, count the entries of all."""
         self.counts.clear()
         self._target, self._entry, self.raised_in, self.path = target, entry, None, []
-        self._active = True
+        self.active = True
 
     def disarm(self) -> None:
         """Neither count nor raise."""
-        self._active = False
+        self.active = False
 
     def _trace(self, frame: FrameType, event: str, arg: object) -> None:
-        if event != "call" or not self._active:
+        if event != "call" or not self.active:
             return
         code = frame.f_code
         try:
@@ -123,6 +124,15 @@ class Injector:
             self.raised_in = threading.current_thread()
             self.path = stack_of(frame)
             raise Injected(f"on entry {self._entry} to {target}")
+
+
+def depth_of(exc: BaseException) -> int:
+    """Through how many of the package's functions it has come."""
+    found, traceback = 0, exc.__traceback__
+    while traceback is not None:
+        found += traceback.tb_frame.f_code.co_filename.startswith(_PACKAGE)
+        traceback = traceback.tb_next
+    return found
 
 
 def stack_of(frame: FrameType | None) -> list[str]:

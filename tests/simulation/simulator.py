@@ -23,6 +23,7 @@ from snakepit_trio.workers.run import Run
 
 from .callers import call
 from .faulty import FaultyWorkers
+from .injection import Injection
 from .invariants import Invariants
 from .scenario import Caller, Scenario
 
@@ -48,8 +49,9 @@ class Result:
 class Simulation(trio.abc.Instrument):
     """One run of a scenario."""
 
-    def __init__(self, scenario: Scenario) -> None:
+    def __init__(self, scenario: Scenario, injection: Injection | None = None) -> None:
         self.scenario = scenario
+        self.injection = injection
         self.history: deque[str] = deque(maxlen=_HISTORY)
         self.outcomes: Counter[str] = Counter()
         self.checks = 0
@@ -81,9 +83,12 @@ class Simulation(trio.abc.Instrument):
         if self.invariants is not None and self.failure is None:
             self.checks += 1
             try:
-                self.invariants.check(trio.current_time())
+                with contextlib.nullcontext() if self.injection is None else self.injection.aside():
+                    self.invariants.check(trio.current_time())
                 assert not self.world.wrong, self.world.wrong[0]
             except Exception as exc:
+                if self.injection is not None and self.injection.mending(trio.current_time()):
+                    return
                 self.failure = exc
                 self._scope.cancel()
 
@@ -101,6 +106,8 @@ class Simulation(trio.abc.Instrument):
             try:
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
                     self.invariants = Invariants(self.runtime.pool(), self.note)
+                    if self.injection is not None:
+                        self.injection.begin()
 
                     @self.runtime.tools.host_tool
                     async def ask(tool: str, params: dict[str, Any]) -> Any:
@@ -116,6 +123,8 @@ class Simulation(trio.abc.Instrument):
                         await trio.sleep(self.scenario.close_at)
                     self.closing = True
                     self.note("closing")
+                    if self.injection is not None:
+                        self.injection.end()
             except sp.WorkerStartupError:
                 if self.invariants is not None or not self.world.happened:
                     raise
@@ -149,11 +158,11 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def run(scenario: Scenario) -> Result:
-    """Run a scenario; a failure is in the result, not raised."""
+def run(scenario: Scenario, injection: Injection | None = None) -> Result:
+    """Run a scenario, with an exception raised in the host if that is given; a failure is in the result, not raised."""
     fds = len(os.listdir("/proc/self/fd"))
     failure: BaseException | None = None
-    simulation = Simulation(scenario)
+    simulation = Simulation(scenario, injection)
     with _seeded(scenario.seed):
         try:
             clock = trio.testing.MockClock(autojump_threshold=0)
@@ -161,6 +170,9 @@ def run(scenario: Scenario) -> Result:
             assert len(os.listdir("/proc/self/fd")) <= fds, "descriptors are left"
         except Exception as exc:
             failure = exc
+        finally:
+            if injection is not None:
+                injection.end()
     return Result(
         history=tuple(simulation.history),
         outcomes=simulation.outcomes,
