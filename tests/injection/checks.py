@@ -42,7 +42,7 @@ def amiss(runtime: sp.Runtime) -> list[str]:
 
 
 #: Tasks of which there are more or fewer with the way in which a worker came to its slot.
-_VARYING = ("workers.slot.Slot._follow", "supervision.slot.Slot._follow")
+_VARYING = ("slot.Slot._follow", "slot._first.<locals>.wait")
 
 
 class Size:

@@ -30,7 +30,7 @@ from tests.injection.sides import side_of
 from tests.injection.tracing import Target
 
 #: Seconds for everything to be as it was before.
-_MENDED = 4.0
+_MENDED = 6.0
 
 
 class Child:
@@ -105,6 +105,7 @@ class Runtime:
         await self.arm(target, entry)
         record = await self.one_pass()
         self.side.disarm()
+        await scenario.undo(self.runtime)
         faults = await self.mended(before)
         after = Record()
         for pool in self.runtime.pools.values():

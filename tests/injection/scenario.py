@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import anyio
@@ -15,10 +15,10 @@ import snakepit_trio as sp
 from snakepit_trio.policies.options import CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 from tests.injection.tracing import Injected, depth_of
 
-__all__ = ["Record", "Trouble", "config", "fails", "in_host", "register_host_tools", "same", "step", "twenty"]
+__all__ = ["Record", "Trouble", "config", "fails", "in_host", "register_host_tools", "same", "step", "twenty", "undo"]
 
 #: Seconds after which a step is stranded; the longest of them takes a tenth of that.
-LIMIT = 4.0
+LIMIT = 8.0
 
 
 def config(store: str = "memory") -> sp.RuntimeConfig:
@@ -248,7 +248,8 @@ async def sessions(pool: sp.Pool) -> None:
 
 
 async def _gone(runtime: sp.Runtime) -> bool:
-    return await runtime.programs.get("blob") is None and not await runtime.sessions.list()
+    sessions = {session.id for session in await runtime.sessions.list()}
+    return await runtime.programs.get("blob") is None and "again" not in sessions
 
 
 async def host_tools(pool: sp.Pool) -> None:
@@ -414,6 +415,17 @@ async def twenty(pool: sp.Pool) -> None:
     async with anyio.create_task_group() as nursery:
         for n in range(20):
             nursery.start_soon(one, n)
+
+
+async def undo(runtime: sp.Runtime) -> None:
+    """Undo what an operation has left that failed: what it did was asked for."""
+    for pool in runtime.pools.values():
+        for worker in pool.workers():
+            with suppress(sp.SnakepitError):
+                pool.cordon(worker.id, cordoned=False)
+        if pool.stats().size != pool.config.size and pool.config.max_size is None:
+            with suppress(sp.SnakepitError):
+                await pool.resize(pool.config.size)
 
 
 async def _one(pool: sp.Pool) -> None:

@@ -13,7 +13,8 @@ __all__ = ["GOOD", "MAY_END_IT", "is_good", "outcome"]
 GOOD = frozenset(
     {
         "survived", "internal error for its caller", "worker replaced", "connection closed",
-        "raised by the function that was called", "not reached",
+        "raised by the function that was called", "not reached", "host call failed",
+        "worker not replaced at its owner's request",
     }
 )  # fmt: skip
 
@@ -61,8 +62,12 @@ def outcome(result: Mapping[str, Any]) -> str:
         return "internal error for its caller"
     if result["restarts"] or codes & {"worker_crashed", "session_worker_unavailable"}:
         return "worker replaced"
-    if "connection_lost" in codes:
+    if codes & {"connection_lost", "unreachable"}:
         return "connection closed"
+    if "tool_error" in codes and all("Injected" in text for *_, text, _ in troubles):
+        return "host call failed"
+    if codes == {"worker_startup"} and whose <= {"main", "tasks"}:
+        return "worker not replaced at its owner's request"
     return f"other errors: {', '.join(sorted(codes))}" if codes else "survived"
 
 
