@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 import snakepit_trio as sp
-
 from tests.injection.tracing import Injected, depth_of
 
 from .scenario import START_FAULTS, Caller

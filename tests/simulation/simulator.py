@@ -118,7 +118,8 @@ class Simulation(trio.abc.Instrument):
                         for caller in self.scenario.callers:
                             nursery.start_soon(functools.partial(call, self, caller))
                     if self.scenario.close_at is None:
-                        await self._rest()
+                        with contextlib.nullcontext() if self.injection is None else self.injection.aside():
+                            await self._rest()
                     else:
                         await trio.sleep(self.scenario.close_at)
                     self.closing = True
