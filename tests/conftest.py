@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,8 @@ def private_places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     if os.environ.get("PYTHONDONTWRITEBYTECODE"):
         # Hundreds of interpreters are started here: what they import is compiled once, and out of the way.
         patch.delenv("PYTHONDONTWRITEBYTECODE")
+        flags = subprocess._args_from_interpreter_flags  # type: ignore[attr-defined]
+        patch.setattr(subprocess, "_args_from_interpreter_flags", lambda: [flag for flag in flags() if flag != "-B"])
         patch.setenv("PYTHONPYCACHEPREFIX", str(of_all_workers(tmp_path_factory) / "bytecode"))
     # Short: the path of a Unix socket may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="spt", ignore_cleanup_errors=True) as place:
