@@ -195,8 +195,13 @@ class Books(ABC):
         try:
             request.attempt += 1
             self._begin(request, seats, now)
+            if request.phase is Phase.DONE:
+                # Whoever was told of it has ended it. It was not sent, so no worker will confirm that it has stopped.
+                del seats.leaving[request.id]
+                release(request)
             self._places.place(seats)
-            seats.port.start(request)
+            if request.phase is Phase.RUNNING:
+                seats.port.start(request)
         except Exception as exc:
             self._not_started(request, seats, exc, now)
 
@@ -425,6 +430,11 @@ class Books(ABC):
                 continue
             self._queue.discard(request)
             self._finish(request, Outcome.FAILED, None, error, now)
+        if refused is not None:
+            for seats in tuple(self._all):
+                for request in tuple(seats.ahead.values()):
+                    if request.phase is Phase.QUEUED:
+                        self._leave(request, Outcome.FAILED, copy_error(refused), now)
 
     @abstractmethod
     def _advance(self, seats: Seats, now: float) -> None:

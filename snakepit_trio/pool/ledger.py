@@ -108,7 +108,8 @@ class Ledger(Books):
             if due != math.inf:
                 self._wheel.add(request, due)
             self._tell("queued", request, now)
-            if seats is not None:
+            # Whoever was told of it may have ended it.
+            if seats is not None and request.phase is Phase.QUEUED:
                 self._line_up(request, seats, now)
         except Exception as exc:
             self._recover(exc, now, request)
@@ -266,8 +267,20 @@ class Ledger(Books):
             return None
         self._places.left(request)
         if error is None:
-            request.dispatched_at = now
+            # It began, and ended, before anything was known of it here.
+            seats = request.seats
+            assert seats is not None
+            request.phase, request.dispatched_at = Phase.RUNNING, now
+            seats.running[request.id] = request
+            self._in_flight += 1
             self._tell("dispatched", request, now)
+            if request.outcome is not None:
+                # Whoever was told of it has ended it.
+                del seats.leaving[request.id]
+                self._let_go(request, error)
+                return None
+            del seats.running[request.id]
+            self._in_flight -= 1
         self._answer(request, result, error, now)
         return request
 

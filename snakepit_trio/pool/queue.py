@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A *lane* holds the requests that the same workers may run: one lane for those that any worker may run, one for each
 worker to which requests are pinned. A lane has a *level* for each priority that is waiting in it; a level is first in,
-first out, or, in a fair queue, goes round its shares (sessions or tenants).
+first out, or, in a fair queue, goes round its shares (sessions or tenants), in whichever lanes they wait.
 
 With aging, a request gains one priority level for each ``aging`` seconds that it has waited. The order of two requests
 never changes by that: the one with the smaller ``arrival / aging - priority`` goes first, now and later. The first of a
@@ -61,22 +61,28 @@ class _Node(Generic[E]):
 class _Level(Generic[E]):
     """The requests of one priority in one lane."""
 
-    __slots__ = ("dead", "live", "shares")
+    __slots__ = ("dead", "live", "shares", "turns")
 
     def __init__(self) -> None:
-        # Without fairness there is one share, None.
+        # In the order of their turns. Without fairness there is one share, None.
         self.shares: dict[Hashable, deque[_Node[E]]] = {}
+        self.turns: dict[Hashable, int] = {}
         self.live = 0
         self.dead = 0
 
-    def put(self, node: _Node[E], share: Hashable, *, back: bool) -> None:
+    def put(self, node: _Node[E], share: Hashable, turn: int) -> None:
         places = self.shares.get(share)
         if places is None:
             places = self.shares[share] = deque()
-        if back:
-            # Before those that came later: it is among the first, so the way to its place is short.
+            self.turns[share] = turn
+            for other in [other for other, its in self.turns.items() if its > turn]:
+                # It brings its turn with it, from another lane.
+                self.shares[other] = self.shares.pop(other)
+                self.turns[other] = self.turns.pop(other)
+        if places and places[-1].number > node.number:
+            # It comes back, or from another lane: among the first, as a rule, so the way to its place is short.
             index = 0
-            while index < len(places) and places[index].number < node.number:
+            while places[index].number < node.number:
                 index += 1
             places.insert(index, node)
         else:
@@ -91,8 +97,17 @@ class _Level(Generic[E]):
                 self.dead -= 1
             if places:
                 return places[0]
-            del self.shares[share]
+            del self.shares[share], self.turns[share]
         return None
+
+    def next_turn(self) -> int:
+        """The turn of :meth:`first`."""
+        return next(iter(self.turns.values()))
+
+    def oldest(self) -> float:
+        """When the one came that has waited longest, whose turn it need not be."""
+        firsts = (next((node for node in places if node.entry is not None), None) for places in self.shares.values())
+        return min((node.arrival for node in firsts if node is not None), default=math.inf)
 
     def drop(self) -> None:
         """A place has died."""
@@ -104,15 +119,14 @@ class _Level(Generic[E]):
                 if living:
                     self.shares[share] = living
                 else:
-                    del self.shares[share]
+                    del self.shares[share], self.turns[share]
             self.dead = 0
 
-    def turn(self) -> None:
+    def turn(self, turn: int) -> None:
         """The share whose turn it was goes to the end."""
-        if len(self.shares) > 1:
-            share, places = next(iter(self.shares.items()))
-            del self.shares[share]
-            self.shares[share] = places
+        share, places = next(iter(self.shares.items()))
+        del self.shares[share], self.turns[share]
+        self.shares[share], self.turns[share] = places, turn
 
 
 class _Lane(Generic[E]):
@@ -142,6 +156,7 @@ class RequestQueue(Generic[E]):
         self._pinned: dict[Any, _Lane[E]] = {}
         self._sessions: dict[str, OrderedDict[_Node[E], None]] = {}
         self._numbers = itertools.count()
+        self._turns = itertools.count()
         self._live = 0
 
     def __len__(self) -> int:
@@ -198,12 +213,11 @@ class RequestQueue(Generic[E]):
         node = entry.queue_node
         arrival = node.arrival if isinstance(node, _Node) else now
         number = node.number if isinstance(node, _Node) else -1
-        self._put(_Node(entry, number, arrival), entry, back=True)
+        self._put(_Node(entry, number, arrival), entry)
 
     def oldest_arrival(self) -> float:
         """When the one came that has waited longest among those that any worker may run; infinity when none waits."""
-        firsts = [node for level in list(self._any.levels.values()) if (node := level.first()) is not None]
-        return min((node.arrival for node in firsts), default=math.inf)
+        return min((level.oldest() for level in self._any.levels.values()), default=math.inf)
 
     def pop(self, now: float, worker: Any = None, accept: Callable[[E], bool] | None = None) -> E | None:
         """Take out the next request that this worker may run, None when there is none.
@@ -213,17 +227,10 @@ class RequestQueue(Generic[E]):
         """
         best: _Node[E] | None = None
         best_key = (math.inf, math.inf)
-        for lane in (self._any, self._pinned.get(worker)):
-            if lane is None or not lane.live:
-                continue
-            for priority, level in list(lane.levels.items()):
-                node = level.first()
-                if node is None:
-                    del lane.levels[priority]
-                    continue
-                key = self._key(node, priority)
-                if key < best_key:
-                    best, best_key = node, key
+        for node, priority in self._fair_firsts(worker) if self._fair else self._firsts(worker):
+            key = self._key(node, priority)
+            if key < best_key:
+                best, best_key = node, key
         if best is None:
             return None
         chosen = self._eldest(best, worker)
@@ -232,7 +239,7 @@ class RequestQueue(Generic[E]):
         if accept is not None and not accept(entry):
             return None
         if self._fair:
-            best.level.turn()
+            best.level.turn(next(self._turns))
         self._take(chosen, entry)
         return entry
 
@@ -256,9 +263,10 @@ class RequestQueue(Generic[E]):
             assert entry is not None
             if entry.binding is not binding:
                 continue
+            turn = node.level.turns[entry.share] if self._fair else None
             self._take(node, entry)
             entry.pin = worker
-            self._put(_Node(entry, node.number, node.arrival), entry)
+            self._put(_Node(entry, node.number, node.arrival), entry, turn)
             pinned.append(entry)
         return pinned
 
@@ -297,12 +305,33 @@ class RequestQueue(Generic[E]):
 
     # ---- inside ----------------------------------------------------------------------------------
 
+    def _firsts(self, worker: Any) -> Iterator[tuple[_Node[E], int]]:
+        """The first of each level that this worker may run, and the level's priority."""
+        for lane in (self._any, self._pinned.get(worker)):
+            if lane is None or not lane.live:
+                continue
+            for priority, level in list(lane.levels.items()):
+                node = level.first()
+                if node is None:
+                    del lane.levels[priority]
+                else:
+                    yield node, priority
+
+    def _fair_firsts(self, worker: Any) -> Iterator[tuple[_Node[E], int]]:
+        """Of each priority the one whose turn it is, in whichever lane it waits."""
+        chosen: dict[int, _Node[E]] = {}
+        for node, priority in self._firsts(worker):
+            known = chosen.get(priority)
+            if known is None or node.level.next_turn() < known.level.next_turn():
+                chosen[priority] = node
+        return iter([(node, priority) for priority, node in chosen.items()])
+
     def _key(self, node: _Node[E], priority: int) -> tuple[float, float]:
         if self._aging is None:
             return -priority, node.number
         return node.arrival / self._aging - priority, node.number
 
-    def _put(self, node: _Node[E], entry: E, *, back: bool = False) -> None:
+    def _put(self, node: _Node[E], entry: E, turn: int | None = None) -> None:
         if entry.pin is None:
             lane = self._any
         else:
@@ -313,7 +342,7 @@ class RequestQueue(Generic[E]):
         level = lane.levels.get(entry.priority)
         if level is None:
             level = lane.levels[entry.priority] = _Level()
-        level.put(node, entry.share if self._fair else None, back=back)
+        level.put(node, entry.share if self._fair else None, next(self._turns) if turn is None else turn)
         node.lane, node.level = lane, level
         entry.queue_node = node
         lane.live += 1
@@ -322,8 +351,9 @@ class RequestQueue(Generic[E]):
             sisters = self._sessions.get(entry.session)
             if sisters is None:
                 sisters = self._sessions[entry.session] = OrderedDict()
+            last = next(reversed(sisters), None)
             sisters[node] = None
-            if back:
+            if last is not None and last.number > node.number:
                 for sister in [sister for sister in sisters if sister.number > node.number]:
                     sisters.move_to_end(sister)
 

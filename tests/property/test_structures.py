@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -25,6 +27,7 @@ class Entry:
         self.session = session
         self.share = session
         self.pin = pin
+        self.binding: Any = None
         self.queue_node: Any = None
         self.deadline_node: Any = None
         self.arrival = 0.0
@@ -244,3 +247,142 @@ def test_dead_places_are_dropped() -> None:
     places = sum(len(places) for level in queue._any.levels.values() for places in level.shares.values())
     assert places < 200
     assert len(queue._sessions["s"]) < 200
+
+
+class _Walk:
+    """A seeded walk over a queue that is neither empty nor full for long: whatever is asked of it finds something."""
+
+    def __init__(self, seed: int, *, fair: bool) -> None:
+        self.rng = random.Random(seed)
+        self.fair = fair
+        self.aging = None if fair else self.rng.choice([None, 1.0])
+        self.queue: RequestQueue[Entry] = RequestQueue(aging=self.aging, fair=fair)
+        self.model: list[Entry] = []
+        self.taken: list[Entry] = []
+        self.bindings = {session: object() for session in "stuv"}
+        self.pins: dict[str, str] = {}
+        self.now = 0.0
+        self.count = 0
+        self.seen: Counter[str] = Counter()
+        #: By share and priority: who has been served since, of those that waited when it was served last.
+        self.waits_for: dict[tuple[str | None, int], set[str | None]] = {}
+
+    def step(self) -> None:
+        self.now += self.rng.choice([0.0, 0.1, 2.0])
+        wanted = "push" if len(self.model) < 5 else "pop" if len(self.model) > 40 else None
+        kind = wanted or self.rng.choices(["push", "pop", "discard", "pin", "drop_pin", "back"], [10, 8, 2, 1, 1, 2])[0]
+        getattr(self, kind)()
+        assert len(self.queue) == len(self.model)
+        for (_, priority), shares in self.waits_for.items():
+            # Who has left and comes again has his turn after those who stayed.
+            shares &= {entry.share for entry in self.model if entry.priority == priority}
+        free = [entry for entry in self.model if entry.pin is None]
+        assert self.queue.oldest_arrival() == min((entry.arrival for entry in free), default=math.inf)
+
+    def push(self) -> None:
+        session = self.rng.choice([None, *self.bindings])
+        entry = Entry(self.count, self.rng.choice([0, 0, 1]), session, self.pins.get(session or ""))
+        entry.binding = self.bindings.get(session or "")
+        entry.arrival = self.now
+        self.count += 1
+        self.queue.push(entry, self.now)
+        self.model.append(entry)
+        self.seen["pinned push" if entry.pin else "push"] += 1
+
+    def pop(self) -> None:
+        worker = self.rng.choice(["a", "b"])
+        may = [entry for entry in self.model if entry.pin in (None, worker)]
+        found = self.queue.pop(self.now, worker)
+        if found is None:
+            assert not may
+            return
+        assert found in may
+        sisters = [entry for entry in may if entry.session is not None and entry.session == found.session]
+        eldest = next((e for e in self.model if e.session == found.session), found) if found.session else found
+        if sisters and eldest.pin in (None, worker):
+            assert found is eldest, "overtaken in its session"
+        same = [entry for entry in may if entry.priority == found.priority and entry.share == found.share]
+        if not found.session:
+            assert found is same[0], "overtaken in its priority"
+        if self.fair:
+            self.check_turn(found, may)
+        else:
+            best = min(may, key=lambda e: ((e.arrival / self.aging if self.aging else 0.0) - e.priority, e.number))
+            assert found is best or (best.session is not None and found.session == best.session)
+        self.model.remove(found)
+        self.taken.append(found)
+        self.seen["pinned pop" if found.pin else "pop"] += 1
+
+    def check_turn(self, found: Entry, may: list[Entry]) -> None:
+        """Whoever waited already when a share was served is served before it is again, if this worker may run it."""
+        most = max(entry.priority for entry in may)
+        if found.priority != most or any(e.priority != most for e in may if e.session == found.session):
+            # An older sister of another priority may have taken its turn.
+            self.waits_for.pop((found.share, most), None)
+            for shares in self.waits_for.values():
+                shares.discard(found.share)
+            return
+        waiting = {entry.share for entry in may if entry.priority == most}
+        owed = self.waits_for.pop((found.share, most), set()) & waiting
+        assert not owed, f"{found.share} again before {owed}"
+        for shares in self.waits_for.values():
+            shares.discard(found.share)
+        self.waits_for[found.share, most] = waiting - {found.share}
+        self.seen["turn" if len(waiting) > 1 else "alone"] += 1
+
+    def discard(self) -> None:
+        entry = self.rng.choice(self.model)
+        assert self.queue.discard(entry)
+        self.model.remove(entry)
+
+    def pin(self) -> None:
+        session, worker = self.rng.choice(list(self.bindings)), self.rng.choice(["a", "b"])
+        wanted = [entry for entry in self.model if entry.session == session]
+        assert self.queue.pin(session, self.bindings[session], worker) == wanted
+        for entry in wanted:
+            assert entry.pin == worker
+        self.pins[session] = worker
+        self.seen["pin"] += bool(wanted)
+
+    def drop_pin(self) -> None:
+        worker = self.rng.choice(["a", "b"])
+        wanted = [entry for entry in self.model if entry.pin == worker]
+        assert self.queue.drop_pin(worker) == wanted
+        self.model = [entry for entry in self.model if entry.pin != worker]
+        self.pins = {session: pin for session, pin in self.pins.items() if pin != worker}
+        self.seen["drop"] += bool(wanted)
+
+    def back(self) -> None:
+        if self.taken:
+            entry = self.taken.pop(self.rng.randrange(len(self.taken)))
+            entry.pin = None if entry.session is None else self.pins.get(entry.session)
+            self.queue.push_front(entry, self.now)
+            self.model.append(entry)
+            self.model.sort(key=lambda e: e.number)
+            # It is served again: what was owed before does not count.
+            self.waits_for.clear()
+            self.seen["back"] += 1
+
+
+@pytest.mark.parametrize("fair", [False, True])
+def test_the_queue_against_a_list(fair: bool) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(40):
+        walk = _Walk(seed, fair=fair)
+        for _ in range(250):
+            walk.step()
+        while walk.model:
+            walk.pop()
+        seen += walk.seen
+    # It never came to what it did not meet.
+    for kind in ("push", "pinned push", "pop", "pinned pop", "pin", "drop", "back", *(["turn"] if fair else [])):
+        assert seen[kind] > 50, (kind, seen)
+
+
+def test_sessions_take_turns_whatever_ties_them_to_a_worker() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(fair=True)
+    for number in range(6):
+        queue.push(Entry(number, session="greedy"), 0.0)
+    queue.push(Entry(6, session="tied", pin="a"), 0.0)
+    order = [queue.pop(0.0, "a").number for _ in range(7)]  # type: ignore[union-attr]
+    assert order == [0, 6, 1, 2, 3, 4, 5]
