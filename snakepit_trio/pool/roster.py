@@ -288,7 +288,7 @@ class Roster:
 
     def worker_gone(self, worker: Worker, exit: Exit) -> None:
         self._servers.pop(worker, None)
-        seats = self.seats.pop(worker, None)
+        seats = self.seats.get(worker)
         if seats is not None:
             error: WorkerCrashed | PoolClosed
             if self._ledger.closed is not None:
@@ -301,6 +301,7 @@ class Roster:
             # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
             with self._parts.errors.bulkhead("worker", lambda exc: self._ledger.gone(seats, error, now)):
                 self._ledger.gone(seats, error, now, unbegun=worker.unbegun)
+            del self.seats[worker]
             self._parts.waits.check()
         if self._ledger.closed is not None and worker.was_killed:
             self.killed.append(worker.id)

@@ -7,6 +7,7 @@ drained. A worker that ends unbidden is replaced at once, and after a pause when
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 from collections.abc import Awaitable, Callable
@@ -98,6 +99,8 @@ class Slot:
         self._starting = starting
         self._errors = errors
         self._restarts = Restarts(settings, rng)
+        #: Internal errors in a row that have ended what keeps a worker here.
+        self._internal = 0
         self._nursery: anyio.abc.TaskGroup | None = None
         self._retiring = False
         self._alive: dict[Worker, None] = {}
@@ -135,8 +138,9 @@ class Slot:
                 with self._errors.bulkhead("operation", self._failed, pool=self._settings.name) as life:
                     await self._keep_one()
                 if life.failed:
-                    with anyio.move_on_after(self._settings.backoff_max):
+                    with anyio.CancelScope(deadline=self.next_attempt or 0.0):
                         await self._until(lambda: self._retiring)
+                    await self._until(lambda: not self._alive)
 
     async def _keep_one(self) -> None:
         """Keep one worker, from its start to the end of the pause after it."""
@@ -153,16 +157,25 @@ class Slot:
             worker.fail(exc)
 
     def _failed(self, exc: Exception) -> None:
-        """What keeps a worker here has failed: the slot is empty until it is tried again."""
-        self.fail(exc)
-        self.failed = True
+        """What keeps a worker here has failed: the slot is empty until it is tried again, after a pause like that of a worker."""
+        settings = self._settings
+        self._internal += 1
+        self.failed = settings.restart_limit is not None and self._internal > settings.restart_limit
+        pause = min(settings.backoff_max, settings.backoff_base * 2.0 ** min(self._internal - 1, 60))
+        self.next_attempt = anyio.current_time() + pause
         self.reason = f"an internal error of the host ({type(exc).__name__})"
+        self.fail(exc)
         self._host.slot_settled(self)
 
-    def _start(self, function: Callable[..., Awaitable[object]], *args: object) -> None:
+    def _start(
+        self,
+        function: Callable[..., Awaitable[object]],
+        *args: object,
+        on_error: Callable[[Exception], object],
+    ) -> None:
         """Start a task that has to do with one of its workers; an unexpected exception ends no more than that worker."""
         assert self._nursery is not None
-        self._errors.start(self._nursery, function, *args, pool=self._settings.name)
+        self._errors.start(self._nursery, function, *args, on_error=on_error, pool=self._settings.name)
 
     async def retire(self, grace: float) -> bool:
         """Drain and stop its worker, and end the slot. Returns whether nothing had to be killed."""
@@ -186,13 +199,35 @@ class Slot:
         if old is None or old is not self.current or old.state.over or self._retiring or self._successor is not None:
             self._surge.release()
             return False
-        assert self._nursery is not None
-        change = _Change(old, self._begin())
+        try:
+            change = _Change(old, self._begin())
+        except BaseException:
+            self._surge.release()
+            raise
         self._successor = change.new
-        # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
-        self._start(self._carry_out, change, reason)
+        try:
+            # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
+            self._start(self._carry_out, change, reason, on_error=functools.partial(self._abandon, change))
+        except Exception as exc:
+            self._abandon(change, exc)
+            raise
         await change.over.wait()
         return change.done
+
+    def _abandon(self, change: _Change, exc: Exception) -> None:
+        """A replacement that an unexpected exception has ended: one worker stays, the new one if it serves already."""
+        if self.current is change.new:
+            change.old.fail(exc)
+        else:
+            self._successor = None
+            change.new.fail(exc)
+        self._settle(change)
+
+    def _settle(self, change: _Change) -> None:
+        """It makes room for others. Idempotent."""
+        if not change.over.is_set():
+            self._surge.release()
+            change.over.set()
 
     async def insist(self, old: Worker, reason: str) -> None:
         """:meth:`replace` this worker, and when the new one can't start, try again after the pause of a restart.
@@ -230,7 +265,7 @@ class Slot:
 
     def _vacant(self) -> bool:
         assert self.current is not None
-        gone = self.current.ended.is_set() or self.current is self._given
+        gone = self.current.ended.is_set() or self.current not in self._alive
         return gone and self._successor is None
 
     def _serves(self) -> bool:
@@ -242,13 +277,31 @@ class Slot:
         self.incarnation += 1
         spare = self._host.take_spare(self.index, self.incarnation)
         if spare is not None:
-            self._alive[spare] = None
-            self._start(self._follow, spare)
+            self._keep(spare, self._follow)
             return spare
         worker = self._host.make_worker(self.index, self.incarnation)
-        self._alive[worker] = None
-        self._start(self._run_worker, worker)
+        self._keep(worker, self._run_worker)
         return worker
+
+    def _keep(self, worker: Worker, function: Callable[[Worker], Awaitable[None]]) -> None:
+        """Have a task see to this worker. When that fails, the worker ends, whether or not it has begun."""
+        self._alive[worker] = None
+        lose = functools.partial(self._lose, worker, function)
+        try:
+            self._start(function, worker, on_error=lose)
+        except Exception as exc:
+            lose(exc)
+            raise
+
+    def _lose(self, worker: Worker, function: Callable[[Worker], Awaitable[None]], exc: Exception) -> None:
+        worker.fail(exc)
+        if function == self._run_worker:
+            # One that is only followed runs elsewhere, and ends there.
+            worker.bury()
+        self._alive.pop(worker, None)
+        if worker is self._successor:
+            self._successor = None
+        self._changed.ring()
 
     @protected
     async def _follow(self, worker: Worker) -> None:
@@ -263,6 +316,7 @@ class Slot:
             self._changed.ring()
 
     def _up(self) -> None:
+        self._internal = 0
         self.failed = False
         self.reason = ""
         self.next_attempt = None
@@ -303,8 +357,7 @@ class Slot:
                 extra={"pool": new.pool, "slot": self.index},
             )
         finally:
-            self._surge.release()
-            change.over.set()
+            self._settle(change)
 
     def _adopt(self, worker: Worker) -> None:
         """Settle what a successor has come to: it serves now, or it is of no use. Idempotent."""

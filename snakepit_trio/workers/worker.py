@@ -22,7 +22,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._bell import Bell
-from snakepit_trio._bulkhead import Bulkhead, InternalErrors
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import SnakepitError
@@ -221,24 +221,46 @@ class Worker:
         No unexpected exception leaves it: each ends the worker, and the worker alone.
         """
         try:
-            with self._bulkhead():
-                await self._live_and_end()
+            await self._live_and_end()
+        except (Exception, BaseExceptionGroup) as exc:
+            self._unexpected(exc)
         finally:
-            with self._bulkhead():
+            try:
                 self._end("stopped", "was cancelled")
                 self._leave_service()
-            with anyio.CancelScope(shield=True), self._bulkhead():  # Its one wait, the process's aclose(), is bounded.
-                await self._resources.aclose()
-            assert self._cause is not None
-            if self.exit is None:
-                reason, message = self._cause
-                self.exit = Exit(reason=reason, message=message, expected=self._stopping or reason == "stopped")
-            gone = functools.partial(self._host.worker_gone, self, self.exit)
-            # What it held has to be settled, so it is tried once more.
-            with self._errors.bulkhead("worker", lambda exc: gone(), **self._who):
-                gone()
-            self.ended.set()
+            except Exception as exc:
+                self._unexpected(exc)
+            with anyio.CancelScope(shield=True):  # Its one wait, the process's aclose(), is bounded.
+                for _ in range(2):
+                    try:
+                        await self._resources.aclose()
+                    except Exception as exc:
+                        # What it has not come to is tried once more.
+                        self._unexpected(exc)
+                    else:
+                        break
+            self.bury()
+        assert self.exit is not None
         return self.exit
+
+    def bury(self) -> None:
+        """Nothing runs of it any more, or ever has: whoever waits for its end hears so. Idempotent."""
+        if self.ended.is_set():
+            return
+        assert self._cause is not None
+        self._leave_service()
+        if self.exit is None:
+            reason, message = self._cause
+            self.exit = Exit(reason=reason, message=message, expected=self._stopping or reason == "stopped")
+        # What it held has to be settled, so it is tried once more.
+        for _ in range(2):
+            try:
+                self._host.worker_gone(self, self.exit)
+            except Exception as exc:
+                self._unexpected(exc)
+            else:
+                break
+        self.ended.set()
 
     async def _live_and_end(self) -> None:
         async with anyio.create_task_group() as nursery:
@@ -268,8 +290,18 @@ class Worker:
     def _who(self) -> dict[str, Any]:
         return {"worker_id": self.id, "pool": self.pool}
 
-    def _bulkhead(self) -> Bulkhead:
-        return self._errors.bulkhead("worker", self.fail, **self._who)
+    def _unexpected(self, exc: BaseException) -> None:
+        """It has met an exception, perhaps with a cancellation beside it, that ends it and nothing else."""
+        rest: BaseException | None = None
+        if isinstance(exc, BaseExceptionGroup):
+            unexpected, rest = exc.split(Exception)
+            if unexpected is None:
+                raise exc
+            exc = unexpected
+        self._errors.report(exc, "worker", **self._who)
+        self.fail(exc)
+        if rest is not None:
+            raise rest
 
     def _start(self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: object) -> None:
         """Start one of its tasks, in which an unexpected exception ends this worker."""

@@ -106,12 +106,13 @@ class Simulation(trio.abc.Instrument):
             try:
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
                     self.invariants = Invariants(self.runtime.pool(), self.note)
-                    if self.injection is not None:
-                        self.injection.begin()
 
                     @self.runtime.tools.host_tool
                     async def ask(tool: str, params: dict[str, Any]) -> Any:
                         return await self.runtime.pool().execute(tool, params)
+
+                    if self.injection is not None:
+                        self.injection.begin()
 
                     async with trio.open_nursery() as mine:
                         nursery = mine if self.scenario.close_at is None else callers
