@@ -158,8 +158,12 @@ class InternalErrors:
         on_error: Callable[[Exception], object] | None,
         who: dict[str, Any],
     ) -> None:
-        with Bulkhead(self, ended, on_error, who):
+        # Nothing of ours but this function itself is outside of the boundary.
+        try:
             await function(*args)
+        except (Exception, BaseExceptionGroup) as exc:
+            if not Bulkhead(self, ended, on_error, who).stop(exc):
+                raise
 
     async def _serve(
         self, function: Callable[..., Awaitable[object]], *args: Any, task_status: anyio.abc.TaskStatus[Any]
@@ -175,11 +179,12 @@ class InternalErrors:
         pause = _FIRST_PAUSE
         while True:
             began = anyio.current_time()
-            boundary = Bulkhead(self, "service", None, who)
-            with boundary:
+            try:
                 await function(*args)
-            if not boundary.failed:
                 return
+            except (Exception, BaseExceptionGroup) as exc:
+                if not Bulkhead(self, "service", None, who).stop(exc):
+                    raise
             if anyio.current_time() - began > _LONGEST_PAUSE:
                 pause = _FIRST_PAUSE
             await anyio.sleep(pause)

@@ -37,11 +37,12 @@ class Clock:
         self._ledger = ledger
         task_status.started()
         while True:
-            with self._errors.bulkhead("operation", pool=self._pool) as turn:
+            try:
                 with anyio.CancelScope(deadline=ledger.next_deadline()) as scope:
                     self._scope = scope
                     await anyio.sleep_forever()
                 ledger.expire(anyio.current_time())
-            if turn.failed:
+            except Exception as exc:
+                self._errors.report(exc, "operation", pool=self._pool)
                 # What is due is due still, and to try at once and again would leave nobody else any time.
                 await anyio.sleep(_PAUSE)

@@ -135,9 +135,11 @@ class Slot:
         async with anyio.create_task_group() as nursery:
             self._nursery = nursery
             while not self._retiring:
-                with self._errors.bulkhead("operation", self._failed, pool=self._settings.name) as life:
+                try:
                     await self._keep_one()
-                if life.failed:
+                except Exception as exc:
+                    self._errors.report(exc, "operation", pool=self._settings.name)
+                    self._failed(exc)
                     with anyio.CancelScope(deadline=self.next_attempt or 0.0):
                         await self._until(lambda: self._retiring)
                     await self._until(lambda: not self._alive)
