@@ -72,7 +72,7 @@ class Admission:
             if binding.lost:
                 raise worker_lost(request, None if binding.seats is None else binding.seats.end)
             tied = binding.seats
-            if tied is not None and tied.open and tied.load < tied.capacity:
+            if tied is not None and tied.open and not tied.alone and tied.load < tied.capacity:
                 seats = tied
             elif tied is not None and binding.strict:
                 if binding.fail_fast:

@@ -195,6 +195,7 @@ class Books(ABC):
         try:
             request.attempt += 1
             self._begin(request, seats, now)
+            seats.alone = seats.alone or request.suspect
             if request.phase is Phase.DONE:
                 # Whoever was told of it has ended it. It was not sent, so no worker will confirm that it has stopped.
                 del seats.leaving[request.id]
@@ -402,6 +403,7 @@ class Books(ABC):
             for request in [request for request in seats.running.values() if request.phase is Phase.DONE]:
                 seats.leaving[request.id] = seats.running.pop(request.id)
             seats.open = seats.open and not seats.over
+            seats.alone = any(request.suspect for request in seats.running.values())
         self._places.rebuild(self._all)
         self._in_flight = sum(len(seats.running) for seats in self._all)
         self._accepted = sum(self._ended.values()) + len(self._living)

@@ -343,7 +343,13 @@ class Ledger(Books):
 
     @protected
     def gone(
-        self, seats: Seats, error: WorkerCrashed | PoolClosed, now: float, *, unbegun: Container[int] = ()
+        self,
+        seats: Seats,
+        error: WorkerCrashed | PoolClosed,
+        now: float,
+        *,
+        unbegun: Container[int] = (),
+        blamed: bool = True,
     ) -> None:
         """An incarnation has ended: its books end with it.
 
@@ -353,6 +359,7 @@ class Ledger(Books):
         Args:
             error: What happened to the worker.
             unbegun: Ids of the calls that it had not begun to run.
+            blamed: The calls that it ran may have brought its end about.
         """
         if seats not in self._all:
             return
@@ -365,6 +372,8 @@ class Ledger(Books):
             self.retire(seats, now)
             self._all.pop(seats, None)
             held = [*seats.running.values(), *seats.ahead.values()]
+            begun = sum(id not in unbegun for table in (seats.running, seats.leaving, seats.ahead) for id in table)
+            blame = 1 / max(1, begun) if blamed else 0.0
             for request in seats.leaving.values():
                 release(request)
             seats.running.clear()
@@ -373,7 +382,7 @@ class Ledger(Books):
             # The last first: each goes back to the front of those that came after it.
             for request in reversed(held):
                 try:
-                    self._settle(request, error, now, unbegun)
+                    self._settle(request, error, now, blame if request.id not in unbegun else None)
                 except Exception as exc:
                     self._recover(exc, now, request)
             self._fill_all(now)
@@ -382,8 +391,12 @@ class Ledger(Books):
         except Exception as exc:
             self._recover(exc, now)
 
-    def _settle(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, unbegun: Container[int]) -> None:
-        """What becomes of a call that an incarnation held which has ended."""
+    def _settle(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, blame: float | None) -> None:
+        """What becomes of a call that an incarnation held which has ended.
+
+        Args:
+            blame: The call's part in that end, 1 if no other ran there; None: it had not begun.
+        """
         if request.phase is Phase.DONE:
             release(request)
             return
@@ -391,9 +404,19 @@ class Ledger(Books):
             self._in_flight -= 1
         else:
             self._places.left(request)
-        self._retry_or_fail(request, error, now, started=request.id not in unbegun)
+        if blame is not None:
+            self._note_blame(request, blame)
+        self._retry_or_fail(request, error, now, started=blame is not None)
         if request.outcome is not None:
             request.seats = None
+
+    def _note_blame(self, request: Request, blame: float) -> None:
+        """A worker has ended while it ran a call. Which of several calls was the cause is seen when one of them runs alone."""
+        if blame == 1.0:
+            request.deaths += 1
+        elif self._poison_limit is not None:
+            request.suspicion += blame
+            request.suspect = request.suspicion >= self._poison_limit
 
     @protected
     def fail_all(self, why: WorkerStartupError, next_attempt: float, now: float) -> None:
@@ -430,6 +453,8 @@ class Ledger(Books):
     def _advance(self, seats: Seats, now: float) -> None:
         """A worker has ended a call: the next in its line runs now, and it gets more."""
         places = self._places
+        if seats.alone and not seats.running and not seats.leaving:
+            seats.alone = False
         while seats.ahead and len(seats.running) + len(seats.leaving) < seats.capacity:
             call_id = next(iter(seats.ahead))
             request = seats.ahead.pop(call_id)
@@ -451,7 +476,8 @@ class Ledger(Books):
     def _fill(self, seats: Seats, now: float) -> None:
         """Give a worker what it may have of what waits: calls for its free seats, then some in line behind a short one."""
         queue, places = self._queue, self._places
-        while len(queue) and seats.open:
+        aside: list[Request] = []
+        while len(queue) and seats.open and not seats.alone:
             if len(seats.running) + len(seats.leaving) < seats.capacity:
                 request = queue.pop(now, seats)
             elif places.has_line(seats, now):
@@ -460,6 +486,13 @@ class Ledger(Books):
                 return
             if request is None:
                 break
+            if request.suspect and seats.load:
+                # It runs where nothing else does: this worker takes no more until it is empty, if none does so already.
+                aside.append(request)
+                seats.alone = not any(other.alone for other in self._all)
+                if request.session is not None:
+                    break  # Its younger sisters wait behind it.
+                continue
             if min(request.deadline, request.queue_deadline) <= now:
                 # Its time ran out before the clock's owner could say so.
                 self._finish(request, Outcome.EXPIRED, None, overdue(request, now), now)
@@ -467,6 +500,10 @@ class Ledger(Books):
                 self._start(request, seats, now)
             else:
                 self._line_up(request, seats, now)
+        for request in aside:
+            queue.push_front(request, now)
+        if aside:
+            places.place(seats)
         if places.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
             self._lines.look_later()
 
@@ -477,8 +514,6 @@ class Ledger(Books):
             self._fill(seats, now)
 
     def _retry_or_fail(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, *, started: bool) -> None:
-        if started:
-            request.deaths += 1
         crashed = isinstance(error, WorkerCrashed)
         again = crashed and self._admission.closed is None and request.deadline > now
         if again and started:

@@ -74,7 +74,7 @@ class Places:
         """Put an incarnation where it belongs by what it holds now."""
         old = seats.place
         new: dict[Seats, None] | None = None
-        if seats.open:
+        if seats.open and not seats.alone:
             load = len(seats.running) + len(seats.leaving)
             if load < seats.capacity:
                 new = self._free[load]

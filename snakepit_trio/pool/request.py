@@ -109,6 +109,8 @@ class Request:
         "share",
         "stream",
         "submitted_at",
+        "suspect",
+        "suspicion",
         "time_limit",
         "tool",
         "trace",
@@ -176,6 +178,8 @@ class Request:
         self.recalled: bool = False
         self.attempt = 0
         self.deaths = 0
+        self.suspicion = 0.0
+        self.suspect = False
         self.submitted_at = math.nan
         self.dispatched_at = math.nan
         self.queue_node: Any = None

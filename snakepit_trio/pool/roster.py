@@ -35,6 +35,9 @@ __all__ = ["Roster", "no_such_worker"]
 
 _log = logging.getLogger(__name__)
 
+#: Ends of workers that no call of theirs brings about; of ``cancel_grace``, no call that somebody waits for.
+_NO_CALLS_FAULT = frozenset({"stopped", "cancel_grace", "node_lost", "internal"})
+
 
 class _WorkerPort:
     """The ledger's way to one worker."""
@@ -300,7 +303,8 @@ class Roster:
             now = anyio.current_time()
             # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
             with self._parts.errors.bulkhead("worker", lambda exc: self._ledger.gone(seats, error, now)):
-                self._ledger.gone(seats, error, now, unbegun=worker.unbegun)
+                blamed = not worker.killed_on_demand and exit.reason not in _NO_CALLS_FAULT
+                self._ledger.gone(seats, error, now, unbegun=worker.unbegun, blamed=blamed)
             del self.seats[worker]
             self._parts.waits.check()
         if self._ledger.closed is not None and worker.was_killed:

@@ -41,6 +41,8 @@ class Seats:
         depth: How many more it may hold, in line behind those that run.
         open: New calls may be given to it.
         over: They never will be again.
+        alone: No more calls until it is empty: one that may have ended workers runs here, or waits to, and would be no sign of
+            anything beside others.
         end: How the worker ended, once it has.
         running: Calls whose callers wait, by id.
         leaving: Calls whose callers are gone, by id; the worker has not confirmed that it stopped them.
@@ -53,6 +55,7 @@ class Seats:
 
     __slots__ = (
         "ahead",
+        "alone",
         "capacity",
         "depth",
         "end",
@@ -72,6 +75,7 @@ class Seats:
         self.depth = depth
         self.open = False
         self.over = False
+        self.alone = False
         self.end: SnakepitError | None = None
         self.running: dict[int, Request] = {}
         self.leaving: dict[int, Request] = {}

@@ -365,6 +365,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert (request.phase is Phase.DONE) == (number in worker.withdrawn)
                 assert not request.session
             assert all(r.phase is Phase.RUNNING for r in seats.running.values())
+            # What may have ended workers runs alone, so that it is seen whether it does.
+            if any(r.suspect for r in seats.running.values()):
+                assert seats.alone and seats.load == 1
         waiting = [r for r in self.alive() if r.phase is Phase.QUEUED]
         assert len(waiting) == self.ledger.queued
         running = sum(len(w.seats.running) for w in self.workers)
@@ -377,8 +380,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for request in self.alive():
             if request.phase is Phase.QUEUED and request.seats is None:
                 for worker in self.workers:
-                    if worker.seats.open and worker.seats.load < worker.seats.capacity:
-                        assert request.pin is not None
+                    seats = worker.seats
+                    if seats.open and seats.load < seats.capacity and not seats.alone:
+                        behind = any(r.suspect and r.session == request.session for r in self.alive())
+                        assert request.pin is not None or (behind and seats.load)
                         assert request.pin is not worker.seats
 
     @invariant()
@@ -407,6 +412,71 @@ def test_a_reply_to_nothing_is_a_fault_of_the_workers() -> None:
     ledger.open(worker.seats, 0.0)
     with pytest.raises(UnexpectedReply):
         ledger.replied(worker.seats, 99, 0.0, result=NOTHING, error=None)
+
+
+def several(ledger: Ledger, number: int, capacity: int) -> ScriptedWorker:
+    worker = ScriptedWorker(number, capacity)
+    ledger.open(worker.seats, 0.0)
+    return worker
+
+
+def poison_ledger() -> Ledger:
+    return Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0), poison_limit=2)
+
+
+def test_a_call_is_not_blamed_for_what_its_neighbours_do() -> None:
+    ledger = poison_ledger()
+    innocent = Request(1, "t", NOTHING, wake=lambda: None, idempotent=True)
+    for turn in range(2):
+        worker = several(ledger, turn, 4)
+        if not turn:
+            ledger.submit(innocent, 0.0)
+        neighbour = Request(10 + turn, "die", NOTHING, wake=lambda: None)
+        ledger.submit(neighbour, 0.0)
+        assert worker.holds.keys() == {1, 10 + turn}
+        ledger.gone(worker.seats, WorkerCrashed("died"), 0.0)
+        assert neighbour.outcome is Outcome.FAILED
+    assert innocent.phase is Phase.QUEUED and innocent.deaths == 0
+
+
+def test_a_call_is_not_blamed_for_what_an_operator_does() -> None:
+    ledger = poison_ledger()
+    request = Request(1, "t", NOTHING, wake=lambda: None, idempotent=True)
+    ledger.submit(request, 0.0)
+    for turn in range(5):
+        ledger.gone(several(ledger, turn, 1).seats, WorkerCrashed("killed"), 0.0, blamed=False)
+    assert request.phase is Phase.QUEUED and request.deaths == 0
+
+
+def test_a_poisonous_call_beside_others_is_found_and_they_are_not_blamed() -> None:
+    """It kills whatever runs it; eight others, which may run again, run beside it in workers of four seats."""
+    ledger = poison_ledger()
+    requests = [Request(n, "t", NOTHING, wake=lambda: None, idempotent=True) for n in range(9)]
+    poison = requests[4]
+    workers = [several(ledger, n, 4) for n in range(2)]
+    for request in requests:
+        ledger.submit(request, 0.0)
+    deaths = 0
+    while poison.phase is not Phase.DONE:
+        worker = next((w for w in workers if poison.id in w.holds), None)
+        if worker is None:
+            # It waits for a worker of its own: another call ends.
+            worker = next(w for w in workers if w.seats.alone)
+            number = next(iter(worker.holds))
+            worker.release(number)
+            ledger.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
+            continue
+        workers.remove(worker)
+        ledger.gone(worker.seats, WorkerCrashed("died"), 0.0)
+        deaths += 1
+        assert deaths < 20
+        workers.append(several(ledger, 10 + deaths, 4))
+    assert poison.error is not None and poison.error.details["poison"]
+    while (worker := next((w for w in workers if w.holds), None)) is not None:
+        number = next(iter(worker.holds))
+        worker.release(number)
+        ledger.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
+    assert all(request.outcome is Outcome.COMPLETED for request in requests if request is not poison)
 
 
 def test_the_first_calls_of_a_session_go_to_one_worker() -> None:

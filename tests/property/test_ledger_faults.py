@@ -350,11 +350,14 @@ class Walk:
             assert set(seats.leaving) <= worker.dropped
             assert not seats.ahead or seats.load == seats.capacity
         free = [
-            worker.seats for worker in self.workers if worker.seats.open and worker.seats.load < worker.seats.capacity
+            worker.seats
+            for worker in self.workers
+            if worker.seats.open and worker.seats.load < worker.seats.capacity and not worker.seats.alone
         ]
         for request in waiting:
-            if request.seats is None and free:
-                assert request.pin is not None and request.pin not in free
+            if request.seats is None and free and not request.suspect:
+                behind = any(other.suspect and other.session == request.session for other in waiting)
+                assert behind or (request.pin is not None and request.pin not in free)
 
     def finish(self) -> None:
         """All that is under way comes to an end, and nothing is left."""
