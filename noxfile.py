@@ -55,7 +55,7 @@ def check(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, on each interpreter that is here and on both event loops; ``-- --backend trio`` for one."""
     session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
-    session.run("pytest", *PARALLEL, *session.posargs)
+    session.run("pytest", *PARALLEL, "--durations", "15", *session.posargs)
 
 
 @nox.session(reuse_venv=True)

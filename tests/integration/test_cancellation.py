@@ -222,7 +222,7 @@ async def test_the_deadline_is_spent_by_waiting_and_seen_by_the_tool() -> None:
             found: list[float] = []
 
             async def waits() -> None:
-                said = await pool.execute("whoami", timeout=5)
+                said = await pool.execute("whoami", timeout=50)
                 found.append(said["deadline"])
 
             async with anyio.create_task_group() as nursery:
@@ -230,11 +230,11 @@ async def test_the_deadline_is_spent_by_waiting_and_seen_by_the_tool() -> None:
                 while pool.stats().in_flight < 1:
                     await anyio.lowlevel.checkpoint()
                 nursery.start_soon(waits)
-            assert 0 < found[0] < 4.6
+            assert 0 < found[0] < 49.6
             # The caller's own scope counts too, when it is earlier.
-            with anyio.move_on_after(2):
+            with anyio.fail_after(20):
                 said = await pool.execute("whoami", timeout=100)
-            assert said["deadline"] < 2
+            assert said["deadline"] < 20
 
 
 async def test_the_callers_scope_ends_a_call_without_an_error_of_the_pools() -> None:

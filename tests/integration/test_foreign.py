@@ -182,7 +182,7 @@ async def test_failures_have_types(odd: Callable[..., dict[str, Any]]) -> None:
 
 async def test_a_slow_reader_holds_the_worker_back(odd: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     made = tmp_path / "made"
-    n, size = 3000, 100_000
+    n, size = 1000, 100_000
     async with sp.open_pool(**odd(), threads=2) as pool:
         async with pool.stream("blobs", {"n": n, "size": size, "path": str(made)}) as chunks:
             await anext(aiter(chunks))

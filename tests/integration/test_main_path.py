@@ -362,14 +362,18 @@ async def test_one_pool_of_several_fails_alone() -> None:
                 await runtime.pool("broken").wait_ready()
 
 
-async def test_threads_really_overlap() -> None:
+async def test_threads_really_overlap(tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with sp.open_pool(BASIC, size=1, profile="thread", threads=10) as pool:
-            started = anyio.current_time()
+            gate = tmp_path / "gate"
+            markers = [tmp_path / str(number) for number in range(10)]
             async with anyio.create_task_group() as nursery:
-                for _ in range(10):
-                    nursery.start_soon(pool.execute, "sleep", {"seconds": 0.5})
-            assert anyio.current_time() - started < 4
+                for marker in markers:
+                    nursery.start_soon(pool.execute, "wait_for_file", {"marker": str(marker), "path": str(gate)})
+                # None ends before all have begun.
+                for marker in markers:
+                    await appears(marker)
+                gate.touch()
 
 
 async def test_closing_lets_running_calls_end_and_ends_the_rest(tmp_path: Path) -> None:
