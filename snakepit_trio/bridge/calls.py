@@ -29,6 +29,8 @@ from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
 from snakepit_trio.wire.http2.pipe import FramePipe
 
+from .guard import CRUMB, CRUMB_COST
+
 if TYPE_CHECKING:
     from .connection import BridgeConnection
 
@@ -132,6 +134,7 @@ class ServerCall:
         # Bytes of messages that wait, and all that is counted for this call.
         self._waiting_bytes = 0
         self._counted = 0
+        self._partial = 0
         self._ended = False
         # What its task waits for: the next message, room for the next of its own. None: it does not.
         self._news: anyio.Event | None = None
@@ -208,7 +211,12 @@ class ServerCall:
             self._news.set()
 
     def _on_held(self, partial: int) -> bool:
-        return self._count(self._waiting_bytes + partial)
+        grown, self._partial = partial - self._partial, partial
+        allowed = self._count(self._waiting_bytes + partial)
+        if 0 < grown < min(CRUMB, partial):
+            self._connection.charge(CRUMB_COST)
+        # The connection may have ended by that.
+        return allowed or self._release is None
 
     def _count(self, size: int) -> bool:
         by = size - self._counted

@@ -11,7 +11,7 @@ from h2.events import DataReceived, Event, RequestReceived, TrailersReceived, Un
 from h2.settings import SettingCodes
 
 from snakepit_trio.wire.http2.engine import PipeProtocol, Processor
-from snakepit_trio.wire.http2.pipe import LeanStream
+from snakepit_trio.wire.http2.lean_stream import LeanStream
 
 from .guard import COSTS, EMPTY_DATA
 
@@ -91,8 +91,8 @@ class BridgeProtocol(PipeProtocol):
         h2.decoder.max_header_list_size = self._owner.limits.max_header_size
         return _Processor(self.handler, self.connection, self._owner)
 
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+    def proceed(self) -> None:
+        super().proceed()
         owner = self._owner
         frames = self.connection._connection.incoming_buffer
         # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.

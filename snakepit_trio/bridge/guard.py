@@ -1,9 +1,9 @@
 """How much a client may ask for without asking for anything: a budget for the frames that only make us work.
 
-PING and SETTINGS make us answer, RST_STREAM throws away what we began, PRIORITY and empty DATA are for nothing. An honest
-client sends few of them beside its requests; a flood of them is a well-known attack (CVE-2019-9512, -9515, -9518,
-CVE-2023-44487). Each costs some of a budget that time and finished requests refill; when it is spent, the connection ends
-with ENHANCE_YOUR_CALM.
+PING and SETTINGS make us answer, RST_STREAM throws away what we began, PRIORITY and empty DATA are for nothing, and DATA of a
+few bytes in the middle of a message for next to nothing. An honest client sends few of them beside its requests; a flood
+of them is a well-known attack (CVE-2019-9512, -9515, -9518, CVE-2023-44487). Each costs some of a budget that time and
+finished requests refill; when it is spent, the connection ends with ENHANCE_YOUR_CALM.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import h2.events
 
-__all__ = ["COSTS", "Flooded", "Guard"]
+__all__ = ["COSTS", "CRUMB", "CRUMB_COST", "EMPTY_DATA", "REFUSED", "Flooded", "Guard"]
 
 _BURST = 2000.0
 _PER_SECOND = 400.0
@@ -29,6 +29,8 @@ COSTS: Mapping[type, float] = {
     h2.events.WindowUpdated: 0.02,
 }
 EMPTY_DATA = 1.0
+#: A DATA frame of so few bytes that neither begins nor ends a message; and what it costs.
+CRUMB, CRUMB_COST = 32, 1.0
 REFUSED = 20.0
 _REFUND = 4.0
 

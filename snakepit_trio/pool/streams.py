@@ -78,7 +78,7 @@ class ChunkStream:
         if self._credits <= 0 or self._room <= 0:
             raise ValueError("a chunk beyond its credit")
         self._credits -= 1
-        self._room -= chunk.size
+        self._room -= chunk.size if chunk.buffers else len(chunk.data)
         if self._left:
             return
         self._chunks.append(chunk)
@@ -125,7 +125,7 @@ class ChunkStream:
             self._reading = False
         chunk = self._chunks.popleft()
         self._taken += 1
-        self._taken_bytes += chunk.size
+        self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
         half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
         try:
             if half and request.phase is Phase.RUNNING:

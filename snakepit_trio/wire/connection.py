@@ -25,7 +25,8 @@ from snakepit_trio._waiting import event_loop
 from .http2.engine import PipeProtocol
 from .http2.lean_h2 import LeanH2Connection
 from .http2.lean_hpack import FixedHeaders
-from .http2.pipe import FramePipe, LeanStream, Notice
+from .http2.lean_stream import LeanStream, Notice
+from .http2.pipe import FramePipe
 
 if TYPE_CHECKING:
     import ssl

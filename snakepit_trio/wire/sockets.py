@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import anyio
+import anyio.lowlevel
 import sniffio
 
 from snakepit_trio._interrupts import protected
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["SocketTransport", "connect"]
 
 _READ_SIZE = 64 * 1024
+#: So many TLS records are taken in one turn.
+_RECORDS = 8
 #: Seconds between two attempts to connect to a Unix socket whose queue is full.
 _FULL_PAUSE = 0.01
 #: A server that ends a connection reads on for so many seconds and bytes: to close a socket with unread data resets the
@@ -74,6 +77,8 @@ class SocketTransport:
         self._corked = False
         self._soon: list[Callable[[], None]] = []
         self._held_back = False
+        # There may be more TLS records in what has arrived.
+        self._unfinished = False
         self._closed = False
         self._ending = False
         self._serving = False
@@ -276,9 +281,17 @@ class SocketTransport:
     @protected
     async def _read(self) -> None:
         sock, wait_readable = self._sock, event_loop(sniffio.current_async_library()).readable
+        protocol = self._protocol
+        assert protocol is not None
         while not self._closed:
             if self._held_back:
                 await self._room.wait()
+            if self._unfinished or protocol.unfinished:
+                # Others have their turn first.
+                await anyio.lowlevel.checkpoint()
+                if not self._feed(b""):
+                    return
+                continue
             await wait_readable(sock)
             try:
                 data = sock.recv(self.read_size)
@@ -290,18 +303,30 @@ class SocketTransport:
                 return
 
     def _feed(self, data: bytes) -> bool:
-        """Hand what has arrived to the engine; returns whether more can come."""
-        feed = self._protocol.data_received  # type: ignore[union-attr]
+        """Hand what has arrived to the engine, as much as it takes in one turn; returns whether more can come."""
+        protocol = self._protocol
+        assert protocol is not None
         self.received += len(data)
+        self._unfinished = False
         self.cork()
         try:
+            if protocol.unfinished:
+                protocol.proceed()
             if self._tls is None:
-                feed(data)
+                if data:
+                    protocol.data_received(data)
                 return True
             self._incoming.write(data)
             try:
-                while plain := self._tls.read(_READ_SIZE):
-                    feed(plain)
+                for _ in range(_RECORDS):
+                    if protocol.unfinished:
+                        break
+                    plain = self._tls.read(_READ_SIZE)
+                    if not plain:
+                        return False
+                    protocol.data_received(plain)
+                self._unfinished = True
+                return True
             except ssl.SSLWantReadError:
                 self._unsent += self._outgoing.read()
                 return True

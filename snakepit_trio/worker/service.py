@@ -22,7 +22,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
     SettleResponse,
     ToolSpec,
 )
-from snakepit_trio.wire.http2.engine import PipeProtocol
+from snakepit_trio.wire.http2.engine import LoopProtocol
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from .plain import PlainCalls
@@ -40,9 +40,9 @@ __all__ = ["PipeServer", "WorkerService", "warm_up"]
 class PipeServer(grpclib.server.Server):
     """grpclib's server on connections that a FramePipe can take over."""
 
-    def _protocol_factory(self) -> PipeProtocol:
+    def _protocol_factory(self) -> LoopProtocol:
         made = super()._protocol_factory()
-        return PipeProtocol(made.handler, made.config, made.h2_config)
+        return LoopProtocol(made.handler, made.config, made.h2_config)
 
     async def wait_closed(self) -> None:
         """Wait until what handles requests has ended.

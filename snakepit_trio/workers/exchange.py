@@ -133,36 +133,34 @@ class Exchange:
     # ---- what arrives --------------------------------------------------------------------------------
 
     def _on_message(self, message: bytes) -> None:
+        owner = self._owner
         try:
-            self._take(message)
+            frame = decode_worker_frame(message)
+            self._heard = self._now()
+            if type(frame) is Reply:
+                # By far the most frequent one.
+                if frame.payload is not None and frame.payload.buffers:
+                    frame.payload = self._memory.borrow(frame.payload)
+                owner.link_reply(frame)
+                return
+            # Mapped at once, so that what nobody takes is given back by being dropped.
+            if (type(frame) is Chunk or type(frame) is HostCall or type(frame) is Emit) and frame.payload.buffers:
+                frame.payload = self._memory.borrow(frame.payload)
+            match frame:
+                case Chunk():
+                    owner.link_chunk(frame)
+                case Pong():
+                    self._answered = frame.sequence
+                    owner.link_alive(frame.rss, frame.lag_us / 1e6)
+                case HostCall() | HostCancel():
+                    owner.link_host_call(frame)
+                case Emit():
+                    owner.link_emit(frame)
         except ValueError as exc:
-            self._owner.link_broken(str(exc))
+            owner.link_broken(str(exc))
             raise
         except Exception as exc:
-            self._owner.link_failed(exc)
-
-    def _take(self, message: bytes) -> None:
-        frame = decode_worker_frame(message)
-        self._heard = self._now()
-        if type(frame) is Reply:
-            # By far the most frequent one.
-            if frame.payload is not None and frame.payload.buffers:
-                frame.payload = self._memory.borrow(frame.payload)
-            self._owner.link_reply(frame)
-            return
-        # Mapped at once, so that what nobody takes is given back by being dropped.
-        if (type(frame) is Chunk or type(frame) is HostCall or type(frame) is Emit) and frame.payload.buffers:
-            frame.payload = self._memory.borrow(frame.payload)
-        match frame:
-            case Chunk():
-                self._owner.link_chunk(frame)
-            case Pong():
-                self._answered = frame.sequence
-                self._owner.link_alive(frame.rss, frame.lag_us / 1e6)
-            case HostCall() | HostCancel():
-                self._owner.link_host_call(frame)
-            case Emit():
-                self._owner.link_emit(frame)
+            owner.link_failed(exc)
 
     def _on_end(self, status: int, message: str) -> None:
         self._owner.link_lost(message)

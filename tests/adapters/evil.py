@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import socket
 import sys
@@ -125,7 +126,7 @@ def fine() -> str:
     return "fine"
 
 
-def _send_frames(context: sp.ToolContext, frames: Iterator[Any], seconds: float = 10.0) -> None:
+def _send_frames(frames: Iterator[Any], seconds: float = 10.0) -> None:
     """Send frames to the host as they are, as fast as it takes them, in the thread that drives this worker's loop."""
     exchange = next(found for found in gc.get_objects() if type(found) is Exchange)
     pipe, until = exchange._pipe, time.monotonic() + seconds
@@ -154,5 +155,11 @@ def _call_id(context: sp.ToolContext) -> int:
 def chunks_beyond_credit(context: sp.ToolContext, size: int, count: int) -> Iterator[int]:
     """Stream so many chunks without regard to credits."""
     payload = frames.Payload(frames.MSGPACK, msgspec.msgpack.encode(bytes(size)))
-    _send_frames(context, (frames.Chunk(_call_id(context), payload) for _ in range(count)))
+    _send_frames(frames.Chunk(_call_id(context), payload) for _ in range(count))
     yield 1
+
+
+@sp.tool
+def send_messages(data: bytes, count: int) -> None:
+    """Send the host one message so many times, as fast as it takes them."""
+    _send_frames(itertools.repeat(data, count))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
@@ -23,16 +22,13 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.wire.generated.snakepit import v1
+from tests.clients.raw import PREFACE, SETTINGS, Raw, frame
 
 pytestmark = pytest.mark.anyio
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
-EXECUTE = "/snakepit.v1.BridgeService/ExecuteTool"
 
-
-def frame(kind: int, body: bytes = b"", *, flags: int = 0, stream: int = 0) -> bytes:
-    return len(body).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + body
+def at(place: Path) -> str:
+    return f"unix:{place}/door"
 
 
 @asynccontextmanager
@@ -48,81 +44,13 @@ async def still_serves(place: Path) -> None:
         assert await client.execute("sync_add", {"a": 1, "b": 2}, timeout=10) == 3
 
 
-class Raw:
-    """A client that sends what it is told, over h2 where that is of use."""
-
-    def __init__(self, place: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
-        self.socket.connect(f"{place}/door")
-        self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
-        self.h2.initiate_connection()
-        self.events: list[h2.events.Event] = []
-
-    def __enter__(self) -> Raw:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.socket.close()
-
-    def flush(self) -> None:
-        self.socket.sendall(self.h2.data_to_send())
-
-    def headers(self, path: str = EXECUTE, *, token: str = "right", **extra: str) -> int:
-        stream = self.h2.get_next_available_stream_id()
-        names = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "x", "te": "trailers",
-                 "content-type": "application/grpc", "authorization": f"Bearer {token}", **extra}  # fmt: skip
-        self.h2.send_headers(stream, list(names.items()))
-        return stream
-
-    def request(self, message: bytes, *, prefix: bytes | None = None, **options: str) -> int:
-        stream = self.headers(**options)
-        head = b"\0" + len(message).to_bytes(4, "big") if prefix is None else prefix
-        self.h2.send_data(stream, head + message, end_stream=True)
-        self.flush()
-        return stream
-
-    def read(self) -> bool:
-        """Take what comes; False at the end."""
-        try:
-            data = self.socket.recv(65536)
-        except ConnectionError:
-            return False
-        if data:
-            self.events += self.h2.receive_data(data)
-            self.flush_quietly()
-        return bool(data)
-
-    def flush_quietly(self) -> None:
-        try:
-            self.flush()
-        except ConnectionError:
-            pass
-
-    def trailers(self, stream: int) -> dict[str, str]:
-        """The status of a request."""
-        while True:
-            for event in self.events:
-                if isinstance(event, h2.events.TrailersReceived | h2.events.ResponseReceived):
-                    found = dict(event.headers)
-                    if event.stream_id == stream and "grpc-status" in found:
-                        return found
-            assert self.read(), "the connection was closed"
-
-    def ended(self) -> int | None:
-        """Wait until the server closes the connection; the code of its GOAWAY, if it sent one."""
-        while self.read():
-            pass
-        return next((e.error_code for e in self.events if isinstance(e, h2.events.ConnectionTerminated)), None)
-
-
 def plain(tool: str, params: bytes = b"{}") -> bytes:
     return bytes(v1.ExecuteToolRequest(tool=tool, payload=v1.Payload(encoding=v1.Encoding(1), data=params)))
 
 
 def send(place: Path, data: bytes) -> None:
     """Send bytes and wait until the server ends the connection."""
-    with Raw(place) as raw:
+    with Raw(at(place)) as raw:
         try:
             raw.socket.sendall(data)
             while raw.socket.recv(65536):
@@ -165,7 +93,7 @@ async def test_what_breaks_the_rules_ends_its_connection_and_no_other(tmp_path: 
 
 async def test_rapid_resets(tmp_path: Path) -> None:
     def reset() -> int | None:
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             try:
                 for _ in range(2000):
                     stream = raw.headers()
@@ -182,13 +110,31 @@ async def test_rapid_resets(tmp_path: Path) -> None:
         assert runtime.pool().stats().accepted == 1
 
 
+async def test_a_request_in_crumbs(tmp_path: Path) -> None:
+    def crumble() -> int | None:
+        with Raw(at(tmp_path)) as raw:
+            stream = raw.headers()
+            raw.flush()
+            try:
+                raw.socket.sendall(frame(0, b"\0\0\x0f\0\0", stream=stream) + frame(0, b"x", stream=stream) * 5000)
+            except ConnectionError:
+                pass
+            return raw.ended()
+
+    async with door(tmp_path) as runtime:
+        assert runtime.bridge is not None
+        assert await anyio.to_thread.run_sync(crumble) == h2.errors.ErrorCodes.ENHANCE_YOUR_CALM
+        await still_serves(tmp_path)
+        assert runtime.bridge._budget.used == 0
+
+
 @pytest.mark.parametrize("trailers", [False, True])
 async def test_malformed_headers_end_the_connection(tmp_path: Path, trailers: bool) -> None:
     """Also after headers that were well-formed: what was looked at before does not vouch for what comes."""
     good = plain("sync_add", b'{"a":1,"b":2}')
 
     def ask() -> int | None:
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             for _ in range(2):
                 assert raw.trailers(raw.request(good))["grpc-status"] == "0"
             raw.h2.config.validate_outbound_headers = raw.h2.config.normalize_outbound_headers = False
@@ -210,7 +156,7 @@ async def test_white_space_around_a_value_costs_no_other_call(tmp_path: Path) ->
     good = plain("sync_add", b'{"a":1,"b":2}')
 
     def ask() -> list[str]:
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             raw.h2.config.validate_outbound_headers = raw.h2.config.normalize_outbound_headers = False
             tokens = ["right", "right ", "right\t", "", "wrong ", "right"]
             return [raw.trailers(raw.request(good, token=token))["grpc-status"] for token in tokens]
@@ -229,20 +175,20 @@ async def test_slowness_is_bounded(tmp_path: Path) -> None:
             lambda raw: raw.socket.sendall(PREFACE + SETTINGS + b"\0\0\x20\x01\x04\0\0\0\x01\x82"),
         ]
         for half in halves:
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 half(raw)
                 await anyio.to_thread.run_sync(raw.ended)
         assert time.monotonic() - began < 30
 
         def slow_body() -> dict[str, str]:
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 stream = raw.headers()
                 raw.h2.send_data(stream, b"\0\0\0\0\x10abc")
                 raw.flush()
                 return raw.trailers(stream)
 
         assert (await anyio.to_thread.run_sync(slow_body))["grpc-status"] == "4"
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             # Known, and then idle.
             stream = raw.request(plain("sync_add", b'{"a":1,"b":2}'))
             assert (await anyio.to_thread.run_sync(raw.trailers, stream))["grpc-status"] == "0"
@@ -254,7 +200,7 @@ async def test_requests_that_are_refused(tmp_path: Path) -> None:
     async with door(tmp_path, max_message=2048, max_header_size=2048):
 
         def ask(message: bytes, **options: Any) -> dict[str, str]:
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 return raw.trailers(raw.request(message, **options))
 
         good = plain("sync_add", b'{"a":1,"b":2}')
@@ -275,7 +221,7 @@ async def test_requests_that_are_refused(tmp_path: Path) -> None:
             assert text in found.get("grpc-message", "")
 
         def too_long_headers() -> None:
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 raw.headers(**{"x-long": "y" * 8000})
                 raw.flush()
                 raw.ended()
@@ -289,7 +235,7 @@ async def test_too_many_streams_and_connections(tmp_path: Path) -> None:
         pool = runtime.pool()
 
         def many() -> None:
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 for _ in range(5):
                     last = raw.request(plain("wait", b'{"marker":"/dev/null"}'))
                 while not any(isinstance(event, h2.events.StreamReset) for event in raw.events):
@@ -302,7 +248,7 @@ async def test_too_many_streams_and_connections(tmp_path: Path) -> None:
         with anyio.fail_after(30):
             while pool.stats().in_flight or pool.stats().queued:
                 await anyio.sleep(0.005)
-        strangers = [Raw(tmp_path) for _ in range(12)]
+        strangers = [Raw(at(tmp_path)) for _ in range(12)]
         try:
             await still_serves(tmp_path)
             assert runtime.bridge is not None

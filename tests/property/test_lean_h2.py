@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from snakepit_trio.wire.http2.lean_h2 import LeanH2Connection
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders, RememberingDecoder, literal
+from snakepit_trio.wire.http2.pipe import Turn
 
 #: Four of the longest fill the window, so that updates of it come into play.
 PARTS = st.integers(10_000, 16_000).map(bytes)
@@ -56,7 +57,9 @@ def receive(connection: H2Connection, data: bytes, taken: list[bytes]) -> bool:
     before = len(taken)
     events: list[Event] = []
     if isinstance(connection, LeanH2Connection):
-        data = connection.take_data(data, lambda stream_id: lambda part, size: taken.append(part), events.append)
+        data = connection.take_data(
+            data, lambda stream_id: lambda part, size: taken.append(part), events.append, Turn(1 << 30)
+        )
         for part in taken[before:]:
             connection.acknowledge_received_data(len(part), 1)
     ended = False
@@ -123,7 +126,7 @@ def test_more_than_the_window_allows_is_refused() -> None:
     frame = (16384).to_bytes(3, "big") + b"\0\0\0\0\0\1" + bytes(16384)
     assert isinstance(lean, LeanH2Connection)
     with pytest.raises(FlowControlError):
-        lean.take_data(frame * 4, lambda stream_id: lambda part, size: None, pytest.fail)
+        lean.take_data(frame * 4, lambda stream_id: lambda part, size: None, pytest.fail, Turn(99))
 
 
 def test_data_for_nobody_is_left_to_h2() -> None:
@@ -131,9 +134,9 @@ def test_data_for_nobody_is_left_to_h2() -> None:
     assert isinstance(lean, LeanH2Connection)
     client.send_data(1, b"data")
     frame = client.data_to_send()
-    assert lean.take_data(frame, lambda stream_id: None, pytest.fail) == frame
+    assert lean.take_data(frame, lambda stream_id: None, pytest.fail, Turn(99)) == frame
     unknown = frame[:8] + b"\x09" + frame[9:]
-    assert lean.take_data(unknown, lambda stream_id: pytest.fail("asked"), pytest.fail) == unknown
+    assert lean.take_data(unknown, lambda stream_id: pytest.fail("asked"), pytest.fail, Turn(99)) == unknown
 
 
 def test_the_rest_of_a_frame_whose_stream_is_gone_costs_the_connection_nothing() -> None:
@@ -144,9 +147,12 @@ def test_the_rest_of_a_frame_whose_stream_is_gone_costs_the_connection_nothing()
         # More than a window in all: what is dropped must be given back, or the client could not go on.
         client.send_data(1, bytes(8000))
         frame = client.data_to_send()
-        assert lean.take_data(frame[:4000], lambda stream_id: lambda part, size: taken.append(part), pytest.fail) == b""
+        assert (
+            lean.take_data(frame[:4000], lambda stream_id: lambda part, size: taken.append(part), pytest.fail, Turn(99))
+            == b""
+        )
         lean.acknowledge_received_data(len(taken.pop()), 1)
-        assert lean.take_data(frame[4000:] + frame[:3], lambda stream_id: None, pytest.fail) == frame[:3]
+        assert lean.take_data(frame[4000:] + frame[:3], lambda stream_id: None, pytest.fail, Turn(99)) == frame[:3]
         client.receive_data(lean.data_to_send())
 
 
@@ -162,6 +168,7 @@ def seen(connection: H2Connection, data: bytes) -> list[object]:
             data,
             lambda stream_id: lambda part, size: events.append(DataReceived(stream_id=stream_id, data=part)),
             events.append,
+            Turn(1 << 30),
         )
     events += connection.receive_data(data)
     found: list[object] = []

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snakepit_trio.wire.http2.pipe import FramePipe, Ready
+from snakepit_trio.wire.http2.pipe import FramePipe, Ready, Turn
 
 
 class ScriptedStream:
@@ -19,8 +20,9 @@ class ScriptedStream:
         self.id = 1
         self.resets: list[Any] = []
         self.closable = True
+        self.turn = Turn(1 << 30)
         self.connection = types.SimpleNamespace(
-            write_ready=Ready(), is_closing=lambda: False, flush=lambda: None, fail=None
+            write_ready=Ready(), turn=self.turn, is_closing=lambda: False, flush=lambda: None, fail=None
         )
         self.frames: list[bytes] = []
         self.room = 1 << 30
@@ -67,6 +69,53 @@ def test_any_split_gives_the_same_messages(sent: list[bytes], data: st.DataObjec
     assert closed == []
     stream.buffer.eof()
     assert closed == [""]
+
+
+@given(st.lists(st.binary(max_size=60), max_size=8), st.booleans(), st.data())
+def test_turns_of_any_length_give_the_same_messages_and_none_gives_more_than_it_has(
+    sent: list[bytes], end: bool, data: st.DataObject
+) -> None:
+    pipe, stream, messages, closed = open_pipe()
+    turn = stream.turn
+    rest = b"".join(map(framed, sent))
+    while rest or turn.put_off:
+        turn.left = data.draw(st.integers(1, 3))
+        allowed, before = turn.left, len(messages)
+        while turn.put_off and turn.left > 0:
+            turn.put_off.popleft().go_on()
+        # As long as something is put off nothing is read; but h2 may have more of it in its hands.
+        if rest and (not turn.put_off or data.draw(st.booleans())):
+            size = data.draw(st.integers(1, len(rest)))
+            stream.buffer.add(rest[:size], size)
+            rest = rest[size:]
+            if end and not rest:
+                stream.buffer.eof()
+        assert len(messages) <= before + allowed
+        assert closed == [] or (not turn.put_off and end)
+    assert messages == sent
+    assert pipe._later is None
+    assert closed == [""] * (end and bool(sent))
+
+
+def test_a_pipe_that_is_closed_hands_nothing_over_that_was_put_off() -> None:
+    pipe, stream, messages, closed = open_pipe()
+    stream.turn.left = 1
+    stream.buffer.add(framed(b"x") * 3, 18)
+    stream.buffer.eof()
+    pipe.close()
+    stream.turn.left = 10
+    stream.turn.put_off.popleft().go_on()
+    assert messages == [b"x"]
+    assert closed == []
+
+
+def test_many_small_parts_of_a_message_cost_no_more_than_their_bytes() -> None:
+    pipe, stream, messages, _ = open_pipe(limit=1 << 20)
+    message = os.urandom(1 << 20)
+    for byte in framed(message):
+        stream.buffer.add(bytes((byte,)), 1)
+        assert len(pipe._parts) <= 3
+    assert messages == [message]
 
 
 @given(st.lists(st.lists(st.binary(max_size=150), max_size=4), max_size=5), st.lists(st.integers(0, 200), max_size=5))

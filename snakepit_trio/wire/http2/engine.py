@@ -5,10 +5,11 @@ See :mod:`.pipe` for how messages of a stream are moved, and :mod:`.lean_h2` for
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol
 from h2.exceptions import H2Error
@@ -19,7 +20,7 @@ from hyperframe.exceptions import HyperframeError
 from snakepit_trio._bulkhead import InternalErrors
 
 from .lean_h2 import LeanH2Connection
-from .pipe import FramePipe, Ready
+from .pipe import FramePipe, Ready, Turn
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport, Transport
@@ -27,13 +28,17 @@ if TYPE_CHECKING:
     from grpclib.config import Configuration
     from h2.config import H2Configuration
 
-__all__ = ["PipeProtocol", "Processor"]
+__all__ = ["LoopProtocol", "PipeProtocol", "Processor"]
 
 #: What we let the peer put in one DATA frame, in bytes: large messages cost one pass of the engine per frame.
 MAX_FRAME = 1 << 20
 #: What the engine raises for a peer that breaks the protocol; it has no answer to some legal but unusual frames, and asserts
 #: on some illegal ones.
 _PEERS_FAULT = (H2Error, HPACKError, HyperframeError, ValueError, LookupError, AssertionError, AttributeError)
+#: How many frames and messages of one connection are taken before others have their turn; and as how many a frame counts
+#: that h2 itself takes.
+_TURN, _SLOW = 128, 8
+_HEAD_SIZE = 9
 
 _log = logging.getLogger(__name__)
 # hpack writes every header into its debug log, the token among them.
@@ -45,9 +50,11 @@ class _Connection(Connection):
 
     Attributes:
         fail: See :meth:`PipeProtocol.fail`.
+        turn: What its pipes may take now.
     """
 
     fail: Callable[[Exception], None]
+    turn: Turn
 
     def flush(self) -> None:
         if hasattr(self, "_transport"):
@@ -65,7 +72,9 @@ class Processor(EventsProcessor):
 class PipeProtocol(H2Protocol):
     """grpclib's protocol engine, with large frames allowed and a socket back-pressure that pipes hear of.
 
-    Whatever the peer sends, only the connection ends: no exception leaves :meth:`data_received`.
+    Whatever the peer sends, only the connection ends: no exception leaves :meth:`data_received`. Nor does it hold others up: a
+    read of small frames or messages is taken in turns. Whoever calls :meth:`data_received` lets other tasks run, then calls
+    :meth:`proceed`, for as long as something is :attr:`unfinished`, and reads no more before that.
 
     Attributes:
         errors: Where its owner wants to hear of unexpected exceptions.
@@ -99,8 +108,11 @@ class PipeProtocol(H2Protocol):
             self.config.http2_connection_window_size - h2.local_settings.initial_window_size
         )
         h2.update_settings(self.settings())
+        self._turn = Turn()
+        self._rest = b""
         self.connection = _Connection(h2, cast("Transport", transport), config=self.config)
         self.connection.fail = self.fail
+        self.connection.turn = self._turn
         self.connection.write_ready = Ready()
         self.connection.write_ready.set()
         self.connection.flush()
@@ -108,15 +120,24 @@ class PipeProtocol(H2Protocol):
         self.processor = self.make_processor()
 
     def data_received(self, data: bytes) -> None:
+        """Take as much of this as one turn allows."""
+        self._rest = self._rest + data if self._rest else data
+        self.proceed()
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether something that has arrived is left for a later turn."""
+        return bool(self._rest or self._turn.put_off)
+
+    def proceed(self) -> None:
+        """Take as much of what has arrived as one turn allows."""
+        turn = self._turn
+        turn.left = _TURN
+        data, self._rest = self._rest, b""
         try:
-            data = self._take_data(data)
-            if not data:
-                return
-            super().data_received(data)
-            # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
-            waiting = self.connection._connection.incoming_buffer._data
-            if len(waiting) >= 9 and int.from_bytes(waiting[:3], "big") > self.max_frame:
-                raise ValueError("a frame is longer than was agreed")
+            while turn.put_off and turn.left > 0:
+                turn.put_off.popleft().go_on()
+            self._rest = self._take_data(data)
         except _PEERS_FAULT as exc:
             _log.debug("the peer broke the protocol", exc_info=True)
             self.processor.close(f"protocol error: {type(exc).__name__}")
@@ -130,12 +151,70 @@ class PipeProtocol(H2Protocol):
             self.processor.close(f"internal error: {type(exc).__name__}")
 
     def _take_data(self, data: bytes) -> bytes:
-        h2 = self.connection._connection
-        rest = h2.take_data(data, self._taker, self.processor.process)  # type: ignore[attr-defined]
-        if rest is not data:
-            self.connection.flush()
-        return cast("bytes", rest)
+        """Take frames until the turn is over; returns the rest."""
+        turn = self._turn
+        h2: Any = self.connection._connection
+        while data and turn.left > 0:
+            rest = h2.take_data(data, self._taker, self.processor.process, turn)
+            if rest is not data:
+                self.connection.flush()
+            if not rest or turn.left <= 0:
+                return cast("bytes", rest)
+            # The next frame is for h2 itself.
+            turn.left -= _SLOW
+            size = _next_frame(h2.incoming_buffer, rest)
+            super().data_received(rest[:size])
+            data = rest[size:]
+            # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
+            waiting = h2.incoming_buffer._data
+            if len(waiting) >= _HEAD_SIZE and int.from_bytes(waiting[:3], "big") > self.max_frame:
+                raise ValueError("a frame is longer than was agreed")
+        return data
 
     def _taker(self, stream_id: int) -> Callable[[bytes, int], None] | None:
         stream = self.processor.streams.get(stream_id)
         return stream.buffer.add if stream is not None and isinstance(stream.buffer, FramePipe) else None
+
+
+def _next_frame(buffer: Any, data: bytes) -> int:
+    """How many of these bytes belong to the frame that h2's buffer waits for, or has begun."""
+    if buffer._preamble_len:
+        return int(buffer._preamble_len)
+    waiting = buffer._data
+    head = bytes(waiting[:_HEAD_SIZE])
+    head += data[: _HEAD_SIZE - len(head)]
+    # As long as there is no more than a part of the frame's head, it is all of what has arrived.
+    return _HEAD_SIZE + int.from_bytes(head[:3], "big") - len(waiting) if len(head) == _HEAD_SIZE else len(data)
+
+
+class LoopProtocol(PipeProtocol):
+    """The engine that asyncio's loop feeds: what one turn leaves is taken in the loop's next passes."""
+
+    _transport: Transport
+    _going_on = False
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        self._transport = cast("Transport", transport)
+        super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.unfinished and not self._going_on:
+            self._going_on = True
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        self.proceed()
+        if self.unfinished:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self._going_on = False
+            if not self._transport.is_closing():
+                self._transport.resume_reading()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # What has arrived counts, all of it.
+        while self.unfinished:
+            self.proceed()
+        super().connection_lost(exc)

@@ -22,6 +22,7 @@ from h2.exceptions import ProtocolError, TooManyStreamsError
 from h2.stream import H2Stream, StreamInputs, StreamState
 
 from .lean_hpack import FixedHeaders, RememberingDecoder
+from .pipe import Turn
 
 __all__ = ["LeanH2Connection"]
 
@@ -143,8 +144,9 @@ class LeanH2Connection(H2Connection):
         data: bytes,
         taker: Callable[[int], Callable[[bytes, int], None] | None],
         process: Callable[[Event], object],
+        turn: Turn,
     ) -> bytes:
-        """Take the common frames with which this begins; returns the rest, which is for :meth:`receive_data`.
+        """Take the common frames with which this begins; returns the rest, which is for :meth:`receive_data` or for later.
 
         A frame that has not arrived in full is taken as far as it has, so that large ones are never put together.
 
@@ -152,6 +154,7 @@ class LeanH2Connection(H2Connection):
             data: What has arrived.
             taker: Gives for a stream's number what takes its data, with the number of its bytes; None to leave it to h2.
             process: Called with each event of other frames than DATA, and with the end of a side.
+            turn: How many may be taken now; when none is left, the rest is for a later turn.
 
         Raises:
             ProtocolError: The peer has broken the rules, of flow control too.
@@ -164,7 +167,7 @@ class LeanH2Connection(H2Connection):
             position = min(self._left_inside, end)
             self._left_inside -= position
             self._take_part(data[:position], taker(self._stream_inside))
-        while end - position >= _HEAD_SIZE and self.state_machine.state in _OPEN:
+        while end - position >= _HEAD_SIZE and turn.left > 0 and self.state_machine.state in _OPEN:
             high, low, kind_and_flags, stream_id = _HEAD.unpack_from(data, position)
             size = high << 8 | low
             stop = position + _HEAD_SIZE + size
@@ -179,6 +182,7 @@ class LeanH2Connection(H2Connection):
                     break
                 block = data[position + _HEAD_SIZE : stop]
                 position = stop
+                turn.left -= 1
                 for event in self._receive_headers(stream_id, stream, block, kind_and_flags == _LAST_HEADERS):
                     process(event)
                 continue
@@ -202,6 +206,7 @@ class LeanH2Connection(H2Connection):
                 stop = end
             part = data[position + _HEAD_SIZE : stop]
             position = stop
+            turn.left -= 1
             take(part, len(part))
             for event in ended:
                 process(event)

@@ -20,20 +20,23 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 
-if TYPE_CHECKING:
-    from grpclib.protocol import Connection
+from .lean_stream import NOTHING, Notice
 
-__all__ = ["FramePipe", "LeanStream", "Notice", "Ready"]
+if TYPE_CHECKING:
+    from grpclib.protocol import Stream
+
+__all__ = ["FramePipe", "Ready", "Turn"]
 
 #: What we put in one DATA frame at most, in bytes: about what a socket takes at once, so that little is kept and copied.
 _CHUNK = 256 * 1024
 _PREFIX = 5
+#: Parts of a message that are shorter than this are put together as they come: each object costs more than it holds.
+_SMALL = 4096
 
 _log = logging.getLogger(__name__)
 
@@ -51,51 +54,19 @@ class Ready(asyncio.Event):
             pipe._wake()
 
 
-class _Nothing:
-    """Stands where grpclib keeps what a coroutine would wait for, or what it would read: nobody does."""
+class Turn:
+    """How much of what one connection has received may be taken before the event loop's other tasks have their turn.
 
-    def set(self) -> None:
-        pass
-
-    def unacked_size(self) -> int:
-        return 0
-
-
-_NOTHING = _Nothing()
-
-
-class LeanStream(Stream):
-    """grpclib's stream for a :class:`FramePipe`, without what only coroutines need.
-
-    Args:
-        connection: Its connection.
-        stream_id: Its number.
+    Attributes:
+        left: So many frames and messages.
+        put_off: The pipes that have messages left for a later turn, in order.
     """
 
-    def __init__(self, connection: Connection, stream_id: int) -> None:
-        self.connection = connection
-        self._h2_connection = connection._connection
-        self._transport = connection._transport
-        self.wrapper = None
-        self.id = stream_id
-        self.headers = self.trailers = None
-        nothing = cast("Any", _NOTHING)
-        self.buffer = self.window_updated = self.headers_received = self.trailers_received = nothing
+    __slots__ = ("left", "put_off")
 
-
-class Notice:
-    """Stands where grpclib keeps an ``asyncio.Event``: setting it calls back instead of waking a coroutine."""
-
-    __slots__ = ("_callback",)
-
-    def __init__(self, callback: Callable[[], None]) -> None:
-        self._callback = callback
-
-    def set(self) -> None:
-        self._callback()
-
-    def clear(self) -> None:
-        pass
+    def __init__(self, left: int = 0) -> None:
+        self.left = left
+        self.put_off: deque[FramePipe] = deque()
 
 
 class _Ended:
@@ -171,10 +142,14 @@ class FramePipe:
         self._out: deque[bytes | memoryview] = deque()
         #: Bytes that the peer's flow control or the socket holds back.
         self.unsent = 0
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._have = 0
         # Of the message that is arriving in parts; None until its length is known.
         self._size: int | None = None
+        # What has arrived and is for a later turn, None when nothing is; and whether the peer's end came after it.
+        self._later: bytes | None = None
+        self._later_eof = False
+        self._turn: Turn = self._connection.turn  # type: ignore[attr-defined]
         ready = self._connection.write_ready
         assert isinstance(ready, Ready)
         self._ready = ready
@@ -186,11 +161,13 @@ class FramePipe:
         """Take over what arrives, beginning with what has arrived already: the callbacks may be called from here on."""
         early: Any = self._stream.buffer
         self._stream.buffer = self  # type: ignore[assignment]
-        if early is _NOTHING:
+        if early is NOTHING:
             return self
         while not early._unacked.empty():
             data, _, ack_size = early._unacked.get_nowait()
             if ack_size:
+                # No turn follows this one if nothing more arrives, so it is for all of it.
+                self._turn.left = len(data)
                 self.add(data, ack_size)
         if early._eof:
             self.eof()
@@ -330,6 +307,13 @@ class FramePipe:
         except ProtocolError as exc:
             self._lost(str(exc) or type(exc).__name__)
             return
+        if self._later is None:
+            self._cut(data)
+        else:
+            self._later += data
+
+    def _cut(self, data: bytes) -> None:
+        """Hand over the messages that these bytes end, as many as the turn has left; keep the rest."""
         if self._closed or self.refused:
             return
         if self._parts:
@@ -337,7 +321,7 @@ class FramePipe:
                 data = b"".join((*self._parts, data))
                 self._parts.clear()
             elif (missing := self._size - self._have) > len(data):
-                self._parts.append(data)
+                self._keep(data)
                 self._have += len(data)
                 self._hold_on(_PREFIX + self._have)
                 return
@@ -346,11 +330,19 @@ class FramePipe:
                 message = b"".join(self._parts)
                 self._parts.clear()
                 self._size = None
+                self._turn.left -= 1
                 if not self._deliver(message):
                     return
                 data = data[missing:]
         position, left = 0, len(data)
+        turn = self._turn
         while left >= _PREFIX:
+            if turn.left <= 0:
+                self._later = data[position:]
+                turn.put_off.append(self)
+                self._hold_on(left)
+                return
+            turn.left -= 1
             if data[position]:
                 self._refuse("compressed", "a message is compressed, or the stream is out of step")
                 return
@@ -374,6 +366,25 @@ class FramePipe:
         self._have = left
         self._hold_on(kept + left)
 
+    def _keep(self, part: bytes) -> None:
+        """Keep a part of a message that is not whole yet."""
+        last = self._parts[-1]
+        if len(part) >= _SMALL:
+            self._parts.append(part)
+        elif type(last) is bytearray:
+            last += part
+        else:
+            self._parts.append(bytearray(part))
+
+    def go_on(self) -> None:
+        """Hand over what was put off, as far as this turn allows."""
+        data, self._later = self._later, None
+        if data is not None:
+            self._cut(data)
+        if self._later is None and self._later_eof:
+            self._later_eof = False
+            self.eof()
+
     def _deliver(self, message: bytes) -> bool:
         """Hand a message over; whether more may come."""
         try:
@@ -392,6 +403,9 @@ class FramePipe:
 
     def eof(self) -> None:
         """The peer has ended its side."""
+        if self._later is not None:
+            self._later_eof = True
+            return
         if self.refused:
             return
         if self._parts:
@@ -437,6 +451,7 @@ class FramePipe:
         self._ready.pipes.discard(self)
         self._out.clear()
         self._parts.clear()
+        self._later = None
         self.unsent = 0
         return True
 

@@ -12,7 +12,7 @@ from sniffio import current_async_library_cvar
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
-from snakepit_trio.wire.http2.engine import PipeProtocol
+from snakepit_trio.wire.http2.engine import LoopProtocol
 
 __all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
 
@@ -38,7 +38,7 @@ class AsyncioTransport:
             self._transport.abort()
 
 
-class _Protocol(PipeProtocol):
+class _Protocol(LoopProtocol):
     """The engine, which also tells when its connection is over.
 
     What the event loop calls here is no task, by which anyio would know whose loop it is. Below ``anyio.run`` it inherits

@@ -99,7 +99,9 @@ class _PlainTransport(SocketTransport):
 
     @protected
     async def _read(self) -> None:
-        receive, feed, sock = self._sock.recv, self._protocol.data_received, self._sock  # type: ignore[union-attr]
+        protocol, sock = self._protocol, self._sock
+        assert protocol is not None
+        receive, feed = sock.recv, protocol.data_received
         wait_readable, fd = trio.lowlevel.wait_readable, sock.fileno()
         while not self._closed:
             await wait_readable(fd)
@@ -112,6 +114,9 @@ class _PlainTransport(SocketTransport):
             if not data:
                 return
             feed(data)
+            while protocol.unfinished and not self._closed:
+                await trio.lowlevel.checkpoint()
+                protocol.proceed()
 
 
 class _TlsTransport(SocketTransport):

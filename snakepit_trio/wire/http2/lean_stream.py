@@ -1,0 +1,60 @@
+"""grpclib's streams without what only coroutines need of them: their events call back, or nobody waits for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from grpclib.protocol import Stream
+
+if TYPE_CHECKING:
+    from grpclib.protocol import Connection
+
+__all__ = ["NOTHING", "LeanStream", "Notice"]
+
+
+class _Nothing:
+    """Stands where grpclib keeps what a coroutine would wait for, or what it would read: nobody does."""
+
+    def set(self) -> None:
+        pass
+
+    def unacked_size(self) -> int:
+        return 0
+
+
+NOTHING = _Nothing()
+
+
+class LeanStream(Stream):
+    """grpclib's stream for a :class:`~snakepit_trio.wire.http2.pipe.FramePipe`, without what only coroutines need.
+
+    Args:
+        connection: Its connection.
+        stream_id: Its number.
+    """
+
+    def __init__(self, connection: Connection, stream_id: int) -> None:
+        self.connection = connection
+        self._h2_connection = connection._connection
+        self._transport = connection._transport
+        self.wrapper = None
+        self.id = stream_id
+        self.headers = self.trailers = None
+        nothing = cast("Any", NOTHING)
+        self.buffer = self.window_updated = self.headers_received = self.trailers_received = nothing
+
+
+class Notice:
+    """Stands where grpclib keeps an ``asyncio.Event``: setting it calls back instead of waking a coroutine."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+
+    def set(self) -> None:
+        self._callback()
+
+    def clear(self) -> None:
+        pass
