@@ -95,15 +95,19 @@ class Admission:
                 self._queue.admit(request, now, others=places.waiting)
         return seats
 
-    def _expected_wait(self) -> float:
+    def _expected_wait(self, request: Request) -> float:
         """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
-        capacity = sum(seats.capacity for seats in self._known if seats.open)
+        pin = request.pin
+        capacity = pin.capacity if pin is not None else sum(seats.capacity for seats in self._known if seats.open)
         if not capacity:
             return 0.0
-        return self.service_time * (len(self._queue) + self._places.waiting + 1) / capacity
+        before = self._queue.before(request.priority, pin)
+        if pin is None:
+            before += self._places.before(request.priority)
+        return self.service_time * (before + 1) / capacity
 
     def _check_hope(self, request: Request, now: float) -> None:
-        wait = self._expected_wait()
+        wait = self._expected_wait(request)
         due = min(request.deadline, request.until, request.queue_deadline)
         if now + wait > due:
             raise QueueTimeout(

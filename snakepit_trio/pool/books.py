@@ -139,7 +139,12 @@ class Books(ABC):
 
     def oldest_wait(self, now: float) -> float:
         """How long the request has waited that came first of those that any worker may run; 0 when none waits."""
-        return max(0.0, now - self._queue.oldest_arrival())
+        return max(0.0, now - min(self._queue.oldest_arrival(), self._places.oldest_arrival()))
+
+    @property
+    def waiting_for_any(self) -> int:
+        """Requests that wait for a worker, and that one more would serve: not those that are tied to a worker that there is."""
+        return self._queue.unpinned + self._places.waiting
 
     @property
     def seats(self) -> Iterable[Seats]:

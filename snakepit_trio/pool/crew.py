@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterable
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,7 +12,7 @@ import anyio.abc
 
 from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import check_timeout
-from snakepit_trio.errors import InvalidParameter, PoolClosed, WorkerStartupError
+from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerStartupError
 from snakepit_trio.workers.slot import Slot
 
 from .ledger import Ledger
@@ -23,6 +24,7 @@ from .stats import WorkerInfo
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
+    from snakepit_trio.workers.worker import Worker
 
     from .parts import PoolParts
 
@@ -184,27 +186,46 @@ class Crew:
         now = anyio.current_time()
         return Load(
             size=self.size,
-            starting=sum(not slot.failed and not self._serves(slot) for slot in self.slots),
+            starting=sum(self._starts(slot) for slot in self.slots),
             in_flight=self._ledger.in_flight,
-            queued=self._ledger.queued,
+            queued=self._ledger.waiting_for_any,
+            tied=self._ledger.queued - self._ledger.waiting_for_any,
             oldest_wait=self._ledger.oldest_wait(now),
             service_time=self._ledger.service_time,
         )
 
-    def _serves(self, slot: Slot) -> bool:
-        return slot.current is not None and slot.current in self.roster.seats
+    def _starts(self, slot: Slot) -> bool:
+        """Whether a worker of this slot is on its way: not one that has to wait for its next attempt."""
+        worker = slot.current
+        return not slot.failed and (worker is None or not (worker in self.roster.seats or worker.ended.is_set()))
 
     async def rolling_restart(self) -> None:
         """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
 
-        A cancellation leaves the worker whose turn it is to be replaced, and those after it as they are.
+        A cancellation leaves the workers whose turn it is to be replaced, and those after them as they are.
 
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
             PoolClosed: The pool is closing or closed.
         """
         self.check_open()
-        for slot, old in [(slot, slot.current) for slot in self.slots]:
+        turns = iter([(slot, slot.current) for slot in self.slots])
+        failures: list[SnakepitError] = []
+
+        async def replace() -> None:
+            try:
+                await self._replace_each(itertools.takewhile(lambda _: not failures, turns))
+            except SnakepitError as exc:
+                failures.append(exc)
+
+        async with anyio.create_task_group() as nursery:
+            for _ in range(self.config.surge):
+                nursery.start_soon(replace)
+        if failures:
+            raise failures[0]
+
+    async def _replace_each(self, turns: Iterable[tuple[Slot, Worker | None]]) -> None:
+        for slot, old in turns:
             if old is None or slot.current is not old or slot not in self.slots:
                 continue
             self._slots.tell_recycled(old, "rolling_restart")

@@ -190,8 +190,9 @@ class Ledger(Books):
                 del seats.running[call_id]
                 self._in_flight -= 1
                 spent = now - request.dispatched_at
-                self._admission.note(spent)
                 if not request.stream:
+                    # How long a stream takes is up to its reader.
+                    self._admission.note(spent)
                     self._places.note(request.tool, spent)
                 self._answer(request, result, error, now)
             elif call_id in seats.ahead:

@@ -182,6 +182,15 @@ class Places:
         """The incarnations with a line."""
         return iter(tuple(self._holders))
 
+    def before(self, priority: int) -> int:
+        """How many stand in lines who would not make way for a request of this priority."""
+        return sum(count for other, count in self._priorities.items() if other >= priority)
+
+    def oldest_arrival(self) -> float:
+        """When the request came that has stood in a line for longest; infinity when none does."""
+        waiting = (r for seats in self._holders for r in seats.ahead.values() if r.phase is Phase.QUEUED)
+        return min((request.submitted_at for request in waiting), default=math.inf)
+
     def hostage_since(self) -> float:
         """When the oldest call began behind which others stand, infinity when there is none."""
         for seats in self._holders:

@@ -215,6 +215,22 @@ class RequestQueue(Generic[E]):
         number = node.number if isinstance(node, _Node) else -1
         self._put(_Node(entry, number, arrival), entry)
 
+    @property
+    def unpinned(self) -> int:
+        """How many wait that any worker may run."""
+        return self._any.live
+
+    def before(self, priority: int, pin: Any = None) -> int:
+        """How many wait for the same workers that go before a request of this priority which comes now."""
+        lanes = [self._any] if pin is None else [self._any, self._pinned.get(pin)]
+        return sum(
+            level.live
+            for lane in lanes
+            if lane is not None
+            for other, level in lane.levels.items()
+            if other >= priority
+        )
+
     def oldest_arrival(self) -> float:
         """When the one came that has waited longest among those that any worker may run; infinity when none waits."""
         return min((level.oldest() for level in self._any.levels.values()), default=math.inf)

@@ -43,7 +43,8 @@ class Load:
         size: How many workers it is meant to have.
         starting: How many of them are not ready yet and may still become so.
         in_flight: Requests that a worker is running.
-        queued: Requests that wait.
+        queued: Requests that wait, and that one more worker would serve.
+        tied: Requests that wait for a worker that there is.
         oldest_wait: How long the one that came first of them has waited.
         service_time: How long calls took of late; 0 when not known.
     """
@@ -52,6 +53,7 @@ class Load:
     starting: int
     in_flight: int
     queued: int
+    tied: int
     oldest_wait: float
     service_time: float
 
@@ -85,7 +87,7 @@ class Autoscaler:
             self._next_look = now + self._interval
             return wanted
         if now >= self._next_look:
-            self._looks.append(load.in_flight + load.queued)
+            self._looks.append(load.in_flight + load.queued + load.tied)
             self._next_look = now + self._interval
             if len(self._looks) == _LOOKS:
                 enough = math.ceil(max(self._looks) / self._threads)

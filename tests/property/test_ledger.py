@@ -13,7 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from snakepit_trio.errors import PoolClosed, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
+from snakepit_trio.errors import PoolClosed, QueueTimeout, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
 from snakepit_trio.pool.cancel_set import CancelSet
 from snakepit_trio.pool.ledger import Ledger, UnexpectedReply
 from snakepit_trio.pool.places import PATIENCE
@@ -654,3 +654,29 @@ def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_fo
     ledger.open(ScriptedWorker(1, 2).seats, 1.0)
     assert [request.phase for request in made] == [Phase.RUNNING, Phase.RUNNING, Phase.DONE]
     assert made[2].error is not None and made[2].error.code == "worker_busy"
+
+
+def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:
+    """Those of lower priority do not, nor do streams tell how long a call takes."""
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0), reject_hopeless=True)
+    worker = several(ledger, 1, 1)
+
+    def call(number: int, **options: Any) -> Request:
+        request = Request(number, "t", NOTHING, wake=lambda: None, **options)
+        ledger.submit(request, 0.0)
+        return request
+
+    call(1, stream=True)
+    worker.release(1)
+    ledger.replied(worker.seats, 1, 50.0, result=NOTHING, error=None)
+    assert ledger.service_time == 0.0
+    call(2)
+    worker.release(2)
+    ledger.replied(worker.seats, 2, 1.0, result=NOTHING, error=None)
+    assert ledger.service_time == 1.0
+    for number in range(3, 9):
+        call(number)
+    with pytest.raises(QueueTimeout) as caught:
+        call(20, deadline=4.0)
+    assert caught.value.details["expected_wait"] == 6.0
+    assert call(21, deadline=4.0, priority=1).phase is Phase.QUEUED

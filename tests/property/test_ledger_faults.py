@@ -416,6 +416,7 @@ _HARDLY = {
     "CancelSet.discard",
     "DeadlineWheel._rebuild",
     "Ledger.oldest_wait",
+    "Places.oldest_arrival",
     "RequestQueue.oldest_arrival",
     "RequestQueue.has_room",
 }

@@ -7,17 +7,11 @@ import pytest
 import trio
 
 import snakepit_trio as sp
-from tests.simulation.scripted import World
-from tests.simulation.test_scaling import simulate
+from tests.simulation.test_scaling import simulate, world_of
 
 
 def slots(pool: sp.Pool) -> list[tuple[int, int]]:
     return sorted((info.slot, info.incarnation) for info in pool.workers())
-
-
-def world_of(pool: sp.Pool) -> World:
-    assert isinstance(pool._parts.launcher, World)
-    return pool._parts.launcher
 
 
 def test_a_cancelled_replacement_leaves_no_worker_too_many() -> None:
@@ -233,3 +227,35 @@ def test_a_worker_that_is_too_old_is_replaced_though_the_first_attempts_fail() -
         assert pool.workers()[0].incarnation > 1
 
     simulate(body, size=1, restart_limit=2, max_age=10.0)
+
+
+@pytest.mark.parametrize("surge", [1, 2, 4])
+def test_a_rolling_restart_replaces_as_many_at_a_time_as_may_be(surge: int) -> None:
+    most = []
+
+    async def body(pool: sp.Pool) -> None:
+        async def watch() -> None:
+            while True:
+                most.append(len(pool.workers()))
+                await trio.sleep(0.0005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await pool.rolling_restart()
+            nursery.cancel_scope.cancel()
+        assert slots(pool) == [(n, 2) for n in range(4)]
+
+    simulate(body, size=4, surge=surge)
+    assert max(most) == 4 + surge
+
+
+def test_a_rolling_restart_that_cannot_go_on_says_so_and_leaves_the_others() -> None:
+    async def body(pool: sp.Pool) -> None:
+        before = {info.id for info in pool.workers()}
+        world_of(pool).behaviour.start_failure = 1.0
+        with pytest.raises(sp.WorkerStartupError):
+            await pool.rolling_restart()
+        assert {info.id for info in pool.workers() if info.state == "ready"} == before
+        world_of(pool).behaviour.start_failure = 0.0
+
+    simulate(body, size=4, surge=2, restart_limit=0)

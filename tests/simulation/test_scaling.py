@@ -10,6 +10,7 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
+from snakepit_trio.pool.request import Binding
 from tests.simulation.scripted import World
 
 
@@ -33,6 +34,11 @@ def simulate(body: Callable[[sp.Pool], Awaitable[None]], **options: object) -> l
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     return sizes
+
+
+def world_of(pool: sp.Pool) -> World:
+    assert isinstance(pool._parts.launcher, World)
+    return pool._parts.launcher
 
 
 async def burst(pool: sp.Pool, count: int, seconds: float) -> float:
@@ -187,3 +193,47 @@ def test_a_scaled_pool_takes_no_worker_from_a_call() -> None:
         assert pool.stats().size == 1
 
     simulate(body, size=1, max_size=4, threads=2, stop_grace=1.0)
+
+
+def test_calls_in_the_line_of_a_busy_worker_get_the_pool_another() -> None:
+    async def body(pool: sp.Pool) -> None:
+        # It has been short so far, so calls stand in the line of the worker that runs a long one.
+        for _ in range(50):
+            await pool.execute("work", {"seconds": 0.0})
+        begun = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.execute, "work", {"seconds": 4.0})
+            await trio.sleep(0.001)
+            async with trio.open_nursery() as short:
+                for _ in range(10):
+                    short.start_soon(pool.execute, "work", {"seconds": 0.0})
+            assert trio.current_time() - begun < 1.0
+
+    simulate(body, size=1, max_size=4, prefetch=16)
+
+
+def test_calls_that_are_tied_to_a_worker_get_the_pool_no_other() -> None:
+    async def body(pool: sp.Pool) -> None:
+        binding = Binding("strict_queue")
+        await pool._calls.execute("work", {"seconds": 0.0}, binding=binding)
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(lambda: pool._calls.execute("work", {"seconds": 0.5}, binding=binding))
+            await trio.sleep(1)
+            assert pool.stats().size == 1
+
+    simulate(body, size=1, max_size=4)
+
+
+def test_a_place_that_waits_for_its_next_attempt_does_not_stop_the_pool_from_growing() -> None:
+    async def body(pool: sp.Pool) -> None:
+        world = world_of(pool)
+        world.behaviour.start_failure = 1.0
+        world.worker(pool.workers()[0].id).crash()
+        await trio.sleep(3)
+        world.behaviour.start_failure = 0.0
+        # The second place stands still for minutes; the first one serves.
+        begun = trio.current_time()
+        assert await burst(pool, 12, 1.0) < 10, trio.current_time() - begun
+
+    simulate(body, size=2, max_size=6, restart_limit=None, backoff_base=200.0, backoff_max=300.0, queue_timeout=None)

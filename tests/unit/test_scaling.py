@@ -17,7 +17,7 @@ def scaler(**options: Any) -> Autoscaler:
 def load(**values: Any) -> Load:
     return Load(
         **{
-            "size": 2, "starting": 0, "in_flight": 0, "queued": 0, "oldest_wait": 0.0, "service_time": 0.0, **values,
+            "size": 2, "starting": 0, "in_flight": 0, "queued": 0, "tied": 0, "oldest_wait": 0.0, "service_time": 0.0, **values,
         }
     )  # fmt: skip
 
