@@ -13,6 +13,8 @@ import weakref
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from ._exceptions import display_name, exact_text, qualified_name, sound_name
+
 __all__ = [
     "AuthenticationFailed",
     "CircuitOpen",
@@ -114,11 +116,17 @@ class ToolExists(SnakepitError):
 class ToolError(SnakepitError):
     """A tool raised. The worker is well and goes on serving.
 
+    When a tool raises one of the library's own errors, the caller gets an error of both classes: ``except
+    sp.InvalidParameter`` catches it, and ``except sp.ToolError`` does. What the library itself says of a request, such as that
+    its queue was full or its worker crashed, is never a ToolError, so no tool can say it in the library's place.
+
     Attributes:
         remote_type: The exception's class: its bare name for a built-in one, else ``module.QualName``.
-        remote_message: What ``str()`` of the exception gave in the worker, redacted.
+        remote_message: What ``str()`` of the exception gave in the worker, redacted; of a group, with what its leaves say.
         remote_traceback: The worker's formatted traceback, redacted.
-        remote_types: ``module.QualName`` of the exception's class and of its bases, nearest first.
+        remote_types: ``module.QualName`` of the exception's class and of its bases, nearest first; of a group, followed by
+            those of its leaves.
+        leaves: When the tool raised a group of exceptions: the first of its leaves, each as an error of its own.
     """
 
     default_code = "tool_error"
@@ -131,23 +139,27 @@ class ToolError(SnakepitError):
         remote_message: str = "",
         remote_traceback: str = "",
         remote_types: tuple[str, ...] = (),
+        leaves: tuple[ToolError, ...] = (),
         code: str | None = None,
         details: Mapping[str, Any] | None = None,
         retryable: bool | None = None,
     ) -> None:
         super().__init__(message, code=code, details=details, retryable=retryable)
         self.remote_types = remote_types
+        self.leaves = leaves
         self.remote_type = remote_type
         self.remote_message = remote_message
         self.remote_traceback = remote_traceback
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class was made for the exception's own bases, so it is made anew and not looked up by name.
-        return _rebuild_tool_error, (self.remote_types, self.args, self.__dict__.copy())
+        return _rebuild_tool_error, (self.code, self.remote_types, self.args, self.__dict__.copy())
 
 
-def _rebuild_tool_error(names: tuple[str, ...], args: tuple[Any, ...], state: dict[str, Any]) -> SnakepitError:
-    return _rebuild(_remote_class(names) if names else ToolError, args, state)
+def _rebuild_tool_error(
+    code: str, names: tuple[str, ...], args: tuple[Any, ...], state: dict[str, Any]
+) -> SnakepitError:
+    return _rebuild(_tool_error_class(class_for_code(code).default_code, names), args, state)
 
 
 class PoolNotFound(SnakepitError, LookupError):
@@ -358,28 +370,22 @@ def class_for_code(code: str) -> type[SnakepitError]:
 _by_name: weakref.WeakValueDictionary[str, type[ToolError]] = weakref.WeakValueDictionary()
 
 
-def qualified_name(cls: type[BaseException]) -> str:
-    """``module.QualName``, as it travels in ``ErrorInfo.remote_types``."""
-    return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def display_name(qualified: str) -> str:
-    """The name for people: a built-in exception without its module."""
-    return qualified.removeprefix("builtins.")
-
-
 def remote(exception: type[BaseException] | str) -> type[ToolError]:
     """The class to catch a :class:`ToolError` by the type of the exception that the tool raised.
 
-    ``except sp.remote(ValueError)`` catches what a tool raised as ValueError or as a subclass of it. A class that exists
-    in the worker only is named by its ``module.QualName``.
+    ``except sp.remote(ValueError)`` catches what a tool raised as ValueError or as a subclass of it, and a group of exceptions
+    with one in it. A class that exists in the worker only is named by its ``module.QualName``.
 
     Raises:
         TypeError: It is neither an exception class nor text.
     """
-    if not isinstance(exception, str) and not (isinstance(exception, type) and issubclass(exception, BaseException)):
+    given = exact_text(exception)
+    if given is not None:
+        name = sound_name(given)
+    elif issubclass(type(exception), type) and issubclass(exception, BaseException):  # type: ignore[arg-type]
+        name = qualified_name(exception)  # type: ignore[arg-type]
+    else:
         raise TypeError(f"remote() takes a class of exceptions or the name of one, not {exception!r}")
-    name = exception if isinstance(exception, str) else qualified_name(exception)
     cls = _by_name.get(name)
     if cls is None:
         cls = type(f"remote({display_name(name)})", (ToolError,), {"__module__": __name__})
@@ -388,12 +394,17 @@ def remote(exception: type[BaseException] | str) -> type[ToolError]:
 
 
 @functools.lru_cache(maxsize=256)
-def _remote_class(names: tuple[str, ...]) -> type[ToolError]:
-    bases = tuple(remote(name) for name in dict.fromkeys(names))
-    return type("ToolError", bases, {"__module__": __name__, "__qualname__": "ToolError"})
+def _tool_error_class(code: str, names: tuple[str, ...]) -> type[ToolError]:
+    """The class of an error that a tool raised as one of these, and, by its code, as one of the library's."""
+    own = class_for_code(code)
+    bases: tuple[type[SnakepitError], ...] = tuple(remote(name) for name in dict.fromkeys(names)) or (ToolError,)
+    shown = "ToolError"
+    if own not in (SnakepitError, ToolError):
+        bases, shown = (own, *bases), own.__name__
+    return type(shown, bases, {"__module__": __name__, "__qualname__": shown})
 
 
-#: More base classes than this in one remote exception are not looked at.
+#: So many classes are told of one remote exception; of a group, of all its leaves together.
 MAX_REMOTE_TYPES = 32
 
 
@@ -402,19 +413,31 @@ def tool_error(
     remote_message: str,
     remote_traceback: str,
     *,
+    code: str = ToolError.default_code,
+    message: str = "",
     details: Mapping[str, Any] | None = None,
     retryable: bool = False,
+    leaves: tuple[ToolError, ...] = (),
 ) -> ToolError:
-    """A :class:`ToolError` that ``except sp.remote(T)`` catches for every ``T`` named in ``remote_types``."""
+    """A :class:`ToolError` that ``except sp.remote(T)`` catches for every ``T`` named in ``remote_types``.
+
+    Args:
+        remote_types, remote_message, remote_traceback, details, retryable, leaves: Its attributes.
+        code: Of the library's own error that the tool raised.
+        message: What that said.
+    """
     names = remote_types[:MAX_REMOTE_TYPES]
     shown = display_name(names[0]) if names else "Exception"
-    cls = _remote_class(names) if names else ToolError
-    return cls(
-        f"{shown}: {remote_message}" if remote_message else shown,
+    if not message:
+        message = f"{shown}: {remote_message}" if remote_message else shown
+    return _tool_error_class(class_for_code(code).default_code, names)(
+        message,
         remote_type=shown,
         remote_message=remote_message,
         remote_traceback=remote_traceback,
         remote_types=names,
+        leaves=leaves,
+        code=code,
         details=details,
         retryable=retryable,
     )

@@ -22,9 +22,10 @@ from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
 
 from snakepit_trio._bulkhead import internal_error
-from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError, ToolError
+from snakepit_trio._exceptions import is_a
+from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
-from snakepit_trio.wire import status
+from snakepit_trio.wire import failures, status
 from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
 from snakepit_trio.wire.http2.pipe import FramePipe
@@ -34,7 +35,7 @@ from .guard import CRUMB, CRUMB_COST
 if TYPE_CHECKING:
     from .connection import BridgeConnection
 
-__all__ = ["Method", "ServerCall", "Unimplemented", "read_timeout"]
+__all__ = ["Method", "ServerCall", "Unimplemented", "error_trailers", "read_timeout"]
 
 _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
@@ -328,8 +329,8 @@ class ServerCall:
 
     def _told(self, error: Exception) -> SnakepitError:
         """What the client is told of an error."""
-        if isinstance(error, SnakepitError):
-            return error
+        if is_a(error, SnakepitError):
+            return error  # type: ignore[return-value]
         self._connection.errors.report(error, "request")
         return internal_error(error)
 
@@ -412,14 +413,17 @@ class ServerCall:
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""
         self._finished = True
-        trailers = status.trailers_for(clean(error, self._connection.redactor), room=self._connection.trailer_room)
-        if isinstance(error, Unimplemented):
-            trailers = [("grpc-status", "12"), trailers[1]]
+        connection = self._connection
+        try:
+            trailers = error_trailers(error, connection.redactor, connection.trailer_room)
+        except Exception as exc:
+            connection.errors.report(exc, "request")
+            trailers = [("grpc-status", "13"), ("grpc-message", "internal error")]
         if self._answered:
             self._pipe.end(trailers)
         else:
             self._answered = True
-            self._connection.send_headers(
+            connection.send_headers(
                 self._stream, [(":status", "200"), ("content-type", "application/grpc"), *trailers], end=True
             )
             self._pipe.close(ErrorCodes.NO_ERROR)
@@ -443,19 +447,8 @@ class ServerCall:
         self._connection.done(self)
 
 
-def clean(error: SnakepitError, redactor: Redactor) -> SnakepitError:
-    """The same error without secrets."""
-    redact = redactor.text
-    message, details = redact(error.message), redactor.value(error.details)
-    if isinstance(error, ToolError):
-        found: SnakepitError = type(error)(
-            message,
-            remote_type=error.remote_type,
-            remote_message=redact(error.remote_message),
-            remote_traceback=redact(error.remote_traceback),
-            remote_types=error.remote_types,
-            details=details,
-            retryable=error.retryable,
-        )
-        return found
-    return SnakepitError(message, code=error.code, details=details, retryable=error.retryable)
+def error_trailers(error: SnakepitError, redactor: Redactor, room: int = status.DEFAULT_ROOM) -> list[tuple[str, str]]:
+    """The trailers that tell a client of an error, without secrets."""
+    info = failures.to_info(error, redact=redactor.text, redact_details=redactor.value)
+    trailers = status.trailers_for(info, room=room)
+    return [("grpc-status", "12"), trailers[1]] if isinstance(error, Unimplemented) else trailers

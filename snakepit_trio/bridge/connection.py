@@ -31,7 +31,7 @@ from snakepit_trio.wire import status
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .budget import Share
-from .calls import Method, ServerCall, Unimplemented, read_timeout
+from .calls import Method, ServerCall, Unimplemented, error_trailers, read_timeout
 from .engine import BridgeProtocol
 from .guard import REFUSED, Flooded, Guard
 
@@ -172,9 +172,9 @@ class BridgeConnection(AbstractHandler):
         try:
             call = self._admit(stream, given, release_stream, method)
         except SnakepitError as exc:
-            trailers = status.trailers_for(exc)
+            trailers = error_trailers(exc, self.redactor)
             if isinstance(exc, Unimplemented):
-                trailers = [("grpc-status", "12"), trailers[1], ("grpc-accept-encoding", "identity")]
+                trailers.append(("grpc-accept-encoding", "identity"))
             head = [(":status", "200"), ("content-type", "application/grpc")]
             self.send_headers(stream, [*head, *trailers], end=True)
             self._dismiss(stream, release_stream)

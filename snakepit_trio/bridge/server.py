@@ -15,6 +15,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .budget import Budget, Share
@@ -35,8 +36,6 @@ __all__ = ["Bridge", "bound_bridge"]
 
 _log = logging.getLogger(__name__)
 
-#: Bytes of a request around its payload.
-_OVERHEAD = 64 * 1024
 #: Bytes of requests that may wait to be decoded, unless the configuration says it or messages are very long.
 _BUFFERED = 256 * 1024 * 1024
 #: Seconds to wait when the process has no descriptors left.
@@ -80,7 +79,7 @@ class Bridge:
             **(ReflectionService().methods if config.reflection else {}),
         }
         largest = max(pool.max_payload for pool in runtime.config.pools)
-        longest = largest + _OVERHEAD if config.max_message is None else config.max_message
+        longest = largest + FRAME_OVERHEAD if config.max_message is None else config.max_message
         buffered = max(4 * longest, _BUFFERED) if config.max_buffered is None else config.max_buffered
         self._budget = Budget(buffered, longest)
         self._limits = Limits(

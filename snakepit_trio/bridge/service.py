@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
-from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
 from snakepit_trio.pool.session import AFFINITIES
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
@@ -287,7 +287,7 @@ def _options(call: ServerCall, request: ExecuteToolRequest) -> dict[str, Any]:
 
 def _in_our_words(error: SnakepitError) -> SnakepitError:
     """The same, for a client that knows RPCs and no ``pool.stream``."""
-    if not isinstance(error, StreamingUnsupported):
+    if not isinstance(error, StreamingUnsupported) or isinstance(error, ToolError):
         return error
     tool = error.details.get("tool")
     if error.details.get("streaming"):

@@ -21,6 +21,7 @@ from snakepit_trio.pool.mapping import MapResults, running
 from snakepit_trio.pool.tasks import MapTasks
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
+from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer
 
@@ -32,8 +33,6 @@ from .values import decode
 
 __all__ = ["Client", "connect"]
 
-#: Bytes of a message around its payload.
-_OVERHEAD = 64 * 1024
 #: How long leaving a session may take, in seconds.
 _LEAVE = 2.0
 #: Inputs of a map that are with the runtime at once, unless said otherwise.
@@ -417,7 +416,7 @@ async def connect(
         address,
         token=lambda: _token(token, token_file),
         tls=context,
-        max_message=max_payload + _OVERHEAD,
+        max_message=max_payload + FRAME_OVERHEAD,
         connect_timeout=connect_timeout,
     )
     async with anyio.create_task_group() as nursery:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import anyio
 import anyio.to_thread
 
 from snakepit_trio._bulkhead import internal_error
+from snakepit_trio._exceptions import holds_interrupt
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConnectionLost, ToolNotFound
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures, frame_writing
@@ -69,15 +72,19 @@ class _Server:
             self.rpc.cancel()
             raise
 
+    @protected
     async def _run(self, call: v1.ClientToolCall, scope: anyio.CancelScope) -> None:
         reply = v1.ClientToolReply(call_id=call.call_id)
-        with scope:
-            try:
+        try:
+            with scope:
                 reply.payload = pack(await self._call(call), what="result", limit=self._limit)
-            except Exception as exc:
-                info = failures.describe_exception(exc, redact=redact)
-                reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
-        self._scopes.pop(call.call_id, None)
+        except BaseException as exc:
+            if holds_interrupt(exc) or anyio.current_effective_deadline() == -math.inf:
+                raise  # Ours, not the function's: a Ctrl-C, or the end of the client.
+            info = failures.describe_exception(exc, redact=redact)
+            reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
+        finally:
+            self._scopes.pop(call.call_id, None)
         if not scope.cancelled_caught and self.rpc is not None:
             self.rpc.send(bytes(v1.ClientToolFrame(reply=reply)))
 

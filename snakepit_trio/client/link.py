@@ -17,7 +17,7 @@ import anyio.abc
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.config import TlsConfig
-from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError
+from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.wire import sockets
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
@@ -245,7 +245,8 @@ class Link:
                 reply = await connection.unary(SERVICE + method, data, timeout=left)
             except RpcFailure as exc:
                 error = failure(exc.status, exc.message, exc.trailers)
-                if not (again and isinstance(error, ConnectionLost) and attempt < _ATTEMPTS):
+                lost = isinstance(error, ConnectionLost) and not isinstance(error, ToolError)
+                if not (again and lost and attempt < _ATTEMPTS):
                     raise error from None
             else:
                 return _read(answer, reply)

@@ -230,8 +230,8 @@ class RequestTrace:
             "snakepit.pool": self._pool,
         }
         if error is not None:
-            # A tool's own exceptions are not told apart in metrics: there may be any number of them.
-            attributes["error.type"] = error.code
+            # A tool's own exceptions and codes are not told apart in metrics: there may be any number of them.
+            attributes["error.type"] = error.code if error.code in GRPC_STATUS else ToolError.default_code
         if span.is_recording():
             if request.dispatched_at == request.dispatched_at:
                 span.add_event(

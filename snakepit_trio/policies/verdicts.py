@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from snakepit_trio.errors import (
     CircuitOpen,
+    InvalidParameter,
     QueueFull,
     QueueTimeout,
     RequestTimeout,
@@ -24,7 +25,8 @@ _NEVER_STARTED = (QueueFull, QueueTimeout, WorkerBusy, WorkerStartupError)
 
 
 def is_remote(error: ToolError, names: Sequence[str]) -> bool:
-    """Whether a tool raised one of these exceptions: ``"ValueError"``, ``"module.QualName"``, or a subclass of one."""
+    """Whether a tool raised one of these exceptions: ``"ValueError"``, ``"module.QualName"``, a subclass of one, or a group with
+    one in it."""
     return any(kind in names or kind.removeprefix("builtins.") in names for kind in error.remote_types)
 
 
@@ -36,13 +38,12 @@ def may_retry(error: BaseException, *, idempotent: bool, on: Sequence[str]) -> b
         idempotent: It may run twice.
         on: The exceptions of the tool that are worth another try.
     """
+    if isinstance(error, ToolError):
+        # It ran, whatever it says.
+        return idempotent and (error.retryable or is_remote(error, on))
     if isinstance(error, _NEVER_STARTED):
         return error.retryable
-    if not idempotent:
-        return False
-    if isinstance(error, ToolError):
-        return error.retryable or is_remote(error, on)
-    return isinstance(error, WorkerCrashed) and error.retryable
+    return idempotent and isinstance(error, WorkerCrashed) and error.retryable
 
 
 def judge(error: BaseException, ignore: Sequence[str]) -> Verdict:
@@ -50,10 +51,12 @@ def judge(error: BaseException, ignore: Sequence[str]) -> Verdict:
 
     Args:
         error: How it ended.
-        ignore: Exceptions of the tool that are answers like any other.
+        ignore: Exceptions of the tool that are answers like any other; of a group, all its leaves are.
     """
     if isinstance(error, ToolError):
-        return Verdict.SUCCESS if is_remote(error, ignore) else Verdict.FAILURE
+        if all(is_remote(leaf, ignore) for leaf in error.leaves or (error,)):
+            return Verdict.SUCCESS
+        return Verdict.NONE if isinstance(error, InvalidParameter) else Verdict.FAILURE
     if isinstance(error, RequestTimeout):
         return Verdict.FAILURE if error.details.get("phase") == "running" else Verdict.NONE
     if isinstance(error, CircuitOpen):

@@ -39,7 +39,7 @@ Only the exceptions that a method names leave it.
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Callable, Container
 from typing import TYPE_CHECKING
 
 from snakepit_trio._bulkhead import internal_error
@@ -221,30 +221,44 @@ class Ledger(Books):
         Raises:
             UnexpectedReply: The worker holds no such call.
         """
-        request = None
+        self._take_back(seats, call_id, now, lambda request: self._go_back(request, seats, now))
+
+    def _go_back(self, request: Request, seats: Seats, now: float) -> None:
+        if request.binding is not None and request.binding.lost:
+            self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
+        else:
+            request.attempt -= 1
+            self._queue_again(request, now)
+
+    @protected
+    def stopped(self, seats: Seats, call_id: int, error: WorkerCrashed, now: float) -> None:
+        """A worker that ends has stopped a call that it had begun. It runs again if it may, else it ends with ``error``.
+
+        Raises:
+            UnexpectedReply: The worker holds no such call.
+        """
+        self._take_back(seats, call_id, now, lambda request: self._retry_or_fail(request, error, now, started=True))
+
+    def _take_back(self, seats: Seats, call_id: int, now: float, settle: Callable[[Request], None]) -> None:
+        """Take a call that a worker has not carried out out of that one's tables, and settle what becomes of its request."""
+        request = seats.ahead.get(call_id) or seats.running.get(call_id) or seats.leaving.get(call_id)
+        if request is None:
+            raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
         try:
-            request = seats.ahead.pop(call_id, None)
-            if request is not None:
+            if seats.ahead.pop(call_id, None) is not None:
                 if request.phase is Phase.QUEUED:
                     self._places.left(request)
+            elif seats.running.pop(call_id, None) is not None:
+                # Of one that had not begun: the call before it had ended, so it was taken to run.
+                self._in_flight -= 1
             else:
-                request = seats.running.pop(call_id, None)
-                if request is not None:
-                    # The call before it had ended, so it was taken to run.
-                    self._in_flight -= 1
-                else:
-                    request = seats.leaving.pop(call_id, None)
-                    if request is None:
-                        raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
+                del seats.leaving[call_id]
             if request.phase is Phase.DONE:
                 release(request)
             else:
-                request.attempt -= 1
-                self._queue_again(request, now)
+                settle(request)
             self._advance(seats, now)
             self._fill_all(now)
-        except UnexpectedReply:
-            raise
         except Exception as exc:
             self._recover(exc, now, request)
 

@@ -230,7 +230,7 @@ class Roster:
         self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self.who(worker))
 
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        error = None if reply.error is None else failures.from_info(reply.error, redact=self._parts.redact)
+        error = None if reply.error is None else failures.from_reply(reply.error, redact=self._parts.redact)
         now = self._now()
         try:
             request = self._ledger.replied(self.seats[worker], reply.id, now, result=reply.payload, error=error)
@@ -242,6 +242,14 @@ class Roster:
     def worker_returned(self, worker: Worker, call_id: int) -> None:
         try:
             self._ledger.returned(self.seats[worker], call_id, anyio.current_time())
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+
+    def worker_stopped_call(self, worker: Worker, call_id: int) -> None:
+        details = {"worker_id": worker.id, "pool": self.name, "reason": "leaving"}
+        error = WorkerCrashed("the worker was asked to end by others, and stopped the call", details=details)
+        try:
+            self._ledger.stopped(self.seats[worker], call_id, error, anyio.current_time())
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
 

@@ -10,7 +10,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._bell import Bell
-from snakepit_trio.errors import QueueFull
+from snakepit_trio.errors import QueueFull, ToolError
 
 from .request import Phase
 
@@ -104,8 +104,8 @@ class MapTasks:
             if self._busy == 1 or self._has_room():
                 try:
                     return await call()
-                except QueueFull:
-                    if self._busy == 1:
+                except QueueFull as exc:
+                    if self._busy == 1 or isinstance(exc, ToolError):
                         raise
             self._busy -= 1
             try:

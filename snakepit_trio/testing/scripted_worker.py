@@ -230,12 +230,12 @@ class ScriptedWorker:
                 waiting = next((call for call in self.line if call.id == frame.id), None)
                 if waiting is not None:
                     self.line.remove(waiting)
-                    error = frames.ErrorInfo(frames.RECALLED)
                     if frame.recall:
                         self.world.recalls += 1
+                        self.post(frames.Reply(frame.id, undone=frames.NOT_BEGUN))
                     else:
                         error = failures.to_info(RequestCancelled("cancelled before it began"))
-                    self.post(frames.Reply(frame.id, None, error))
+                        self.post(frames.Reply(frame.id, None, error))
                 elif not frame.recall:
                     scope = self.running.get(frame.id)
                     # At a yield every generator listens.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Container, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Container, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 import anyio
@@ -14,9 +14,11 @@ import anyio.abc
 import anyio.to_thread
 
 from snakepit_trio._bulkhead import InternalErrors, internal_error
+from snakepit_trio._exceptions import holds_interrupt
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     InvalidParameter,
+    InvalidPayload,
     QueueFull,
     RequestCancelled,
     RequestTimeout,
@@ -48,7 +50,12 @@ class Caller(Protocol):
 
 
 class HostRun:
-    """A host call that is under way, for a request whose tool waits for it."""
+    """A host call that is under way, for a request whose tool waits for it.
+
+    Attributes:
+        over: It has been answered.
+        refused: Why the library refuses it, if so; anything else that it raises is the tool's.
+    """
 
     __slots__ = ("answered", "call", "over", "refused", "request", "scope")
 
@@ -62,6 +69,15 @@ class HostRun:
 
     def __repr__(self) -> str:
         return f"<HostRun {self.call.name!r} for {self.request!r}>"
+
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """What the block raises for the call's name, arguments or result is a refusal."""
+        try:
+            yield
+        except (InvalidParameter, InvalidPayload, ToolNotFound) as exc:
+            self.refused = exc
+            raise
 
 
 class HostThreads:
@@ -252,10 +268,13 @@ class HostToolServer:
                     run.scope.deadline = deadline
                     reply.payload = await self._run(run)
             except BaseException as exc:
-                if isinstance(exc, KeyboardInterrupt) or anyio.current_effective_deadline() == -math.inf:
+                if holds_interrupt(exc) or anyio.current_effective_deadline() == -math.inf:
                     raise  # Ours, not the tool's: a Ctrl-C, or the end of the pool.
                 # Outside of the scope: what a tool's own nursery raises while it is cancelled is an error as well.
-                reply.error = failures.describe_exception(exc, redact=self._redact)
+                if run.refused is exc:
+                    reply.error = failures.to_info(run.refused, redact=self._redact)
+                else:
+                    reply.error = failures.describe_exception(exc, redact=self._redact)
             else:
                 if run.scope.cancelled_caught:
                     if anyio.current_time() < deadline:
@@ -273,11 +292,12 @@ class HostToolServer:
 
     async def _run(self, run: HostRun) -> Any:
         call, request = run.call, run.request
-        found = self._find(call.name, request)
-        params = codec.decode(call.payload, what="params", limit=self._limit)
-        if not isinstance(params, Mapping):
-            raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
-        positional, keywords = found.tool.bind(params, None)
+        with run.refusing():
+            found = self._find(call.name, request)
+            params = codec.decode(call.payload, what="params", limit=self._limit)
+            if not isinstance(params, Mapping):
+                raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
+            positional, keywords = found.tool.bind(params, None)
         function = functools.partial(found.tool.function, *positional, **keywords)
         token = CHAIN.set((*request.chain, *request.permits, request, run))
         current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
@@ -289,7 +309,8 @@ class HostToolServer:
         finally:
             CURRENT.reset(current)
             CHAIN.reset(token)
-        return codec.encode_result(result, limit=self._limit)
+        with run.refusing():
+            return codec.encode_result(result, limit=self._limit)
 
     def _find(self, name: str, request: Any) -> HostTool:
         for registry in self._registries(request):

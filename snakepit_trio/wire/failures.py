@@ -1,96 +1,169 @@
-"""Failures as they travel: exceptions to :class:`~snakepit_trio.wire.frames.ErrorInfo` and back."""
+"""Failures as they travel: exceptions to :class:`~snakepit_trio.wire.frames.ErrorInfo` and back.
+
+There is one way for all exceptions, the library's own and others, and nothing on it raises: what an exception says of itself is
+read with care (:mod:`snakepit_trio._exceptions`), and an ErrorInfo made here is bounded, and can be encoded.
+
+Who speaks is told by ``remote_types``: they are there when a tool raised, and only then. So what a tool raises is never taken for
+what the library says of a request.
+"""
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from snakepit_trio._exceptions import (
+    attempt,
+    class_names,
+    clean,
+    display_name,
+    exact_text,
+    is_a,
+    leaves_of,
+    qualified_name,
+    sound_name,
+    text_of,
+    traceback_of,
+)
 from snakepit_trio.errors import (
     GRPC_STATUS,
     MAX_REMOTE_TYPES,
     SnakepitError,
     ToolError,
     class_for_code,
-    qualified_name,
     tool_error,
 )
 
 from . import codec
-from .frames import ErrorInfo, Payload
+from .frames import ErrorInfo, Leaf, Payload
 
-__all__ = ["describe_exception", "error_from_status", "from_info", "grpc_status", "to_info"]
+__all__ = [
+    "describe_exception",
+    "details_of",
+    "error_from_status",
+    "from_info",
+    "from_reply",
+    "grpc_status",
+    "message_of",
+    "status_of",
+    "to_info",
+]
 
-#: Modules whose frames say nothing when they stand above an adapter's: the worker, and what imports.
-_NOT_THE_TOOL = ("snakepit_trio.worker.", "importlib", "_frozen_importlib")
+#: Modules whose frames say nothing when they stand above a tool's: what runs it, and what imports.
+_NOT_THE_TOOL = ("snakepit_trio.worker.", "snakepit_trio.tools.", "importlib", "_frozen_importlib")
+#: Bytes of each; together with the other parts less than ``frames.FRAME_OVERHEAD``.
 MESSAGE_LIMIT = 8 * 1024
-TRACEBACK_LIMIT = 64 * 1024
+TRACEBACK_LIMIT = 48 * 1024
+DETAILS_LIMIT = 16 * 1024
+_TYPES_LIMIT = 8 * 1024
+_CODE_LIMIT = 64
+_KEY_LIMIT = 200
+_LEAF_MESSAGE_LIMIT = _LEAF_TYPES_LIMIT = 1024
+#: How many details, and how many leaves of a group, with how many of its classes each, are told.
+_MOST_DETAILS, _MOST_LEAVES, _MOST_LEAF_TYPES = 256, 8, 8
+#: What of a text is looked at, before secrets are taken out of it.
+_LONGEST = 60 * 1024
+
+#: Statuses that speak of what was asked for. The others say what became of the RPC itself, or that it may be sent again.
+_OF_THE_REQUEST = frozenset({3, 5, 6, 9, 12})
+_UNKNOWN = 2
+#: What a status without a code stands for where the first code that has it would say that the call has not run.
+_WITHOUT_CODE = {8: "quota_exceeded", 14: "connection_lost"}
+
+#: What a worker itself may say of a call; all else that it answers with was raised by the tool.
+_OF_A_WORKER = frozenset(
+    {
+        "invalid_parameter",
+        "invalid_payload",
+        "request_cancelled",
+        "request_timeout",
+        "streaming_unsupported",
+        "tool_not_found",
+    }
+)
+
+Redact = Callable[[str], str]
 
 
-def to_info(error: SnakepitError) -> ErrorInfo:
-    """How one of the library's own errors travels. Details that can't travel are left out."""
-    info = ErrorInfo(error.code, _cut(error.message, MESSAGE_LIMIT), error.retryable, details=_details(error.details))
-    if isinstance(error, ToolError):
-        info.remote_types = error.remote_types
-        info.remote_message = _cut(error.remote_message, MESSAGE_LIMIT)
-        info.remote_traceback = _cut(error.remote_traceback, TRACEBACK_LIMIT)
+def to_info(
+    error: SnakepitError, *, redact: Redact = str, redact_details: Callable[[Any], Any] | None = None
+) -> ErrorInfo:
+    """How a failure travels that the library itself has found, or that goes on from elsewhere. Never raises.
+
+    Args:
+        error: What went wrong. Details that can't travel are left out.
+        redact: Takes secrets out of its text.
+        redact_details: Takes them out of its details.
+    """
+    info = _describe(error, redact)
+    if redact_details is not None and info.details is not None:
+        info.details = _pack(redact_details(details_of(info)).items())
+    if is_a(error, ToolError):
+        info.remote_types = _names(error)
+        info.remote_message = _text(attempt(None, getattr, error, "remote_message"), MESSAGE_LIMIT, redact)
+        info.remote_traceback = _text(attempt(None, getattr, error, "remote_traceback"), TRACEBACK_LIMIT, redact)
+        info.leaves = [_leaf(leaf, redact) for leaf in _leaves(error)]
     return info
 
 
-def from_info(info: ErrorInfo, *, redact: Callable[[str], str] = str) -> SnakepitError:
-    """The exception to raise on this side; ``redact`` takes out of its text what this side calls a secret."""
-    details: dict[str, Any] = {}
-    if info.details is not None:
-        try:
-            found = codec.decode(info.details, what="details")
-        except SnakepitError:
-            found = None
-        if isinstance(found, dict):
-            details = found
-    if info.code == ToolError.default_code:
-        return tool_error(
-            tuple(info.remote_types),
-            redact(info.remote_message),
-            redact(info.remote_traceback),
-            details=details,
-            retryable=info.retryable,
-        )
-    return class_for_code(info.code)(redact(info.message), code=info.code, details=details, retryable=info.retryable)
-
-
-def describe_exception(exc: BaseException, *, redact: Callable[[str], str]) -> ErrorInfo:
-    """How an exception travels that a tool raised.
-
-    The library's own errors keep their code, whoever raised them; any other becomes a ``tool_error`` with the names of
-    its classes, its message and its traceback, all without secrets.
+def describe_exception(exc: BaseException, *, redact: Redact) -> ErrorInfo:
+    """How an exception travels that a tool has raised: with the names of its classes and those of a group's leaves, its message
+    and its traceback, all without secrets. The library's own errors keep their code and details. Never raises.
     """
-    if isinstance(exc, SnakepitError) and not isinstance(exc, ToolError):
-        info = to_info(exc)
-        info.message = redact(info.message)
-        return info
-    try:
-        message = str(exc)
-    except Exception as broken:
-        message = f"<str() of it raised {type(broken).__name__}>"
-    try:
-        lines = traceback.format_exception(type(exc), exc, _own_frames(exc))
-        trace = "".join(lines)
-    except Exception as broken:
-        trace = f"<formatting it raised {type(broken).__name__}>"
-    if isinstance(exc, ToolError) and exc.remote_types:
+    trace = _text(traceback_of(exc, _LONGEST, hidden=_NOT_THE_TOOL), TRACEBACK_LIMIT, redact)
+    if not is_a(exc, SnakepitError):
+        info = ErrorInfo(ToolError.default_code, remote_message=_text(text_of(exc, _LONGEST), MESSAGE_LIMIT, redact))
+    elif is_a(exc, ToolError) and _remote_names(exc):
         # One that came from another process, and goes on: it is still caught by the types that it had there.
-        names, message = list(exc.remote_types), exc.remote_message
-        trace = f"{exc.remote_traceback}\nThe above exception was raised again here:\n\n{trace}"
+        info = to_info(exc, redact=redact)  # type: ignore[arg-type]
+        again = "The above exception was raised again here"
+        info.remote_traceback = clean(f"{info.remote_traceback}\n{again}:\n\n{trace}", TRACEBACK_LIMIT)
+        return info
     else:
-        names = [qualified_name(cls) for cls in type(exc).__mro__ if cls is not object]
-    return ErrorInfo(
-        ToolError.default_code,
-        "",
-        False,
-        names[:MAX_REMOTE_TYPES],
-        _cut(redact(_clean(message)), MESSAGE_LIMIT),
-        _cut(redact(_clean(trace)), TRACEBACK_LIMIT),
+        info = _describe(exc, redact)
+        info.remote_message = info.message
+    leaves, _ = leaves_of(exc)
+    info.remote_traceback = trace
+    info.remote_types = _bounded(_with_leaves(exc, leaves))
+    info.leaves = [_leaf(leaf, redact) for leaf in leaves[:_MOST_LEAVES]]
+    return info
+
+
+def from_info(info: ErrorInfo, *, redact: Redact = str) -> SnakepitError:
+    """The exception to raise on this side; ``redact`` takes out of its text what this side calls a secret. Never raises."""
+    code = _sound_code(info.code, "internal")
+    details, message = details_of(info), redact(info.message)
+    if not info.remote_types and code != ToolError.default_code:
+        return class_for_code(code)(message, code=code, details=details, retryable=info.retryable)
+    return tool_error(
+        _sound(info.remote_types, MAX_REMOTE_TYPES),
+        redact(info.remote_message) or message,
+        redact(info.remote_traceback),
+        code=code,
+        message="" if code == ToolError.default_code else message,
+        details=details,
+        retryable=info.retryable,
+        leaves=tuple(
+            tool_error(_sound(leaf.types, _MOST_LEAF_TYPES), redact(leaf.message), "")
+            for leaf in info.leaves[:_MOST_LEAVES]
+        ),
     )
+
+
+def from_reply(info: ErrorInfo, *, redact: Redact = str) -> SnakepitError:
+    """:func:`from_info` for what a worker answers: only a few things are its own to say, all else a tool has raised."""
+    if not info.remote_types and info.code != ToolError.default_code and info.code not in _OF_A_WORKER:
+        info.remote_types = class_names(class_for_code(_sound_code(info.code, "internal"))())
+    return from_info(info, redact=redact)
+
+
+def message_of(info: ErrorInfo) -> str:
+    """What went wrong, in one text."""
+    if info.message:
+        return info.message
+    shown = display_name(info.remote_types[0]) if info.remote_types else "Exception"
+    return f"{shown}: {info.remote_message}" if info.remote_message else shown
 
 
 def grpc_status(code: str) -> int:
@@ -98,40 +171,141 @@ def grpc_status(code: str) -> int:
     return GRPC_STATUS.get(code, GRPC_STATUS["internal"])
 
 
+def status_of(info: ErrorInfo) -> int:
+    """The gRPC status of an RPC that ends with this: what a tool raised never tells a client that it may send the call again."""
+    status = grpc_status(info.code)
+    return _UNKNOWN if info.remote_types and status not in _OF_THE_REQUEST else status
+
+
 def error_from_status(status: int, message: str, code: str = "") -> SnakepitError:
     """The exception for a gRPC status, by the error code when the peer gave one."""
     if not code:
-        code = next((name for name, number in GRPC_STATUS.items() if number == status), "internal")
+        code = _WITHOUT_CODE.get(status) or next(
+            (name for name, number in GRPC_STATUS.items() if number == status), "internal"
+        )
     return class_for_code(code)(message, code=code)
 
 
-def _details(details: dict[str, Any]) -> Payload | None:
+# ---- what an exception says of itself ------------------------------------------------------------
+
+
+def _describe(exc: BaseException, redact: Redact) -> ErrorInfo:
+    """What any of the library's own errors says."""
+    error: Any = exc
+    default = exact_text(attempt(None, getattr, error, "default_code")) or "internal"
+    message = exact_text(attempt(None, getattr, error, "message"))
+    return ErrorInfo(
+        _sound_code(attempt(None, getattr, error, "code"), _sound_code(default, "internal")),
+        _text(text_of(exc, _LONGEST) if message is None else message, MESSAGE_LIMIT, redact),
+        attempt(False, bool, attempt(False, getattr, error, "retryable")),
+        details=_pack(_details(attempt(None, getattr, error, "details"))),
+    )
+
+
+def _text(text: object, limit: int, redact: Redact) -> str:
+    # Secrets are taken out before it is cut to its length: half of one is not noticed as one.
+    return clean(redact(clean(exact_text(text) or "", _LONGEST)), limit)
+
+
+def _sound_code(code: object, default: str) -> str:
+    text = exact_text(code)
+    return clean(text, _CODE_LIMIT) if text and len(text) <= _CODE_LIMIT else default
+
+
+def _details(details: object) -> Iterator[tuple[str, Any]]:
+    """Its details as far as they can be read, each key a text."""
+    items: list[tuple[Any, Any]] = attempt([], _items, details)
+    for key, value in items:
+        name = exact_text(key)
+        if name is None:
+            name = attempt(qualified_name(type(key)), _as_text, key)
+        text = exact_text(value)
+        yield clean(name, _KEY_LIMIT), value if text is None else clean(text, MESSAGE_LIMIT)
+
+
+def _items(details: Any) -> list[tuple[Any, Any]]:
+    items = dict.items(details) if issubclass(type(details), dict) else details.items()
+    return list(itertools.islice(items, _MOST_DETAILS))
+
+
+def _as_text(key: object) -> str:
+    return str.__str__(str(key))
+
+
+def _pack(details: Iterable[tuple[str, Any]]) -> Payload | None:
+    """Details as a payload; those that can't travel, or are too many, are left out."""
     kept: dict[str, Any] = {}
-    for key, value in details.items():
-        try:
-            codec.encode(value, limit=MESSAGE_LIMIT)
-        except SnakepitError:
+    room = DETAILS_LIMIT
+    for key, value in details:
+        size = attempt(DETAILS_LIMIT + 1, _size, key, value)
+        if size <= room:
+            kept[key] = value
+            room -= size
+    return attempt(None, codec.encode, kept) if kept else None
+
+
+def _size(key: str, value: Any) -> int:
+    return len(codec.encode({key: value}, limit=DETAILS_LIMIT).data)
+
+
+def details_of(info: ErrorInfo) -> dict[str, Any]:
+    """A failure's details; what is no map from text has none."""
+    found = None if info.details is None else attempt(None, _unpack, info.details)
+    if type(found) is not dict:
+        return {}
+    return {key: value for key, value in found.items() if type(key) is str}
+
+
+def _unpack(payload: Payload) -> Any:
+    return codec.decode(payload, what="details")
+
+
+def _remote_names(exc: BaseException) -> list[str]:
+    """The types that an error had where it came from."""
+    given: Any = attempt((), getattr, exc, "remote_types")
+    if type(given) not in (tuple, list):
+        return []
+    return [sound_name(name) for name in map(exact_text, given[:MAX_REMOTE_TYPES]) if name]
+
+
+def _names(exc: BaseException) -> list[str]:
+    """The names of its classes; of an error that came from elsewhere, those that it had there."""
+    remote = _remote_names(exc) if is_a(exc, ToolError) else []
+    return remote or class_names(exc)
+
+
+def _with_leaves(exc: BaseException, leaves: list[BaseException]) -> Iterator[str]:
+    """The names of its classes, then of its leaves' classes, then of those classes' bases."""
+    yield from _names(exc)
+    names = [_names(leaf) for leaf in leaves]
+    yield from (own[0] for own in names)
+    yield from itertools.chain.from_iterable(names)
+
+
+def _bounded(names: Iterable[str], most: int = MAX_REMOTE_TYPES, room: int = _TYPES_LIMIT) -> list[str]:
+    """The first of some names, each once: at most so many, and of so many bytes in all."""
+    found: dict[str, None] = {}
+    for name in names:
+        if name in found:
             continue
-        kept[key] = value
-    return codec.encode(kept) if kept else None
+        room -= len(name.encode())
+        if room < 0 or len(found) == most:
+            break
+        found[name] = None
+    return list(found)
 
 
-def _own_frames(exc: BaseException) -> Any:
-    """The traceback without the library's frames above the tool's, nor the import machinery's above an adapter's."""
-    trace = exc.__traceback__
-    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith(_NOT_THE_TOOL):
-        trace = trace.tb_next
-    # A module that is missing or does not parse has no frame of its own, and its message says where.
-    return trace if trace is not None or isinstance(exc, ImportError | SyntaxError) else exc.__traceback__
+def _leaves(error: BaseException) -> list[BaseException]:
+    """The leaves of an error that came from elsewhere."""
+    given: Any = attempt((), getattr, error, "leaves")
+    return [leaf for leaf in given[:_MOST_LEAVES] if is_a(leaf, ToolError)] if type(given) is tuple else []
 
 
-def _clean(text: str) -> str:
-    """Text that has a UTF-8 form."""
-    return text.encode(errors="backslashreplace").decode()
+def _leaf(exc: BaseException, redact: Redact) -> Leaf:
+    remote = exact_text(attempt(None, getattr, exc, "remote_message")) if is_a(exc, ToolError) else None
+    text = text_of(exc, _LONGEST) if remote is None else remote
+    return Leaf(_bounded(_names(exc), _MOST_LEAF_TYPES, _LEAF_TYPES_LIMIT), _text(text, _LEAF_MESSAGE_LIMIT, redact))
 
 
-def _cut(text: str, limit: int) -> str:
-    if len(text) <= limit:
-        return text
-    half = (limit - 40) // 2
-    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+def _sound(names: Iterable[str], most: int) -> tuple[str, ...]:
+    return tuple(sound_name(name) for name in itertools.islice(names, most))

@@ -20,6 +20,8 @@ from .frames import (
     HostCancel,
     HostFrame,
     HostReply,
+    Leaf,
+    Leaving,
     Payload,
     Ping,
     Pong,
@@ -140,6 +142,7 @@ def decode_error(data: bytes) -> ErrorInfo:
     """The message ErrorInfo, from its bytes."""
     error = ErrorInfo("")
     types: list[str] = []
+    leaves: list[Leaf] = []
     for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x0A:
             error.code = _as_text(value)
@@ -155,8 +158,22 @@ def decode_error(data: bytes) -> ErrorInfo:
             error.remote_traceback = _as_text(value)
         elif tag == 0x3A:
             error.details = _decode_payload(value)  # type: ignore[arg-type]
+        elif tag == 0x42:
+            leaves.append(_decode_leaf(value))  # type: ignore[arg-type]
     error.remote_types = types
+    error.leaves = leaves
     return error
+
+
+def _decode_leaf(data: bytes) -> Leaf:
+    types: list[str] = []
+    message = ""
+    for tag, value in read_fields(data, 0, len(data)):
+        if tag == 0x0A:
+            types.append(_as_text(value))
+        elif tag == 0x12:
+            message = _as_text(value)
+    return Leaf(types, message)
 
 
 def _decode_call(data: bytes) -> Call:
@@ -201,9 +218,11 @@ def _decode_outcome(cls: type[Reply] | type[HostReply], data: bytes) -> Reply | 
         if tag == 0x08:
             reply.id = value  # type: ignore[assignment]
         elif tag == 0x12:
-            reply.payload, reply.error = _decode_payload(value), None  # type: ignore[arg-type]
+            reply = cls(reply.id, _decode_payload(value))  # type: ignore[arg-type]
         elif tag == 0x1A:
-            reply.payload, reply.error = None, decode_error(value)  # type: ignore[arg-type]
+            reply = cls(reply.id, None, decode_error(value))  # type: ignore[arg-type]
+        elif tag == 0x20 and cls is Reply:
+            reply = Reply(reply.id, None, None, value)  # type: ignore[arg-type]
     return reply
 
 
@@ -311,6 +330,7 @@ _WORKER_DECODERS = {
     0x22: _decode_host_call,
     0x2A: lambda data: HostCancel(_decode_id(data)),
     0x32: _decode_emit,
+    0x3A: lambda data: Leaving(),
 }
 
 

@@ -19,6 +19,8 @@ from .frames import (
     HostCall,
     HostCancel,
     HostReply,
+    Leaf,
+    Leaving,
     Payload,
     Ping,
     Pong,
@@ -99,7 +101,12 @@ def encode_error(error: ErrorInfo) -> bytes:
     parts.append(_text(b"\x32", error.remote_traceback))
     if error.details is not None:
         parts.append(_sized(b"\x3a", _payload(error.details)))
+    parts += (_sized(b"\x42", _leaf(leaf)) for leaf in error.leaves)
     return b"".join(parts)
+
+
+def _leaf(leaf: Leaf) -> bytes:
+    return b"".join((*(_sized(b"\x0a", name.encode()) for name in leaf.types), _text(b"\x12", leaf.message)))
 
 
 def _call(f: Call) -> bytes:
@@ -142,6 +149,11 @@ def _outcome(f: Reply | HostReply) -> bytes:
     return head
 
 
+def _reply(f: Reply) -> bytes:
+    body = _outcome(f)
+    return b"%b\x20%b" % (body, varint(f.undone)) if f.undone else body
+
+
 def _pong(f: Pong) -> bytes:
     running = b"".join(map(varint, f.running))
     return b"".join(
@@ -173,7 +185,7 @@ _ENCODERS = {
     Ping: (b"\x22", lambda f: _uint(b"\x08", f.sequence)),
     HostReply: (b"\x2a", _outcome),
     Stop: (b"\x32", lambda f: _uint(b"\x08", f.grace_us)),
-    Reply: (b"\x0a", _outcome),
+    Reply: (b"\x0a", _reply),
     Chunk: (b"\x12", lambda f: _uint(b"\x08", f.id) + _message(b"\x12", f.payload)),
     Pong: (b"\x1a", _pong),
     HostCall: (b"\x22", _host_call),
@@ -182,6 +194,7 @@ _ENCODERS = {
         b"\x32",
         lambda f: _uint(b"\x08", f.call_id) + _text(b"\x12", f.name) + _message(b"\x1a", f.payload),
     ),
+    Leaving: (b"\x3a", lambda f: b""),
 }
 
 

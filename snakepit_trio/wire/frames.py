@@ -18,11 +18,13 @@ import msgspec
 
 __all__ = [
     "EVENT_LIMIT",
+    "FRAME_OVERHEAD",
     "JSON",
     "LARGE",
     "MSGPACK",
+    "NOT_BEGUN",
     "NO_PAYLOAD",
-    "RECALLED",
+    "STOPPED",
     "Buffer",
     "Call",
     "Cancel",
@@ -36,6 +38,8 @@ __all__ = [
     "HostCancel",
     "HostFrame",
     "HostReply",
+    "Leaf",
+    "Leaving",
     "Payload",
     "Ping",
     "Pong",
@@ -54,8 +58,11 @@ LARGE = 64 * 1024
 #: Largest payload of an Emit, measurements and metadata together, in bytes.
 EVENT_LIMIT = 16 * 1024
 
-#: The code of the error with which a worker gives back a call that it had not begun; see Cancel.recall in worker.proto.
-RECALLED = "recalled"
+#: Room for a frame around its payload, or around a failure with all that is told of it, in bytes.
+FRAME_OVERHEAD = 128 * 1024
+
+#: Why a worker did not carry a call out; see Undone in worker.proto.
+NOT_BEGUN, STOPPED = 1, 2
 
 
 class FrameError(ValueError):
@@ -94,6 +101,13 @@ class Payload(msgspec.Struct, frozen=True):
 NO_PAYLOAD = Payload(0, b"")
 
 
+class Leaf(msgspec.Struct):
+    """One exception of a group."""
+
+    types: Sequence[str] = ()
+    message: str = ""
+
+
 class ErrorInfo(msgspec.Struct):
     """A failure as it travels; see ``snakepit_trio.wire.failures`` for the way to and from exceptions."""
 
@@ -104,6 +118,7 @@ class ErrorInfo(msgspec.Struct):
     remote_message: str = ""
     remote_traceback: str = ""
     details: Payload | None = None
+    leaves: Sequence[Leaf] = ()
 
 
 class Call(msgspec.Struct):
@@ -146,9 +161,12 @@ class Stop(msgspec.Struct):
 
 
 class Reply(msgspec.Struct):
+    """The end of a call; ``undone`` is :data:`NOT_BEGUN`, :data:`STOPPED`, or 0."""
+
     id: int
     payload: Payload | None = None
     error: ErrorInfo | None = None
+    undone: int = 0
 
 
 class Chunk(msgspec.Struct):
@@ -181,6 +199,10 @@ class Emit(msgspec.Struct):
     payload: Payload = NO_PAYLOAD
 
 
+class Leaving(msgspec.Struct):
+    """The worker ends on its own account."""
+
+
 HostFrame: TypeAlias = Call | Cancel | Credit | Ping | HostReply | Stop
-WorkerFrame: TypeAlias = Reply | Chunk | Pong | HostCall | HostCancel | Emit
+WorkerFrame: TypeAlias = Reply | Chunk | Pong | HostCall | HostCancel | Emit | Leaving
 Frame: TypeAlias = HostFrame | WorkerFrame

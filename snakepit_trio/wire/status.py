@@ -9,19 +9,22 @@ https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.pr
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
+import msgspec
+
+from snakepit_trio._exceptions import display_name
 from snakepit_trio._timeouts import NEVER
-from snakepit_trio.errors import ConnectionLost, QueueFull, SnakepitError, ToolError
+from snakepit_trio.errors import ConnectionLost, QueueFull, SnakepitError
 
 from . import failures
 from .frame_reading import decode_error, read_fields
 from .frame_writing import encode_error, varint
 from .frames import ErrorInfo, FrameError
 
-__all__ = ["DEFAULT_ROOM", "OK", "error_from_trailers", "find_info", "trailers_for"]
+__all__ = ["DEFAULT_ROOM", "OK", "encode_shortened", "error_from_trailers", "find_info", "trailers_for"]
 
 OK = 0
 _UNAVAILABLE = 14
@@ -35,39 +38,64 @@ _DOMAIN = "snakepit"
 _FULL = 0.1
 #: Characters of the plain message.
 _MESSAGE = 1024
+#: Bytes that the sizes of what is around it may take.
+_SIZES = 16
+#: Bytes of a class's name that fit into the shortest trailers.
+_BARE_TYPE = 100
 #: What stands for itself in ``grpc-message``, beside letters and digits.
 _PLAIN = " !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~"
 
 
-def trailers_for(error: SnakepitError, *, room: int = DEFAULT_ROOM) -> list[tuple[str, str]]:
-    """The trailers of an RPC that ended with this error.
+def trailers_for(info: ErrorInfo, *, room: int = DEFAULT_ROOM) -> list[tuple[str, str]]:
+    """The trailers of an RPC that ended with this failure.
 
     Args:
-        error: What went wrong; its text is sent as it is.
-        room: Bytes that they may have in all; the traceback is cut first, then the details.
+        info: What went wrong; its text is sent as it is.
+        room: Bytes that they may have in all; the traceback is cut first, then the details. At least a kilobyte.
     """
-    status = failures.grpc_status(error.code)
-    message = error.message[:_MESSAGE]
-    trailers = [("grpc-status", str(status)), ("grpc-message", quote(message, safe=_PLAIN, errors="replace"))]
-    retry_after = _retry_after(error)
+    status = failures.status_of(info)
+    details = failures.details_of(info)
+    message = failures.message_of(info)[:_MESSAGE]
+    trailers = [("grpc-status", str(status)), ("grpc-message", _quoted(message, room // 3))]
+    retry_after = _retry_after(info, details)
     if retry_after is not None:
         trailers.append(("grpc-retry-pushback-ms", str(int(retry_after * 1000))))
     left = (room - sum(len(name) + len(value) + 32 for name, value in trailers) - 64) * 3 // 4
-    info = failures.to_info(error)
-    others = _others(error, retry_after)
-    for shorten in (_nothing, _short_trace, _no_trace, _no_details):
-        shorten(info)
-        details = _status(status, message, [(_OURS, encode_error(info)), *others])
-        if len(details) <= left:
-            trailers.append(("grpc-status-details-bin", base64.b64encode(details).decode().rstrip("=")))
-            break
+    others = _others(info, details, message, retry_after)
+    told = encode_shortened(info, left - len(_status(status, message, [(_OURS, b""), *others])))
+    if told is None:
+        # Who speaks, and of what, is always told.
+        message, others, told = "", [], encode_error(_bare(info))
+    data = _status(status, message, [(_OURS, told), *others])
+    trailers.append(("grpc-status-details-bin", base64.b64encode(data).decode().rstrip("=")))
     return trailers
+
+
+def encode_shortened(info: ErrorInfo, room: int) -> bytes | None:
+    """The message ErrorInfo with as much as fits into so many bytes; None when not even its texts do."""
+    told = msgspec.structs.replace(info)
+    for shorten in (_nothing, _short_trace, _no_trace, _no_details):
+        shorten(told)
+        data = encode_error(told)
+        if len(data) <= room - _SIZES:
+            return data
+    return None
+
+
+def _quoted(message: str, limit: int) -> str:
+    """A message as it stands in ``grpc-message``, of so many bytes at most."""
+    text = quote(message, safe=_PLAIN, errors="replace")
+    while len(text) > limit:
+        message = message[: len(message) * limit // len(text)]
+        text = quote(message, safe=_PLAIN, errors="replace")
+    return text
 
 
 def error_from_trailers(trailers: Mapping[str, str], status: int, message: str) -> SnakepitError:
     """The exception for an RPC that did not end with OK."""
     info = find_info(trailers)
     if info is not None:
+        info.message = info.message or info.remote_message or message
         return failures.from_info(info)
     if status == _UNAVAILABLE:
         return ConnectionLost(message)
@@ -87,7 +115,7 @@ def find_info(trailers: Mapping[str, str]) -> ErrorInfo | None:
                 found = fields.get(0x12)
                 if fields.get(0x0A) == _OURS.encode() and isinstance(found, bytes):
                     return decode_error(found)
-    except (FrameError, TypeError, AttributeError, binascii.Error):
+    except (FrameError, TypeError, AttributeError, ValueError):
         pass  # Whatever it is, it is not ours.
     return None
 
@@ -113,21 +141,31 @@ def _no_trace(info: ErrorInfo) -> None:
 def _no_details(info: ErrorInfo) -> None:
     info.details = None
     info.remote_types = list(info.remote_types)[:8]
+    info.leaves = ()
 
 
-def _retry_after(error: SnakepitError) -> float | None:
-    """Seconds after which another attempt makes sense; None when that is not known."""
-    if error.code == QueueFull.default_code:
+def _bare(info: ErrorInfo) -> ErrorInfo:
+    types = [name if len(name.encode()) <= _BARE_TYPE else "builtins.BaseException" for name in info.remote_types[:1]]
+    return ErrorInfo(info.code, "", info.retryable, types)
+
+
+def _retry_after(info: ErrorInfo, details: Mapping[str, Any]) -> float | None:
+    """Seconds after which another attempt makes sense; None when that is not known, or only a tool says so."""
+    if info.remote_types:
+        return None
+    if info.code == QueueFull.default_code:
         return _FULL
-    found = error.details.get("retry_after") if error.retryable else None
+    found = details.get("retry_after") if info.retryable else None
     return found if isinstance(found, int | float) and 0 < found < NEVER else None
 
 
-def _others(error: SnakepitError, retry_after: float | None) -> list[tuple[str, bytes]]:
-    found = [(_TYPE + "google.rpc.ErrorInfo", _google_error_info(error))]
-    path = error.details.get("path")
+def _others(
+    info: ErrorInfo, details: Mapping[str, Any], message: str, retry_after: float | None
+) -> list[tuple[str, bytes]]:
+    found = [(_TYPE + "google.rpc.ErrorInfo", _google_error_info(info, details))]
+    path = details.get("path")
     if isinstance(path, str):
-        violation = _field(1, path.encode()[:500]) + _field(2, error.message.encode()[:500])
+        violation = _field(1, _short(path)) + _field(2, _short(message))
         found.append((_TYPE + "google.rpc.BadRequest", _field(1, violation)))
     if retry_after is not None:
         seconds, fraction = divmod(retry_after, 1.0)
@@ -136,15 +174,21 @@ def _others(error: SnakepitError, retry_after: float | None) -> list[tuple[str, 
     return found
 
 
-def _google_error_info(error: SnakepitError) -> bytes:
-    metadata: dict[str, str] = {"retryable": "true" if error.retryable else "false"}
-    if isinstance(error, ToolError) and error.remote_type:
-        metadata["remote_type"] = error.remote_type[:200]
-    for key, value in error.details.items():
+def _google_error_info(info: ErrorInfo, details: Mapping[str, Any]) -> bytes:
+    metadata: dict[str, str] = {"retryable": "true" if info.retryable else "false"}
+    if info.remote_types:
+        metadata["remote_type"] = display_name(info.remote_types[0])
+    for key, value in details.items():
+        if isinstance(value, int) and value.bit_length() > 64:
+            continue  # Python writes no longer ones than it has been told to.
         if isinstance(value, str | int | float) and len(text := str(value)) <= 200:
             metadata[key] = text
     entries = (_field(3, _field(1, key.encode()) + _field(2, value.encode())) for key, value in metadata.items())
-    return _field(1, error.code.upper().encode()) + _field(2, _DOMAIN.encode()) + b"".join(entries)
+    return _field(1, info.code.upper().encode()) + _field(2, _DOMAIN.encode()) + b"".join(entries)
+
+
+def _short(text: str) -> bytes:
+    return text.encode()[:500].decode(errors="ignore").encode()
 
 
 def _status(code: int, message: str, details: Sequence[tuple[str, bytes]]) -> bytes:

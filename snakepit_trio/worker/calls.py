@@ -12,10 +12,24 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snakepit_trio.errors import InvalidParameter, RequestCancelled, RequestTimeout, SnakepitError
+from snakepit_trio._exceptions import is_a
+from snakepit_trio.errors import InvalidParameter, InvalidPayload, RequestCancelled, RequestTimeout, SnakepitError
 from snakepit_trio.observe.correlation import CURRENT
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.frames import EVENT_LIMIT, JSON, MSGPACK, NO_PAYLOAD, Chunk, Emit, Frame, Payload, Reply
+from snakepit_trio.wire.frames import (
+    EVENT_LIMIT,
+    JSON,
+    MSGPACK,
+    NO_PAYLOAD,
+    NOT_BEGUN,
+    STOPPED,
+    Chunk,
+    Emit,
+    ErrorInfo,
+    Frame,
+    Payload,
+    Reply,
+)
 from snakepit_trio.wire.frames import Call as CallFrame
 
 from .context import ToolContext
@@ -104,7 +118,8 @@ class Call:
         channel: How it came.
         context: What its tool may know of it; from :meth:`enter` on.
         deadline: On the clock of ``time.monotonic``; None when it has none.
-        cancelled: The caller is gone.
+        cancelled: It is to stop: the caller is gone, or the worker ends.
+        stopped: It is to stop because the worker ends.
         span: Its OpenTelemetry span; None where nobody uses that.
         wake: Set by whoever runs the call on an event loop: called, in the I/O thread, after a cancel or a credit.
     """
@@ -124,6 +139,7 @@ class Call:
         "payload",
         "send",
         "span",
+        "stopped",
         "tool",
         "wake",
     )
@@ -136,6 +152,7 @@ class Call:
         self.channel: Channel = channel
         self.send = channel.send
         self.cancelled = False
+        self.stopped = False
         self.span: CallSpan | None = None
         self.wake: Callable[[], None] | None = None
         self.deadline = None if timeout is None else time.monotonic() + timeout
@@ -166,9 +183,11 @@ class Call:
 
     # ---- from the I/O thread -----------------------------------------------------------------------
 
-    def cancel(self) -> None:
-        """The caller is gone."""
+    def cancel(self, *, stopped: bool = False) -> None:
+        """It is to stop: the caller is gone, or, when ``stopped``, the worker ends."""
         with self._lock:
+            if stopped and not self.cancelled:
+                self.stopped = True
             self.cancelled = True
             self._lock.notify_all()
         self.channel.host_calls.cancel(self)
@@ -198,23 +217,24 @@ class Call:
         if self.span is not None:
             self.span.leave()
 
-    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Decode and bind the arguments.
-
-        Raises:
-            RequestCancelled: The caller is gone already.
-            RequestTimeout: The deadline has passed already.
-            InvalidPayload, InvalidParameter: They are no arguments for this tool.
-        """
+    def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
+        """Decode and bind the arguments; None when the call is refused instead, and has been answered: its caller is gone, its
+        deadline has passed, or they are no arguments for this tool."""
         if self.cancelled:
-            raise RequestCancelled("cancelled before it began")
+            self.withdraw()
+            return None
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            raise late()
+            self.refuse(late())
+            return None
         channel, tool = self.channel, self.tool
         channel.begin(self.id)
-        params = codec.decode(self.payload, what="params", limit=channel.limit)
-        self.payload = NO_PAYLOAD
-        return tool.bind(params, self.context)
+        try:
+            params = codec.decode(self.payload, what="params", limit=channel.limit)
+            self.payload = NO_PAYLOAD
+            return tool.bind(params, self.context)
+        except (InvalidPayload, InvalidParameter) as exc:
+            self.refuse(exc)
+            return None
 
     def take_credit(self) -> bool | None:
         """True when a chunk may be made now, False when there is no room, None when the caller is gone."""
@@ -252,7 +272,7 @@ class Call:
         try:
             payload = self._encode(value, "result")
         except SnakepitError as exc:
-            self.fail(exc)
+            self.refuse(exc)
         else:
             self._end_span()
             self.send(Reply(self.id, payload))
@@ -270,21 +290,48 @@ class Call:
         return self.channel.lend(payload) if payload.buffers else payload
 
     def end_stream(self) -> None:
-        """The generator has ended, or was closed because the caller is gone."""
+        """The generator has ended, or was closed because the call is to stop."""
         if self.cancelled:
-            self.fail(RequestCancelled("cancelled"))
+            self.end_cancelled()
         else:
             self._end_span()
             self.send(Reply(self.id))
 
     def fail(self, exc: BaseException) -> None:
-        """The tool has raised."""
+        """The tool has raised. Never raises, whatever that is."""
+        if self.cancelled and is_a(exc, RequestCancelled):
+            self.end_cancelled()
+            return
         from snakepit_trio.observe.redaction import redact
 
+        self._fail(failures.describe_exception(exc, redact=redact), exc)
+
+    def refuse(self, error: SnakepitError) -> None:
+        """The call is refused by the worker, not by its tool."""
+        from snakepit_trio.observe.redaction import redact
+
+        self._fail(failures.to_info(error, redact=redact), error)
+
+    def end_cancelled(self) -> None:
+        """It has stopped because it was to."""
+        if self.stopped:
+            self._end_span(message="the worker ends")
+            self.send(Reply(self.id, undone=STOPPED))
+        else:
+            self.refuse(RequestCancelled("cancelled"))
+
+    def withdraw(self) -> None:
+        """It is not wanted any more, or not from this worker, and has not begun."""
+        if self.cancelled and not self.stopped:
+            self.refuse(RequestCancelled("cancelled before it began"))
+        else:
+            self.payload = NO_PAYLOAD
+            self.send(Reply(self.id, undone=NOT_BEGUN))
+
+    def _fail(self, info: ErrorInfo, exc: BaseException) -> None:
         # What it lies in is wanted back now, not when this object's cycle is collected.
         self.payload = NO_PAYLOAD
-        info = failures.describe_exception(exc, redact=redact)
-        self._end_span(exc, info.remote_message or info.message)
+        self._end_span(exc, failures.message_of(info))
         self.send(Reply(self.id, None, info))
 
     def _end_span(self, error: BaseException | None = None, message: str = "") -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
 
-from snakepit_trio.errors import RequestCancelled, SnakepitError, StreamingUnsupported, ToolNotFound
+from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.http2.pipe import FramePipe
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-#: Room for the frame around a payload, in bytes.
-_FRAME_OVERHEAD = 64 * 1024
 #: How many frames may wait for the I/O thread; while there are as many, events are dropped.
 _EVENTS_WAITING = 1000
 #: While the host reads so slowly that more bytes than this wait for it, events are dropped.
@@ -143,7 +141,7 @@ class Exchange:
             stream._stream,
             on_message=self._on_message,
             on_close=lambda reason: closed.set(),
-            max_message=self._boot.max_payload + _FRAME_OVERHEAD,
+            max_message=self._boot.max_payload + frames.FRAME_OVERHEAD,
             call_soon=self._call_soon,
         )
         await stream.send_initial_metadata()
@@ -173,9 +171,12 @@ class Exchange:
         elif kind is frames.HostReply:
             self.host_calls.resolve(frame)
         elif kind is frames.Stop:
-            self.stop(frame.grace_us / 1e6)
+            self.stop(frame.grace_us / 1e6, asked=True)
 
     def _on_call(self, frame: frames.Call) -> None:
+        if self.stopping:
+            self._write(frames.Reply(frame.id, undone=frames.NOT_BEGUN))
+            return
         try:
             if frame.id in self.calls:
                 raise ValueError(f"call {frame.id} is under way already")
@@ -188,9 +189,7 @@ class Exchange:
             self._run_inline(call)
             return
         self._runner.submit(call)
-        if self.stopping:
-            self._cancel(call)
-        elif (
+        if (
             call.deadline is not None
             and len(self.calls) > self._boot.threads
             and (self._sweeper is None or self._sweeper.when() > call.deadline)
@@ -202,18 +201,11 @@ class Exchange:
         call = self.calls.get(frame.id)
         if call is None:
             return
-        if not frame.recall:
-            self._cancel(call)
-        elif call.claim():
-            call.payload = frames.NO_PAYLOAD
-            self._write(frames.Reply(call.id, None, frames.ErrorInfo(frames.RECALLED)))
-
-    def _cancel(self, call: Call) -> None:
-        """The caller is gone: a call that has not begun is answered at once, so that its place does not wait for others."""
+        # A call that has not begun is answered at once, so that its place does not wait for others.
         if call.claim():
-            call.cancelled = True
-            call.fail(RequestCancelled("cancelled before it began"))
-        else:
+            call.cancelled = not frame.recall
+            call.withdraw()
+        elif not frame.recall:
             call.cancel()
 
     def sweep(self) -> None:
@@ -227,7 +219,7 @@ class Exchange:
         now = time.monotonic()
         for call, deadline in waiting:
             if deadline <= now and call.claim():
-                call.fail(late())
+                call.refuse(late())
         following = min((deadline for _, deadline in waiting if deadline > now), default=None)
         if following is not None:
             self._sweeper = self._loop.call_at(following, self.sweep)
@@ -329,16 +321,24 @@ class Exchange:
         """Whether no host is connected."""
         return self._pipe is None
 
-    def stop(self, grace: float) -> None:
-        """Take no more calls; let those that run end within the grace, then cancel them."""
+    def stop(self, grace: float, *, asked: bool = False) -> None:
+        """Take no more calls; let those that are here end within the grace, then stop them.
+
+        Args:
+            grace: Seconds.
+            asked: The host has asked for it. Else it is told, and gets back at once what has not begun.
+        """
         if self.stopping:
             return
         self.stopping = True
         self._on_stop()
+        if not asked:
+            self._write(frames.Leaving())
+            self._give_back()
         if grace > 0:
-            self._loop.call_later(grace, self._cancel_all)
+            self._loop.call_later(grace, self._stop_all)
         else:
-            self._cancel_all()
+            self._stop_all()
         self.note_drained()
 
     def stop_unopened(self) -> None:
@@ -350,11 +350,17 @@ class Exchange:
         self._pipe = None
         self.host_lost = not self.stopping
         self.stop(0.0)
-        self._cancel_all()
+        self._stop_all()
 
-    def _cancel_all(self) -> None:
+    def _give_back(self) -> None:
         for call in list(self.calls.values()):
-            self._cancel(call)
+            if call.claim():
+                call.withdraw()
+
+    def _stop_all(self) -> None:
+        self._give_back()
+        for call in list(self.calls.values()):
+            call.cancel(stopped=True)
 
     def note_drained(self) -> None:
         """A call has ended: perhaps it was the last before the end."""

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HostCalls"]
 
+#: Characters of a host tool's name; no tool has as many.
+_LONGEST_NAME = 256
+
 
 class _Pending:
     """A call to the host that somebody waits for."""
@@ -104,8 +107,11 @@ class HostCalls:
         timeout: float | None,
         done: Callable[[], object],
     ) -> tuple[int, _Pending]:
-        if not isinstance(name, str):
-            raise InvalidParameter(f"a host tool's name is text, not {name!r}", details={"path": "name"})
+        if not isinstance(name, str) or len(name) > _LONGEST_NAME or not name.isprintable():
+            raise InvalidParameter(
+                f"a host tool's name is printable text of up to {_LONGEST_NAME} characters, not {repr(name)[:100]}",
+                details={"path": "name"},
+            )
         if params is not None and not isinstance(params, Mapping):
             raise InvalidParameter(
                 f"params must be a mapping of argument names to values, not {type(params).__name__}",

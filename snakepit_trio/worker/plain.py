@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Status
 
-from snakepit_trio.errors import SnakepitError, ToolNotFound
+from snakepit_trio.errors import SnakepitError, ToolNotFound, WorkerCrashed
 from snakepit_trio.wire import failures, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
@@ -25,8 +25,8 @@ __all__ = ["PlainCalls"]
 
 #: Chunks of one call, and their bytes, that may wait for its client to read what came before.
 _CREDITS, _CREDIT_BYTES = 16, 4 * 1024 * 1024
-#: Characters of an error's message in trailers.
-_TEXT = 1000
+#: Characters of an error's message in trailers, and bytes of all that is told of it.
+_TEXT, _ROOM = 1000, 4096
 
 
 class _Failed(Exception):
@@ -104,6 +104,8 @@ class PlainCalls:
                     del self._running[request.request_id]
 
         try:
+            if self._exchange.stopping:
+                raise _undone(frames.NOT_BEGUN)
             tool = self._exchange.tool_for(frame)
         except SnakepitError as exc:
             raise _Failed(failures.to_info(exc)) from None
@@ -137,6 +139,8 @@ class PlainCalls:
                     del self._exchange.calls[call.id]
                     if item.error is not None:
                         raise _Failed(item.error)
+                    if item.undone:
+                        raise _Failed(failures.to_info(_undone(item.undone)))
                     if item.payload is not None:
                         yield _message(item.payload)
                     return
@@ -144,6 +148,12 @@ class PlainCalls:
             if self._exchange.calls.pop(call.id, None) is not None:
                 call.cancel()
             self._exchange.note_drained()
+
+
+def _undone(why: int) -> WorkerCrashed:
+    """What a host with a stock library is told where the exchange has an outcome of its own."""
+    what = "has not begun the call" if why == frames.NOT_BEGUN else "has stopped the call"
+    return WorkerCrashed(f"the worker ends, and {what}")
 
 
 def _message(payload: frames.Payload) -> PayloadMessage:
@@ -156,11 +166,11 @@ def _message(payload: frames.Payload) -> PayloadMessage:
 
 def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
     """Status, message and trailers for a failure; trailers have to be short."""
-    text = info.message
-    if info.remote_types:
-        text = f"{info.remote_types[0].removeprefix('builtins.')}: {info.remote_message}"
+    from snakepit_trio.wire.status import encode_shortened
+
+    text = failures.message_of(info)[:_TEXT]
     info.remote_traceback = ""
-    info.message, info.remote_message = info.message[:_TEXT], info.remote_message[:_TEXT]
-    info.remote_types = list(info.remote_types)[:8]
-    trailers = {"snakepit-error-bin": frame_writing.encode_error(info)}
-    return Status(failures.grpc_status(info.code)), text[:_TEXT], trailers
+    told = encode_shortened(info, _ROOM) or frame_writing.encode_error(
+        frames.ErrorInfo(info.code, text, info.retryable, list(info.remote_types)[:1])
+    )
+    return Status(failures.status_of(info)), text, {"snakepit-error-bin": told}

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-from snakepit_trio.errors import RequestCancelled, RequestTimeout
+from snakepit_trio.errors import RequestTimeout
 
 from .lines import Line, Threads
 from .toolbox import Kind
@@ -71,7 +71,10 @@ def run_sync(call: Call) -> None:
         return  # It was taken back before it began.
     call.enter()
     try:
-        positional, keywords = call.arguments()
+        bound = call.arguments()
+        if bound is None:
+            return
+        positional, keywords = bound
         if call.tool.kind is Kind.GENERATOR:
             _run_generator(call, iter(call.tool.function(*positional, **keywords)))
         else:
@@ -290,9 +293,13 @@ class LoopRunner:
 
     @staticmethod
     async def _answer(function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        import anyio
+
         try:
             value = await function()
-        except Exception as exc:
+        except BaseException as exc:
+            if anyio.current_effective_deadline() == -math.inf:
+                raise  # The loop itself is being torn down.
             answer(None, exc)
         else:
             answer(value, None)
@@ -325,7 +332,10 @@ class LoopRunner:
             scope.cancel()
         try:
             with scope:
-                positional, keywords = call.arguments()
+                bound = call.arguments()
+                if bound is None:
+                    return
+                positional, keywords = bound
                 if room is None:
                     result = await call.tool.function(*positional, **keywords)
                 else:
@@ -336,8 +346,10 @@ class LoopRunner:
             # Anything else is the tool's, even what looks like a cancellation: a task that it has awaited was cancelled.
             call.fail(exc)
             return
-        if scope.cancelled_caught:
-            call.fail(RequestCancelled("cancelled") if call.cancelled else RequestTimeout("the deadline has passed"))
+        if scope.cancelled_caught and call.cancelled:
+            call.end_cancelled()
+        elif scope.cancelled_caught:
+            call.refuse(RequestTimeout("the deadline has passed"))
         elif room is None:
             call.finish(result)
         else:

@@ -21,7 +21,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from snakepit_trio.errors import SnakepitError, qualified_name
+from snakepit_trio._exceptions import is_a, one_line
+from snakepit_trio.errors import SnakepitError
 from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
@@ -110,14 +111,12 @@ def _nothing() -> None:
 
 def _failed(exc: BaseException) -> Report:
     info = failures.describe_exception(exc, redact=redact)
-    if isinstance(exc, SnakepitError):
-        return Report(code="worker_startup", message=info.message, remote_types=[qualified_name(type(exc))])
-    name = info.remote_types[0].removeprefix("builtins.")
     return Report(
         code="worker_startup",
-        message=f"{name}: {info.remote_message}" if info.remote_message else name,
+        message=failures.message_of(info),
         remote_types=list(info.remote_types),
-        remote_traceback=info.remote_traceback,
+        # Of an error of the library's own, the message says all.
+        remote_traceback="" if is_a(exc, SnakepitError) else info.remote_traceback,
     )
 
 
@@ -282,7 +281,7 @@ class _Io:
                     if error is None:
                         answered.set_result(value is not False)
                     else:
-                        answered.set_exception(RuntimeError(f"health() raised {type(error).__name__}: {error}"))
+                        answered.set_exception(RuntimeError(f"health() raised {one_line(error)}"))
 
             self._loop.call_soon_threadsafe(settle)  # type: ignore[union-attr]
 

@@ -1,14 +1,22 @@
-"""OpenTelemetry inside a worker: a span for each call, the child of the host's. Does nothing unless the adapter imports it."""
+"""OpenTelemetry inside a worker: a span for each call, the child of the host's. Does nothing unless the adapter imports it.
+
+What the SDK, or an exporter or processor of the application's, raises is logged, and costs no call.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import TYPE_CHECKING
+
+from snakepit_trio._exceptions import type_name
 
 if TYPE_CHECKING:
     from .context import ToolContext
 
 __all__ = ["CallSpan", "begin_span"]
+
+_log = logging.getLogger(__name__)
 
 
 class CallSpan:
@@ -36,16 +44,28 @@ class CallSpan:
 
     def end(self, error: BaseException | None, message: str = "") -> None:
         """The call has ended. ``message`` says how, without secrets."""
-        if error is not None and self._span.is_recording():
-            self._span.set_attribute("error.type", type(error).__qualname__)
-            self._span.set_status(self._error, message)
-        self._span.end()
+        try:
+            if error is not None and self._span.is_recording():
+                self._span.set_attribute("error.type", type_name(error))
+                self._span.set_status(self._error, message)
+            self._span.end()
+        except Exception:
+            _log.warning("a call's span could not be ended", exc_info=True)
 
     def leave(self) -> None:
         """The tool's task or thread goes on to something else."""
-        self._context.detach(self._token)
+        try:
+            self._context.detach(self._token)
+        except Exception:
+            _log.warning("a call's span could not be left", exc_info=True)
 
 
 def begin_span(tool: str, call: ToolContext) -> CallSpan | None:
     """Begin a span; None when nobody here uses OpenTelemetry."""
-    return CallSpan(tool, call) if "opentelemetry.trace" in sys.modules else None
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    try:
+        return CallSpan(tool, call)
+    except Exception:
+        _log.warning("a call's span could not be begun", exc_info=True)
+        return None

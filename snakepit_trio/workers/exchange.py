@@ -19,6 +19,7 @@ from snakepit_trio.wire.frames import (
     HostCall,
     HostCancel,
     HostReply,
+    Leaving,
     Ping,
     Pong,
     Reply,
@@ -156,6 +157,8 @@ class Exchange:
                     owner.link_host_call(frame)
                 case Emit():
                     owner.link_emit(frame)
+                case Leaving():
+                    owner.link_leaving()
         except ValueError as exc:
             owner.link_broken(str(exc))
             raise

@@ -36,6 +36,9 @@ class WorkerHost(Protocol):
     def worker_returned(self, worker: Worker, call_id: int) -> None:
         """A call is given back that had not begun. Raises ValueError when there was no such call."""
 
+    def worker_stopped_call(self, worker: Worker, call_id: int) -> None:
+        """A call that had begun was stopped because the worker ends. Raises ValueError when there was no such call."""
+
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
         """A stream has given a chunk."""
 

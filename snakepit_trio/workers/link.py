@@ -35,6 +35,9 @@ class LinkOwner(Protocol):
     def link_emit(self, emit: Emit) -> None:
         """A tool has emitted an event."""
 
+    def link_leaving(self) -> None:
+        """The worker ends on its own account, and gives back what it has not begun."""
+
     def link_alive(self, rss: int, lag: float) -> None:
         """A heartbeat was answered: resident bytes, and how late the worker's event loop was, in seconds."""
 

@@ -15,6 +15,7 @@ import anyio
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.wire.connection import Connection
+from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.offer import Offer
 
 from .exchange import Exchange
@@ -37,8 +38,6 @@ __all__ = ["Resources"]
 _LAST_BREATH = 0.25
 #: The first for one on another machine.
 _FAR_BREATH = 1.0
-#: Room for the frame around a payload, in bytes.
-_FRAME_OVERHEAD = 64 * 1024
 
 
 class Resources:
@@ -121,7 +120,7 @@ class Resources:
         self.connection = await self._wire.connect(
             self.address,
             token=self._spec.token,
-            max_message=self._settings.max_payload + _FRAME_OVERHEAD,
+            max_message=self._settings.max_payload + FRAME_OVERHEAD,
             tls=process.tls,
             name=self._spec.worker_id,
         )

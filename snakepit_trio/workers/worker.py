@@ -30,7 +30,7 @@ from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import (
     JSON,
     MSGPACK,
-    RECALLED,
+    NOT_BEGUN,
     Call,
     Chunk,
     Emit,
@@ -123,6 +123,7 @@ class Worker:
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
         self._stopping = False
+        self._leaving = False
         self._over = anyio.Event()
         #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
         self._held: dict[int, None] = {}
@@ -373,6 +374,8 @@ class Worker:
             self._start(nursery, self._age, settings.max_age)
         if settings.health_interval is not None and "health" in self.capabilities:
             self._start(nursery, self._health, settings.health_interval)
+        if self._leaving:
+            self.link_leaving()
 
     # ---- its tasks -----------------------------------------------------------------------------------
 
@@ -411,11 +414,13 @@ class Worker:
             raise FrameError(f"a reply to call {reply.id}, which it does not hold")
         del self._held[reply.id]
         self._grace.end(reply.id)
-        if reply.error is not None and reply.error.code == RECALLED:
-            self._host.worker_returned(self, reply.id)
-        else:
+        if not reply.undone:
             self.served += 1
             self._host.worker_reply(self, reply)
+        elif reply.undone == NOT_BEGUN:
+            self._host.worker_returned(self, reply.id)
+        else:
+            self._host.worker_stopped_call(self, reply.id)
         limit = self._settings.max_requests
         if limit is not None and self.served >= limit:
             self._host.worker_due(self, "max_requests")
@@ -431,6 +436,12 @@ class Worker:
 
     def link_emit(self, emit: Emit) -> None:
         self._host.worker_emit(self, emit)
+
+    def link_leaving(self) -> None:
+        self._leaving = True
+        if self.state in (_READY, _BUSY):
+            self._become(WorkerState.DRAINING)
+            self._host.worker_due(self, "leaving")
 
     def link_alive(self, rss: int, lag: float) -> None:
         self.rss = rss
@@ -493,4 +504,6 @@ class Worker:
         reason, words, _ = classify(status, out_of_memory=self._resources.out_of_memory)
         if self._stopping and status.signal in (None, signal.SIGTERM):
             reason = "stopped"
+        elif self._leaving and status.code == 0:
+            words = "was asked to end by others, and did"
         self._end(reason, words)

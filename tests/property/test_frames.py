@@ -24,8 +24,10 @@ payloads = st.builds(
     st.binary(max_size=300),
     st.lists(st.binary(max_size=9) | blocks, max_size=3),
 )
+leaves = st.builds(frames.Leaf, st.lists(text, max_size=3), text)
 errors = st.builds(
-    frames.ErrorInfo, text, text, st.booleans(), st.lists(text, max_size=3), text, text, st.none() | payloads
+    frames.ErrorInfo, text, text, st.booleans(), st.lists(text, max_size=3), text, text, st.none() | payloads,
+    st.lists(leaves, max_size=2),
 )  # fmt: skip
 outcomes = st.tuples(st.none(), st.none()) | st.tuples(payloads, st.none()) | st.tuples(st.none(), errors)
 calls = st.builds(
@@ -41,6 +43,8 @@ host_frames = (
 )
 worker_frames = (
     st.builds(lambda i, o: frames.Reply(i, *o), u64, outcomes)
+    | st.builds(lambda i, u: frames.Reply(i, undone=u), u64, st.integers(1, 9))
+    | st.builds(frames.Leaving)
     | st.builds(frames.Chunk, u64, payloads)
     | st.builds(frames.Pong, u64, st.lists(u64, max_size=4), u64, u64)
     | st.builds(frames.HostCall, u64, u64, text, payloads, u64)
@@ -65,6 +69,10 @@ def message(frame: Any) -> Any:
         value = getattr(frame, name)
         if isinstance(value, frames.Payload | frames.ErrorInfo):
             value = message(value)
+        elif name == "leaves":
+            value = [message(leaf) for leaf in value]
+        elif name == "undone":
+            value = v1.Undone(value) if value else None
         values[name] = value
     return getattr(v1, type(frame).__name__)(**values)
 

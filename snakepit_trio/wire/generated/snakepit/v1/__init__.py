@@ -43,6 +43,8 @@ __all__ = (
     "HostCancel",
     "HostFrame",
     "HostReply",
+    "Leaf",
+    "Leaving",
     "ListProgramsRequest",
     "ListProgramsResponse",
     "ListToolsRequest",
@@ -72,6 +74,7 @@ __all__ = (
     "Stop",
     "ToolChunk",
     "ToolSpec",
+    "Undone",
     "WorkerFrame",
     "WorkerServiceBase",
     "WorkerServiceStub",
@@ -128,6 +131,40 @@ class Encoding(betterproto2.Enum):
             "ENCODING_UNSPECIFIED": 0,
             "ENCODING_JSON": 1,
             "ENCODING_MSGPACK": 2,
+        }
+
+
+class Undone(betterproto2.Enum):
+    """
+    Why a worker did not carry a call out. An outcome of its own and no code of an error, because a tool chooses its error's code.
+    """
+
+    UNSPECIFIED = 0
+
+    NOT_BEGUN = 1
+    """
+    Nothing of it has run, and nothing will: it may run elsewhere. Answers Cancel.recall, or comes after Leaving.
+    """
+
+    STOPPED = 2
+    """
+    It had begun, and the worker has stopped it because the worker itself ends.
+    """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "UNDONE_UNSPECIFIED",
+            1: "UNDONE_NOT_BEGUN",
+            2: "UNDONE_STOPPED",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "UNDONE_UNSPECIFIED": 0,
+            "UNDONE_NOT_BEGUN": 1,
+            "UNDONE_STOPPED": 2,
         }
 
 
@@ -208,8 +245,8 @@ class Cancel(betterproto2.Message):
 
     recall: "bool" = betterproto2.field(2, betterproto2.TYPE_BOOL)
     """
-    The host wants the call back, to run it elsewhere: when it has not begun, the worker answers at once with an error
-    of the code "recalled" and never runs it; when it has, the frame means nothing. Sent to workers with "prefetch".
+    The host wants the call back, to run it elsewhere: when it has not begun, the worker answers at once with
+    UNDONE_NOT_BEGUN and never runs it; when it has, the frame means nothing. Sent to workers with "prefetch".
     """
 
 
@@ -394,7 +431,8 @@ class ErrorInfo(betterproto2.Message):
 
     remote_types: "list[str]" = betterproto2.field(4, betterproto2.TYPE_STRING, repeated=True)
     """
-    Only when a tool raised: the exception's class and its base classes, nearest first, as "module.QualName".
+    When a tool raised, and only then: the exception's class and its base classes, nearest first, as "module.QualName"; of
+    a group of exceptions then those of its leaves.
     """
 
     remote_message: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
@@ -404,6 +442,11 @@ class ErrorInfo(betterproto2.Message):
     details: "Payload | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True)
     """
     A map of plain values that says more, by the error's code.
+    """
+
+    leaves: "list[Leaf]" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    When a tool raised a group of exceptions: the first of its leaves.
     """
 
 
@@ -761,6 +804,36 @@ default_message_pool.register_message("snakepit.v1", "HostReply", HostReply)
 
 
 @dataclass(eq=False, repr=False)
+class Leaf(betterproto2.Message):
+    """
+    One exception of a group.
+    """
+
+    types: "list[str]" = betterproto2.field(1, betterproto2.TYPE_STRING, repeated=True)
+    """
+    As ErrorInfo.remote_types.
+    """
+
+    message: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+
+default_message_pool.register_message("snakepit.v1", "Leaf", Leaf)
+
+
+@dataclass(eq=False, repr=False)
+class Leaving(betterproto2.Message):
+    """
+    The worker ends though the host has not asked for it, as after a SIGTERM from elsewhere. It takes no more calls, and gives
+    back those that it has not begun, and those that arrive after this.
+    """
+
+    pass
+
+
+default_message_pool.register_message("snakepit.v1", "Leaving", Leaving)
+
+
+@dataclass(eq=False, repr=False)
 class ListProgramsRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
@@ -1066,7 +1139,8 @@ default_message_pool.register_message("snakepit.v1", "RegisterToolsResponse", Re
 @dataclass(eq=False, repr=False)
 class Reply(betterproto2.Message):
     """
-    The end of a call: its result, its failure, or for a stream the end of the chunks (neither is set).
+    The end of a call: its result, its failure, that the worker did not carry it out, or for a stream the end of the chunks
+    (none of them is set).
 
     Oneofs:
         - outcome:
@@ -1077,6 +1151,8 @@ class Reply(betterproto2.Message):
     payload: "Payload | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
 
     error: "ErrorInfo | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True, group="outcome")
+
+    undone: "Undone | None" = betterproto2.field(4, betterproto2.TYPE_ENUM, optional=True, group="outcome")
 
 
 default_message_pool.register_message("snakepit.v1", "Reply", Reply)
@@ -1219,6 +1295,8 @@ class WorkerFrame(betterproto2.Message):
     host_cancel: "HostCancel | None" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
     emit: "Emit | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
+
+    leaving: "Leaving | None" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, optional=True, group="frame")
 
 
 default_message_pool.register_message("snakepit.v1", "WorkerFrame", WorkerFrame)
