@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
 import anyio
 import anyio.abc
 
+from snakepit_trio._exceptions import bare_name
 from snakepit_trio.errors import SnakepitError
 
 __all__ = ["Bulkhead", "InternalErrors", "internal_error", "operation"]
@@ -40,9 +41,9 @@ def internal_error(exc: BaseException, what: str = "request") -> SnakepitError:
     The text of the exception stays out of it: it may hold anything, and may travel to a client of the bridge.
     """
     error = SnakepitError(
-        f"an internal error of snakepit_trio ({type(exc).__name__}) ended the {what}; its traceback is in the log",
+        f"an internal error of snakepit_trio ({bare_name(exc)}) ended the {what}; its traceback is in the log",
         code="internal",
-        details={"error": type(exc).__name__},
+        details={"error": bare_name(exc)},
     )
     error.__cause__ = exc
     return error
@@ -88,7 +89,7 @@ class InternalErrors:
                 _log.error(
                     "internal error in %s: %s; it ends: %s",
                     where[0],
-                    type(exc).__name__,
+                    bare_name(exc),
                     ended,
                     exc_info=(type(exc), exc, exc.__traceback__),
                     extra=who,
@@ -96,13 +97,11 @@ class InternalErrors:
             if self._emit is not None and not self._reporting:
                 self._reporting = True
                 try:
-                    self._emit(
-                        "runtime.internal_error", None, ended=ended, error=type(exc).__name__, where=where[0], **who
-                    )
+                    self._emit("runtime.internal_error", None, ended=ended, error=bare_name(exc), where=where[0], **who)
                 finally:
                     self._reporting = False
         except Exception:
-            _log.error("an internal error could not be reported: %s", type(exc).__name__)
+            _log.error("an internal error could not be reported: %s", bare_name(exc))
 
     def caller(self, exc: Exception, what: str = "request") -> SnakepitError:
         """Report an exception that has ended a caller's own request, and give the error that the caller gets for it."""

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 __all__ = [
     "attempt",
+    "bare_name",
     "class_names",
     "clean",
     "display_name",
@@ -46,6 +47,7 @@ _MOST, _MOST_TOLD = 1000, 8
 _MOST_FRAMES, _MOST_CAUSES = 500, 64
 
 _module_of = type.__dict__["__module__"].__get__
+_name_of = type.__dict__["__name__"].__get__
 _qualname_of = type.__dict__["__qualname__"].__get__
 _mro_of = type.__dict__["__mro__"].__get__
 _traceback_of = BaseException.__dict__["__traceback__"].__get__
@@ -137,6 +139,11 @@ def display_name(qualified: str) -> str:
 def type_name(exc: BaseException) -> str:
     """Its class's name for people."""
     return display_name(qualified_name(type(exc)))
+
+
+def bare_name(exc: BaseException) -> str:
+    """Its class's name without module or outer classes."""
+    return sound_name(exact_text(_name_of(type(exc))) or "?")
 
 
 def class_names(exc: BaseException) -> list[str]:
