@@ -247,7 +247,9 @@ async def test_what_does_not_decode_is_refused_and_costs_no_worker(tmp_path: Pat
         assert [info.pid for info in pool.workers()] == [worker.pid]
 
 
-async def test_a_fault_of_ours_ends_one_call_and_no_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_fault_of_ours_ends_one_call_and_no_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
     """The answer is made where the worker's reply is read: what goes wrong there is not the worker's."""
 
     def fails(*args: Any, **options: Any) -> Payload:
@@ -263,5 +265,6 @@ async def test_a_fault_of_ours_ends_one_call_and_no_worker(tmp_path: Path, monke
             assert found["grpc-status"] not in ("0", "3")
             assert "RuntimeError" in found["grpc-message"]
             assert "secret" not in str(found)
+        assert [type(exc) for exc in internal_errors] == [RuntimeError]
         await still_adds(tmp_path)
         assert [info.pid for info in runtime.pool().workers()] == [worker.pid]
