@@ -3,8 +3,9 @@
 A worker writes a call's id before it runs anything of it, so a host knows of each call that died with its worker whether
 it had begun, at no cost on the wire, however the worker ended. A call that had not begun may be run elsewhere.
 
-The page is a table of the ids of the calls begun last, by their remainder. Ids only grow: a place that holds a greater id
-says nothing of a smaller one, which then counts as begun, the safe answer.
+The page is a table of ids by their remainder; each place holds the greatest id of those that have begun. Calls may begin in any
+order (priorities, sessions, several threads): a place that holds a greater id says nothing of a smaller one, which then counts
+as begun, the safe answer.
 
 The page is the first one of the file that host and worker share (:mod:`.memory`), which no process can cut short: a page that is
 missing would end whoever looks at it.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+import threading
 
 from . import memory
 from .mapping import map_file
@@ -51,6 +53,8 @@ class Marks:
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
+        # Without it an older id might be written over a newer one that another thread has written meanwhile.
+        self._lock = threading.Lock()
         try:
             self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
         except BaseException:
@@ -58,8 +62,11 @@ class Marks:
             raise
 
     def begin(self, call_id: int) -> None:
-        """The call is about to run."""
-        self._ids[call_id % _PLACES] = call_id
+        """The call is about to run. May be called by several threads."""
+        place = call_id % _PLACES
+        with self._lock:
+            if self._ids[place] < call_id:
+                self._ids[place] = call_id
 
     def begun(self, call_id: int) -> bool:
         """Whether the call may have run."""
