@@ -262,6 +262,8 @@ class Roster:
         request.chunk(chunk.payload)
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
+        if worker.state.over:
+            return  # It was sent before the worker's end, and nobody waits for it.
         server = self._servers.get(worker)
         if server is None:
             assert self.nursery is not None

@@ -321,7 +321,7 @@ class Worker:
             await self.ended.wait()
             return True
         with anyio.move_on_after(grace):
-            while self._held:
+            while self._held and not self.state.over:
                 await self._emptied.wait()
         self._link.stop()
         with anyio.move_on_after(self._settings.stop_grace):

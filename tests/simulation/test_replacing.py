@@ -259,3 +259,30 @@ def test_a_rolling_restart_that_cannot_go_on_says_so_and_leaves_the_others() -> 
         world_of(pool).behaviour.start_failure = 0.0
 
     simulate(body, size=4, surge=2, restart_limit=0)
+
+
+def test_a_worker_that_dies_while_it_drains_is_not_waited_for() -> None:
+    async def body(pool: sp.Pool) -> None:
+        old = pool.workers()[0].id
+        took = None
+
+        async def recycle() -> None:
+            nonlocal took
+            begun = trio.current_time()
+            assert await pool.recycle(old)
+            took = trio.current_time() - begun
+
+        async def long() -> None:
+            with pytest.raises(sp.WorkerCrashed):
+                await pool.execute("work", {"seconds": 100.0})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(long)
+            await trio.sleep(0.1)
+            nursery.start_soon(recycle)
+            await trio.sleep(0.5)
+            assert took is None
+            world_of(pool).worker(old).crash()
+        assert took is not None and took < 1
+
+    simulate(body, size=1, stop_grace=50.0)
