@@ -25,7 +25,10 @@ _PLURALS = {str: "text", float: "numbers"}
 
 def refuse(key: str, value: object, expected: str) -> typing.NoReturn:
     """Raise a ConfigError about a value."""
-    shown = repr(value)
+    try:
+        shown = repr(value)
+    except RecursionError:
+        shown = "a value that is nested too deeply"
     raise ConfigError(
         f"{key}: expected {expected}, got {shown if len(shown) <= 100 else shown[:97] + '...'}",
         details={"source": "code", "key": key, "expected": expected},

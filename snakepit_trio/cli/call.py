@@ -47,7 +47,7 @@ def call(
     params = words[named] if len(words) > named else "{}"
     try:
         arguments = json.loads(params)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         refuse(f"the arguments are not JSON: {exc}")
     if not isinstance(arguments, dict):
         refuse("the arguments must be a JSON object")

@@ -81,7 +81,7 @@ def map_command(
                     names[index] = f"line {number}"
                     try:
                         value = json.loads(line)
-                    except ValueError as exc:
+                    except (ValueError, RecursionError) as exc:
                         value, wrong[index] = None, f"the line is not JSON: {exc}"
                     else:
                         if not isinstance(value, dict):

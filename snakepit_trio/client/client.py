@@ -19,6 +19,7 @@ from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, SnakepitError
 from snakepit_trio.pool.mapping import MapResults, running
 from snakepit_trio.pool.tasks import MapTasks
+from snakepit_trio.sessions.records import check_ttl
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
@@ -286,11 +287,13 @@ class Client:
             ConnectionLost: The runtime can't be reached.
             SnakepitError: What :meth:`snakepit_trio.Pool.session` raises.
         """
+        # On the wire, none is the runtime's own and 0 is endless.
+        life = None if isinstance(ttl, Unset) else check_ttl(ttl) or 0.0
         request = v1.OpenSessionRequest(
             session_id=id or "",
             pool=self.name,
             affinity=affinity or "",
-            ttl=None if isinstance(ttl, Unset) else 0.0 if ttl is None else ttl,
+            ttl=life,
             metadata=dict(metadata or {}),
         )
         answer = await self._link.unary("OpenSession", request, v1.OpenSessionResponse, again=id is not None)

@@ -77,6 +77,8 @@ def _read(path: Path | None) -> tuple[str, dict[str, Any]]:
         _fail(source, "file", "a readable TOML file", exc.strerror or str(exc))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
         _fail(source, "file", "valid TOML", str(exc))
+    except RecursionError:
+        _fail(source, "file", "valid TOML", "values that are nested too deeply")
     if path.name == "pyproject.toml":
         tool = document.get("tool", {})
         document = tool.get("snakepit", {}) if isinstance(tool, dict) else {}
@@ -193,18 +195,21 @@ def _from_text(text: str, hint: Any, variable: str, key: str) -> Any:
         if typing.get_origin(option) is tuple:
             return tuple(part.strip() for part in text.split(","))
         if typing.get_origin(option) is Mapping:
-            try:
-                return json.loads(text)
-            except ValueError:
-                _fail(variable, key, "a table as JSON", repr(text[:60]))
+            return _from_json(text, variable, key, "a table as JSON")
         if typing.get_origin(option) is Sequence:
-            try:
-                return json.loads(text)
-            except ValueError:
-                _fail(variable, key, "a list as JSON", repr(text[:60]))
+            return _from_json(text, variable, key, "a list as JSON")
         if option is str or (typing.get_origin(option) is Literal and text in typing.get_args(option)):
             return text
     _fail(variable, key, describe(hint), repr(text[:60]))
+
+
+def _from_json(text: str, variable: str, key: str, expected: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        _fail(variable, key, expected, repr(text[:60]))
+    except RecursionError:
+        _fail(variable, key, expected, "one that is nested too deeply")
 
 
 def _unknown(source: str, key: str, cls: type, where: str = "") -> NoReturn:

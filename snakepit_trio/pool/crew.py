@@ -238,12 +238,16 @@ class Crew:
     async def recycle(self, worker_id: str) -> bool:
         """Replace one worker: a new one is ready first, then this one drains and stops.
 
-        Returns whether that happened; False when the new one could not start, and this one goes on.
+        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
+        already is waited for.
 
         Raises:
             InvalidParameter: The pool has no such worker.
         """
         for slot in self.slots:
+            under_way = slot.replaces(worker_id)
+            if under_way is not None:
+                return await slot.replace("on demand", under_way)
             if slot.current is not None and slot.current.id == worker_id:
                 self._slots.tell_recycled(slot.current, "on_demand")
                 return await slot.replace("on demand")

@@ -52,7 +52,8 @@ class Operations:
     async def recycle(self, worker_id: str) -> bool:
         """Replace one worker: a new one is ready first, then this one drains and stops.
 
-        Returns whether that happened; False when the new one could not start, and this one goes on.
+        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
+        already is waited for.
 
         Raises:
             InvalidParameter: The pool has no such worker.

@@ -328,8 +328,9 @@ class Pool(Operations):
                 existing session keeps its own. A running call is a use.
             metadata: Text that says more about it.
             on_lost: When its worker has died, and the affinity is strict: ``"error"``: its calls raise
-                ``SessionWorkerUnavailable`` from now on; ``"rebind"``: the next call begins anew with another worker; an
-                async function: it is called with the session before that call, to rebuild in the new worker what was lost.
+                ``SessionWorkerUnavailable`` from now on; ``"rebind"``: the next call begins anew with another worker; a
+                function, async or not: it is called with the session before that call, to rebuild in the new worker what was
+                lost.
             detach: Leave it in the store.
 
         Raises:

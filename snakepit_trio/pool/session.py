@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["AFFINITIES", "OnLost", "Session", "open_session"]
 
 AFFINITIES = ("hint", "strict_queue", "strict_fail_fast")
-#: What becomes of a strict session whose worker has died.
-OnLost = str | Callable[["Session"], Awaitable[object]]
+#: What becomes of a strict session whose worker has died; what a function returns is awaited if it can be.
+OnLost = str | Callable[["Session"], object]
 #: Values are stored in one piece.
 _ONE_PIECE: Final = 1 << 62
 #: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
@@ -157,7 +158,7 @@ class Session:
             else:
                 bindings[name] = Binding(self.affinity)
 
-    async def _rebuild(self, on_lost: Callable[[Session], Awaitable[object]]) -> None:
+    async def _rebuild(self, on_lost: Callable[[Session], object]) -> None:
         """Begin anew with another worker. Its other calls wait; when it fails, the next of them tries again."""
         bindings, name = self._known.bindings, self.pool.name
         lost, made = bindings[name], Binding(self.affinity)
@@ -165,7 +166,9 @@ class Session:
         bindings[name] = made
         token = _REBUILDING.set((*_REBUILDING.get(), made))
         try:
-            await on_lost(self)
+            rebuilding = on_lost(self)
+            if inspect.isawaitable(rebuilding):
+                await rebuilding
             if made.lost:
                 raise SessionWorkerUnavailable(
                     f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
@@ -337,7 +340,7 @@ async def open_session(
         )
     if not callable(on_lost) and on_lost not in ("error", "rebind"):
         raise InvalidParameter(
-            f"on_lost must be 'error', 'rebind' or an async function, not {on_lost!r}", details={"path": "on_lost"}
+            f"on_lost must be 'error', 'rebind' or a function, not {on_lost!r}", details={"path": "on_lost"}
         )
     id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
     known = await directory.open(id, check_ttl(ttl), dict(metadata))

@@ -134,7 +134,7 @@ class ToolRegistry:
         """
         made = _make(name, fn, description, metadata, critical=critical)
         self._check_place(name, replace=replace)
-        self._check_room(1)
+        self._check_room(name not in self._tools)
         self._tools[name] = made
         return made
 

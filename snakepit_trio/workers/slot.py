@@ -105,6 +105,8 @@ class Slot:
         self._retiring = False
         self._alive: dict[Worker, None] = {}
         self._successor: Worker | None = None
+        #: The replacement that was begun last.
+        self._change: _Change | None = None
         self._changed = Bell()
 
     def __repr__(self) -> str:
@@ -189,23 +191,52 @@ class Slot:
         return clean
 
     @protected
-    async def replace(self, reason: str) -> bool:
-        """Put a new worker in place of the current one: ready first, then the old one drains and stops.
+    async def replace(self, reason: str, old: Worker | None = None) -> bool:
+        """Put a new worker in place of an old one, the current one by default: ready first, then the old one drains and stops.
 
-        Returns whether that happened; False when the new one could not start (the old one goes on), or when there is
-        nothing to replace any more. At most ``surge`` replacements run in the pool at a time; others wait their turn. A
-        cancellation before its turn leaves all as it was; a later one leaves the replacement to be carried out.
+        Returns whether that happened, by whomever it was asked for; False when the new one could not start (the old one goes
+        on), or when there is nothing to replace any more. At most ``surge`` replacements run in the pool at a time; others
+        wait their turn. A cancellation before its turn leaves all as it was; a later one leaves the replacement to be carried
+        out.
         """
-        old = self.current
-        await self._surge.acquire()
-        if old is None or old is not self.current or old.state.over or self._retiring or self._successor is not None:
-            self._surge.release()
-            return False
+        old = self.current if old is None else old
+        change = self._change_of(old)
+        if change is None or change.over.is_set():
+            await self._surge.acquire()
+            change = self._change_of(old)
+            if change is not None and (change.done or not change.over.is_set()):
+                self._surge.release()
+            elif (
+                old is None
+                or old is not self.current
+                or old.state.over
+                or self._retiring
+                or self._successor is not None
+            ):
+                self._surge.release()
+                return False
+            else:
+                change = self._begin_change(old, reason)
+        await change.over.wait()
+        return change.done
+
+    def replaces(self, worker_id: str) -> Worker | None:
+        """The worker of this id, if another is about to take its place, or has done so while it drains."""
+        change = self._change
+        return None if change is None or change.over.is_set() or change.old.id != worker_id else change.old
+
+    def _change_of(self, old: Worker | None) -> _Change | None:
+        """The replacement of a worker that was begun last."""
+        return self._change if self._change is not None and self._change.old is old else None
+
+    def _begin_change(self, old: Worker, reason: str) -> _Change:
+        """Begin to replace a worker. It has its turn, which comes back when the change is over."""
         try:
             change = _Change(old, self._begin())
         except BaseException:
             self._surge.release()
             raise
+        self._change = change
         self._successor = change.new
         try:
             # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
@@ -213,8 +244,7 @@ class Slot:
         except Exception as exc:
             self._abandon(change, exc)
             raise
-        await change.over.wait()
-        return change.done
+        return change
 
     def _abandon(self, change: _Change, exc: Exception) -> None:
         """A replacement that an unexpected exception has ended: one worker stays, the new one if it serves already."""

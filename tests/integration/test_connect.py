@@ -207,6 +207,14 @@ async def test_sessions() -> None:
             assert await session.keys() == ("k", "n")
             assert await session.delete("n")
             assert await session.heartbeat() == 60
+            for ttl in (0, -1, 0.0, True, float("nan"), "60"):
+                with pytest.raises(sp.InvalidParameter, match="ttl"):
+                    async with client.session("refused", ttl=ttl):  # type: ignore[arg-type]
+                        pass
+            assert [info.id for info in await runtime.sessions.list()] == ["s"]
+            for ttl in (None, 1e12):
+                async with client.session("endless", ttl=ttl) as endless:
+                    assert endless.ttl is None
             assert (await runtime.sessions.get("s")).metadata == {"a": "b"}
             async with session.stream("count", {"n": 3}) as chunks:
                 assert [chunk async for chunk in chunks] == [0, 1, 2]

@@ -151,6 +151,42 @@ def test_a_pool_that_refuses_says_when_it_tries_again() -> None:
     simulate(body, size=1, restart_limit=0, restart_window=20.0)
 
 
+@pytest.mark.parametrize("surge", [1, 2])
+def test_who_asks_for_a_replacement_that_is_under_way_hears_how_it_ends(surge: int) -> None:
+    async def body(pool: sp.Pool) -> None:
+        found: list[object] = []
+
+        async def recycle(worker_id: str) -> None:
+            found.append(await pool.recycle(worker_id))
+
+        first = pool.workers()[0].id
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.execute, "work", {"seconds": 0.5})
+            nursery.start_soon(pool.execute, "work", {"seconds": 0.5})
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(2):
+                nursery.start_soon(recycle, first)
+            await trio.sleep(0.2)
+            assert [info.state for info in pool.workers() if info.id == first] == ["draining"]
+            assert found == []
+            # The old one is still there, though another serves already.
+            nursery.start_soon(recycle, first)
+        assert found == [True] * 3
+        assert slots(pool) == [(0, 2), (1, 1)]
+        with pytest.raises(sp.InvalidParameter):
+            await pool.recycle(first)
+
+        found.clear()
+        world_of(pool).behaviour.start_failure = 1.0
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(recycle, pool.workers()[0].id)
+        assert found == [False] * 3
+        assert sorted(info.state for info in pool.workers()) == ["ready", "ready"]
+
+    simulate(body, size=2, surge=surge)
+
+
 def test_replacements_that_can_not_start_cost_nobody_the_worker_that_serves() -> None:
     async def body(pool: sp.Pool) -> None:
         world_of(pool).behaviour.start_failure = 1.0

@@ -199,6 +199,32 @@ def test_entries_that_are_refused(tmp_path: Path, variable: str, value: str, tex
     assert variable in caught.value.message
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, '{"a":' * 100_000 + "1" + "}" * 100_000])
+@pytest.mark.parametrize("variable", ["ENV", "LIMITS", "RETRY__ON"])
+def test_json_that_is_nested_too_deeply_names_its_variable(tmp_path: Path, variable: str, text: str) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text('[[pools]]\nadapter = "m"\n')
+    with pytest.raises(sp.ConfigError, match=f"^SNAKEPIT_POOLS__DEFAULT__{variable}: .* nested too deeply"):
+        sp.RuntimeConfig.load(path, environ={f"SNAKEPIT_POOLS__DEFAULT__{variable}": text})
+
+
+def test_a_value_that_json_can_just_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text('[[pools]]\nadapter = "m"\n')
+    for depth in range(800, 1000):
+        with pytest.raises(sp.ConfigError, match="RETRY__ON"):
+            sp.RuntimeConfig.load(
+                path, environ={"SNAKEPIT_POOLS__DEFAULT__RETRY__ON": '{"a":' * depth + "1" + "}" * depth}
+            )
+
+
+def test_a_file_that_is_nested_too_deeply_is_no_toml(tmp_path: Path) -> None:
+    path = tmp_path / "snakepit.toml"
+    path.write_text("env = " + "[" * 5000 + "]" * 5000)
+    with pytest.raises(sp.ConfigError, match=r"snakepit.toml: file: .* nested too deeply"):
+        sp.RuntimeConfig.load(path, environ={})
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(sp.ConfigError, match="readable TOML file"):
         sp.RuntimeConfig.load(tmp_path / "none.toml", environ={})
