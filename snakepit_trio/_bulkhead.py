@@ -10,10 +10,12 @@ SystemExit of the application.
 from __future__ import annotations
 
 import functools
+import inspect
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import Any, ClassVar, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import anyio
 import anyio.abc
@@ -23,9 +25,8 @@ from snakepit_trio.errors import SnakepitError
 
 __all__ = ["Bulkhead", "InternalErrors", "internal_error", "operation"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S", bound="_HasErrors")
+F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger("snakepit_trio.internal")
 
@@ -107,6 +108,10 @@ class InternalErrors:
         """Report an exception that has ended a caller's own request, and give the error that the caller gets for it."""
         self.report(exc, "request")
         return internal_error(exc, what)
+
+    def block(self, inner: AbstractAsyncContextManager[T], what: str) -> AbstractAsyncContextManager[T]:
+        """A context manager for callers: it raises what the block raises, and SnakepitErrors for whatever else goes wrong."""
+        return _Block(self, inner, what)
 
     def bulkhead(self, ended: str, on_error: Callable[[Exception], object] | None = None, /, **who: Any) -> Bulkhead:
         """A boundary: a context manager that reports an unexpected exception, and does not let it pass.
@@ -200,21 +205,63 @@ class _HasErrors(Protocol):
     _errors: InternalErrors
 
 
-def operation(
-    method: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Mark a public method that runs in its caller's task: what it raises unexpectedly, the caller gets as a SnakepitError."""
+def operation(method: F) -> F:
+    """Mark a public method, plain or a coroutine's, of an object with ``_errors``, that runs in its caller's task: what it raises
+    unexpectedly, the caller gets as a SnakepitError."""
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def behind(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
+            try:
+                return await method(self, *args, **options)
+            except SnakepitError:
+                raise
+            except Exception as exc:
+                raise self._errors.caller(exc, "operation") from exc
+
+        return behind  # type: ignore[return-value]
 
     @functools.wraps(method)
-    async def behind(self: S, /, *args: P.args, **options: P.kwargs) -> T:
+    def plain(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
         try:
-            return await method(self, *args, **options)
+            return method(self, *args, **options)
         except SnakepitError:
             raise
         except Exception as exc:
             raise self._errors.caller(exc, "operation") from exc
 
-    return behind
+    return plain  # type: ignore[return-value]
+
+
+class _Block(AbstractAsyncContextManager[T]):
+    """A block of a caller's: what goes wrong on entering and on leaving it, the caller gets as a SnakepitError."""
+
+    __slots__ = ("_errors", "_inner", "_what")
+
+    def __init__(self, errors: InternalErrors, inner: AbstractAsyncContextManager[T], what: str) -> None:
+        self._errors = errors
+        self._inner = inner
+        self._what = what
+
+    async def __aenter__(self) -> T:
+        try:
+            return await self._inner.__aenter__()
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc, self._what) from exc
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        try:
+            return await self._inner.__aexit__(kind, exc, traceback)
+        except SnakepitError:
+            raise
+        except Exception as raised:
+            if raised is exc:
+                raise  # The block's own.
+            raise self._errors.caller(raised, self._what) from raised
 
 
 class _Started:

@@ -7,7 +7,7 @@ more call here.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
@@ -189,8 +189,9 @@ class Calls:
         def wake() -> None:
             nonlocal wanted
             if wanted:
-                wanted = False
                 on_end(request.result, request.error)
+                # Only now: when that raises it is called once more.
+                wanted = False
 
         def leave() -> None:
             nonlocal wanted
@@ -228,8 +229,9 @@ class Calls:
             self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
         )
         if self._guard is not None and tool in self._roster.tools:
-            return self._guard.stream(make, tool=tool, timeout=limit, session=None if session is None else session.id)
-        return make(timeout=limit)
+            whose = None if session is None else session.id
+            return self._errors.block(self._guard.stream(make, tool=tool, timeout=limit, session=whose), "stream")
+        return self._errors.block(make(timeout=limit), "stream")
 
     @asynccontextmanager
     async def _plain_stream(
@@ -293,6 +295,20 @@ class Calls:
         **options: Any,
     ) -> AbstractAsyncContextManager[MapResults]:
         """See :meth:`Pool.map`."""
+        # Before the boundary: what the inputs themselves raise is the caller's own.
+        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        return self._calling(self._map, tool, source, limit, options, ordered=ordered, return_errors=return_errors)
+
+    def _map(
+        self,
+        tool: str,
+        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        limit: int | None,
+        options: dict[str, Any],
+        *,
+        ordered: bool,
+        return_errors: bool,
+    ) -> AbstractAsyncContextManager[MapResults]:
         check_limit(limit)
         make = functools.partial(
             MapResults,
@@ -309,17 +325,17 @@ class Calls:
                 lambda params: self.execute(tool, params, tasks=tasks, **options),
                 has_room=lambda: self._ledger.has_room,
             )
-            return running(make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel), tasks)
+            results = make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel)
+            return self._errors.block(running(results, tasks), "map")
         submission = self._submission
-        return running(
-            make(
-                submit=lambda params, wake: self._calling(
-                    lambda: submission.submit(submission.make(tool, params, wake=wake, batch=True, **options))
-                ),
-                take=submission.take,
-                cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
-            )
+        results = make(
+            submit=lambda params, wake: self._calling(
+                lambda: submission.submit(submission.make(tool, params, wake=wake, batch=True, **options))
+            ),
+            take=submission.take,
+            cancel=lambda request: self._ledger.cancel(request, self._loop.now()),
         )
+        return self._errors.block(running(results), "map")
 
     def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
         """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""

@@ -97,36 +97,35 @@ class MapResults:
             SnakepitError: What that input's call raised, unless errors are returned.
             anyio.BusyResourceError: Another task waits for it already.
         """
-        await self._loop.check()
-        while True:
-            try:
+        try:
+            await self._loop.check()
+            while True:
                 self._refill()
                 found = None if self._in_a_row >= _IN_A_ROW else self._next_done()
                 if found is not None:
                     self._in_a_row += 1
                     self._room.ring()
                     return self._deliver(found)
-                waiter = self._loop.waiter()
-            except SnakepitError:
-                raise
-            except Exception as exc:
-                if exc is self._input_error:
-                    raise
-                raise self._errors.caller(exc, "map") from exc
-            if self._in_a_row >= _IN_A_ROW:
+                if self._in_a_row >= _IN_A_ROW:
+                    self._in_a_row = 0
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                if not self._under_way and self._exhausted:
+                    raise StopAsyncIteration
+                if self._consumer is not None:
+                    raise anyio.BusyResourceError("taking results from")
+                self._consumer = self._loop.waiter()
                 self._in_a_row = 0
-                await anyio.lowlevel.checkpoint()
-                continue
-            if not self._under_way and self._exhausted:
-                raise StopAsyncIteration
-            if self._consumer is not None:
-                raise anyio.BusyResourceError("taking results from")
-            self._consumer = waiter
-            self._in_a_row = 0
-            try:
-                await waiter.wait()
-            finally:
-                self._consumer = None
+                try:
+                    await self._consumer.wait()
+                finally:
+                    self._consumer = None
+        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError):
+            raise
+        except Exception as exc:
+            if exc is self._input_error:
+                raise
+            raise self._errors.caller(exc, "map") from exc
 
     async def feed(self) -> None:
         """Fetch inputs from an async iterable, each when there is room for it. Ends with them; what they raise, the consumer

@@ -60,6 +60,7 @@ class Operations:
         """
         return await self._crew.recycle(worker_id)
 
+    @operation
     def cordon(self, worker_id: str, *, cordoned: bool = True) -> None:
         """Give one worker no more calls, or, with ``cordoned=False``, calls again; those that it has go on.
 
@@ -79,6 +80,7 @@ class Operations:
         """
         await self._crew.roster.drain(worker_id)
 
+    @operation
     def kill_worker(self, worker_id: str) -> None:
         """End one worker at once; its calls fail or run elsewhere as after a crash, and its slot gets another worker.
 

@@ -16,6 +16,7 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
+from snakepit_trio._bulkhead import operation
 from snakepit_trio._call_options import UNSET, Unset, check_metadata
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import (
@@ -286,6 +287,7 @@ class Pool(Operations):
 
     # ---- the pool itself ---------------------------------------------------------------------------
 
+    @operation
     def stats(self) -> PoolStats:
         """A consistent picture of the pool's counters."""
         return PoolStats(
@@ -296,14 +298,17 @@ class Pool(Operations):
             **attrs.asdict(self._ledger.totals(), recurse=False),
         )
 
+    @operation
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The pool's workers, by slot; a slot that has failed or waits for its next attempt shows its last one."""
         return self._crew.infos()
 
+    @operation
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
         return tuple(self._roster.tools[name] for name in sorted(self._roster.tools))
 
+    @operation
     def session(
         self,
         id: str | None = None,
@@ -342,7 +347,7 @@ class Pool(Operations):
             check_metadata(metadata)
         self._crew.check_open()
         config = self._runtime.config
-        return open_session(
+        opened = open_session(
             self,
             self._runtime.sessions,
             id,
@@ -352,6 +357,7 @@ class Pool(Operations):
             on_lost=on_lost,
             detach=detach,
         )
+        return self._errors.block(opened, "session")
 
     def bind(self, declaration: Callable[..., Declared]) -> Declared:
         """The pool's tools as methods of an object, so that a type checker sees their arguments and results.
@@ -373,6 +379,7 @@ class Pool(Operations):
         found: Declared = bind(self, declaration)  # type: ignore[arg-type]
         return found
 
+    @operation
     def caller(self, tool: str) -> Callable[..., Awaitable[Any]]:
         """A function of keyword arguments that runs this tool.
 
@@ -391,10 +398,12 @@ class Pool(Operations):
         call.__name__, call.__doc__ = tool, spec.description
         return call
 
+    @operation
     def circuits(self) -> Mapping[str, str]:
         """The state of each circuit, ``"closed"``, ``"open"`` or ``"half_open"``, by tool; ``"*"`` is the whole pool's."""
         return {} if self._guard is None else self._guard.circuits()
 
+    @operation
     def snapshot(self) -> dict[str, Any]:
         """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
         found = snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())

@@ -11,8 +11,15 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import anyio
 
+from snakepit_trio._bulkhead import operation
 from snakepit_trio._call_options import CallOptions, StreamOptions
-from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound, SessionWorkerUnavailable
+from snakepit_trio.errors import (
+    InvalidParameter,
+    QuotaExceeded,
+    SessionNotFound,
+    SessionWorkerUnavailable,
+    SnakepitError,
+)
 from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.tools.waits import CHAIN
@@ -22,6 +29,7 @@ from snakepit_trio.wire.frames import MSGPACK, Payload
 from .request import Binding, Request
 
 if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.sessions.directory import KnownSession, SessionDirectory
 
     from .pool import Pool
@@ -61,6 +69,7 @@ class Session:
         self._known = known
         self._on_lost = on_lost
         self._calls: dict[Request, None] = {}
+        self._raised_by_on_lost: BaseException | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._known.ended is not None else "open"
@@ -81,6 +90,7 @@ class Session:
         return found
 
     @property
+    @operation
     def tools(self) -> ToolRegistry:
         """Host tools that only this session's calls can call; they go before the runtime's, and end with the session.
 
@@ -127,7 +137,7 @@ class Session:
             SessionWorkerUnavailable: As from :meth:`execute`, on entering the block, or out of the iteration.
             RequestCancelled: Out of the iteration: the session was closed while the call was under way.
         """
-        return self._stream(tool, params, options)
+        return self._errors.block(self._stream(tool, params, options), "stream")
 
     @asynccontextmanager
     async def _stream(
@@ -137,8 +147,22 @@ class Session:
         async with self.pool._calls.stream(tool, params, session=self, binding=binding, **options) as chunks:
             yield chunks
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self.pool._errors
+
     async def _bind(self) -> Binding:
         """The tie of its calls; a new one when the old one is lost and the session allows it."""
+        try:
+            return await self._tie()
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            if exc is self._raised_by_on_lost:
+                raise
+            raise self._errors.caller(exc) from exc
+
+    async def _tie(self) -> Binding:
         await self._directory.use(self._known)
         bindings, name = self._known.bindings, self.pool.name
         while True:
@@ -173,7 +197,8 @@ class Session:
                 raise SessionWorkerUnavailable(
                     f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
                 )
-        except BaseException:
+        except BaseException as exc:
+            self._raised_by_on_lost = exc
             if bindings.get(name) is made:
                 bindings[name] = lost
             raise
@@ -202,6 +227,7 @@ class Session:
 
     # ---- values ----------------------------------------------------------------------------------
 
+    @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
         """Store a value, as it is now: later changes of the object are not seen.
 
@@ -229,6 +255,7 @@ class Session:
             exc.details["session"] = self.id
             raise
 
+    @operation
     async def get(self, key: str, default: Any = None) -> Any:
         """A value, read anew each time.
 
@@ -243,6 +270,7 @@ class Session:
         found = await self._read(key)
         return default if found is None else _decode(found[0])
 
+    @operation
     async def get_versioned(self, key: str) -> tuple[Any, int]:
         """A value and its version, for ``put(..., expect=version)``; ``(None, 0)`` when there is none.
 
@@ -269,6 +297,7 @@ class Session:
             if await self.put(key, new, expect=version) is not None:
                 return new
 
+    @operation
     async def delete(self, key: str) -> bool:
         """Delete a value. Returns whether there was one.
 
@@ -278,6 +307,7 @@ class Session:
         check_name(key, "key")
         return await self._ask(self._directory.store.tables.discard, key)
 
+    @operation
     async def keys(self) -> tuple[str, ...]:
         """The keys of its values, sorted.
 
@@ -301,6 +331,7 @@ class Session:
 
     # ---- the session itself ------------------------------------------------------------------------
 
+    @operation
     async def info(self) -> SessionInfo:
         """What there is to say of it.
 
@@ -309,6 +340,7 @@ class Session:
         """
         return await self._directory.get(self.id)
 
+    @operation
     async def close(self) -> None:
         """End it, for everybody who has it open: its calls are cancelled, its values, programs and tools freed. Idempotent."""
         if self._known.ended is None:

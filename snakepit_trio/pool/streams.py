@@ -104,30 +104,30 @@ class ChunkStream:
         Raises:
             anyio.BusyResourceError: Another task waits for it already.
         """
-        request = self.request
-        assert request is not None
-        if self._reading:
-            raise anyio.BusyResourceError("reading from")
-        self._reading = True
         try:
-            if not self._chunks:
-                await self._arrival(request)
-                self._in_a_row = 0
-            if request.outcome is Outcome.EXPIRED and request.error is not None:
-                raise request.error
-            self._in_a_row += 1
-            if self._in_a_row >= _IN_A_ROW:
-                self._in_a_row = 0
-                await anyio.lowlevel.checkpoint()
-            else:
-                await self._loop.check()
-        finally:
-            self._reading = False
-        chunk = self._chunks.popleft()
-        self._taken += 1
-        self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
-        half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
-        try:
+            request = self.request
+            assert request is not None
+            if self._reading:
+                raise anyio.BusyResourceError("reading from")
+            self._reading = True
+            try:
+                if not self._chunks:
+                    await self._arrival(request)
+                    self._in_a_row = 0
+                if request.outcome is Outcome.EXPIRED and request.error is not None:
+                    raise request.error
+                self._in_a_row += 1
+                if self._in_a_row >= _IN_A_ROW:
+                    self._in_a_row = 0
+                    await anyio.lowlevel.checkpoint()
+                else:
+                    await self._loop.check()
+            finally:
+                self._reading = False
+            chunk = self._chunks.popleft()
+            self._taken += 1
+            self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
+            half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
             if half and request.phase is Phase.RUNNING:
                 # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
                 self._credits += self._taken
@@ -135,7 +135,7 @@ class ChunkStream:
                 self._credit(self._taken, self._taken_bytes)
                 self._taken = self._taken_bytes = 0
             return self._decode(chunk)
-        except SnakepitError:
+        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError):
             raise
         except Exception as exc:
             raise self._errors.caller(exc, "stream") from exc

@@ -71,13 +71,17 @@ class HostRun:
         return f"<HostRun {self.call.name!r} for {self.request!r}>"
 
     @contextmanager
-    def refusing(self) -> Iterator[None]:
+    def refusing(self, errors: InternalErrors) -> Iterator[None]:
         """What the block raises for the call's name, arguments or result is a refusal."""
         try:
             yield
         except (InvalidParameter, InvalidPayload, ToolNotFound) as exc:
             self.refused = exc
             raise
+        except Exception as exc:
+            # Not the tool's, of which nothing runs in there.
+            self.refused = errors.caller(exc, "host call")
+            raise self.refused from exc
 
 
 class HostThreads:
@@ -292,7 +296,7 @@ class HostToolServer:
 
     async def _run(self, run: HostRun) -> Any:
         call, request = run.call, run.request
-        with run.refusing():
+        with run.refusing(self._errors):
             found = self._find(call.name, request)
             params = codec.decode(call.payload, what="params", limit=self._limit)
             if not isinstance(params, Mapping):
@@ -309,7 +313,7 @@ class HostToolServer:
         finally:
             CURRENT.reset(current)
             CHAIN.reset(token)
-        with run.refusing():
+        with run.refusing(self._errors):
             return codec.encode_result(result, limit=self._limit)
 
     def _find(self, name: str, request: Any) -> HostTool:
