@@ -167,6 +167,7 @@ class Pool(Operations):
             tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
         )
 
+    @operation
     def stream(
         self,
         tool: str,

@@ -122,6 +122,7 @@ class Session:
         binding = await self._bind()
         return await self.pool._calls.execute(tool, params, session=self, binding=binding, **options)
 
+    @operation
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[ChunkStream]:

@@ -15,7 +15,19 @@ import snakepit_trio as sp
 from snakepit_trio.policies.options import CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 from tests.injection.tracing import Injected, depth_of
 
-__all__ = ["Record", "Trouble", "config", "fails", "in_host", "register_host_tools", "same", "step", "twenty", "undo"]
+__all__ = [
+    "Record",
+    "Trouble",
+    "config",
+    "fails",
+    "in_host",
+    "leaves",
+    "register_host_tools",
+    "same",
+    "step",
+    "twenty",
+    "undo",
+]
 
 #: Seconds after which a step is stranded; the longest of them takes a tenth of that.
 LIMIT = 8.0
@@ -73,7 +85,7 @@ class Record:
         self.troubles: list[Trouble] = []
 
     def add(self, group: str, step: str, exc: BaseException) -> None:
-        for leaf in _leaves(exc):
+        for leaf in leaves(exc):
             code = "wrong"
             if isinstance(leaf, TimeoutError):
                 code = "stranded"
@@ -85,10 +97,11 @@ class Record:
             self.troubles.append(Trouble(group, step, code, text, depth_of(leaf)))
 
 
-def _leaves(exc: BaseException) -> Iterator[BaseException]:
+def leaves(exc: BaseException) -> Iterator[BaseException]:
+    """What a group comes down to, or the exception itself."""
     if isinstance(exc, BaseExceptionGroup):
         for inner in exc.exceptions:
-            yield from _leaves(inner)
+            yield from leaves(inner)
     else:
         yield exc
 

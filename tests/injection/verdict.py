@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.injection.tracing import Target
 
-__all__ = ["GOOD", "MAY_END_IT", "is_good", "outcome"]
+__all__ = ["CALLED", "GOOD", "MAY_END_IT", "is_good", "outcome"]
 
 #: What may become of a try; all else is a fault.
 GOOD = frozenset(
@@ -19,7 +19,20 @@ GOOD = frozenset(
 )  # fmt: skip
 
 #: Functions that may end more than one thing, by file and name, and why.
-MAY_END_IT: Mapping[tuple[str, str], str] = {}
+MAY_END_IT: Mapping[tuple[str, str], str] = {
+    ("_bulkhead.py", "InternalErrors._run"): "It is the boundary: what is raised before it has begun, nothing stops.",
+    ("_bulkhead.py", "InternalErrors._keep"): "It is the boundary.",
+    ("_bulkhead.py", "InternalErrors._serve"): "It is the boundary.",
+    ("_waiting.py", "_trio_waiter.<locals>.TrioWaiter._abort"): "Trio calls it in the middle of a cancellation.",
+}
+#: Functions that do all that the one that somebody calls does: what they raise on entry, its caller gets as what that has raised.
+CALLED: Mapping[tuple[str, str], str] = {
+    ("pool/calls.py", "Calls.execute"): "Pool.execute",
+    ("pool/calls.py", "Calls.map"): "Pool.map",
+    ("pool/calls.py", "Calls._calling"): "Pool.map",
+    ("pool/session.py", "Session._bind"): "Session.execute",
+    ("tools/serving.py", "HostToolServer._run"): "the host tool",
+}
 
 
 def outcome(result: Mapping[str, Any]) -> str:
@@ -52,7 +65,9 @@ def outcome(result: Mapping[str, Any]) -> str:
         return "call stranded"
     if {"main", "by"} <= whose:
         return "bystander hurt"
-    if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles):
+    target = Target(*result["target"][:3])
+    itself = (target.file, target.name) in CALLED
+    if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles) and not itself:
         return "raw error for its caller"
     if "wrong" in codes:
         return "another result"

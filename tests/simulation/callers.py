@@ -27,7 +27,7 @@ _MENDED = 0.5
 async def call(simulation: Simulation, caller: Caller) -> None:
     """Do what one caller does, and note how it ended."""
     await anyio.sleep(caller.at)
-    pool = simulation.runtime.pool()
+    pool = simulation.pool
     begun = anyio.current_time()
     simulation.note(f"caller {caller.number} ({caller.kind} {caller.tool}) begins")
     outcome = "cancelled"
@@ -40,7 +40,8 @@ async def call(simulation: Simulation, caller: Caller) -> None:
             outcome, details = type(exc).__name__, {"code": exc.code, **exc.details}
         except Injected as exc:
             # Only the function that was called itself can't turn it into another.
-            outcome = "itself" if depth_of(exc) == 1 else "raw"
+            assert simulation.injection is not None
+            outcome = "itself" if depth_of(exc) == 1 or simulation.injection.called else "raw"
     spent = anyio.current_time() - begun
     simulation.ended(caller, outcome)
     assert explained(simulation, caller, outcome, details, spent), f"nothing explains {outcome} of {caller} {details}"
@@ -93,6 +94,8 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
             return raised and details["code"] == "internal"
         case "itself":
             return raised
+        case "ToolError":
+            return simulation.injection is not None and simulation.injection.called
     return False
 
 

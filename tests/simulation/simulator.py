@@ -27,7 +27,7 @@ from .injection import Injection
 from .invariants import Invariants
 from .scenario import Caller, Scenario
 
-__all__ = ["Result", "Simulation", "command", "explain", "run", "shrink"]
+__all__ = ["Result", "Simulation", "command", "explain", "leaf", "run", "shrink"]
 
 #: How much of a history is kept, in lines.
 _HISTORY = 400
@@ -59,6 +59,7 @@ class Simulation(trio.abc.Instrument):
         self.failure: BaseException | None = None
         self.world = FaultyWorkers(scenario, self.note)
         self.runtime: Any = None
+        self.pool: Any = None
         self.pool_config = sp.PoolConfig(adapter="scripted", **scenario.options)
         self.invariants: Invariants | None = None
         self._scope = trio.CancelScope()
@@ -105,11 +106,12 @@ class Simulation(trio.abc.Instrument):
         async with trio.open_nursery() as callers:
             try:
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
-                    self.invariants = Invariants(self.runtime.pool(), self.note)
+                    self.pool = self.runtime.pool()
+                    self.invariants = Invariants(self.pool, self.note)
 
                     @self.runtime.tools.host_tool
                     async def ask(tool: str, params: dict[str, Any]) -> Any:
-                        return await self.runtime.pool().execute(tool, params)
+                        return await self.pool.execute(tool, params)
 
                     if self.injection is not None:
                         self.injection.begin()
@@ -220,7 +222,8 @@ def _attempt(best: Scenario, part: Scenario, result: Result, left: int) -> tuple
     return (part, found, left - 1) if same else (best, result, left - 1)
 
 
-def _leaf(failure: BaseException | None) -> BaseException | None:
+def leaf(failure: BaseException | None) -> BaseException | None:
+    """What a failure comes down to."""
     while isinstance(failure, BaseExceptionGroup):
         failure = failure.exceptions[0]
     return failure
@@ -228,8 +231,8 @@ def _leaf(failure: BaseException | None) -> BaseException | None:
 
 def _signature(failure: BaseException | None) -> tuple[str, str]:
     """What makes two failures one: their type, and the words before anything that names a part of the scenario."""
-    leaf = _leaf(failure)
-    return type(leaf).__name__, "".join(c for c in str(leaf) if not c.isdigit())[:24]
+    found = leaf(failure)
+    return type(found).__name__, "".join(c for c in str(found) if not c.isdigit())[:24]
 
 
 def command(scenario: Scenario, whole: Scenario) -> str:
@@ -246,7 +249,7 @@ def command(scenario: Scenario, whole: Scenario) -> str:
 
 def explain(scenario: Scenario, result: Result, whole: Scenario) -> str:
     """A failure to be read: the scenario, its history, and how to run it again."""
-    failure = _leaf(result.failure)
+    failure = leaf(result.failure)
     return "\n".join(
         [
             f"seed {scenario.seed}: {type(failure).__name__}: {failure}",
