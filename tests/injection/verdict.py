@@ -31,7 +31,6 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/calls.py", "Calls.map"): "Pool.map",
     ("pool/calls.py", "Calls._calling"): "Pool.map",
     ("pool/session.py", "Session._bind"): "Session.execute",
-    ("tools/serving.py", "HostToolServer._run"): "the host tool",
 }
 
 

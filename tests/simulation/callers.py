@@ -95,7 +95,8 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "itself":
             return raised
         case "ToolError":
-            return simulation.injection is not None and simulation.injection.called
+            # Of a host tool that could not be called, or whose answer could not be given.
+            return raised and caller.kind == "nested"
     return False
 
 
