@@ -84,8 +84,10 @@ class PoolConfig(_Remembers):
         max_requests, max_age, max_rss: A worker is replaced after so many calls, seconds, bytes of resident memory. It goes on
             until its replacement is ready, and so serves a few calls more; no call waits, or fails, because of it.
         heartbeat_interval: Between two signs of life.
-        heartbeat_misses: After so many intervals without one the worker is replaced.
-        heartbeat_while_busy: Also while a call runs; False for tools in C code that hold the GIL for long.
+        heartbeat_misses: After so many intervals without one the worker is replaced (with 1: after one and a half).
+        heartbeat_while_busy: Also while a call runs. Then CPU time that the worker's process uses is a sign of life, too: C code
+            may hold the GIL, and compute, for as long as it likes. False for code that holds it and waits: a worker that is
+            stopped or deadlocked under a call is then found only by the call's ``timeout``.
         health_interval: Between two health checks; None: none.
         restart_limit, restart_window: A slot in which more than that many starts have failed in that many seconds has failed:
             workers that did not become ready, or ended soon after without having begun a call. Workers that a call has ended

@@ -138,6 +138,13 @@ class WorkerProcess(Protocol):
         Asked only of the processes of launchers with ``same_machine``.
         """
 
+    async def cpu_time(self) -> float | None:
+        """How much CPU time the process has used up to now, all its threads, in seconds; None when that can't be told.
+
+        Asked only while it runs a call and does not answer heartbeats. What it has started does not count, unless it serves
+        in the process's place, as under a command that is a wrapper.
+        """
+
     async def wait(self) -> ExitStatus:
         """Wait until the process has ended; kill what is left of its group; reap it. May be awaited any number of times."""
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.observe.cpu import cpu_time_of_family
 from snakepit_trio.wire.addresses import is_loopback, parse_address
 from snakepit_trio.wire.startup import Report
 
@@ -90,6 +91,10 @@ class CommandLauncher(LocalLauncher):
             code="worker_startup",
             message=f"reported {text[:_SHOWN]!r}; expected unix:PATH or tcp:HOST:PORT with a loopback address",
         )
+
+    def _cpu_time(self, pid: int) -> float | None:
+        # The command may be a wrapper around the program that serves.
+        return cpu_time_of_family(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
         shutil.rmtree(self._place(spec), ignore_errors=True)

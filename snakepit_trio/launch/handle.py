@@ -26,6 +26,9 @@ class Handle(ABC):
     @abstractmethod
     async def wait(self) -> ExitStatus: ...
 
+    async def cpu_time(self) -> float | None:
+        return None
+
     @abstractmethod
     def _release(self) -> None:
         """Give back what the handle still has of it. Called once, after its end."""

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import anyio
 
+from snakepit_trio.observe.cpu import cpu_time
+
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .descriptors import Descriptors
 from .handle import Handle
@@ -84,6 +86,7 @@ class LocalProcess(Handle):
         reaper: Its parent.
         on_end: Called once, when it has ended and is reaped.
         read_report: Makes a report of what it has said; gets whether that is all. None: there must be more.
+        cpu_time: Gives the CPU time that the process of an id has used.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class LocalProcess(Handle):
         *,
         on_end: Callable[[LocalProcess], None],
         read_report: Callable[[bytes, bool], Report | None],
+        cpu_time: Callable[[int], float | None],
     ) -> None:
         self.pid = pid
         self.stdout = _PipeOutput(descriptors.stdout_read)
@@ -108,6 +112,7 @@ class LocalProcess(Handle):
         self._reaper = reaper
         self._on_end = on_end
         self._read_report = read_report
+        self._cpu_time = cpu_time
         self._status: ExitStatus | None = None
         self._watching = anyio.Lock()
         self._said = bytearray()
@@ -179,6 +184,10 @@ class LocalProcess(Handle):
         marks = self._descriptors.marks
         return None if marks is None else marks.share()
 
+    async def cpu_time(self) -> float | None:
+        # Once it is reaped, the id may be a stranger's.
+        return None if self._status is not None else self._cpu_time(self.pid)
+
     async def wait(self) -> ExitStatus:
         # An event loop lets one task wait for a descriptor; when that one is cancelled, the next takes its place.
         while self._status is None:
@@ -248,7 +257,16 @@ class LocalLauncher(Launcher):
             self._clear(spec)
 
         def hold(pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess:
-            process = LocalProcess(pid, pidfd, descriptors, boot, reaper, on_end=ended, read_report=self._read_report)
+            process = LocalProcess(
+                pid,
+                pidfd,
+                descriptors,
+                boot,
+                reaper,
+                on_end=ended,
+                read_report=self._read_report,
+                cpu_time=self._cpu_time,
+            )
             held.append(process)
             self._held.add(process)
             self._book.begun(spec.worker_id, pid)
@@ -276,6 +294,10 @@ class LocalLauncher(Launcher):
     def _read_report(self, said: bytes, whole: bool) -> Report | None:
         """A report from what the worker has said; None when there must be more to come."""
         return _read_report(said) if whole else None
+
+    def _cpu_time(self, pid: int) -> float | None:
+        """CPU time that what serves in a process has used."""
+        return cpu_time(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
         """The worker has ended, or could not be started: remove what was made for it."""

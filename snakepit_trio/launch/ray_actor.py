@@ -73,6 +73,11 @@ class WorkerActor:
             else:
                 process.terminate()
 
+    async def cpu_time(self) -> float | None:
+        """CPU time that it has used."""
+        process = await self._started()
+        return None if process is None else await process.cpu_time()
+
     async def wait(self) -> tuple[ExitStatus, bytes | None]:
         """Wait for its end. Returns how it ended, and the table of the calls that it had begun."""
         process = await self._started()

@@ -106,6 +106,13 @@ class RayProcess(Handle):
     def share(self) -> None:
         return None
 
+    async def cpu_time(self) -> float | None:
+        try:
+            used: float | None = await _result(_call(self._actor.cpu_time))
+        except RayError:
+            return None
+        return used
+
     async def wait(self) -> ExitStatus:
         while self._status is None:
             with anyio.CancelScope(deadline=self._deadline) as scope:

@@ -111,6 +111,9 @@ class ScriptedWorker:
     def share(self) -> None:
         return None
 
+    async def cpu_time(self) -> float | None:
+        return 0.0
+
     async def wait(self) -> ExitStatus:
         await self.over.wait()
         assert self.status is not None

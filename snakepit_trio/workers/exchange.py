@@ -27,11 +27,13 @@ from snakepit_trio.wire.frames import (
 )
 from snakepit_trio.wire.memory import SharedMemory
 
+from .progress import Progress
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.launch.base import WorkerSpec
+    from snakepit_trio.launch.base import WorkerProcess, WorkerSpec
     from snakepit_trio.wire.connection import Connection
     from snakepit_trio.wire.memory import Budget
 
@@ -52,6 +54,7 @@ class Exchange:
         settings: Its pool's.
         shm: What may be used of shared memory for what is sent.
         share: Gives a descriptor of the file that the worker has, too; None: there is none.
+        process: The worker's process.
 
     Raises:
         RpcFailure: The connection is over.
@@ -65,9 +68,11 @@ class Exchange:
         settings: PoolConfig,
         shm: Budget,
         share: Callable[[], int | None] | None,
+        process: WorkerProcess,
     ) -> None:
         self._owner = owner
         self._settings = settings
+        self._process = process
         self._memory = SharedMemory("i", share, shm, settings.max_payload)
         self._now = event_loop(spec.host_backend).now
         self._heard = self._now()
@@ -101,29 +106,36 @@ class Exchange:
 
     @protected
     async def watch(self) -> None:
-        settings = self._settings
-        interval, limit = settings.heartbeat_interval, settings.heartbeat_interval * settings.heartbeat_misses
+        interval, while_busy = self._settings.heartbeat_interval, self._settings.heartbeat_while_busy
+        # The last heartbeat that was answered is an interval old when the next is sent, which needs time for its answer.
+        limit = interval * max(1.5, self._settings.heartbeat_misses)
+        # Two looks at its progress, at least, between that and the limit.
+        step = min(interval, (limit - interval) / 2)
+        progress = Progress(self._process, step / 2)
         self._heard = next_ping = anyio.current_time()
         while True:
             now = anyio.current_time()
+            unanswered = self._answered < self._pings and now - self._heard >= step / 2
+            if unanswered and while_busy and self._owner.in_flight:
+                at_work = await progress.look()
+                self._heard = max(self._heard, at_work)
+                now = anyio.current_time()
+            if now >= self._heard + limit:  # As it is added up below: a difference may round to just below.
+                if while_busy or not self._owner.in_flight:
+                    self._owner.link_silent(now - self._heard)
+                    return
+                self._heard = now
             if now >= next_ping:
                 if self._answered < self._pings and now - self._heard >= interval / 2:
                     self._owner.link_missed(now - self._heard)
                 self._pings += 1
                 self._rpc.send(encode(Ping(self._pings)))
                 next_ping = now + interval
-            due = min(next_ping, self._heard + limit)
+            due = min(next_ping, self._heard + limit, now + step)
             await anyio.sleep_until(due)
-            now = anyio.current_time()
-            if now - due > interval / 2:
+            if anyio.current_time() - due > interval / 2:
                 # This side was held up: the answers may be waiting to be read, so the count begins anew.
-                self._heard = now
-            elif now >= self._heard + limit:  # As it was added up above: a difference may round to just below.
-                if self._owner.in_flight and not settings.heartbeat_while_busy:
-                    self._heard = now
-                    continue
-                self._owner.link_silent(now - self._heard)
-                return
+                self._heard = anyio.current_time()
 
     def lost(self) -> None:
         """The RPC's own end tells it."""

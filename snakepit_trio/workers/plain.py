@@ -27,6 +27,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
 from .answers import DEADLINE_EXCEEDED, error_info, read_response
 from .health import HEALTH
+from .progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,15 +186,21 @@ class PlainCalls:
 
     @protected
     async def watch(self) -> None:
-        interval, misses = self._settings.heartbeat_interval, self._settings.heartbeat_misses
+        interval, while_busy = self._settings.heartbeat_interval, self._settings.heartbeat_while_busy
+        limit = interval * self._settings.heartbeat_misses
+        # Two looks at its progress, at least, before the limit is reached.
+        step = min(interval, limit / 2)
+        progress = Progress(self._process, step / 2)
         while True:
             await anyio.sleep(interval)
-            silence = 0.0
-            while self._beats and not await self._beat(interval):
-                silence += interval
-                if silence < interval * misses:
+            heard = anyio.current_time()
+            while self._beats and not await self._beat(step):
+                if while_busy and self._owner.in_flight:
+                    heard = max(heard, await progress.look())
+                silence = anyio.current_time() - heard
+                if silence < limit - step / 2:
                     self._owner.link_missed(silence)
-                elif not self._owner.in_flight or self._settings.heartbeat_while_busy:
+                elif while_busy or not self._owner.in_flight:
                     self._owner.link_silent(silence)
                     return
             # Of a worker without health checks it is known that its process is there.

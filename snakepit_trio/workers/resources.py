@@ -165,7 +165,7 @@ class Resources:
             self._offer.close()
             share = None
         if "exchange" in said.capabilities:
-            self._link = Exchange(connection, owner, self._spec, self._settings, self._shm, share)
+            self._link = Exchange(connection, owner, self._spec, self._settings, self._shm, share, process)
         else:
             self._link = PlainCalls(
                 connection,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import random
 import signal
 import time
@@ -120,6 +121,8 @@ class Worker:
         self._host = host
         self._errors = errors
         self._link: Link | None = None
+        #: When a heartbeat was answered last, and when one was not, on the event loop's clock.
+        self._alive_at = self._missed_at = -math.inf
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
         self._stopping = False
@@ -401,7 +404,12 @@ class Worker:
     @protected
     async def _health(self, interval: float) -> None:
         assert self._resources.connection is not None
-        words = await unhealthy(self._resources.connection, interval)
+
+        def excused(asked: float) -> bool:
+            # A call that keeps everything from being answered is the heartbeats' to judge, which look at its progress.
+            return bool(self._held) and (self._alive_at < asked or self._missed_at >= asked)
+
+        words = await unhealthy(self._resources.connection, interval, excused)
         if not self.tainted:
             _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
@@ -447,15 +455,20 @@ class Worker:
         self.rss = rss
         self.lag = lag
         self.last_heartbeat = time.time()
+        self._alive_at = anyio.current_time()
         limit = self._settings.max_rss
         if limit is not None and self.rss > limit:
             self._host.worker_due(self, "max_rss")
 
     def link_missed(self, silence: float) -> None:
+        self._missed_at = anyio.current_time()
         self._host.worker_missed(self, silence)
 
     def link_silent(self, silence: float) -> None:
-        self._end("heartbeat", f"gave no sign of life for {seconds(silence)}")
+        words = f"gave no sign of life for {seconds(silence)}"
+        if self._held:
+            words += ", no answer to a heartbeat and no CPU time used (heartbeat_while_busy)"
+        self._end("heartbeat", words)
 
     def link_broken(self, message: str) -> None:
         self._end("protocol", f"broke the protocol: {message}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -29,6 +30,21 @@ def spin(seconds: float) -> str:
 def freeze() -> None:
     """Stop the whole process, as a debugger or a swapping machine would."""
     os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@sp.tool(idempotent=True)
+def compute(seconds: float) -> str:
+    """Keep the GIL in C code, and compute."""
+    n, began = 1_000_000, time.monotonic()
+    sum(range(n))
+    sum(range(int(n * seconds / (time.monotonic() - began))))
+    return "computed"
+
+
+@sp.tool
+def block(seconds: float) -> None:
+    """Keep the GIL in C code that waits, as in a deadlock."""
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
 
 
 @sp.tool

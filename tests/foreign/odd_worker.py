@@ -21,7 +21,7 @@ class Worker(example.Worker):
     def Handshake(self, request, context):
         answer = super().Handshake(request, context)
         for name, streaming in [("die", False), ("typed", False), ("aborts", False), ("odd", False), ("deaf", False),
-                                ("blobs", True), ("child", False)]:  # fmt: skip
+                                ("blobs", True), ("child", False), ("compute", False)]:  # fmt: skip
             answer.tools.add(name=name, streaming=streaming)
         given = set(answer.capabilities)
         for name in ("settle", "health"):
@@ -74,6 +74,13 @@ class Worker(example.Worker):
 
     def do_child(self, params, context):
         return example.answer(subprocess.Popen(["sleep", "600"]).pid)
+
+    def do_compute(self, params, context):
+        """Keep the GIL in C code, and compute."""
+        n, began = 1_000_000, time.monotonic()
+        sum(range(n))
+        sum(range(int(n * params["seconds"] / (time.monotonic() - began))))
+        return example.answer("computed")
 
     def ExecuteStream(self, request, context):
         if request.tool != "blobs":

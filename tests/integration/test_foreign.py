@@ -18,6 +18,9 @@ import snakepit_trio as sp
 from tests.foreign.stubs import EXAMPLES, PROTOS, compile_protos, node_modules
 from tests.until import gone, until
 
+#: npm, uv and the like start the program, and give it none of their descriptors.
+WRAPPER = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
+
 pytestmark = pytest.mark.anyio
 ODD = Path(__file__).parents[1] / "foreign" / "odd_worker.py"
 
@@ -116,9 +119,7 @@ async def test_a_worker_that_dies_is_replaced(foreign: dict[str, Any]) -> None:
 
 
 async def test_large_values_and_a_wrapper_around_the_program(foreign: dict[str, Any]) -> None:
-    """npm, uv and the like start the program, and give it none of their descriptors."""
-    wrapper = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"
-    foreign["command"] = [sys.executable, "-c", wrapper, *foreign["command"]]
+    foreign["command"] = [sys.executable, "-c", WRAPPER, *foreign["command"]]
     async with sp.open_pool(**foreign, size=1) as pool:
         runtime = pool.runtime
         assert await pool.execute("length", {"text": "x" * 6_000_000}) == 6_000_000
@@ -261,6 +262,14 @@ async def test_a_worker_that_hangs_is_replaced(odd: Callable[..., dict[str, Any]
         os.kill(first, signal.SIGSTOP)
         await until(lambda: pool.stats().ready == 1 and pid(pool) != first)
         assert await pool.execute("add", {"a": 1, "b": 1}) == 2
+
+
+async def test_a_worker_that_answers_nothing_is_alive_while_it_computes(odd: Callable[..., dict[str, Any]]) -> None:
+    options = odd()
+    options["command"] = [sys.executable, "-c", WRAPPER, *options["command"]]
+    async with sp.open_pool(**options, heartbeat_interval=0.2, heartbeat_misses=2, health_interval=0.4) as pool:
+        assert await pool.execute("compute", {"seconds": 1.5}) == "computed"
+        assert pool.stats().restarts == 0
 
 
 async def test_a_worker_that_reads_messagepack_gets_it(odd: Callable[..., dict[str, Any]]) -> None:

@@ -90,6 +90,19 @@ async def test_what_can_not_start_says_why(launcher: Launcher, tmp_path: Path) -
                 assert (await process.report()).message == "SystemExit: 9"
 
 
+async def test_what_cpu_time_it_has_used(launcher: Launcher, tmp_path: Path) -> None:
+    with anyio.fail_after(60):
+        async with launcher:
+            async with started(launcher, spec(tmp_path)) as process:
+                await process.report()
+                used = await process.cpu_time()
+                times = psutil.Process(process.pid).cpu_times()
+                assert used == pytest.approx(times.user + times.system, abs=0.1)
+                process.kill()
+                await process.wait()
+                assert await process.cpu_time() is None
+
+
 async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with launcher:

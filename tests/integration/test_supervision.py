@@ -52,6 +52,24 @@ async def test_a_busy_worker_is_not_taken_for_dead() -> None:
             assert pool.stats().restarts == 0
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+async def test_a_worker_that_answers_nothing_is_alive_while_it_computes(threads: int) -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool(
+            UNRULY, size=1, threads=threads, heartbeat_interval=0.1, heartbeat_misses=3, health_interval=0.4
+        ) as pool:
+            (before,) = pool.workers()
+            assert await pool.execute("compute", {"seconds": 1.5}) == "computed"
+            # In the same time as ever.
+            started = anyio.current_time()
+            with pytest.raises(sp.WorkerCrashed, match="heartbeat_while_busy") as caught:
+                await pool.execute("block", {"seconds": 60})
+            assert caught.value.details["reason"] == "heartbeat"
+            assert anyio.current_time() - started < 3
+            assert await pool.execute("pid") != before.pid
+            assert pool.stats().restarts == 1
+
+
 async def test_a_stopped_and_continued_worker_within_the_limit_is_kept() -> None:
     with anyio.fail_after(60):
         async with sp.open_pool(UNRULY, size=1, heartbeat_interval=0.2, heartbeat_misses=20) as pool:

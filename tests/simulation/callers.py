@@ -72,7 +72,9 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "QueueFull":
             return options.max_queue is not None and options.max_queue < 1000
         case "WorkerCrashed":
-            return kills and caller.kind != "operate"
+            # A worker that is at work is not dead, however long it answers nothing.
+            found_dead = details.get("reason") == "heartbeat"
+            return kills and caller.kind != "operate" and ("mute" in happened or not found_dead)
         case "PoolClosed":
             return simulation.closing
         case "WorkerStartupError":

@@ -20,6 +20,10 @@ from .scenario import Fault, Scenario
 __all__ = ["FaultyWorkers"]
 
 
+#: For how long a tool may keep its worker from answering anything, in seconds: longer than any silence is borne.
+_GRIND = 1.5
+
+
 async def work(**params: Any) -> dict[str, Any]:
     if params.get("deaf"):
         with anyio.CancelScope(shield=True):
@@ -58,6 +62,10 @@ class FaultyWorker(ScriptedWorker):
         self.frames = 0
         self.sending = 0
         self.muted = False
+        #: It answers nothing, and is at work, until then.
+        self.grinds_until = 0.0
+        self.used = 0.0
+        self.looked_at = 0.0
         # When the host has said last that nobody waits for a call, from the moment in which it is sent.
         self.told_to_cancel: dict[int, float] = {}
         self.stuck: set[int] = set()
@@ -80,6 +88,13 @@ class FaultyWorker(ScriptedWorker):
         return min((id for id in self.taken if id not in held and id != self.sending), default=1 << 40)
 
     # ---- the process -------------------------------------------------------------------------------
+
+    async def cpu_time(self) -> float | None:
+        await anyio.sleep(self.rng.uniform(0, 0.02))
+        now = anyio.current_time()
+        self.used += max(0.0, min(now, self.grinds_until) - self.looked_at)
+        self.looked_at = now
+        return self.used
 
     async def report(self) -> Report:
         await anyio.sleep(self.rng.uniform(0, 0.05))
@@ -117,6 +132,7 @@ class FaultyWorker(ScriptedWorker):
         while True:
             while self._outbox:
                 await anyio.sleep(self.rng.uniform(0, self.delay))
+                await anyio.sleep_until(self.grinds_until)
                 frame = self._outbox.pop(0)
                 self.sending = getattr(frame, "id", 0)
                 self.frames += 1
@@ -149,6 +165,7 @@ class FaultyWorker(ScriptedWorker):
         while True:
             while self._inbox:
                 await anyio.sleep(self.rng.uniform(0, self.delay))
+                await anyio.sleep_until(self.grinds_until)
                 frame = frame_reading.decode_host_frame(self._inbox.pop(0))
                 self.frames += 1
                 if self.fault("crash_before"):
@@ -184,6 +201,9 @@ class FaultyWorker(ScriptedWorker):
         return list(self.world.tools)[call.tool_index - 1]
 
     async def _perform(self, call: frames.Call, params: Any) -> frames.Reply:
+        if params.get("grind") and self._tool(call) != "nested":
+            self.grinds_until = anyio.current_time() + _GRIND
+            await anyio.sleep(_GRIND)
         if params.get("lethal") and self._tool(call) != "nested":
             self.crash()
             await anyio.sleep_forever()

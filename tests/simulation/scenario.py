@@ -101,11 +101,12 @@ def _caller(rng: random.Random, number: int, quick: bool) -> Caller:
 
 
 def _unruly(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> tuple[Caller, ...]:
-    """Callers of some scenarios call tools that end their worker, or that hear no cancel and, where their workers are
-    killed for it, never end."""
+    """Callers of some scenarios call tools that end their worker, that keep it from answering anything while they run, or
+    that hear no cancel and, where their workers are killed for it, never end."""
     rng = random.Random(f"{seed}:unruly")
     lethal = rng.choice([0.0, 0.0, 0.1, 0.4])
     stuck = rng.choice([0.0, 0.1, 0.4]) if options["threads"] > 1 else rng.choice([0.0] * 4 + [0.15])
+    grinding = rng.choice([0.0, 0.0, 0.15])
     seconds = 1000 if options["on_cancel"] == "kill" else 1
     found = []
     for caller in callers:
@@ -115,6 +116,9 @@ def _unruly(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> 
         elif caller.kind != "operate" and chance < lethal + stuck:
             params = {**caller.params, "seconds": seconds, "stuck": True, "deaf": False}
             caller = attrs.evolve(caller, params=params, timeout=timeout)
+        elif caller.kind != "operate" and chance > 1 - grinding:
+            limits = {"timeout": None, "patience": float("inf")} if timeout < 0.5 else {}
+            caller = attrs.evolve(caller, params={**caller.params, "grind": True}, **limits)
         found.append(caller)
     return tuple(found)
 

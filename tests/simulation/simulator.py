@@ -66,7 +66,7 @@ class Simulation(trio.abc.Instrument):
         # Workers may go although nothing was injected: callers of these kinds, and calls that hear no cancel, cost some.
         config, callers = self.pool_config, scenario.callers
         self.can_lose_workers = any(
-            any(c.params.get(habit) for habit in ("deaf", "stuck", "lethal"))
+            any(c.params.get(habit) for habit in ("deaf", "stuck", "lethal", "grind"))
             or (c.kind == "operate" and c.tool == "kill")
             for c in callers
         )
