@@ -18,7 +18,7 @@ import anyio.abc
 import attrs
 import sniffio
 
-from snakepit_trio import __version__
+from snakepit_trio import __version__, _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._config_checks import refuse
 from snakepit_trio.config import PoolConfig, RuntimeConfig
@@ -116,6 +116,7 @@ class Runtime:
         self._pools: dict[str, Pool] = {}
         self._ids = itertools.count(1)
         self._token = secrets.token_urlsafe(32)
+        _forks.at_fork(self._forked)
 
     def __repr__(self) -> str:
         return f"<Runtime {self.run_id} {list(self._pools.values())}>"
@@ -251,6 +252,11 @@ class Runtime:
             "pools": {pool.name: pool.snapshot() for pool in self._pools.values()},
         }
 
+    def _forked(self) -> None:
+        """In a fork of this process: the workers are not its own."""
+        for pool in self._pools.values():
+            pool.forked()
+
     def _report(self) -> None:
         """Say what did not end by itself."""
         for pool in self._pools.values():
@@ -323,7 +329,8 @@ async def assemble(
                     await runtime._open(nursery, stack)
                     if runtime.bridge is not None:
                         errors.keep(nursery, runtime.bridge.serve)
-                    yield runtime
+                    with _forks.contained():
+                        yield runtime
                     await runtime._close(drain=True)
                 except BaseException as exc:
                     cancelled = isinstance(exc, anyio.get_cancelled_exc_class())

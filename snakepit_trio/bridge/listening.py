@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import parse_address
 
@@ -47,6 +48,7 @@ def listen(config: BridgeConfig, default: str) -> Iterator[tuple[socket.socket, 
         yield from _listen_unix(place)
     else:
         with _bind_tcp(place, config) as sock:
+            _forks.keep(sock.fileno())
             host, port = sock.getsockname()[:2]
             yield sock, f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
@@ -57,6 +59,7 @@ def _listen_unix(path: str) -> Iterator[tuple[socket.socket, str]]:
         _refuse("address", f"the path of a Unix socket may have {_LONGEST_PATH} bytes: {path}", "a shorter path")
     _clear(path)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        _forks.keep(sock.fileno())
         sock.setblocking(False)
         try:
             sock.bind(path)

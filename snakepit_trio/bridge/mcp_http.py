@@ -17,6 +17,7 @@ import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import is_loopback
 
@@ -49,12 +50,14 @@ def listen(address: str) -> socket.socket:
         )
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, int(port)), family=family)
+        sock = socket.create_server((host, int(port)), family=family)
     except OSError as exc:
         raise ConfigError(
             f"http: can't listen on {address}: {exc.strerror or exc}",
             details={"source": "code", "key": "http", "expected": "an address that is free"},
         ) from exc
+    _forks.keep(sock.fileno())
+    return sock
 
 
 async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, names: Sequence[str] = ()) -> None:

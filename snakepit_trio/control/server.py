@@ -20,6 +20,7 @@ from pathlib import Path
 import anyio
 import anyio.abc
 
+from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.observe.events import Event, EventBus
@@ -170,6 +171,7 @@ class ControlServer:
 
     def _admit(self, sock: socket.socket, nursery: anyio.abc.TaskGroup) -> None:
         sock.setblocking(False)
+        _forks.keep(sock.fileno())
         if not _is_ours(sock):
             _log.warning("the control socket has turned another user away")
             sock.close()
@@ -248,7 +250,9 @@ class ControlServer:
 
 
 def _listen(path: Path) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _forks.unforked():
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        _forks.keep(listener.fileno())
     try:
         # On Linux the file gets the socket's own mode, so that it is never open to others, not even for a moment.
         os.fchmod(listener.fileno(), 0o600)

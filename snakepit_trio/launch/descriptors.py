@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.wire.marks import Marks, marks_file
 from snakepit_trio.worker.lifeline import arm
@@ -13,8 +14,8 @@ __all__ = ["Descriptors", "make_descriptors"]
 
 
 class Descriptors:
-    """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec; the host's read
-    ends do not block.
+    """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec, and no fork of this
+    process keeps one; the host's read ends do not block.
 
     Args:
         marks: The worker writes such marks.
@@ -29,7 +30,7 @@ class Descriptors:
         self.report_stays: bool = report is not None
         try:
             if marks:
-                self.marks_file = marks_file()
+                self.marks_file = _forks.above_streams(marks_file())
                 self.marks = Marks(self.marks_file)
             self.lifeline_read, self.lifeline_write = self._pipe()
             self.report_read, self.report_write = self._pipe() if report is None else self._named_pipe(report)
@@ -42,17 +43,19 @@ class Descriptors:
             os.set_blocking(fd, False)
 
     def _pipe(self) -> tuple[int, int]:
-        pair = os.pipe()
+        pair = _forks.pipe()
         self._open.update(pair)
         return pair
 
     def _named_pipe(self, path: str) -> tuple[int, int]:
         os.mkfifo(path, 0o600)
-        read = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self._open.add(read)
-        write = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        self._open.add(write)
-        return read, write
+        return self._opened(path, os.O_RDONLY | os.O_NONBLOCK), self._opened(path, os.O_WRONLY)
+
+    def _opened(self, path: str, flags: int) -> int:
+        with _forks.unforked():
+            fd = _forks.keep(_forks.above_streams(os.open(path, flags | os.O_CLOEXEC)))
+        self._open.add(fd)
+        return fd
 
     @property
     def for_worker(self) -> tuple[int, int, int, int, int]:
@@ -75,7 +78,7 @@ class Descriptors:
         for fd in fds:
             if fd in self._open:
                 self._open.discard(fd)
-                os.close(fd)
+                _forks.close(fd)
 
     def close_all(self) -> None:
         """Close whatever is open, and give the marks back."""

@@ -26,6 +26,7 @@ from typing import Any
 import anyio
 import attrs
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.observe.redaction import LineRedactor, redact
 from snakepit_trio.worker.lifeline import arm
@@ -106,16 +107,16 @@ class _Template:
         book.reserve(name, "template", spec.pool)
         with contextlib.ExitStack() as kept, contextlib.ExitStack() as passed:
             kept.callback(book.ended, name)
-            lifeline_read, lifeline_write = os.pipe()
-            passed.callback(os.close, lifeline_read)
-            kept.callback(os.close, lifeline_write)
-            ours, theirs = socket.socketpair()
+            lifeline_read, lifeline_write = _forks.pipe()
+            passed.callback(_forks.close, lifeline_read)
+            kept.callback(_forks.close, lifeline_write)
+            ours, theirs = _forks.socketpair()
             passed.callback(theirs.close)
             kept.callback(ours.close)
             ours.setblocking(False)
             # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
-            output = os.memfd_create("snakepit-template", os.MFD_CLOEXEC)
-            kept.callback(os.close, output)
+            output = _forks.keep(os.memfd_create("snakepit-template", os.MFD_CLOEXEC))
+            kept.callback(_forks.close, output)
             command = [
                 *python_command("snakepit_trio.launch.template", spec), "--run", spec.run_id,
                 "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
@@ -248,8 +249,8 @@ class _Template:
             if not await self._ended():
                 self._popen.kill()
             # Cut last: while it lives this would be its death.
-            os.close(self._lifeline)
-            os.close(self._output)
+            _forks.close(self._lifeline)
+            _forks.close(self._output)
             if await self._ended():
                 self._on_end()
 

@@ -11,6 +11,7 @@ from typing import Protocol
 
 import anyio
 
+from snakepit_trio import _forks
 from snakepit_trio.observe.cpu import cpu_time
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
@@ -106,7 +107,8 @@ class LocalProcess(Handle):
         self.stderr = _PipeOutput(descriptors.stderr_read)
         self.tls = None
         self.waiting = ""
-        self._pidfd = pidfd
+        self._pidfd = _forks.keep(pidfd)
+        self._host = os.getpid()
         self._descriptors = descriptors
         self._boot = memoryview(boot)
         self._reaper = reaper
@@ -208,8 +210,8 @@ class LocalProcess(Handle):
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._status is not None:
-            return
+        if self._status is not None or os.getpid() != self._host:
+            return  # It is gone, or not ours: this is a fork of its host.
         try:
             # Until it leads a group of its own, the group of that number does not exist and only it is hit.
             signal.pidfd_send_signal(self._pidfd, number)
@@ -224,7 +226,7 @@ class LocalProcess(Handle):
 
     def _release(self) -> None:
         self._descriptors.close_all()
-        os.close(self._pidfd)
+        _forks.close(self._pidfd)
 
 
 class Hold(Protocol):

@@ -31,6 +31,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
+from snakepit_trio import _forks
 from snakepit_trio.worker.lifeline import Lifeline
 from snakepit_trio.worker.prelude import follow, read_boot
 
@@ -41,7 +42,7 @@ class _Channel:
     """The socket to the host, blocking."""
 
     def __init__(self, fd: int) -> None:
-        self.socket = socket.socket(fileno=fd)
+        self.socket = socket.socket(fileno=_forks.keep(fd))
         self._received = b""
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
@@ -78,7 +79,8 @@ def _import(question: dict[str, Any]) -> str | None:
 
     warm_up()
     try:
-        module = importlib.import_module(question["adapter"].partition(":")[0])
+        with _forks.contained():
+            module = importlib.import_module(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
         # Each worker tries again, and reports to its host what is wrong.
         pass
@@ -117,8 +119,10 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
     code = 1
     try:
         os.setsid()
+        # The template's own lead nowhere any more.
         os.close(lifeline)
         channel.socket.close()
+        _forks.adopt()
         # What was registered in the template is the template's; what a worker registers runs at its own end.
         atexit._clear()
         worker_lifeline, report, marks, stdout, stderr = fds

@@ -20,6 +20,7 @@ import h11
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConfigError
@@ -111,9 +112,11 @@ class Metrics:
         found = _TCP.fullmatch(address)
         if found is None:
             unix = await anyio.create_unix_listener(address.removeprefix("unix:"), mode=0o600)
+            _keep(unix)
             self.address = address
             return unix
         tcp = await anyio.create_tcp_listener(local_host=found[1], local_port=int(found[2]))
+        _keep(tcp)
         host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
         self.address = f"tcp:[{host}]:{port}" if ":" in str(host) else f"tcp:{host}:{port}"
         return tcp
@@ -121,6 +124,7 @@ class Metrics:
     @protected
     async def _client(self, stream: anyio.abc.SocketStream) -> None:
         self._clients += 1
+        _keep(stream)
         try:
             with self._errors.bulkhead("connection"), anyio.move_on_after(self._config.client_timeout):
                 if self._clients > self._config.max_connections:
@@ -184,3 +188,7 @@ class Metrics:
             body = json.dumps({"ready": ready, "pools": shown}) + "\n"
             return 200 if ready else 503, "application/json", body.encode()
         return 404, text, b"/metrics, /live or /ready\n"
+
+
+def _keep(part: anyio.TypedAttributeProvider) -> None:
+    _forks.keep(part.extra(anyio.abc.SocketAttribute.raw_socket).fileno())

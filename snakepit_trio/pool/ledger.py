@@ -450,10 +450,14 @@ class Ledger(Books):
         """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
         self._admission.broken = None
 
+    def refuse(self, error: SnakepitError) -> None:
+        """Accept nothing more. What waits and what runs goes on."""
+        self._admission.closed = error
+
     @protected
     def close(self, error: SnakepitError, now: float) -> None:
         """Accept nothing more, and end what waits. What runs goes on."""
-        self._admission.closed = error
+        self.refuse(error)
         self._end_queue(error, now)
 
     @protected

@@ -438,6 +438,13 @@ class Pool(Operations):
         await self._crew.stop()
         self._events.emit("pool.closed", None, pool=self.name)
 
+    def forked(self) -> None:
+        """This process is a fork of the one that has opened the pool, and has none of its workers."""
+        error = PoolClosed(
+            f"pool {self.name!r} belongs to the process that this one is a fork of", details={"pool": self.name}
+        )
+        self._ledger.refuse(error)
+
     def kill(self) -> None:
         """End every worker at once. The pool is closing already, or starts others."""
         self._crew.kill()

@@ -13,6 +13,7 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 
+from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._exceptions import holds_interrupt
 from snakepit_trio._interrupts import protected
@@ -114,7 +115,7 @@ class HostThreads:
         else:
             await self._wait(run)
         try:
-            return await anyio.to_thread.run_sync(function, limiter=self._uncounted)
+            return await anyio.to_thread.run_sync(_contained, function, limiter=self._uncounted)
         finally:
             self._pass_on(run)
 
@@ -151,6 +152,11 @@ class HostThreads:
             following = next(iter(self._waiting))
             self._holders.add(following)
             self._waiting.pop(following).set()
+
+
+def _contained(function: Callable[[], Any]) -> Any:
+    with _forks.contained():
+        return function()
 
 
 class HostToolServer:
@@ -306,7 +312,7 @@ class HostToolServer:
         token = CHAIN.set((*request.chain, *request.permits, request, run))
         current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
         try:
-            with nullcontext() if request.trace is None else request.trace.current():
+            with nullcontext() if request.trace is None else request.trace.current(), _forks.contained():
                 result = function() if found.tool.kind.needs_loop else await self._threads.run(run, function)
                 if inspect.isawaitable(result):
                     result = await result

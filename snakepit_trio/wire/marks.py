@@ -18,6 +18,8 @@ import os
 import tempfile
 import threading
 
+from snakepit_trio import _forks
+
 from . import memory
 from .mapping import map_file
 
@@ -52,13 +54,13 @@ class Marks:
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd: int | None = fd
+        self._fd: int | None = _forks.keep(fd)
         # Without it an older id might be written over a newer one that another thread has written meanwhile.
         self._lock = threading.Lock()
         try:
             self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
         except BaseException:
-            os.close(fd)
+            _forks.close(fd)
             raise
 
     def begin(self, call_id: int) -> None:
@@ -86,7 +88,7 @@ class Marks:
         """Give file and memory back. Idempotent."""
         if self._fd is not None:
             self._ids.release()
-            os.close(self._fd)
+            _forks.close(self._fd)
             self._fd = None
 
 

@@ -27,6 +27,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
+from snakepit_trio import _forks
+
 from .frames import Buffer, FrameError, Payload, SharedBlock
 from .mapping import Mapping, collapse, discard, fill, map_file, punch
 
@@ -361,7 +363,7 @@ class SharedMemory:
             except OSError:
                 os.close(fd)
                 raise
-            self._fd = fd
+            self._fd = _forks.keep(fd)
         return not self._closed
 
     def close(self) -> None:
@@ -370,7 +372,7 @@ class SharedMemory:
         To be called when the other side is gone.
         """
         with self._lock:
-            if self._closed:
+            if self._closed or os.getpid() != self._pid:
                 return
             self._closed = True
             for place in self._places.values():
@@ -385,7 +387,7 @@ class SharedMemory:
             for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
                 if begin < end:
                     punch(self._fd, begin, end - begin)
-            os.close(self._fd)
+            _forks.close(self._fd)
             self._fd = None
 
 

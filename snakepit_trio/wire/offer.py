@@ -11,6 +11,8 @@ import contextlib
 import os
 import secrets
 
+from snakepit_trio import _forks
+
 from .memory import make_file
 
 __all__ = ["Offer", "open_offered"]
@@ -37,7 +39,7 @@ class Offer:
             except OSError:
                 os.close(fd)
                 raise
-            self.pid, self.fd = os.getpid(), fd
+            self.pid, self.fd = os.getpid(), _forks.keep(fd)
 
     def share(self) -> int:
         """A new descriptor of the file."""
@@ -46,7 +48,7 @@ class Offer:
     def close(self) -> None:
         """Take it back, from whoever has not opened it yet. Idempotent."""
         if self.pid:
-            os.close(self.fd)
+            _forks.close(self.fd)
             self.pid = self.fd = 0
 
 

@@ -21,6 +21,7 @@ import anyio
 import anyio.lowlevel
 import sniffio
 
+from snakepit_trio import _forks
 from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
 
@@ -72,6 +73,7 @@ class SocketTransport:
         self.read_size = _READ_SIZE
         self.received = 0
         self._sock = sock
+        _forks.keep(sock.fileno())
         self._protocol: PipeProtocol | None = None
         self._unsent = bytearray()
         self._corked = False
@@ -377,7 +379,9 @@ async def connect(place: str | tuple[str, int]) -> socket.socket:
 
 
 async def _connect(family: int, address: Any) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    with _forks.unforked():
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        _forks.keep(sock.fileno())
     try:
         sock.setblocking(False)
         while True:

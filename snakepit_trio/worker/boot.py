@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 
+from snakepit_trio import _forks
 from snakepit_trio.wire.marks import Marks
 from snakepit_trio.wire.startup import Boot, Report
 
@@ -31,7 +32,7 @@ def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) 
     lifeline = Lifeline(lifeline_fd)
     boot = Boot.decode(message)
     os.environ.update(boot.env)
-    unreported = [report_fd]
+    unreported = [_forks.keep(report_fd)]
 
     def report(said: Report) -> None:
         if unreported:
@@ -39,7 +40,7 @@ def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) 
             data = memoryview(said.encode())
             while data:
                 data = data[os.write(fd, data) :]
-            os.close(fd)
+            _forks.close(fd)
 
     try:
         from .server import run
@@ -50,5 +51,5 @@ def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) 
         return code
     finally:
         for fd in unreported:
-            os.close(fd)
+            _forks.close(fd)
         lifeline.close()

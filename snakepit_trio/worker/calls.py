@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from snakepit_trio import _forks
 from snakepit_trio._exceptions import is_a
 from snakepit_trio.errors import InvalidParameter, InvalidPayload, RequestCancelled, RequestTimeout, SnakepitError
 from snakepit_trio.observe.correlation import CURRENT
@@ -262,13 +263,17 @@ class Call:
 
     def chunk(self, value: Any) -> None:
         """Send a chunk."""
+        if _forks.forked:
+            _forks.end(None)
         payload = self._encode(value, "chunk")
         with self._lock:
             self._room -= payload.size
         self.send(Chunk(self.id, payload))
 
     def finish(self, value: Any) -> None:
-        """The tool has returned."""
+        """The tool has returned: in its worker, or in a fork of that, which has nothing to say."""
+        if _forks.forked:
+            _forks.end(None)
         try:
             payload = self._encode(value, "result")
         except SnakepitError as exc:
@@ -291,6 +296,8 @@ class Call:
 
     def end_stream(self) -> None:
         """The generator has ended, or was closed because the call is to stop."""
+        if _forks.forked:
+            _forks.end(None)
         if self.cancelled:
             self.end_cancelled()
         else:
@@ -299,6 +306,8 @@ class Call:
 
     def fail(self, exc: BaseException) -> None:
         """The tool has raised. Never raises, whatever that is."""
+        if _forks.forked:
+            _forks.end(exc)
         if self.cancelled and is_a(exc, RequestCancelled):
             self.end_cancelled()
             return
@@ -359,4 +368,5 @@ class Call:
                         details={"path": f"measurements[{key!r}]"},
                     )
         payload = codec.encode([dict(measurements), redact_value(metadata)], what="event", limit=EVENT_LIMIT)
-        self.send(Emit(self.id, name, payload))
+        if not _forks.forked:
+            self.send(Emit(self.id, name, payload))

@@ -85,6 +85,7 @@ class ToolContext:
             ToolError: It raised.
             InvalidParameter: An argument can't be sent; nothing was.
             RequestTimeout: It took too long.
+            ConnectionLost: This process is one that the tool has forked.
         """
         return await self._call.channel.host_calls.call(self._call, name, params, timeout)
 

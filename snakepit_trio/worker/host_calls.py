@@ -8,8 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from snakepit_trio import _forks
 from snakepit_trio._timeouts import check_timeout
-from snakepit_trio.errors import InvalidParameter, RequestTimeout, WouldDeadlock
+from snakepit_trio.errors import ConnectionLost, InvalidParameter, RequestTimeout, WouldDeadlock
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
 
@@ -116,6 +117,12 @@ class HostCalls:
             raise InvalidParameter(
                 f"params must be a mapping of argument names to values, not {type(params).__name__}",
                 details={"path": "params"},
+            )
+        if _forks.forked:
+            raise ConnectionLost(
+                f"a process that the tool {call.tool.name!r} has forked has no way to the host: only its worker does",
+                details={"tool": name},
+                retryable=False,
             )
         payload = call.encode_params(params)
         id = next(self._ids)

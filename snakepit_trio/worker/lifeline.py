@@ -18,6 +18,8 @@ import signal
 import sys
 import threading
 
+from snakepit_trio import _forks
+
 __all__ = ["Lifeline", "arm", "end_children"]
 
 
@@ -73,14 +75,14 @@ class Lifeline:
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd = fd
+        self._fd = _forks.keep(fd)
         self._thread: threading.Thread | None = None
         self._wake_read = self._wake_write = -1
         os.set_inheritable(fd, False)
         if sys.platform == "linux":
             arm(fd, os.getpgrp())
         else:
-            self._wake_read, self._wake_write = os.pipe()
+            self._wake_read, self._wake_write = _forks.pipe()
             self._thread = threading.Thread(target=self._watch, name="snakepit-lifeline")
             self._thread.start()
         # A host that went before this was armed sends no signal.
@@ -109,5 +111,5 @@ class Lifeline:
         if self._thread is not None:
             os.write(self._wake_write, b"x")
             self._thread.join()
-            os.close(self._wake_read)
-            os.close(self._wake_write)
+            _forks.close(self._wake_read)
+            _forks.close(self._wake_write)

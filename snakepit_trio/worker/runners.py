@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import RequestTimeout
 
 from .lines import Line, Threads
@@ -331,7 +332,8 @@ class LoopRunner:
         if call.cancelled:
             scope.cancel()
         try:
-            with scope:
+            # Contained within the scope: a fork of this process has no event loop, which scopes ask at their end.
+            with scope, _forks.contained():
                 bound = call.arguments()
                 if bound is None:
                     return
@@ -368,7 +370,8 @@ class LoopRunner:
                     await room.wait()
                     continue
                 try:
-                    value = await anext(generator)
+                    with _forks.contained():
+                        value = await anext(generator)
                 except StopAsyncIteration:
                     return
                 call.chunk(value)

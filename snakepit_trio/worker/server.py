@@ -21,6 +21,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from snakepit_trio import _forks
 from snakepit_trio._exceptions import is_a, one_line
 from snakepit_trio.errors import SnakepitError
 from snakepit_trio.observe.correlation import in_worker
@@ -67,8 +68,9 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         logging.getLogger(name).setLevel(logging.CRITICAL)
     in_worker()
     try:
-        module, target = load_adapter(boot.adapter)
-        tools = find_tools(target)
+        with _forks.contained():
+            module, target = load_adapter(boot.adapter)
+            tools = find_tools(target)
     except (Exception, SystemExit) as exc:
         report(_failed(exc))
         return 1, False
@@ -76,7 +78,8 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     is_async = toolbox_is_async(target, tools)
     runner = _runner(is_async, backend, boot.threads)
     io = _Io(boot, tools, runner, backend, target, marks)
-    signal.signal(signal.SIGTERM, lambda *_: io.request_stop())
+    signal.signal(signal.SIGTERM, io.on_sigterm)
+    _forks.at_fork(io.forked)
     setting_up = True
 
     def ready() -> None:
@@ -86,7 +89,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         report(Report(address=address, pid=os.getpid()))
 
     try:
-        runner.main(getattr(target, "setup", None) or _nothing, ready, getattr(target, "teardown", None) or _nothing)
+        runner.main(_hook(target, "setup"), ready, _hook(target, "teardown"))
     except (Exception, SystemExit) as exc:
         if setting_up:
             report(_failed(exc))
@@ -103,6 +106,22 @@ def _runner(is_async: bool, backend: str, threads: int) -> Runner:
     if is_async:
         return LoopRunner(backend, threads)
     return LeadRunner() if threads == 1 else SyncRunner(threads)
+
+
+def _hook(target: Any, name: str) -> Callable[[], Any]:
+    """A method of an adapter, if it has it; what it forks, and does not end, ends with it. May return an awaitable."""
+    function = getattr(target, name, None) or _nothing
+
+    async def awaited(value: Any) -> Any:
+        with _forks.contained():
+            return await value
+
+    def call() -> Any:
+        with _forks.contained():
+            value = function()
+        return awaited(value) if inspect.isawaitable(value) else value
+
+    return call
 
 
 def _nothing() -> None:
@@ -147,7 +166,8 @@ class _Io:
         self._tools = tools
         self._runner = runner
         self._backend = backend
-        self._health = getattr(target, "health", None)
+        self._health = _hook(target, "health") if callable(getattr(target, "health", None)) else None
+        self._asks_loop = inspect.iscoroutinefunction(getattr(target, "health", None))
         self._shared = runner.shared if isinstance(runner, LeadRunner) else None
         self._thread = threading.Thread(target=self._run, name="snakepit-io")
         self._started = threading.Event()
@@ -184,6 +204,15 @@ class _Io:
         else:
             end_children()
             os._exit(0)
+
+    def on_sigterm(self, *_: object) -> None:
+        """The handler of the signal."""
+        self.request_stop()
+
+    def forked(self) -> None:
+        """In a process that user code has forked, which is no worker: SIGTERM ends it."""
+        if signal.getsignal(signal.SIGTERM) == self.on_sigterm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def join(self) -> None:
         """Let it write what is left, and wait until it has ended."""
@@ -226,19 +255,23 @@ class _Io:
         if isinstance(self._runner, LeadRunner):
             self._runner.flush = exchange.flush
             self._runner.sweep = exchange.sweep
-        health = self._check_health if callable(self._health) else None
+        health = None if self._health is None else self._check_health
         service = WorkerService(self._boot, self._tools, self._runner, exchange, backend=self._backend, health=health)
         server = PipeServer([service])
         directory = self._boot.socket_dir
         if directory is not None:
             _check_private(directory)
             path = os.path.join(directory, f"{secrets.token_hex(6)}.sock")
-            await server.start(path=path)
+            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            _forks.keep(sock.fileno())
+            sock.bind(path)
+            await server.start(sock=sock)
             self._address = f"unix:{path}"
         else:
             bind = self._boot.bind
             tls = None if self._boot.tls is None else _server_context(self._boot.tls)
             sock = socket.create_server((bind, 0), family=socket.AF_INET6 if ":" in bind else socket.AF_INET)
+            _forks.keep(sock.fileno())
             await server.start(sock=sock, ssl=tls)
             self._address = f"tcp:{f'[{bind}]' if ':' in bind else bind}:{sock.getsockname()[1]}"
         self._exchange, self._loop = exchange, loop
@@ -271,7 +304,7 @@ class _Io:
     async def _check_health(self) -> bool:
         """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread."""
         assert self._health is not None
-        if not inspect.iscoroutinefunction(self._health):
+        if not self._asks_loop:
             return await asyncio.to_thread(self._health) is not False
         answered: asyncio.Future[bool] = self._loop.create_future()  # type: ignore[union-attr]
 

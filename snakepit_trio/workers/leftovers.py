@@ -24,6 +24,8 @@ from pathlib import Path
 
 import attrs
 
+from snakepit_trio import _forks
+
 from .identity import Seen, is_older, kill_tree, own_processes
 from .locks import Locks
 from .registry import ProcessRow, Registry, RunRow, connect, is_run_id, read_processes
@@ -93,7 +95,7 @@ def sweep(directory: Path, locks: Locks, registry: Registry) -> list[Swept]:
             locks.remove(run_id)
             found.append(Swept(run_id, tuple(sorted(killed)), place))
         finally:
-            os.close(lock)
+            _forks.close(lock)
     return found
 
 

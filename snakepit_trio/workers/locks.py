@@ -11,6 +11,7 @@ import fcntl
 import os
 from pathlib import Path
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 
 from .runs import control_path, describe_run
@@ -42,13 +43,13 @@ class Locks:
         path = self._path(run_id)
         # Whoever has made one in its place has not made it for this run: nobody else has the id.
         path.unlink(missing_ok=True)
-        fd = open_own(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        fd = _open(path, os.O_EXCL)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
             os.write(fd, describe_run(run_id, run_dir, self.control_path(run_id, run_dir)))
         except BaseException:
             path.unlink(missing_ok=True)
-            os.close(fd)
+            _forks.close(fd)
             raise
         return fd
 
@@ -62,13 +63,13 @@ class Locks:
     def seize(self, run_id: str) -> int | None:
         """Take the lock of a dead run; None when the run lives, somebody else has the lock, or the file is not this user's."""
         try:
-            fd = open_own(self._path(run_id), os.O_RDWR | os.O_CREAT)
+            fd = _open(self._path(run_id))
         except (OSError, ConfigError):
             return None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(fd)
+            _forks.close(fd)
             return None
         return fd
 
@@ -84,3 +85,9 @@ class Locks:
 
     def _path(self, run_id: str) -> Path:
         return self._directory / f"{run_id}.lock"
+
+
+def _open(path: Path, flags: int = 0) -> int:
+    """A lock's file. A fork of this process does not get it: it would hold the lock for as long as it lives."""
+    with _forks.unforked():
+        return _forks.keep(open_own(path, os.O_RDWR | os.O_CREAT | flags))

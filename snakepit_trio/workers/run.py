@@ -19,6 +19,7 @@ from pathlib import Path
 
 import attrs
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 
 from .identity import start_time
@@ -101,7 +102,7 @@ class Records:
             self._locks.remove(self._run_id)
         finally:
             self._close_registry()
-            os.close(self._lock)
+            _forks.close(self._lock)
 
     def _open(self, *, hurried: bool = True) -> Registry:
         registry = Registry(self._directory, hurried=hurried)
@@ -122,7 +123,7 @@ class Records:
         private_directory(self._directory)
         self._locks = Locks(self._directory)
         before, self._lock = self._lock, self._locks.begin(self._run_id, self._run_dir)
-        os.close(before)
+        _forks.close(before)
 
     def _write(self, registry: Registry) -> None:
         registry.write(self._run_id, {process_id: self._book.get(process_id) for process_id in self._changed})
@@ -216,6 +217,7 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
         ConfigError: No directory can be made for its sockets.
     """
     run_id = secrets.token_hex(5)
+    host = os.getpid()
     directory = RunDirectory(run_id)
     records = None
     try:
@@ -229,6 +231,8 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
                 _log.warning("ended processes %s of run %s, whose host was killed", list(swept.pids), swept.run_id)
         yield run
     finally:
-        if records is not None:
-            records.close()
-        directory.close()
+        # A fork of the host has no run to end.
+        if os.getpid() == host:
+            if records is not None:
+                records.close()
+            directory.close()

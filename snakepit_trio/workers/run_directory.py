@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 
 __all__ = ["RunDirectory"]
@@ -67,15 +68,16 @@ class RunDirectory:
                     details={"source": "code", "key": "TMPDIR", "expected": "a directory that nobody cleans up"},
                 )
         fd, self._fd = self._fd, self._hold()
-        os.close(fd)
+        _forks.close(fd)
 
     def close(self) -> None:
         """Remove it, with all that is in it."""
         shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self._fd)
+        _forks.close(self._fd)
 
     def _hold(self) -> int:
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with _forks.unforked():
+            fd = _forks.keep(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
         with contextlib.suppress(OSError):  # Some file systems have no locks.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd

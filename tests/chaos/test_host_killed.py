@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from snakepit_trio.workers.run import open_run
+from snakepit_trio.workers.runs import list_runs
 from tests.foreign.stubs import EXAMPLES, compile_protos
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,6 +73,78 @@ def test_workers_and_grandchildren_are_gone_within_a_second(tool: str, method: s
         assert time.monotonic() - killed < 1
     finally:
         for fd in watched.values():
+            os.close(fd)
+
+
+FORKED = """
+import multiprocessing, os, sys, time
+import anyio
+import snakepit_trio as sp
+
+async def main():
+    command = [sys.executable, *sys.argv[2:]]
+    pools = [
+        sp.PoolConfig(name="forked", adapter="tests.adapters.has_children", size=1),
+        sp.PoolConfig(name="spawned", adapter="tests.adapters.has_children", size=1, start_method="spawn"),
+        sp.PoolConfig(name="foreign", command=command, size=1, env={"PYTHONPATH": sys.argv[1]}),
+    ]
+    async with sp.open_runtime(sp.RuntimeConfig(pools=pools, bridge=sp.BridgeConfig())) as runtime:
+        workers = [worker.pid for pool in runtime.pools.values() for worker in pool.workers()]
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(60)
+                os._exit(0)
+            return pid
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        children = [fork(), await anyio.to_thread.run_sync(fork), child.pid]
+        print(*workers, "-", *children, flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main, backend=os.environ["BACKEND"])
+"""
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_a_fork_of_the_host_keeps_nothing_alive(backend: str, tmp_path: Path) -> None:
+    """Nor does it make the run look alive: the lock is free, and the next run clears up."""
+    stubs, state = compile_protos(tmp_path), tmp_path / "state"
+    path = os.pathsep.join([str(stubs), str(EXAMPLES)])
+    host = subprocess.Popen(
+        [sys.executable, "-c", FORKED, path, str(ROOT / "tests" / "foreign" / "odd_worker.py")],
+        stdout=subprocess.PIPE, cwd=ROOT, text=True,
+        env={
+            **os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "SNAKEPIT_STATE_DIR": str(state),
+            "BACKEND": backend,
+        },
+    )  # fmt: skip
+    children: list[int] = []
+    watched: list[int] = []
+    try:
+        assert host.stdout is not None
+        workers, _, forks = host.stdout.readline().partition("-")
+        children = [int(pid) for pid in forks.split()]
+        assert (len(workers.split()), len(children)) == (3, 3)
+        family = {child.pid for child in psutil.Process(host.pid).children(recursive=True)} - set(children)
+        watched = [os.pidfd_open(pid) for pid in family]
+        assert len(watched) >= 4, "the template is one of them"
+        host.kill()
+        for fd in watched:
+            assert select.select([fd], [], [], 5)[0]
+        assert all(psutil.pid_exists(pid) for pid in children)
+        [run] = list_runs(state)
+        assert not run.alive
+        with open_run(str(state)) as following:
+            assert [swept.run_id for swept in following.swept] == [run.run_id]
+        assert not os.path.exists(run.run_dir)
+    finally:
+        host.kill()
+        # They have its standard output, too.
+        for pid in children:
+            os.kill(pid, signal.SIGKILL)
+        host.communicate()
+        for fd in watched:
             os.close(fd)
 
 

@@ -17,6 +17,7 @@ from h2.settings import SettingCodes
 from hpack.exceptions import HPACKError
 from hyperframe.exceptions import HyperframeError
 
+from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 
 from .lean_h2 import LeanH2Connection
@@ -100,6 +101,9 @@ class PipeProtocol(H2Protocol):
 
     def connection_made(self, transport: BaseTransport) -> None:
         sock = transport.get_extra_info("socket")
+        if sock is not None:
+            # The event loop has made it, on either side.
+            _forks.keep(sock.fileno())
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         h2 = LeanH2Connection(config=self.h2_config)
