@@ -16,6 +16,8 @@ from typing import Any
 
 import msgspec
 
+from snakepit_trio.errors import QuotaExceeded
+
 from .records import Limits, ProgramInfo, SessionInfo, over_quota, session_not_found
 
 __all__ = ["SqlTables"]
@@ -77,6 +79,10 @@ class SqlTables:
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield self._db
+        except QuotaExceeded:
+            # Quotas are looked at before anything is written but the use of the session, and one that is refused is a use too.
+            self._db.execute("COMMIT")
+            raise
         except BaseException:
             self._db.execute("ROLLBACK")
             raise
