@@ -22,7 +22,7 @@ from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec.extensions import TUPLE
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
-from tests.integration.test_bridge_abuse import Raw, plain, still_serves
+from tests.integration.test_bridge_abuse import Raw, at, plain, still_serves
 from tests.until import appears, running, settled, until
 
 pytestmark = pytest.mark.anyio
@@ -98,7 +98,7 @@ async def test_a_client_that_leaves_a_call(place: str, how: str, tmp_path: Path)
     async with door(tmp_path, ASYNC) as runtime, runtime.events.subscribe("request.") as events:
         pool = runtime.pool()
         (worker,) = pool.workers()
-        with Raw(tmp_path) as first, Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as first, Raw(at(tmp_path)) as raw:
             if place == "queued":
                 held = first.request(plain("wait", json.dumps({"marker": f"{tmp_path}/first"}).encode()))
                 await running(pool)
@@ -140,7 +140,7 @@ async def test_a_call_that_is_left_before_it_is_whole(tmp_path: Path) -> None:
     async with door(tmp_path) as runtime:
         whole = plain("add", b'{"a":1,"b":2}')
         for leave in (reset, lambda raw, stream: raw.socket.close()):
-            with Raw(tmp_path) as raw:
+            with Raw(at(tmp_path)) as raw:
                 stream = raw.headers()
                 raw.h2.send_data(stream, b"\0" + len(whole).to_bytes(4, "big") + whole[:-3])
                 raw.flush()
@@ -148,7 +148,7 @@ async def test_a_call_that_is_left_before_it_is_whole(tmp_path: Path) -> None:
         assert runtime.bridge is not None
         await until(lambda: not runtime.bridge.connections)  # type: ignore[union-attr]
         assert runtime.pool().stats().accepted == 0
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             assert (await anyio.to_thread.run_sync(answer, raw, raw.request(whole)))[0] == "0"
 
 
@@ -158,7 +158,7 @@ async def test_an_answer_that_is_read_slowly_is_not_cut_off(tmp_path: Path) -> N
 
     async with door(tmp_path) as runtime:
         pool = runtime.pool()
-        with Reader(tmp_path) as raw, Raw(tmp_path) as other, Raw(tmp_path) as late:
+        with Reader(at(tmp_path)) as raw, Raw(at(tmp_path)) as other, Raw(at(tmp_path)) as late:
             for one in (raw, other, late):
                 await settings(one)
             streams = [one.request(plain("echo", text)) for one in (raw, other)]
@@ -189,7 +189,7 @@ async def test_each_encoding_in_and_out(policies: dict[str, Any], session: bool,
         exact_value = {"t": (1, 2), "b": b"\0\xff", "n": 1 << 70}
         as_json = json.dumps({"value": plain_value}).encode()
         as_msgpack = codec.encode({"value": plain_value}).data
-        with Reader(tmp_path) as raw:
+        with Reader(at(tmp_path)) as raw:
             await settings(raw)
 
             async def ask(data: bytes, encoding: int, accept: int) -> tuple[str, bytes]:
@@ -237,7 +237,7 @@ async def test_what_does_not_decode_is_refused_and_costs_no_worker(tmp_path: Pat
     async with door(tmp_path) as runtime:
         pool = runtime.pool()
         (worker,) = pool.workers()
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             for data, encoding in bad:
                 payload = v1.Payload(encoding=v1.Encoding(encoding), data=data)
                 stream = raw.request(bytes(v1.ExecuteToolRequest(tool="echo", payload=payload)))
@@ -257,7 +257,7 @@ async def test_a_fault_of_ours_ends_one_call_and_no_worker(
 
     async with door(tmp_path) as runtime:
         (worker,) = runtime.pool().workers()
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             with monkeypatch.context() as patched:
                 patched.setattr(service, "in_encoding", fails)
                 stream = raw.request(plain("add", b'{"a":1,"b":2}'))

@@ -18,7 +18,7 @@ from grpclib.const import Status
 import snakepit_trio as sp
 from snakepit_trio.wire.generated.snakepit import v1
 
-from .test_bridge_abuse import Raw, door, plain, still_serves
+from .test_bridge_abuse import Raw, at, door, plain, still_serves
 
 pytestmark = pytest.mark.anyio
 
@@ -71,7 +71,7 @@ async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path
     async with door(tmp_path, max_buffered=limit, max_message=600_000) as runtime:
         assert runtime.bridge is not None
         budget = runtime.bridge._budget
-        with Raw(tmp_path) as greedy, Raw(tmp_path) as second, Raw(tmp_path) as third:
+        with Raw(at(tmp_path)) as greedy, Raw(at(tmp_path)) as second, Raw(at(tmp_path)) as third:
             # One connection may have what one message may have, and no more: the rest is for others.
             await anyio.to_thread.run_sync(begin, greedy)
             refused = await anyio.to_thread.run_sync(begin, greedy)
@@ -82,7 +82,7 @@ async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path
             with anyio.fail_after(30):
                 while budget.used < 900_000:
                     await anyio.sleep(0.005)
-            with Raw(tmp_path) as late:
+            with Raw(at(tmp_path)) as late:
                 stream = await anyio.to_thread.run_sync(begin, late)
                 assert (await anyio.to_thread.run_sync(late.trailers, stream))["grpc-status"] == "8"
             assert budget.used <= limit
@@ -131,7 +131,7 @@ async def test_a_client_that_is_stopped_is_noticed(tmp_path: Path) -> None:
 async def test_a_clients_tool_with_a_schema_that_is_none_is_refused(tmp_path: Path, field: str, schema: str) -> None:
     tools = [v1.ToolSpec(name="good", parameters_schema="{}"), v1.ToolSpec(name="bad", **{field: schema})]
     async with door(tmp_path) as runtime:
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             request: Any = bytes(v1.RegisterToolsRequest(tools=tools))
             stream = raw.request(request, path="/snakepit.v1.BridgeService/RegisterTools")
             trailers = await anyio.to_thread.run_sync(raw.trailers, stream)
@@ -144,7 +144,7 @@ async def test_tools_that_nobody_serves_in_time_are_gone(tmp_path: Path, monkeyp
     monkeypatch.setattr("snakepit_trio.bridge.client_tools._TO_COME", 0.2)
     request: Any = bytes(v1.RegisterToolsRequest(tools=[v1.ToolSpec(name="never_served")]))
     async with door(tmp_path) as runtime:
-        with Raw(tmp_path) as raw:
+        with Raw(at(tmp_path)) as raw:
             stream = raw.request(request, path="/snakepit.v1.BridgeService/RegisterTools")
             assert (await anyio.to_thread.run_sync(raw.trailers, stream))["grpc-status"] == "0"
             with anyio.fail_after(30):

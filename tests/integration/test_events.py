@@ -267,11 +267,24 @@ async def unruly_client(seen: Seen, place: Path) -> None:
             assert "too many frames" in event.metadata["reason"]
 
 
+@scenario("runtime.internal_error")
+async def fault_of_ours(seen: Seen, place: Path) -> None:
+    async def keep(self: object) -> None:
+        raise ZeroDivisionError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("snakepit_trio.sessions.directory.SessionDirectory.keep", keep)
+        async with seen.of(sp.PoolConfig(adapter=BASIC, size=1)):
+            event = await seen.until("runtime.internal_error")
+    assert (event.metadata["ended"], event.metadata["error"]) == ("service", "ZeroDivisionError")
+
+
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)
-async def test_scenario(run: Scenario, tmp_path: Path) -> None:
+async def test_scenario(run: Scenario, tmp_path: Path, internal_errors: list[BaseException]) -> None:
     seen = Seen()
     with anyio.fail_after(60):
         await run(seen, tmp_path)
+    assert bool(internal_errors) == (run is fault_of_ours), internal_errors
     missing = SCENARIOS[run] - set(seen.names)
     assert not missing, sorted(missing)
 

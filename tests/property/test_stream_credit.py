@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.pool.request import Phase
 from snakepit_trio.pool.streams import ChunkStream
 from snakepit_trio.wire import frames
@@ -43,8 +44,9 @@ class Stream:
         self.credits: list[tuple[int, int]] = []
         loop: Any = types.SimpleNamespace(check=nothing)
         self.host = ChunkStream(
-            CHUNKS, BYTES, lambda chunks, size: self.credits.append((chunks, size)), lambda chunk: chunk.size, loop
-        )
+            CHUNKS, BYTES, lambda chunks, size: self.credits.append((chunks, size)), lambda chunk: chunk.size, loop,
+            InternalErrors(),
+        )  # fmt: skip
         self.host.request = types.SimpleNamespace(phase=Phase.RUNNING, outcome=None, error=None)  # type: ignore[assignment]
         channel: Any = types.SimpleNamespace(send=lambda frame: self.host.put(frame.payload))
         frame = frames.Call(1, stream=True, credits=CHUNKS, credit_bytes=BYTES)

@@ -54,7 +54,7 @@ class Map:
         }  # fmt: skip
         self.others = 0 if rng.random() < 0.5 else rng.choice([1, 6])
         self.pause = rng.choice([0.0, 0.0, 0.3, 8.0])
-        self.crash = rng.choice([0.0, 0.0, 0.1])
+        self.crash = rng.choice([0.0, 0.0, 0.3])
 
     def inputs(self) -> Iterator[dict[str, Any]]:
         for number, seconds in enumerate(self.seconds):
