@@ -42,6 +42,7 @@ from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.tools.serving import HostThreads
 from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire.transports import make_wire
+from snakepit_trio.worker.importing import refuse_tower
 from snakepit_trio.workers.run import open_run
 from snakepit_trio.workers.state_directory import private_directory, state_directory
 
@@ -283,10 +284,12 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     Raises:
         WorkerStartupError: No pool has got a worker; ``details["pools"]`` says why for each, when there are several. When
             only some have not, their requests fail with that reason and the others serve.
-        ConfigError: The configuration does not fit this event loop, or is no RuntimeConfig.
+        ConfigError: The configuration does not fit this event loop, or is no RuntimeConfig; or this is a worker that is
+            importing its adapter, whose import does all this: see ``if __name__ == "__main__"``.
     """
     if not isinstance(config, RuntimeConfig):
         refuse("config", type(config), "a RuntimeConfig")
+    refuse_tower(config)
     wire = make_wire(config.wire, sniffio.current_async_library())
     with open_run(config.state_dir) as run:
         launcher = functools.partial(launcher_for, redact=Redactor(config.redact_patterns).text)

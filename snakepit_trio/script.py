@@ -15,6 +15,7 @@ import anyio
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError, WorkerStartupError
 from snakepit_trio.runtime import Runtime, open_runtime
+from snakepit_trio.worker.importing import refuse_tower
 
 __all__ = ["only", "run"]
 
@@ -43,6 +44,8 @@ def run(
             return 2
     if isinstance(config, PoolConfig):
         config = RuntimeConfig(pools=[config])
+    # Not as the exit code of a program that this is not.
+    refuse_tower(config)
     whole = config
     # Python gives signals to no other; elsewhere they are for whoever runs the thread to handle.
     in_main_thread = threading.current_thread() is threading.main_thread()

@@ -74,13 +74,13 @@ def _import(question: dict[str, Any]) -> str | None:
     # Only now: what these need is where the host has it.
     importlib.import_module("snakepit_trio.worker.server")
     from snakepit_trio.worker.backend import choose_backend
+    from snakepit_trio.worker.importing import import_adapter
     from snakepit_trio.worker.service import warm_up
     from snakepit_trio.worker.toolbox import find_tools
 
     warm_up()
     try:
-        with _forks.contained():
-            module = importlib.import_module(question["adapter"].partition(":")[0])
+        module = import_adapter(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
         # Each worker tries again, and reports to its host what is wrong.
         pass

@@ -190,15 +190,17 @@ class Slots:
         """Why no worker is ready."""
         details: dict[str, object] = {"pool": self._name, "reason": "not ready"}
         message = f"pool {self._name!r}: no worker is ready"
+        hopeless = False
         for slot in self.kept:
             exit = slot.current.exit if slot.current is not None and slot.current.exit is not None else slot.last_exit
             if exit is not None and not exit.expected:
                 message = f"pool {self._name!r}: no worker could start: {exit.message}"
                 details = {**exit.details(), "pool": self._name, "reason": exit.message, "exit": exit.reason}
+                hopeless = exit.hopeless
                 break
         exhausted = bool(self.kept) and all(slot.failed for slot in self.kept)
-        details["option"] = "restart_limit" if exhausted else "backoff_base"
-        if exhausted:
+        details["option"] = "adapter" if hopeless else "restart_limit" if exhausted else "backoff_base"
+        if exhausted and not hopeless:
             message += f"; restart_limit={self._config.restart_limit} is used up"
         return WorkerStartupError(message, details=details)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -11,6 +10,8 @@ from typing import Any, TypeVar, overload
 import msgspec
 
 from snakepit_trio.errors import InvalidParameter
+
+from .importing import being_set_up, import_adapter
 
 __all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "adapters_in", "load_adapter", "tool"]
 
@@ -128,7 +129,7 @@ def load_adapter(reference: str) -> tuple[ModuleType, Any]:
     """
     module_name, _, attribute = reference.partition(":")
     try:
-        module = importlib.import_module(module_name)
+        module = import_adapter(module_name)
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
             raise
@@ -144,7 +145,10 @@ def load_adapter(reference: str) -> tuple[ModuleType, Any]:
         except AttributeError as exc:
             known = ", ".join(repr(f"{module_name}:{name}") for name in adapters_in(module))
             raise AttributeError(f"{exc}{f'; its adapters: {known}' if known else ''}") from None
-    return module, target() if isinstance(target, type) else target
+    if isinstance(target, type):
+        with being_set_up(module_name):
+            target = target()
+    return module, target
 
 
 def adapters_in(module: ModuleType) -> list[str]:

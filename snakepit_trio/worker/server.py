@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import functools
 import inspect
 import logging
 import os
@@ -18,7 +19,7 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio import _forks
@@ -33,6 +34,7 @@ from snakepit_trio.wire.startup import Boot, Credentials, Report
 from .adapter import load_adapter
 from .backend import choose_backend
 from .exchange import Exchange
+from .importing import being_set_up
 from .lead import LeadRunner
 from .lifeline import end_children
 from .runners import LoopRunner, Runner, SyncRunner
@@ -89,7 +91,8 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         report(Report(address=address, pid=os.getpid()))
 
     try:
-        runner.main(_hook(target, "setup"), ready, _hook(target, "teardown"))
+        setup = _hook(target, "setup", functools.partial(being_set_up, module.__name__))
+        runner.main(setup, ready, _hook(target, "teardown"))
     except (Exception, SystemExit) as exc:
         if setting_up:
             report(_failed(exc))
@@ -108,16 +111,19 @@ def _runner(is_async: bool, backend: str, threads: int) -> Runner:
     return LeadRunner() if threads == 1 else SyncRunner(threads)
 
 
-def _hook(target: Any, name: str) -> Callable[[], Any]:
-    """A method of an adapter, if it has it; what it forks, and does not end, ends with it. May return an awaitable."""
+def _hook(target: Any, name: str, block: Callable[[], AbstractContextManager[None]] = nullcontext) -> Callable[[], Any]:
+    """A method of an adapter, if it has it, in a block; what it forks, and does not end, ends with it.
+
+    Like the method, it may return an awaitable.
+    """
     function = getattr(target, name, None) or _nothing
 
     async def awaited(value: Any) -> Any:
-        with _forks.contained():
+        with block(), _forks.contained():
             return await value
 
     def call() -> Any:
-        with _forks.contained():
+        with block(), _forks.contained():
             value = function()
         return awaited(value) if inspect.isawaitable(value) else value
 

@@ -7,10 +7,13 @@ import signal
 
 import attrs
 
-from snakepit_trio.errors import SnakepitError
+from snakepit_trio.errors import ConfigError, SnakepitError
 from snakepit_trio.launch.base import ExitStatus
 
 __all__ = ["Exit", "classify", "explain", "oom_kills"]
+
+
+_CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,6 +42,11 @@ class Exit:
     stderr: str = ""
     remote_types: tuple[str, ...] = ()
     remote_traceback: str = ""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether it did not start for what it is configured to be, so that another one would not start either."""
+        return self.reason == "startup" and _CONFIG_ERROR in self.remote_types
 
     def details(self) -> dict[str, object]:
         """What a ``WorkerCrashed`` or ``WorkerStartupError`` says in its ``details``."""

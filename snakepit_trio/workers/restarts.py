@@ -54,7 +54,7 @@ class Restarts:
     def __repr__(self) -> str:
         return f"<Restarts failed={len(self._failed_starts)} in_a_row={self._in_a_row} exhausted={self.exhausted}>"
 
-    def note(self, now: float, *, up_for: float | None, excused: bool, answered: bool) -> float:
+    def note(self, now: float, *, up_for: float | None, excused: bool, answered: bool, hopeless: bool = False) -> float:
         """A worker has ended that nobody had asked to. Returns how long to wait before the next attempt, in seconds.
 
         Args:
@@ -62,6 +62,7 @@ class Restarts:
             up_for: How long it had been ready, in seconds; None: it never was.
             excused: Its end says nothing of starts: it had begun a call, or an operator wanted it to end.
             answered: It had answered one.
+            hopeless: It has said that no other start will fare better.
         """
         settings = self._settings
         stable = up_for is not None and up_for >= settings.restart_window
@@ -74,11 +75,13 @@ class Restarts:
             self._rounds = 0
             return 0.0 if alone else self._pause(self._longest_while_calls_wait())
         failed = self._note(self._failed_starts, now)
-        self.exhausted = settings.restart_limit is not None and failed > settings.restart_limit
+        self.exhausted = settings.restart_limit is not None and (hopeless or failed > settings.restart_limit)
         if self.exhausted:
             self._rounds += 1
             longest = max(settings.backoff_max, settings.restart_window)
             return min(_LONGEST_PAUSE, longest * 2.0 ** min(self._rounds - 1, 60))
+        if hopeless:
+            return settings.backoff_max
         return 0.0 if alone and up_for is not None else self._pause(settings.backoff_max)
 
     def _note(self, times: deque[float], now: float) -> int:

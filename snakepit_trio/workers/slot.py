@@ -418,6 +418,7 @@ class Slot:
             up_for=None if worker.ready_at is None else now - worker.ready_at,
             excused=worker.had_begun or worker.killed_on_demand,
             answered=worker.served > 0,
+            hopeless=exit.hopeless,
         )
         if self._restarts.exhausted:
             self.failed = not self._serves()

@@ -90,3 +90,34 @@ def test_an_adapter_in_the_directory_that_python_minus_m_searches(application: P
     host, *workers = map(json.loads, ran.stdout.splitlines())
     assert workers == [host, host]
     assert str(application.parent) in host["path"]
+
+
+FROZEN = """
+import sys
+sys.path[:0] = {path!r}
+import anyio
+import snakepit_trio as sp
+
+python, sys.executable, sys.frozen = sys.executable, "/the/application", True
+
+async def main():
+    for option in (None, python):
+        for name in ("told", "none:Such"):
+            try:
+                async with sp.open_pool(name, size=1, python=option) as pool:
+                    print(len(await pool.execute("tell")))
+            except sp.SnakepitError as exc:
+                print(type(exc).__name__, exc.details.get("key", ""))
+    async with sp.open_pool(command=[python, "-c", "print('unix:/nowhere')"], size=1, startup_timeout=5):
+        pass
+
+anyio.run(main, backend="trio")
+"""
+
+
+def test_a_frozen_application_has_workers_in_the_interpreter_that_it_names(application: Path) -> None:
+    application.write_text(FROZEN.format(path=[str(ROOT)]))
+    ran = run(application, cwd=application.parent)
+    assert ran.stdout.splitlines() == ["ConfigError python"] * 2 + ["9", "WorkerStartupError "], ran.stderr
+    # A command names its program itself; this one serves nothing.
+    assert "WorkerStartupError" in ran.stderr.splitlines()[-1]

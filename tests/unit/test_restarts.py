@@ -103,3 +103,13 @@ def test_slots_that_failed_together_do_not_start_together() -> None:
     pauses = {made.note(0.0, **NOT_STARTED) for _ in range(5)}
     assert len(pauses) == 5
     assert all(0.8 <= pause <= 1.2 for pause in pauses)
+
+
+def test_a_start_that_says_that_no_other_will_fare_better_is_not_repeated_soon() -> None:
+    made = restarts()
+    assert made.note(0.0, **NOT_STARTED, hopeless=True) == 10.0
+    assert made.exhausted
+    # Without a limit a slot never fails, but it is in no hurry either.
+    made = restarts(restart_limit=None)
+    assert made.note(0.0, **NOT_STARTED, hopeless=True) == 8.0
+    assert not made.exhausted
