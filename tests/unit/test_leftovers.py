@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -21,6 +22,9 @@ from snakepit_trio.workers.locks import Locks
 from snakepit_trio.workers.registry import ProcessRow, Registry
 from snakepit_trio.workers.run import open_run
 
+# Of this test run alone: a sweep looks at all processes of the machine, and another run of these tests may be under way.
+DEAD = secrets.token_hex(5)
+LONGER = f"{DEAD}er"
 SLEEP = "import time; print(flush=True); time.sleep(600)"
 
 
@@ -83,7 +87,7 @@ class State:
         self.locks = Locks(directory)
         self.registry = Registry(directory)
 
-    def die(self, run_dir: Path, run_id: str = "dead") -> None:
+    def die(self, run_dir: Path, run_id: str = DEAD) -> None:
         """A run that begins, and loses its lock without a word; its host is gone too."""
         os.close(self.locks.begin(run_id, run_dir))
         self.registry.begin_run(run_id, run_dir)
@@ -92,7 +96,7 @@ class State:
         row = ProcessRow("worker", "default", pid, None if pid is None else start_time(pid))
         if values:
             row = ProcessRow(row.kind, row.pool, row.pid, values["start_time"])
-        self.registry.write("dead", {process_id: row})
+        self.registry.write(DEAD, {process_id: row})
 
     def sweep(self) -> list[Swept]:
         return sweep(self.directory, self.locks, self.registry)
@@ -110,18 +114,18 @@ def killed(process: subprocess.Popen[bytes]) -> bool:
 
 
 def test_a_dead_runs_processes_and_directory_go(tmp_path: Path, state: State, processes: Processes) -> None:
-    left = tmp_path / "snakepit-dead-x"
+    left = tmp_path / f"snakepit-{DEAD}-x"
     left.mkdir()
     (left / "w.sock").touch()
     state.die(left)
-    written, started = processes.start(SNAKEPIT_RUN_ID="dead"), processes.worker("dead")
+    written, started = processes.start(SNAKEPIT_RUN_ID=DEAD), processes.worker(DEAD)
     state.write("w1", written.pid)
     state.write("w2")
     expected = tuple(sorted((written.pid, started.pid)))
     assert [run.pids for run in look(state.directory)] == [expected]
     assert written.poll() is None and left.exists()
     with open_run(str(state.directory)) as run:
-        assert [(swept.run_id, swept.pids, swept.run_dir) for swept in run.swept] == [("dead", expected, str(left))]
+        assert [(swept.run_id, swept.pids, swept.run_dir) for swept in run.swept] == [(DEAD, expected, str(left))]
     assert killed(written) and killed(started)
     assert not left.exists()
     assert state.sweep() == []
@@ -144,7 +148,7 @@ def test_a_live_runs_processes_are_left_alone(state: State, processes: Processes
 
 
 def test_a_reused_process_id_is_a_stranger(tmp_path: Path, state: State, processes: Processes) -> None:
-    process = processes.start(SNAKEPIT_RUN_ID="dead")
+    process = processes.start(SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("other start", process.pid, start_time=(start_time(process.pid) or 0) + 1)
     state.write("other boot", process.pid)
@@ -165,13 +169,13 @@ def test_what_was_written_down_must_say_that_it_is_the_runs(tmp_path: Path, stat
 
 def test_words_alone_make_nobody_ours(tmp_path: Path, state: State, processes: Processes) -> None:
     innocent = [
-        processes.start("--run", "dead"),
-        processes.start("-m", "snakepit_trio.worker", "--run", "dead", name="/usr/bin/vim"),
-        processes.start("snakepit_trio.worker", "--run", "dead"),
-        processes.start("-m", "snakepit_trio.worker", "--run", "deader"),
-        processes.start("-m", "snakepit_trio.working", "--run", "dead"),
-        processes.start(SNAKEPIT_RUN_ID="dead"),
-        processes.start(SNAKEPIT_RUN_ID="dead", SNAKEPIT_WORKER_ID="w1"),
+        processes.start("--run", DEAD),
+        processes.start("-m", "snakepit_trio.worker", "--run", DEAD, name="/usr/bin/vim"),
+        processes.start("snakepit_trio.worker", "--run", DEAD),
+        processes.start("-m", "snakepit_trio.worker", "--run", LONGER),
+        processes.start("-m", "snakepit_trio.working", "--run", DEAD),
+        processes.start(SNAKEPIT_RUN_ID=DEAD),
+        processes.start(SNAKEPIT_RUN_ID=DEAD, SNAKEPIT_WORKER_ID="w1"),
     ]
     state.die(tmp_path / "none")
     assert [run.pids for run in look(state.directory)] == [()]
@@ -183,7 +187,7 @@ def test_a_worker_that_was_started_and_not_yet_written_down_goes(
     tmp_path: Path, state: State, processes: Processes
 ) -> None:
     """In another language: it has its ids in the environment."""
-    begun, other = (processes.start(SNAKEPIT_RUN_ID="dead", SNAKEPIT_WORKER_ID=f"w{n}") for n in (1, 2))
+    begun, other = (processes.start(SNAKEPIT_RUN_ID=DEAD, SNAKEPIT_WORKER_ID=f"w{n}") for n in (1, 2))
     state.die(tmp_path / "none")
     state.write("w1")
     assert [run.pids for run in state.sweep()] == [(begun.pid,)]
@@ -192,8 +196,8 @@ def test_a_worker_that_was_started_and_not_yet_written_down_goes(
 
 def test_what_a_dead_runs_workers_have_started_goes_too(tmp_path: Path, state: State, processes: Processes) -> None:
     """Nobody has written it down, and its worker is gone."""
-    worker = processes.start(SNAKEPIT_RUN_ID="dead")
-    child = processes.start(group=worker.pid, SNAKEPIT_RUN_ID="dead")
+    worker = processes.start(SNAKEPIT_RUN_ID=DEAD)
+    child = processes.start(group=worker.pid, SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("w1", worker.pid)
     worker.kill()
@@ -206,19 +210,19 @@ def test_what_a_dead_runs_workers_have_started_goes_too(tmp_path: Path, state: S
 def test_a_directory_that_no_run_has_made_is_left(tmp_path: Path, state: State) -> None:
     odd = tmp_path / "odd"
     odd.mkdir()
-    linked = tmp_path / "snakepit-dead-link"
+    linked = tmp_path / f"snakepit-{DEAD}-link"
     linked.symlink_to("odd")
     for number, path in enumerate((odd, linked)):
-        state.die(path, "dead" if number else "deader")
+        state.die(path, DEAD if number else LONGER)
     assert [run.run_dir for run in state.sweep()] == [None, None]
     assert odd.exists() and linked.is_symlink()
 
 
 def test_what_has_ended_is_struck_out(tmp_path: Path, state: State, processes: Processes) -> None:
-    process = processes.start(SNAKEPIT_RUN_ID="dead")
+    process = processes.start(SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("w1", process.pid)
-    state.registry.write("dead", {"w1": None})
+    state.registry.write(DEAD, {"w1": None})
     assert [run.pids for run in state.sweep()] == [()]
     assert process.poll() is None
 
@@ -227,11 +231,11 @@ def test_a_run_that_never_got_into_the_registry_is_found_by_its_lock(
     tmp_path: Path, state: State, processes: Processes
 ) -> None:
     """Its registry was locked, or its disk full."""
-    left = tmp_path / "snakepit-dead-x"
+    left = tmp_path / f"snakepit-{DEAD}-x"
     left.mkdir()
-    os.close(state.locks.begin("dead", left))
-    process = processes.worker("dead", sys.executable)
-    assert state.sweep() == [Swept("dead", (process.pid,), str(left))]
+    os.close(state.locks.begin(DEAD, left))
+    process = processes.worker(DEAD, sys.executable)
+    assert state.sweep() == [Swept(DEAD, (process.pid,), str(left))]
     assert not left.exists() and killed(process)
     # One that has only just been made may be a run's that is about to begin.
     path = state.directory / "runs/new.lock"
@@ -245,7 +249,7 @@ def test_a_run_that_never_got_into_the_registry_is_found_by_its_lock(
 def test_rows_that_make_no_sense_are_told_of_and_passed_over(
     tmp_path: Path, state: State, processes: Processes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    process = processes.start(SNAKEPIT_RUN_ID="dead")
+    process = processes.start(SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("w1", process.pid)
     execute = state.registry._db.execute
@@ -260,7 +264,7 @@ def test_rows_that_make_no_sense_are_told_of_and_passed_over(
         execute("INSERT INTO runs VALUES (?, ?, ?, ?)", run)
     execute("INSERT INTO runs VALUES (CAST(X'ff' AS TEXT), '/', 1, 0.0)")
     for number, values in enumerate((("x", 1), (None, "y"), (2**62, 2**62), (-1, 1), (0, 0), (b"\xff", 1.5))):
-        row = ("dead", f"odd{number}", "worker", "p", *values, boot_id())
+        row = (DEAD, f"odd{number}", "worker", "p", *values, boot_id())
         execute("INSERT INTO processes VALUES (?, ?, ?, ?, ?, ?, ?)", row)
     assert [run.pids for run in state.sweep()] == [(process.pid,)]
     assert killed(process) and outside.exists()
@@ -271,17 +275,17 @@ def test_rows_that_make_no_sense_are_told_of_and_passed_over(
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 def test_a_lock_of_somebody_else_is_no_sign_of_anything(tmp_path: Path, state: State, processes: Processes) -> None:
-    process = processes.start(SNAKEPIT_RUN_ID="dead")
+    process = processes.start(SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("w1", process.pid)
-    os.chown(state.directory / "runs/dead.lock", 65534, -1)
+    os.chown(state.directory / f"runs/{DEAD}.lock", 65534, -1)
     assert look(state.directory) == [] == state.sweep()
     assert process.poll() is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")
 def test_nothing_is_cleared_away_for_somebody_else(tmp_path: Path, state: State, processes: Processes) -> None:
-    process = processes.start(SNAKEPIT_RUN_ID="dead")
+    process = processes.start(SNAKEPIT_RUN_ID=DEAD)
     state.die(tmp_path / "none")
     state.write("w1", process.pid)
     os.chown(state.directory, 65534, -1)
