@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import attrs
 
-from snakepit_trio._bulkhead import InternalErrors, internal_error
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.errors import SnakepitError
 
 from .admission import Admission
 from .cancel_set import CancelSet
 from .deadlines import DeadlineWheel
-from .endings import copy_error, worker_busy, worker_lost
+from .endings import worker_busy
 from .lines import Lines
 from .places import Places
 from .queue import RequestQueue
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload
 
 __all__ = ["Books", "Observer", "Totals", "release"]
-
-#: How often the books are gone over after one exception, when to do so raises others.
-_MOST_ROUNDS = 10
 
 
 class Observer(Protocol):
@@ -109,8 +106,6 @@ class Books(ABC):
         self._rejected = 0
         self._ended = dict.fromkeys((outcome.value for outcome in Outcome), 0)
         self._late_replies = 0
-        self._recovering = False
-        self._unsound = False
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} workers={len(self._all)} in_flight={self._in_flight} queued={len(self._queue)}>"
@@ -341,111 +336,12 @@ class Books(ABC):
         except Exception as exc:
             self._errors.report(exc, "observer", pool=self._pool)
 
-    # ---- after an exception that nobody expected -----------------------------------------------------
-
+    @abstractmethod
     def _recover(self, exc: Exception, now: float, request: Request | None = None) -> None:
         """An unexpected exception came out of a decision: the request that it was about fails, and the books agree again.
 
-        Raises nothing. When even this fails, it is tried again at the next :meth:`Ledger.expire`.
+        Raises nothing.
         """
-        self._errors.report(exc, "operation" if request is None else "request", pool=self._pool)
-        with self._errors.bulkhead("operation", self._note_unsound, pool=self._pool):
-            if request is not None and request in self._living:
-                self._finish(request, Outcome.FAILED, None, internal_error(exc), now)
-            if self._recovering:
-                # It came from the one below, which will go over everything once more.
-                self._unsound = True
-                return
-            self._recovering = True
-            try:
-                for _ in range(_MOST_ROUNDS):
-                    self._unsound = False
-                    self._reconcile(now)
-                    if not self._unsound:
-                        break
-            finally:
-                self._recovering = False
-        if self._unsound:
-            self._note_unsound(exc)
-
-    def _note_unsound(self, exc: Exception) -> None:
-        self._unsound = True
-        with self._errors.bulkhead("operation", pool=self._pool):
-            self._on_due(-math.inf)
-
-    def _reconcile(self, now: float) -> None:
-        """Make the books agree again, from what is certain: which requests have not ended, what each worker was given,
-        which workers are at their end."""
-        for seats in [seats for seats in self._all if seats.end is not None]:
-            del self._all[seats]
-            for table in (seats.running, seats.leaving, seats.ahead):
-                for request in table.values():
-                    if request.phase is Phase.DONE:
-                        release(request)
-                table.clear()
-        waiting, lost = [], []
-        for request in self._living:
-            where = request.seats
-            if where is None and request.phase is Phase.QUEUED:
-                waiting.append(request)
-                continue
-            if where is not None and where in self._all:
-                table = where.running if request.phase is Phase.RUNNING else where.ahead
-                if table.get(request.id) is request:
-                    continue
-            lost.append(request)
-        for request in lost:
-            error = SnakepitError("an internal error of snakepit_trio has lost the request", code="internal")
-            self._finish(request, Outcome.FAILED, None, error, now)
-        for request in self._living:
-            request.deadline_node = None
-        self._wheel.clear()
-        self._queue.refill(waiting)
-        for request in self._living:
-            running = request.phase is Phase.RUNNING
-            self._wheel.add(request, request.deadline if running else min(request.deadline, request.queue_deadline))
-        for seats in self._all:
-            for request in [request for request in seats.running.values() if request.phase is Phase.DONE]:
-                seats.leaving[request.id] = seats.running.pop(request.id)
-            seats.open = seats.open and not seats.over
-            seats.alone = any(request.suspect for request in seats.running.values())
-        self._places.rebuild(self._all)
-        self._in_flight = sum(len(seats.running) for seats in self._all)
-        self._accepted = sum(self._ended.values()) + len(self._living)
-        self._end_hopeless(waiting, now)
-        for seats in list(self._all):
-            # What was to be told to the worker may not have been; to tell it twice does no harm.
-            for request in list(seats.leaving.values()):
-                seats.port.cancel(request)
-            for request in [request for request in seats.ahead.values() if request.phase is Phase.DONE]:
-                seats.port.withdraw(request)
-            self._advance(seats, now)
-        if not self._in_flight:
-            self._on_idle()
-        self._on_due(-math.inf)
-
-    def _end_hopeless(self, waiting: Iterable[Request], now: float) -> None:
-        """End those that wait for what will not come."""
-        refused = self._admission.closed or self._admission.broken
-        for request in waiting:
-            pin = request.pin
-            if refused is not None:
-                error = copy_error(refused)
-            elif pin is not None and pin.over:
-                error = worker_lost(request, pin.end)
-            else:
-                continue
-            self._queue.discard(request)
-            self._finish(request, Outcome.FAILED, None, error, now)
-        if refused is not None:
-            for seats in tuple(self._all):
-                for request in tuple(seats.ahead.values()):
-                    if request.phase is Phase.QUEUED:
-                        self._leave(request, Outcome.FAILED, copy_error(refused), now)
-
-    @abstractmethod
-    def _advance(self, seats: Seats, now: float) -> None:
-        """A worker has ended a call: the next in its line runs now, and it gets more."""
 
 
 def release(request: Request) -> None:

@@ -27,9 +27,22 @@ from snakepit_trio.wire.frames import MSGPACK, Payload
 NOTHING = Payload(MSGPACK, b"\xc0")
 #: What is asked of a ledger from outside, which must not raise by itself, and what puts it in order.
 _OUTSIDE = {"submit", "cancel", "end", "expire", "replied", "returned", "open", "cordon", "retire", "uncordon", "gone"}
-_OUTSIDE |= {"fail_all", "hope", "close", "abort", "hopeless", "next_deadline", "totals", "requests", "is_short"}
+_OUTSIDE |= {
+    "stopped",
+    "refuse",
+    "fail_all",
+    "hope",
+    "close",
+    "abort",
+    "hopeless",
+    "next_deadline",
+    "totals",
+    "requests",
+    "is_short",
+}
 _BOUNDARIES = {
     "_put_out",
+    "_take_back",
     "_tell",
     "_not_started",
     "_recover",

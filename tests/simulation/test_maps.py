@@ -148,7 +148,7 @@ class Map:
             # Only one whose turn it was with nothing of the map's own under way.
             assert self.others and self.pool_options["max_queue"] in (1, 3)
         # A map's own waiting for a place is no refusal.
-        assert refusals - self.other_refusals == full
+        assert full <= refusals - self.other_refusals <= full + (self.others if self.policies else 0)
         self.seen["elastic"] += self.elastic and self.count > 0
         self.seen["policies"] += self.policies and self.count > 0
 
