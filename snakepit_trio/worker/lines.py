@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from . import failure
+
 if TYPE_CHECKING:
     from .calls import Call
 
@@ -44,7 +46,7 @@ class Threads:
 
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
-            self._run(call)
+            failure.run(self._run, call)
 
     def stop(self) -> None:
         """Have them end after what was put before."""

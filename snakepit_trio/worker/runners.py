@@ -8,6 +8,7 @@ same adapter run in threads. Threads are joined at the end; a tool that can't be
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import threading
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from snakepit_trio import _forks
 from snakepit_trio.errors import RequestTimeout
 
+from .failure import run, task
 from .lines import Line, Threads
 from .toolbox import Kind
 
@@ -263,9 +265,9 @@ class LoopRunner:
 
         while not self._stopping or self._inbox:
             while self._inbox:
-                nursery.start_soon(self._run_in_task, self._inbox.popleft())
+                nursery.start_soon(task, self._run_in_task, self._inbox.popleft())
             while self._questions:
-                nursery.start_soon(self._answer, *self._questions.popleft())
+                nursery.start_soon(task, self._answer, *self._questions.popleft())
             if not self._stopping:
                 self._arrived = anyio.Event()
                 await self._arrived.wait()
@@ -283,14 +285,14 @@ class LoopRunner:
             self._run_soon = run_soon
             early, self._early = self._early, []
         for callback in early:
-            run_soon(callback)
+            run_soon(functools.partial(run, callback))
 
     def _soon(self, callback: Callable[[], object]) -> None:
         with self._lock:
             if self._run_soon is None:
                 self._early.append(callback)
                 return
-        self._run_soon(callback)
+        self._run_soon(functools.partial(run, callback))
 
     @staticmethod
     async def _answer(function: Callable[[], Awaitable[Any]], answer: Answer) -> None:

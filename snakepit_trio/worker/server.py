@@ -34,6 +34,7 @@ from snakepit_trio.wire.startup import Boot, Credentials, Report
 from .adapter import load_adapter
 from .backend import choose_backend
 from .exchange import Exchange
+from .failure import EXIT_STUCK, fatal, of_loop
 from .importing import being_set_up
 from .lead import LeadRunner
 from .lifeline import end_children
@@ -48,8 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_STUCK", "run"]
 
-#: Exit code of a worker whose host is gone while a tool can't be stopped.
-EXIT_STUCK = 70
 #: How long tools may take to stop once the host is gone, in seconds.
 _GONE_GRACE = 5.0
 #: How long the host may take to open its exchange, in seconds.
@@ -241,14 +240,14 @@ class _Io:
             asyncio.run(self._main())
         except BaseException as exc:
             self._failure = exc
-            if not self._started.is_set():
-                self._started.set()
-                return
-            raise
+            if self._started.is_set():
+                fatal(exc)
+            self._started.set()
 
     async def _main(self) -> None:
         self._done = asyncio.Event()
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(of_loop)
         exchange = Exchange(
             self._boot,
             self._tools,

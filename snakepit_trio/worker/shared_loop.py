@@ -23,6 +23,8 @@ from asyncio import _set_running_loop
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from . import failure
+
 __all__ = ["PATIENCE", "SharedLoop"]
 
 #: How long user code may run before the loop is driven beside it, in seconds.
@@ -68,7 +70,7 @@ class SharedLoop:
         self._ended = False
         #: True asks the relief thread to take over at once, False to look.
         self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
-        self._relief = threading.Thread(target=self._relieve, name="snakepit-io")
+        self._relief = threading.Thread(target=failure.run, args=[self._relieve], name="snakepit-io")
         self._task: asyncio.Task[None] | None = None
 
     # ---- the owner ---------------------------------------------------------------------------------
