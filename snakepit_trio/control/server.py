@@ -188,7 +188,13 @@ class ControlServer:
             longest.scope.cancel()
         connection = _Connection(sock)
         self._connections[connection] = None
-        self._errors.start(nursery, self._converse, connection, ended="connection")
+        self._errors.start(
+            nursery, self._converse, connection, ended="connection", on_error=lambda exc: self._dismiss(connection)
+        )
+
+    def _dismiss(self, connection: _Connection) -> None:
+        self._connections.pop(connection, None)
+        connection.sock.close()
 
     @protected
     async def _converse(self, connection: _Connection) -> None:
@@ -197,8 +203,7 @@ class ControlServer:
                 while await self._answer(connection):
                     connection.idle_since = anyio.current_time()
         finally:
-            self._connections.pop(connection, None)
-            connection.sock.close()
+            self._dismiss(connection)
 
     async def _answer(self, connection: _Connection) -> bool:
         """Answer one request. Returns whether another may follow."""

@@ -24,7 +24,7 @@ from .base import ProcessBook, WorkerSpec
 from .descriptors import make_descriptors
 from .environment import worker_environment
 from .process import Hold, LocalLauncher
-from .spawn import PopenReaper, spawn
+from .spawn import hand_over, spawn
 
 __all__ = ["CommandLauncher"]
 
@@ -69,10 +69,10 @@ class CommandLauncher(LocalLauncher):
             "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
         }
         popen, pidfd = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
+        hand_over(popen, pidfd, descriptors, hold)
         # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
         # lifeline is armed, and closed, by whoever holds the process from now on.
         descriptors.close(stdout, stderr)
-        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))
 
     def _boot(self, spec: WorkerSpec) -> bytes:
         # Nobody reads there, and an armed pipe kills for every byte.

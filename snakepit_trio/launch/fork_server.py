@@ -368,17 +368,20 @@ class ForkServerLauncher(LocalLauncher):
         except BaseException:
             descriptors.close_all()
             raise
-        descriptors.started()
-        if "error" in answer or len(fds) != 1:
+        try:
+            if "error" in answer or len(fds) != 1:
+                raise WorkerStartupError(
+                    f"could not fork a worker: {answer.get('error', 'no descriptor came')}",
+                    details={"reason": str(answer.get("error"))},
+                )
+            hold(answer["pid"], fds[0], descriptors, _TemplateReaper(template, answer["pid"]))
+        except BaseException:
             descriptors.close_all()
             for fd in fds:
-                os.close(fd)
+                _forks.close(fd)
             if "pid" in answer:
                 # Its lifeline is cut, so it ends by itself; ask() bounds the wait for it.
                 with anyio.CancelScope(shield=True):
                     await _TemplateReaper(template, answer["pid"]).reap()
-            raise WorkerStartupError(
-                f"could not fork a worker: {answer.get('error', 'no descriptor came')}",
-                details={"reason": str(answer.get("error"))},
-            )
-        hold(answer["pid"], fds[0], descriptors, _TemplateReaper(template, answer["pid"]))
+            raise
+        descriptors.started()

@@ -31,7 +31,7 @@ class Handle(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back what the handle still has of it. Called once, after its end."""
+        """Give back what the handle still has of it. Called after its end, and once more if it raises."""
 
     async def aclose(self) -> None:
         """Kill it, wait for its end, give everything back. Runs to its end even when cancelled. Idempotent."""
@@ -44,4 +44,9 @@ class Handle(ABC):
                 with anyio.move_on_after(_GIVE_BACK):
                     await self.wait()
             finally:
-                self._release()
+                try:
+                    self._release()
+                except Exception:
+                    # What it has not come to; the exception is for whoever asked.
+                    self._release()
+                    raise

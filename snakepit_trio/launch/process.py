@@ -226,11 +226,13 @@ class LocalProcess(Handle):
 
     def _release(self) -> None:
         self._descriptors.close_all()
-        _forks.close(self._pidfd)
+        if self._pidfd >= 0:
+            pidfd, self._pidfd = self._pidfd, -1
+            _forks.close(pidfd)
 
 
 class Hold(Protocol):
-    """Takes over a process that has just been started: its pid, its pidfd, its pipes, its parent."""
+    """Takes over a process that has just been started: its pid, its pidfd, its pipes, its parent. If it raises, it has not."""
 
     def __call__(self, pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess: ...
 
@@ -271,7 +273,6 @@ class LocalLauncher(Launcher):
             )
             held.append(process)
             self._held.add(process)
-            self._book.begun(spec.worker_id, pid)
             return process
 
         boot = self._boot(spec)
@@ -279,6 +280,7 @@ class LocalLauncher(Launcher):
         try:
             await self._start(spec, hold)
             [process] = held
+            self._book.begun(spec.worker_id, process.pid)
             await process.send_boot()
         except BaseException:
             if held:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from snakepit_trio import _forks
 from snakepit_trio.errors import WorkerStartupError
 
 from .base import ExitStatus, WorkerSpec
@@ -14,7 +15,7 @@ from .environment import worker_environment
 from .interpreter import python_command
 from .process import Hold, LocalLauncher
 
-__all__ = ["PopenReaper", "SpawnLauncher", "spawn"]
+__all__ = ["PopenReaper", "SpawnLauncher", "hand_over", "spawn"]
 
 
 def _status_of(returncode: int) -> ExitStatus:
@@ -80,6 +81,18 @@ def spawn(
         raise
 
 
+def hand_over(popen: subprocess.Popen[bytes], pidfd: int, descriptors: Descriptors, hold: Hold) -> None:
+    """Give a process that :func:`spawn` has started to whoever holds it from now on; it ends when that comes to nothing."""
+    try:
+        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))
+    except BaseException:
+        popen.kill()
+        popen.wait()
+        _forks.close(pidfd)
+        descriptors.close_all()
+        raise
+
+
 class SpawnLauncher(LocalLauncher):
     """Starts each worker as ``python -m snakepit_trio.worker``, in a session and process group of its own."""
 
@@ -95,5 +108,5 @@ class SpawnLauncher(LocalLauncher):
         popen, pidfd = spawn(
             command, spec, descriptors, pass_fds=(lifeline, report, marks), env=worker_environment(spec)
         )
+        hand_over(popen, pidfd, descriptors, hold)
         descriptors.started()
-        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))

@@ -273,8 +273,11 @@ class Exchange:
                     self._loop.call_soon_threadsafe(self._drain)
                 else:
                     self._shared.poke(self._drain)
-            except RuntimeError:
-                # The loop is closed: the host is gone, and with it whoever wanted this.
+            except Exception:
+                self._waking = False
+                if not self._loop.is_closed():
+                    raise
+                # The host is gone, and with it whoever wanted this.
                 self._outbox.clear()
         if (
             (kind is frames.Chunk or kind is frames.Emit)

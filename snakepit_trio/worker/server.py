@@ -82,6 +82,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     signal.signal(signal.SIGTERM, io.on_sigterm)
     _forks.at_fork(io.forked)
     setting_up = True
+    teardown = _Teardown(_hook(target, "teardown"))
 
     def ready() -> None:
         nonlocal setting_up
@@ -91,17 +92,42 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
 
     try:
         setup = _hook(target, "setup", functools.partial(being_set_up, module.__name__))
-        runner.main(setup, ready, _hook(target, "teardown"))
+        runner.main(setup, ready, teardown)
     except (Exception, SystemExit) as exc:
         if setting_up:
             report(_failed(exc))
             return 1, False
+        if exc is not teardown.raised:
+            fatal(exc)
         raise
     finally:
         io.join()
         # The interpreter takes handlers back before its end: a signal that is repeated would kill what ends in order.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0, io.host_lost
+
+
+class _Teardown:
+    """The adapter's teardown, and what it has raised."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self.raised: BaseException | None = None
+
+    def __call__(self) -> Any:
+        try:
+            found = self._function()
+        except BaseException as exc:
+            self.raised = exc
+            raise
+        return self._awaited(found) if inspect.isawaitable(found) else found
+
+    async def _awaited(self, found: Any) -> None:
+        try:
+            await found
+        except BaseException as exc:
+            self.raised = exc
+            raise
 
 
 def _runner(is_async: bool, backend: str, threads: int) -> Runner:

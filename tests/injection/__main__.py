@@ -8,8 +8,10 @@ import re
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 from tests.injection.sides import SIDES
+from tests.injection.tracing import Target
 from tests.injection.trying import Settings, trying
 from tests.injection.verdict import is_good, outcome
 
@@ -26,6 +28,25 @@ def main() -> int:
     parser.add_argument("--json", help="a file that a line for each try is added to")
     options = parser.parse_args()
     begun, found, bad = time.monotonic(), Counter[str](), []
+    again: list[tuple[Target, int]] = []
+
+    def note(result: dict[str, Any], *, last: bool) -> None:
+        what = outcome(result)
+        file, name, line, entry = result["target"]
+        good = is_good(result, options.phase)
+        words = f"{what:<40} {file}:{line} {name} #{entry}"
+        print(f"{'' if last else '(once) '}{words}" if not good else words, flush=True)
+        if not good and not last:
+            again.append((Target(file, name, line), entry))
+        elif not good:
+            bad.append(words)
+        if good or last:
+            found[what] += 1
+        if options.json:
+            with open(options.json, "a") as out:
+                out.write(json.dumps({"outcome": what, "side": options.side, "once": not good and not last, **result}))
+                out.write("\n")
+
     with trying(Settings(options.side, options.phase, options.backend, options.store)) as tries:
         counts = tries.counts()
         functions = sorted(target for target in counts if re.search(options.only, f"{target.file} {target.name}"))
@@ -36,17 +57,12 @@ def main() -> int:
             if counts[target] >= entry
         ]
         print(f"{len(counts)} functions, {len(targets)} tries", file=sys.stderr)
-        for number, result in enumerate(tries.run(targets), 1):
-            what = outcome(result)
-            found[what] += 1
-            file, name, line, entry = result["target"]
-            words = f"{what:<40} {file}:{line} {name} #{entry}"
-            print(f"{number:>5} {words}", flush=True)
-            if not is_good(result, options.phase):
-                bad.append(words)
-            if options.json:
-                with open(options.json, "a") as out:
-                    out.write(json.dumps({"outcome": what, "side": options.side, **result}) + "\n")
+        for result in tries.run(targets):
+            note(result, last=False)
+        # What was bad once may have been the machine: it is bad if it is so again, in a process of its own.
+        for one in again:
+            for result in tries.run([one]):
+                note(result, last=True)
     print(f"\n{found.total()} tries in {time.monotonic() - begun:.0f} s")
     for what, count in found.most_common():
         print(f"{count:>6} {what}")

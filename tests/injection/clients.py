@@ -188,15 +188,18 @@ class Clients:
     async def scrape(self) -> None:
         host, _, port = self._metrics.removeprefix("tcp:").rpartition(":")
         for path in ("/metrics", "/live", "/ready", "/nothing"):
+            found = b""
             async with await anyio.connect_tcp(host, int(port)) as stream:
-                await stream.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-                found = b""
-                with anyio.fail_after(2.0):
+                try:
+                    await stream.send(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
                     while True:
-                        try:
-                            found += await stream.receive()
-                        except anyio.EndOfStream:
-                            break
+                        found += await stream.receive()
+                except anyio.EndOfStream:
+                    pass
+                except anyio.BrokenResourceError:
+                    found = b""
+            if not found:
+                raise sp.SnakepitError("it has closed the connection", code="unreachable")
             # A pool is not ready while a worker of it is replaced.
             wanted = {"/nothing": [b"404"], "/ready": [b"200", b"503"]}.get(path, [b"200"])
             if found.split(b" ")[1] not in wanted:

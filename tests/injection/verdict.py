@@ -13,7 +13,7 @@ __all__ = ["CALLED", "GOOD", "MAY_END_IT", "is_good", "outcome"]
 GOOD = frozenset(
     {
         "survived", "internal error for its caller", "worker replaced", "connection closed",
-        "raised by the function that was called", "not reached", "host call failed",
+        "raised by the function that was called", "not reached", "call failed",
         "worker not replaced at its owner's request",
     }
 )  # fmt: skip
@@ -79,7 +79,7 @@ def outcome(result: Mapping[str, Any]) -> str:
     if codes & {"connection_lost", "unreachable"}:
         return "connection closed"
     if "tool_error" in codes and all("Injected" in text for *_, text, _ in troubles):
-        return "host call failed"
+        return "call failed"
     if codes == {"worker_startup"} and whose <= {"main", "tasks"}:
         return "worker not replaced at its owner's request"
     return f"other errors: {', '.join(sorted(codes))}" if codes else "survived"
