@@ -41,6 +41,15 @@ def test_the_adapters_side_imports_nothing_of_the_host() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_workers_server_imports_nothing_of_google() -> None:
+    code = (
+        "import sys\nfrom snakepit_trio.worker.service import PipeServer\nPipeServer([])\n"
+        "sys.exit('google.protobuf' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_remote_exception_is_caught_by_its_type_and_by_its_bases() -> None:
     error = errors.tool_error(
         ("m.Mine", "builtins.KeyError", "builtins.LookupError", "builtins.Exception"), "k", "trace"
