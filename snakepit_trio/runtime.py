@@ -21,6 +21,7 @@ import sniffio
 from snakepit_trio import __version__, _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._config_checks import refuse
+from snakepit_trio._fair_budget import FairBudget, room_for
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
@@ -64,6 +65,8 @@ logging.getLogger("snakepit_trio").addHandler(logging.NullHandler())
 
 #: How long closing may take after a body that was cancelled, in seconds: the workers are asked to stop, then killed.
 _CANCELLED_CLOSE = 1.0
+#: So many workers can each have their own part of what host calls may use.
+_WORKERS = 1024
 
 
 class Runtime:
@@ -185,6 +188,8 @@ class Runtime:
 
         waits = Waits()
         host_threads = HostThreads(self.config.host_threads, waits)
+        largest = max(config.max_payload for config in self.config.pools)
+        host_call_bytes = FairBudget(room_for(largest, self.config.max_host_call_bytes), _WORKERS, largest)
         for config in self.config.pools:
             launcher = await stack.enter_async_context(self._launcher(config, self._run))
             parts = PoolParts(
@@ -200,6 +205,7 @@ class Runtime:
                 registries=self._registries,
                 waits=waits,
                 host_threads=host_threads,
+                host_call_bytes=host_call_bytes,
                 starting=starting,
                 errors=self.internal_errors,
                 timings=self._timings,

@@ -10,13 +10,11 @@ where the worker's reply is read. What ends a scope cancels it all the same, but
 from __future__ import annotations
 
 import math
-import re
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-import attrs
 from grpclib.protocol import Stream
 from h2.errors import ErrorCodes
 from h2.exceptions import H2Error
@@ -24,21 +22,18 @@ from h2.exceptions import H2Error
 from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._exceptions import is_a
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError
-from snakepit_trio.observe.redaction import Redactor
-from snakepit_trio.wire import failures, status
 from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
 from snakepit_trio.wire.http2.pipe import FramePipe
 
 from .guard import CRUMB, CRUMB_COST
+from .methods import Method, Unimplemented, error_trailers
 
 if TYPE_CHECKING:
     from .connection import BridgeConnection
 
-__all__ = ["Method", "ServerCall", "Unimplemented", "error_trailers", "read_timeout"]
+__all__ = ["ServerCall"]
 
-_TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
-_UNITS = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 #: Messages of a client's stream that may wait for their handler.
 _MOST_WAITING = 1024
 #: After a deadline the handler, which knows it too and says more about it, has so long to say it, in seconds.
@@ -49,52 +44,10 @@ _ANSWER = FixedHeaders((":status", "200"), ("content-type", "application/grpc"),
 _OK = FixedHeaders(("grpc-status", "0"))
 
 
-class Unimplemented(SnakepitError):
-    """There is no such method."""
-
-    default_code = "streaming_unsupported"
-
-
 class _Message(Protocol):
     """What a message class of betterproto2 has that is used here."""
 
     def __bytes__(self) -> bytes: ...
-
-
-@attrs.frozen
-class Method:
-    """A method that is served.
-
-    Attributes:
-        handler: ``await handler(call, request)``; what it returns is the answer. A method that streams in or out sends and
-            receives by the call; it returns nothing, and gets no request when the client streams.
-        request: The request's message class.
-        begin: ``begin(call, request)`` begins the call without a task, if it can: it sees to it that
-            :meth:`ServerCall.conclude` is called, and returns what cancels the call. None: the handler is to be run.
-        streams_in, streams_out: Which side may send many messages.
-        public: A token is not asked for.
-        longest: Longest request message in bytes; None: the bridge's own limit.
-    """
-
-    handler: Callable[..., Awaitable[Any]]
-    request: Any
-    begin: Callable[[ServerCall, Any], Callable[[], None] | None] | None = None
-    streams_in: bool = False
-    streams_out: bool = False
-    public: bool = False
-    longest: int | None = None
-
-
-def read_timeout(value: bytes) -> float:
-    """Seconds of a ``grpc-timeout`` header.
-
-    Raises:
-        ValueError: It is none.
-    """
-    found = _TIMEOUT.fullmatch(value)
-    if found is None:
-        raise ValueError("grpc-timeout is not up to 8 digits and a unit")
-    return int(found[1]) * _UNITS[found[2]]
 
 
 class ServerCall:
@@ -132,10 +85,15 @@ class ServerCall:
         self._answered = False
         self._finished = False
         self._received: deque[bytes] = deque()
-        # Bytes of messages that wait, and all that is counted for this call.
-        self._waiting_bytes = 0
-        self._counted = 0
+        # Bytes of messages that it keeps and of one that is arriving; of its answer, here and where that comes from; and all
+        # that is counted for this call.
+        self._kept = 0
         self._partial = 0
+        self._unread = 0
+        self._source: Callable[[], int] | None = None
+        self._counted = 0
+        # There is no room for what it has sent already.
+        self._over = False
         self._ended = False
         # What its task waits for: the next message, room for the next of its own. None: it does not.
         self._news: anyio.Event | None = None
@@ -184,20 +142,47 @@ class ServerCall:
         return self._parse(self._take())
 
     async def send(self, message: _Message) -> None:
-        """Send one message of an answer that streams. Waits while the client has not made room for what was sent before."""
+        """Send one message of an answer that streams. Waits while the client has not made room for what was sent before.
+
+        Raises:
+            QuotaExceeded: There is no room for it beside what else waits to be read.
+        """
         while self._pipe.unsent > _UNSENT:
-            self._room = anyio.Event()
-            await self._room.wait()
+            await self._drained()
         self._send(bytes(message))
+        if self._pipe.unsent and not self._count_unread():
+            self._over = True
+            raise self._too_much()
 
     def send_nowait(self, message: _Message) -> None:
         """Send one small message, whether there is room or not."""
         self._send(bytes(message))
 
+    def draw_from(self, source: Callable[[], int]) -> Callable[[], None]:
+        """Count what waits here to be sent, of which this tells the bytes; returns what is to be called when they change."""
+        self._source = source
+        return self._draw
+
+    def _draw(self) -> None:
+        if not self._count_unread():
+            self._over = True
+            self._refusal = self._too_much()
+            if self._scope is not None:
+                self._scope.cancel()
+
     def _send(self, data: bytes) -> None:
+        if len(data) > _UNSENT and not self._count(self._counted + len(data)):
+            self._count(self._counted - len(data))
+            raise self._too_much()
         if not self._answered:
             self._answer()
         self._pipe.send(data)
+
+    async def _drained(self) -> None:
+        """Wait until what was sent has left."""
+        if self._room is None or self._room.is_set():
+            self._room = anyio.Event()
+        await self._room.wait()
 
     # ---- what arrives ------------------------------------------------------------------------------
 
@@ -207,27 +192,44 @@ class ServerCall:
         if len(self._received) >= _MOST_WAITING:
             raise ValueError("messages came faster than they were taken")
         self._received.append(message)
-        self._waiting_bytes += len(message)
+        self._kept += len(message)
         if self._news is not None:
             self._news.set()
 
     def _on_held(self, partial: int) -> bool:
         grown, self._partial = partial - self._partial, partial
-        allowed = self._count(self._waiting_bytes + partial)
+        allowed = self._count(self._kept + partial + self._unread)
         if 0 < grown < min(CRUMB, partial):
             self._connection.charge(CRUMB_COST)
         # The connection may have ended by that.
         return allowed or self._release is None
 
     def _count(self, size: int) -> bool:
+        if self._release is None:
+            size = 0
         by = size - self._counted
         self._counted = size
         return not by or self._connection.share.change(by)
 
+    def _count_unread(self) -> bool:
+        self._unread = self._pipe.unsent + (0 if self._source is None else self._source())
+        return self._count(self._kept + self._partial + self._unread)
+
+    def _too_much(self, what: str = "answer", *, retryable: bool = False) -> QuotaExceeded:
+        budget = self._connection.share.budget
+        return QuotaExceeded(
+            f"there is no room for this {what} beside the requests and unread answers of this client and of others; "
+            f"max_buffered is {budget.limit} bytes",
+            details={"quota": "max_buffered", "limit": budget.limit, "used": budget.used},
+            retryable=retryable,
+        )
+
     def _take(self) -> bytes:
         message = self._received.popleft()
-        self._waiting_bytes -= len(message)
-        self._count(self._counted - len(message))
+        if self.method.streams_in:
+            # A request that is one message is kept until it is answered.
+            self._kept -= len(message)
+            self._count(self._counted - len(message))
         return message
 
     def _on_end(self) -> None:
@@ -250,7 +252,7 @@ class ServerCall:
         if kind == "too_long":
             self._refusal = QuotaExceeded(reason, details={"quota": "max_message"})
         elif kind == "too_much":
-            self._refusal = QuotaExceeded(reason, details={"quota": "max_buffered"}, retryable=True)
+            self._refusal = self._too_much("request", retryable=True)
         elif kind == "compressed":
             self._refusal = Unimplemented("compressed messages are not taken; grpc-accept-encoding is identity")
         else:
@@ -267,6 +269,8 @@ class ServerCall:
         self.finish()
 
     def _on_room(self) -> None:
+        if self._counted > self._kept + self._partial:
+            self._count_unread()
         if self._room is not None:
             self._room.set()
 
@@ -315,7 +319,7 @@ class ServerCall:
     def _settle(self, error: SnakepitError | None) -> None:
         if error is not None and not self.lost:
             self.fail(error)
-        if self._pipe.unsent:
+        if self._is_unread():
             self._connection.run(self, self._stay)
         else:
             self.finish()
@@ -390,16 +394,25 @@ class ServerCall:
             if not self._answered:
                 self._answer()
             self._succeed()
-        if self._pipe.unsent:
+        if self._is_unread():
             await self._drain()
+
+    def _is_unread(self) -> bool:
+        """Whether the client still has to read of the answer; one for which there is no room is replaced by an error."""
+        if not self._pipe.unsent:
+            return False
+        if self._count_unread() and not self._over:
+            return True
+        self._connection.send_headers(self._stream, self._trailers(self._too_much()), end=True)
+        self._pipe.close(ErrorCodes.NO_ERROR)
+        return False
 
     async def _drain(self) -> None:
         """Wait until all is out: a client that reads slowly gets all of its answer."""
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
             while self._pipe.unsent and not self.lost:
-                self._room = anyio.Event()
-                await self._room.wait()
+                await self._drained()
 
     def _succeed(self) -> None:
         self._finished = True
@@ -413,20 +426,23 @@ class ServerCall:
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""
         self._finished = True
-        connection = self._connection
-        try:
-            trailers = error_trailers(error, connection.redactor, connection.trailer_room)
-        except Exception as exc:
-            connection.errors.report(exc, "request")
-            trailers = [("grpc-status", "13"), ("grpc-message", "internal error")]
+        trailers = self._trailers(error)
         if self._answered:
             self._pipe.end(trailers)
         else:
             self._answered = True
-            connection.send_headers(
+            self._connection.send_headers(
                 self._stream, [(":status", "200"), ("content-type", "application/grpc"), *trailers], end=True
             )
             self._pipe.close(ErrorCodes.NO_ERROR)
+
+    def _trailers(self, error: SnakepitError) -> list[tuple[str, str]]:
+        connection = self._connection
+        try:
+            return error_trailers(error, connection.redactor, connection.trailer_room)
+        except Exception as exc:
+            connection.errors.report(exc, "request")
+            return [("grpc-status", "13"), ("grpc-message", "internal error")]
 
     def finish(self) -> None:
         """It is over: free what it had. Idempotent."""
@@ -444,11 +460,6 @@ class ServerCall:
             pass  # The connection is over.
         self._received.clear()
         self._count(0)
+        if self._room is not None:
+            self._room.set()
         self._connection.done(self)
-
-
-def error_trailers(error: SnakepitError, redactor: Redactor, room: int = status.DEFAULT_ROOM) -> list[tuple[str, str]]:
-    """The trailers that tell a client of an error, without secrets."""
-    info = failures.to_info(error, redact=redactor.text, redact_details=redactor.value)
-    trailers = status.trailers_for(info, room=room)
-    return [("grpc-status", "12"), trailers[1]] if isinstance(error, Unimplemented) else trailers

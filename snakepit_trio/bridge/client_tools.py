@@ -67,12 +67,15 @@ class _Registration:
         answered = anyio.Event()
         answers: list[v1.ClientToolReply] = []
         self._waiting[id] = answered, answers
+        sent = False
         try:
             await self.call.send(v1.ClientToolCall(call_id=id, tool=name, payload=payload))
+            sent = True
             await answered.wait()
         except BaseException:
-            # The worker's tool waits for it no longer.
-            self.call.send_nowait(v1.ClientToolCall(call_id=id, cancelled=True))
+            # The worker's tool waits for it no longer. What a client that does not read has never got it need not forget.
+            if sent:
+                self.call.send_nowait(v1.ClientToolCall(call_id=id, cancelled=True))
             raise
         finally:
             del self._waiting[id]

@@ -24,16 +24,17 @@ from h2.exceptions import H2Error, ProtocolError
 from h2.utilities import HeaderValidationFlags, validate_headers
 
 from snakepit_trio._bulkhead import InternalErrors, internal_error
+from snakepit_trio._fair_budget import Share
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import status
 from snakepit_trio.wire.sockets import SocketTransport
 
-from .budget import Share
-from .calls import Method, ServerCall, Unimplemented, error_trailers, read_timeout
+from .calls import ServerCall
 from .engine import BridgeProtocol
 from .guard import REFUSED, Flooded, Guard
+from .methods import Method, Unimplemented, error_trailers, read_timeout
 
 __all__ = ["BridgeConnection", "Limits", "Services"]
 
@@ -85,7 +86,7 @@ class BridgeConnection(AbstractHandler):
         transport: Its socket, secured already.
         services: What is offered.
         limits: What it may do.
-        share: Where its bytes are counted that wait to be decoded.
+        share: Where the bytes of its requests are counted, and those of the answers that it has not read.
         token: What it must show, as ``Bearer TOKEN``.
         nursery: Where its requests' tasks run.
         keepalive: Whether a peer that is gone may go unnoticed by the system: TCP.

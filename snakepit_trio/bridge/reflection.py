@@ -15,7 +15,8 @@ import attrs
 from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.generated.grpc.reflection import v1, v1alpha
 
-from .calls import Method, ServerCall
+from .calls import ServerCall
+from .methods import Method
 
 __all__ = ["Descriptors", "ReflectionService", "load_descriptors"]
 

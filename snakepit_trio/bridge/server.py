@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.abc
 
+from snakepit_trio._fair_budget import FairBudget, Share, room_for
 from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.sockets import SocketTransport
 
-from .budget import Budget, Share
-from .calls import Method
 from .connection import BridgeConnection, Limits
 from .health import HealthService
 from .listening import listen, tls_context
+from .methods import Method
 from .reflection import ReflectionService
 from .service import BridgeService
 from .tokens import Token, held_token
@@ -36,8 +36,6 @@ __all__ = ["Bridge", "bound_bridge"]
 
 _log = logging.getLogger(__name__)
 
-#: Bytes of requests that may wait to be decoded, unless the configuration says it or messages are very long.
-_BUFFERED = 256 * 1024 * 1024
 #: Seconds to wait when the process has no descriptors left.
 _PAUSE = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -78,10 +76,9 @@ class Bridge:
             **self._health.methods,
             **(ReflectionService().methods if config.reflection else {}),
         }
-        largest = max(pool.max_payload for pool in runtime.config.pools)
-        longest = largest + FRAME_OVERHEAD if config.max_message is None else config.max_message
-        buffered = max(4 * longest, _BUFFERED) if config.max_buffered is None else config.max_buffered
-        self._budget = Budget(buffered, longest)
+        largest = max(pool.max_payload for pool in runtime.config.pools) + FRAME_OVERHEAD
+        longest = largest if config.max_message is None else config.max_message
+        self._budget = FairBudget(room_for(max(longest, largest), config.max_buffered), config.max_connections, longest)
         self._limits = Limits(
             max_streams=config.max_streams,
             max_message=longest,

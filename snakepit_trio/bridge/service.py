@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
@@ -14,13 +14,16 @@ from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
-from .calls import Method, ServerCall
+from .calls import ServerCall
 from .client_tools import ClientTools, spec_of
+from .methods import Method
 from .payloads import check_encoding, encode, in_encoding, params_of, read, write
 
 if TYPE_CHECKING:
+    from snakepit_trio._call_options import StreamOptions
     from snakepit_trio.pool.pool import Pool
     from snakepit_trio.pool.session import Session
+    from snakepit_trio.pool.streams import ChunkStream
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.sessions.records import SessionInfo
     from snakepit_trio.wire.frames import Payload
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["BridgeService"]
 
 _PREFIX = "/snakepit.v1.BridgeService/"
+#: Bytes of chunks that wait here for a client which has windows of its own.
+_STREAM_BYTES = 1024 * 1024
 
 
 class BridgeService:
@@ -145,10 +150,14 @@ class BridgeService:
         options = _options(call, request)
         try:
             async with AsyncExitStack() as stack:
-                source: Pool | Session = pool
+                made: AbstractAsyncContextManager[ChunkStream]
                 if request.session_id:
-                    source = await stack.enter_async_context(self._session(request.session_id, pool))
-                chunks = await stack.enter_async_context(source.stream(request.tool, params, **options))
+                    session = await stack.enter_async_context(self._session(request.session_id, pool))
+                    made = session._stream(request.tool, params, cast("StreamOptions", options), _STREAM_BYTES)
+                else:
+                    made = pool._calls.stream(request.tool, params, window_bytes=_STREAM_BYTES, **options)
+                chunks = await stack.enter_async_context(made)
+                chunks.on_held = call.draw_from(lambda: chunks.held)
                 async for chunk in chunks:
                     await call.send(payload_answer(encode(chunk, encoding, what="chunk", limit=limit)))
         except StreamingUnsupported as exc:

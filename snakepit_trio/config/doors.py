@@ -46,9 +46,10 @@ class BridgeConfig:
         max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room.
         max_streams: Requests of one connection at once.
         max_message: Largest request; None: as large as the largest ``max_payload`` of the pools allows.
-        max_buffered: Bytes of requests that have arrived and are not decoded yet, over all connections; what would be more
-            is RESOURCE_EXHAUSTED, and one connection may have half of it. None: four times the largest request, and at
-            least 256 MiB.
+        max_buffered: Bytes of requests, until they are answered, and of answers, until they are read, over all connections.
+            A quarter of them is divided among the ``max_connections``; of the rest each may have as many as it leaves,
+            half of them when it is alone. What would be more is RESOURCE_EXHAUSTED. None: eight times the largest request
+            or answer, and at least 256 MiB.
         max_header_size: Largest request headers.
         handshake_timeout: For TLS, and for a connection's first request with the token.
         idle_timeout: A connection without requests is closed after so long; clients connect anew when they need it.

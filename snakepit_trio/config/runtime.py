@@ -42,6 +42,9 @@ class RuntimeConfig:
         control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
         dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
         host_threads: How many sync host tools may run at once, each in a thread.
+        max_host_call_bytes: Bytes that the arguments of host calls under way may have, of all workers. A quarter of them is
+            divided among the workers; of the rest each may have as many as it leaves, half of them when it is alone. None:
+            eight times the largest ``max_payload`` of the pools, and at least 256 MiB.
     """
 
     pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
@@ -64,6 +67,7 @@ class RuntimeConfig:
     control: bool = True
     dump_on_signal: bool = False
     host_threads: int = within(32, 1)
+    max_host_call_bytes: int | None = within(None, 1024)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.pools, tuple) or not all(isinstance(pool, PoolConfig) for pool in self.pools):

@@ -19,8 +19,8 @@ from snakepit_trio.errors import RequestCancelled, SnakepitError
 
 from .mapping import MapResults, running
 from .request import Binding, Outcome, Phase, Request
-from .streams import ChunkStream
-from .submission import STREAM_BYTES, STREAM_WINDOW, Submission
+from .streams import STREAM_BYTES, STREAM_WINDOW, ChunkStream
+from .submission import Submission
 from .tasks import MapTasks
 
 if TYPE_CHECKING:
@@ -222,12 +222,18 @@ class Calls:
         metadata: Mapping[str, str] | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
+        window_bytes: int = STREAM_BYTES,
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        """See :meth:`Pool.stream`."""
+        """See :meth:`Pool.stream`.
+
+        Args:
+            window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
+        """
         limit = self._config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         make = functools.partial(
-            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding
-        )
+            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding,
+            window_bytes=window_bytes,
+        )  # fmt: skip
         if self._guard is not None and tool in self._roster.tools:
             whose = None if session is None else session.id
             return self._errors.block(self._guard.stream(make, tool=tool, timeout=limit, session=whose), "stream")
@@ -244,12 +250,13 @@ class Calls:
         metadata: Mapping[str, str] | None,
         session: Session | None,
         binding: Binding | None,
+        window_bytes: int,
         permits: tuple[Permit, ...] = (),
     ) -> AsyncIterator[ChunkStream]:
         await self._loop.check()
         chunks = ChunkStream(
             STREAM_WINDOW,
-            STREAM_BYTES,
+            window_bytes,
             lambda chunks, size: self._credit(request, chunks, size),
             self._submission.decode,
             self._loop,

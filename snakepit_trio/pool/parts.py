@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import anyio
 
     from snakepit_trio._bulkhead import InternalErrors
+    from snakepit_trio._fair_budget import FairBudget
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.events import EventBus
     from snakepit_trio.observe.tracing import Telemetry
@@ -41,6 +42,7 @@ class PoolParts:
         registries: Callable[[Request], tuple[ToolRegistry, ...]],
         waits: Waits,
         host_threads: HostThreads,
+        host_call_bytes: FairBudget,
         starting: anyio.Semaphore,
         errors: InternalErrors,
         timings: Timings | None = None,
@@ -59,6 +61,7 @@ class PoolParts:
         self.registries = registries
         self.waits = waits
         self.host_threads = host_threads
+        self.host_call_bytes = host_call_bytes
         self.starting = starting
         self.errors = errors
         self.timings = timings

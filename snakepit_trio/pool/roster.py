@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.abc
 
+from snakepit_trio._fair_budget import Share
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed
 from snakepit_trio.tools.schemas import compile_check
@@ -273,6 +274,7 @@ class Roster:
                 threads=self._parts.host_threads,
                 nursery=self.nursery,
                 errors=self._parts.errors,
+                share=Share(self._parts.host_call_bytes),
                 limit=self.config.max_payload,
                 redact=self._parts.redact,
                 prefix=self.request_prefix,

@@ -27,13 +27,13 @@ from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 from .request import Binding, Request
+from .streams import STREAM_BYTES, ChunkStream
 
 if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.sessions.directory import KnownSession, SessionDirectory
 
     from .pool import Pool
-    from .streams import ChunkStream
 
 __all__ = ["AFFINITIES", "OnLost", "Session", "open_session"]
 
@@ -142,10 +142,12 @@ class Session:
 
     @asynccontextmanager
     async def _stream(
-        self, tool: str, params: Mapping[str, Any] | None, options: StreamOptions
+        self, tool: str, params: Mapping[str, Any] | None, options: StreamOptions, window_bytes: int = STREAM_BYTES
     ) -> AsyncIterator[ChunkStream]:
         binding = await self._bind()
-        async with self.pool._calls.stream(tool, params, session=self, binding=binding, **options) as chunks:
+        async with self.pool._calls.stream(
+            tool, params, session=self, binding=binding, window_bytes=window_bytes, **options
+        ) as chunks:
             yield chunks
 
     @property

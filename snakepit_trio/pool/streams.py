@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from .request import Request
 
-__all__ = ["ChunkStream"]
+__all__ = ["STREAM_BYTES", "STREAM_WINDOW", "ChunkStream"]
 
+#: How many chunks of one stream may be under way or wait for the consumer; and bytes, beyond which one chunk may go.
+STREAM_WINDOW, STREAM_BYTES = 64, 16 * 1024 * 1024
 #: After so many chunks that were there already, other tasks get their turn.
 _IN_A_ROW = 16
 
@@ -49,8 +51,10 @@ class ChunkStream:
     ) -> None:
         self._errors = errors
         self.request: Request | None = None
-        self._window = window
-        self._window_bytes = window_bytes
+        self.window = window
+        self.window_bytes = window_bytes
+        #: Called when the bytes of the chunks that wait here have changed.
+        self.on_held: Callable[[], object] | None = None
         # What the worker may still send.
         self._credits = window
         self._room = window_bytes
@@ -69,6 +73,11 @@ class ChunkStream:
     def __repr__(self) -> str:
         return f"<ChunkStream {self.request!r} waiting={len(self._chunks)}>"
 
+    @property
+    def held(self) -> int:
+        """Bytes of the chunks that wait here."""
+        return 0 if self._left else self.window_bytes - self._room - self._taken_bytes
+
     def put(self, chunk: Payload) -> None:
         """A chunk has arrived.
 
@@ -82,6 +91,8 @@ class ChunkStream:
         if self._left:
             return
         self._chunks.append(chunk)
+        if self.on_held is not None:
+            self.on_held()
         if self._consumer is not None:
             self._consumer.wake()
 
@@ -93,6 +104,7 @@ class ChunkStream:
     def leave(self) -> None:
         """The consumer has left; nothing more can be had here."""
         self._left = True
+        self.on_held = None
         self._chunks.clear()
 
     def __aiter__(self) -> ChunkStream:
@@ -127,7 +139,9 @@ class ChunkStream:
             chunk = self._chunks.popleft()
             self._taken += 1
             self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
-            half = self._taken * 2 >= self._window or self._taken_bytes * 2 >= self._window_bytes
+            half = self._taken * 2 >= self.window or self._taken_bytes * 2 >= self.window_bytes
+            if self.on_held is not None:
+                self.on_held()
             if half and request.phase is Phase.RUNNING:
                 # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
                 self._credits += self._taken

@@ -26,10 +26,7 @@ if TYPE_CHECKING:
     from .roster import Roster
     from .streams import ChunkStream
 
-__all__ = ["STREAM_BYTES", "STREAM_WINDOW", "Submission", "wrong_kind"]
-
-#: How many chunks of one stream may be under way or wait for the consumer; and bytes, beyond which one chunk may go.
-STREAM_WINDOW, STREAM_BYTES = 64, 16 * 1024 * 1024
+__all__ = ["Submission", "wrong_kind"]
 
 
 class Submission:
@@ -127,7 +124,7 @@ class Submission:
         )
         if stream is not None:
             request.stream = True
-            request.credits, request.credit_bytes = STREAM_WINDOW, STREAM_BYTES
+            request.credits, request.credit_bytes = stream.window, stream.window_bytes
             request.chunk = stream.put
             request.released = stream.released.set
             stream.request = request

@@ -194,6 +194,10 @@ class ScriptedWorker:
         self.on_message, self.on_end = on_message, on_end
         return self
 
+    @property
+    def unsent(self) -> int:
+        return 0
+
     def send(self, *pieces: bytes) -> None:
         if not self.closed:
             self._inbox.append(b"".join(pieces))

@@ -16,11 +16,13 @@ import anyio.to_thread
 from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._exceptions import holds_interrupt
+from snakepit_trio._fair_budget import Share
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import (
     InvalidParameter,
     InvalidPayload,
     QueueFull,
+    QuotaExceeded,
     RequestCancelled,
     RequestTimeout,
     SnakepitError,
@@ -29,7 +31,7 @@ from snakepit_trio.errors import (
 )
 from snakepit_trio.observe.correlation import CURRENT, Correlation
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.frames import HostCall, HostReply
+from snakepit_trio.wire.frames import NO_PAYLOAD, HostCall, HostReply
 
 from .registry import HostTool, ToolRegistry
 from .waits import CHAIN, Waits
@@ -38,13 +40,22 @@ __all__ = ["Caller", "HostRun", "HostThreads", "HostToolServer"]
 
 #: How many host calls of one worker may be under way.
 MOST_CALLS = 1000
+#: Characters of the name of a host tool, with room for names that no tool has.
+_LONGEST_NAME = 256
 
 
 class Caller(Protocol):
     """The worker that calls."""
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent to it and that it has not read."""
+
     def host_reply(self, reply: HostReply) -> None:
         """Send the answer."""
+
+    def kill(self, reason: str, message: str) -> None:
+        """End it now."""
 
     def fail(self, exc: BaseException) -> None:
         """Even an error can't be told to it: it ends."""
@@ -53,16 +64,19 @@ class Caller(Protocol):
 class HostRun:
     """A host call that is under way, for a request whose tool waits for it.
 
+
     Attributes:
+        size: Bytes of its arguments, as they are counted.
         over: It has been answered.
         refused: Why the library refuses it, if so; anything else that it raises is the tool's.
     """
 
-    __slots__ = ("answered", "call", "over", "refused", "request", "scope")
+    __slots__ = ("answered", "call", "over", "refused", "request", "scope", "size")
 
-    def __init__(self, call: HostCall, request: Any) -> None:
+    def __init__(self, call: HostCall, request: Any, size: int) -> None:
         self.call: HostCall = call
         self.request: Any = request
+        self.size: int = size
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.over: bool = False
         self.answered: bool = False
@@ -76,7 +90,7 @@ class HostRun:
         """What the block raises for the call's name, arguments or result is a refusal."""
         try:
             yield
-        except (InvalidParameter, InvalidPayload, ToolNotFound) as exc:
+        except (InvalidParameter, InvalidPayload, QuotaExceeded, ToolNotFound) as exc:
             self.refused = exc
             raise
         except Exception as exc:
@@ -168,6 +182,7 @@ class HostToolServer:
         threads: Where sync tools run.
         nursery: Of the tasks in which they run; it outlives the worker.
         errors: Where unexpected exceptions are told; one ends the host call, or the worker when even that can't be told.
+        share: The worker's part of the bytes that the arguments of host calls may have.
         limit: Largest result, in bytes.
         redact: Takes secrets out of what the tools raise.
         prefix: What a request's number is put behind, to make its id.
@@ -181,6 +196,7 @@ class HostToolServer:
         threads: HostThreads,
         nursery: anyio.abc.TaskGroup,
         errors: InternalErrors,
+        share: Share,
         limit: int,
         redact: Callable[[str], str],
         prefix: str,
@@ -190,6 +206,7 @@ class HostToolServer:
         self._threads = threads
         self._nursery = nursery
         self._errors = errors
+        self._share = share
         self._limit = limit
         self._redact = redact
         self._prefix = prefix
@@ -204,8 +221,10 @@ class HostToolServer:
         """A tool calls. ``request`` is what it runs for, None when the caller of that is gone already.
 
         Raises:
-            ValueError: There is such a call.
+            ValueError: There is such a call, or no tool can have its name.
         """
+        if len(call.name) > _LONGEST_NAME:
+            raise ValueError(f"a host call with a name of {len(call.name)} characters")
         if call.id in self._runs:
             raise ValueError(f"host call {call.id} is under way already")
         if self._closed:
@@ -220,8 +239,10 @@ class HostToolServer:
                     details={"limit": MOST_CALLS, "tool": call.name},
                 ),
             )
+        elif not self._share.take(size := call.payload.size):
+            self._refuse(call, self._too_much(call, "arguments", size))
         else:
-            run = self._runs[call.id] = HostRun(call, request)
+            run = self._runs[call.id] = HostRun(call, request, size)
             self._by_request.setdefault(request, set()).add(run)
             on_error = functools.partial(self._give_up, run)
             self._errors.start(self._nursery, self._serve, run, ended="host_call", on_error=on_error)
@@ -257,15 +278,34 @@ class HostToolServer:
 
     def _forget(self, run: HostRun) -> None:
         run.over = True
-        self._runs.pop(run.call.id, None)
+        if self._runs.pop(run.call.id, None) is not None:
+            self._share.change(-run.size)
         runs = self._by_request.get(run.request)
         if runs is not None:
             runs.discard(run)
             if not runs:
                 del self._by_request[run.request]
 
+    def _too_much(self, call: HostCall, what: str, size: int) -> QuotaExceeded:
+        """The failure of a call for whose bytes there is no room beside those that are under way."""
+        budget = self._share.budget
+        return QuotaExceeded(
+            f"the {what} of host tool {call.name!r} have {size} bytes, and there is no room for them beside those of other "
+            f"host calls; max_host_call_bytes is {budget.limit}",
+            details={
+                "quota": "max_host_call_bytes", "limit": budget.limit, "used": budget.used, "asked": size,
+                "tool": call.name,
+            },
+            retryable=True,
+        )  # fmt: skip
+
     def _refuse(self, call: HostCall, error: SnakepitError) -> None:
-        self._caller.host_reply(HostReply(call.id, None, failures.to_info(error)))
+        self._answer(HostReply(call.id, None, failures.to_info(error)))
+
+    def _answer(self, reply: HostReply) -> None:
+        self._caller.host_reply(reply)
+        if self._caller.unread > self._share.budget.limit:
+            self._caller.kill("protocol", "did not read the answers to its calls")
 
     @protected
     async def _serve(self, run: HostRun) -> None:
@@ -298,13 +338,15 @@ class HostToolServer:
             self._forget(run)
         if not self._closed:
             run.answered = True
-            self._caller.host_reply(reply)
+            self._answer(reply)
 
     async def _run(self, run: HostRun) -> Any:
         call, request = run.call, run.request
         with run.refusing(self._errors):
             found = self._find(call.name, request)
             params = codec.decode(call.payload, what="params", limit=self._limit)
+            # Its value is enough to keep.
+            call.payload = NO_PAYLOAD
             if not isinstance(params, Mapping):
                 raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
             positional, keywords = found.tool.bind(params, None)
@@ -320,7 +362,11 @@ class HostToolServer:
             CURRENT.reset(current)
             CHAIN.reset(token)
         with run.refusing(self._errors):
-            return codec.encode_result(result, limit=self._limit)
+            payload = codec.encode_result(result, limit=self._limit)
+            unread, size = self._caller.unread, payload.size
+            if unread and unread + size > self._share.budget.limit // 2:
+                raise self._too_much(call, "results", size)
+            return payload
 
     def _find(self, name: str, request: Any) -> HostTool:
         for registry in self._registries(request):

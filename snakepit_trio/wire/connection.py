@@ -162,6 +162,11 @@ class Rpc:
         self.send = self.pipe.send
         self.end = self.pipe.end
 
+    @property
+    def unsent(self) -> int:
+        """Bytes that the server has not taken yet."""
+        return self.pipe.unsent
+
     def cancel(self) -> None:
         """Reset the RPC; ``on_end`` will not be called any more."""
         self._finish(None, "")

@@ -134,7 +134,8 @@ class SocketTransport:
                 return
             data = self._outgoing.read()
         self._unsent += data
-        if not self._corked:
+        if not self._corked or len(self._unsent) > self.high_water:
+            # What is kept to be sent together is no more than what may be unsent.
             self._send()
 
     def close(self) -> None:

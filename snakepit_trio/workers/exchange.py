@@ -96,6 +96,10 @@ class Exchange:
     def credit(self, call_id: int, chunks: int, size: int) -> None:
         self._rpc.send(encode(Credit(call_id, chunks, size)))
 
+    @property
+    def unread(self) -> int:
+        return self._rpc.unsent
+
     def host_reply(self, reply: HostReply) -> None:
         if reply.payload is not None:
             reply.payload = self._memory.lend(reply.payload)

@@ -73,6 +73,10 @@ class Link(Protocol):
     def credit(self, call_id: int, chunks: int, size: int) -> None:
         """A stream's consumer has room for so many chunks and bytes more."""
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent and that the worker has not read, as far as this side knows."""
+
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
 

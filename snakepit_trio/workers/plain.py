@@ -177,6 +177,10 @@ class PlainCalls:
             if run.ended is not None:
                 self._finish(run, *run.ended)
 
+    @property
+    def unread(self) -> int:
+        return 0
+
     def host_reply(self, reply: HostReply) -> None:
         """Such a worker has no way to call the host."""
 

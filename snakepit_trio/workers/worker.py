@@ -195,6 +195,11 @@ class Worker:
         if self._link is not None and call_id in self._held:
             self._link.credit(call_id, chunks, size)
 
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent to it and that it has not read, as far as this side knows."""
+        return 0 if self._link is None else self._link.unread
+
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
         if self._link is not None:

@@ -79,3 +79,22 @@ async def early(ctx: sp.ToolContext) -> None:
     assert ctx.deadline is not None
     await anyio.sleep(ctx.deadline - 0.008)
     raise sp.RequestTimeout("spent")
+
+
+@sp.tool
+async def ask_often(ctx: sp.ToolContext, name: str, size: int, count: int) -> list[str]:
+    """Call a host tool so many times at once with so many bytes; returns what went wrong with each call."""
+    found: list[str] = []
+
+    async def ask() -> None:
+        try:
+            await ctx.call_host(name, {"data": bytes(size)})
+        except sp.SnakepitError as exc:
+            found.append(exc.message)
+        else:
+            found.append("")
+
+    async with anyio.create_task_group() as nursery:
+        for _ in range(count):
+            nursery.start_soon(ask)
+    return found

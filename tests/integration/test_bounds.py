@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import h2.events
+import msgspec
 import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.bridge.calls import ServerCall
 from snakepit_trio.client.streams import _MANY_BYTES
-from snakepit_trio.pool.submission import STREAM_BYTES, STREAM_WINDOW
+from snakepit_trio.pool.streams import STREAM_BYTES, STREAM_WINDOW
 from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import frame_writing, frames
 from snakepit_trio.wire.generated.snakepit import v1
@@ -26,7 +29,7 @@ from tests.until import until
 
 pytestmark = pytest.mark.anyio
 
-EVIL, BASIC = "tests.adapters.evil", "tests.adapters.basic"
+EVIL, BASIC, ASYNC = "tests.adapters.evil", "tests.adapters.basic", "tests.adapters.asynchronous"
 MIB = 1024 * 1024
 
 
@@ -38,6 +41,11 @@ async def bridged(adapter: str, **options: Any) -> AsyncIterator[tuple[sp.Runtim
     async with sp.open_runtime(sp.RuntimeConfig(pools=pools, bridge=bridge)) as runtime:
         assert runtime.bridge is not None
         yield runtime, runtime.bridge.address
+
+
+def request(tool: str, params: dict[str, Any]) -> bytes:
+    payload = v1.Payload(encoding=v1.Encoding(frames.MSGPACK), data=msgspec.msgpack.encode(params))
+    return bytes(v1.ExecuteToolRequest(tool=tool, payload=payload))
 
 
 # ---- streams ---------------------------------------------------------------------------------------
@@ -180,3 +188,187 @@ async def test_others_go_on_between_a_clients_frames(
         assert passes.count > size
         assert passes.most <= 2 * _TURN
         nursery.cancel_scope.cancel()
+
+
+# ---- the budgets of bytes --------------------------------------------------------------------------
+
+
+async def test_arguments_of_host_calls_are_bounded_of_each_worker_and_of_all() -> None:
+    pools = [sp.PoolConfig(adapter=ASYNC, size=2, max_payload=2 * MIB)]
+    async with sp.open_runtime(sp.RuntimeConfig(pools=pools, max_host_call_bytes=12 * MIB)) as runtime:
+        pool, release, waiting = runtime.pool(), anyio.Event(), 0
+
+        async def wait(data: bytes) -> int:
+            nonlocal waiting
+            waiting += 1
+            await release.wait()
+            return len(data)
+
+        runtime.tools.register("wait", wait)
+        budget = pool._parts.host_call_bytes
+        ends: list[Any] = []
+
+        async def flood() -> None:
+            ends.append(await pool.execute("ask_often", {"name": "wait", "size": MIB, "count": 20}, timeout=60))
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(flood)
+            # What is common are 9 MiB: one alone may have half of them, the next a half of the rest.
+            await until(lambda: waiting == 4)
+            nursery.start_soon(flood)
+            await until(lambda: waiting == 6)
+            for _ in range(50):
+                await anyio.sleep(0.001)
+                assert waiting == 6
+                assert budget.used <= budget.limit
+            release.set()
+        refused = [error for end in ends for error in end if error]
+        assert len(refused) == 34
+        assert all("max_host_call_bytes" in error for error in refused)
+        assert budget.used == 0
+
+
+async def test_answers_that_a_client_does_not_read_are_bounded(tmp_path: Path) -> None:
+    limit, size = 8 * MIB, MIB
+
+    def ask_and_wait(address: str, go_on: threading.Event) -> list[str]:
+        with Raw(address) as raw:
+            streams = [raw.request(request("large", {"size": size})) for _ in range(20)]
+            go_on.wait(60)
+            raw.h2.increment_flow_control_window(64 * MIB)
+            for stream in streams:
+                if stream in raw.h2.streams:
+                    raw.h2.increment_flow_control_window(2 * MIB, stream)
+            raw.flush()
+            return [raw.trailers(stream).get("grpc-message", "") for stream in streams]
+
+    address = f"unix:{tmp_path}/door"
+    async with bridged(EVIL, address=address, max_buffered=limit, max_message=MIB) as (runtime, _):
+        assert runtime.bridge is not None
+        budget, go_on = runtime.bridge._budget, threading.Event()
+        async with sp.connect(address, token="right") as bystander, anyio.create_task_group() as nursery:
+            found: list[str] = []
+
+            async def flood() -> None:
+                found.extend(await anyio.to_thread.run_sync(ask_and_wait, address, go_on))
+
+            nursery.start_soon(flood)
+            try:
+                await until(lambda: runtime.pool().stats().completed == 20)
+                alone = budget.own + budget.common // 2
+                assert alone - size < budget.used <= alone
+                # There is room for the answers of others.
+                assert len(await bystander.execute("large", {"size": size}, timeout=60)) == size
+            finally:
+                go_on.set()
+        assert 0 < sum("max_buffered" in text for text in found) < 20
+        assert all(not text or "max_buffered" in text for text in found)
+        await until(lambda: not budget.used)
+
+
+async def test_chunks_that_a_client_does_not_read_are_bounded(tmp_path: Path) -> None:
+    limit, size, each = 8 * MIB, 200 * 1024, 4
+
+    def ask_and_wait(address: str, go_on: threading.Event) -> list[str]:
+        with Raw(address) as raw:
+            params = {"n": each, "size": size, "marker": str(tmp_path / "marker")}
+            path = "/snakepit.v1.BridgeService/ExecuteStreamingTool"
+            streams = [raw.request(request("count_and_note", params), path=path) for _ in range(20)]
+            go_on.wait(60)
+            raw.h2.increment_flow_control_window(64 * MIB)
+            for stream in streams:
+                if stream in raw.h2.streams:
+                    raw.h2.increment_flow_control_window(2 * MIB, stream)
+            raw.flush()
+            return [raw.trailers(stream).get("grpc-message", "") for stream in streams]
+
+    address = f"unix:{tmp_path}/door"
+    async with bridged(BASIC, address=address, max_buffered=limit, max_message=MIB) as (runtime, _):
+        assert runtime.bridge is not None
+        budget, go_on, pool = runtime.bridge._budget, threading.Event(), runtime.pool()
+        found: list[str] = []
+        most = 0
+
+        async def flood() -> None:
+            found.extend(await anyio.to_thread.run_sync(ask_and_wait, address, go_on))
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(flood)
+            try:
+                await until(lambda: pool.stats().completed + pool.stats().failed + pool.stats().cancelled == 20)
+                most = budget.used
+            finally:
+                go_on.set()
+        # One chunk of each that was refused may have gone beyond before it was seen.
+        alone = budget.own + budget.common // 2
+        assert alone - each * size < most <= alone + size
+        assert 0 < sum("max_buffered" in text for text in found) < 20
+        assert all(not text or "max_buffered" in text for text in found)
+        await until(lambda: not budget.used)
+
+
+async def test_requests_count_until_they_are_answered() -> None:
+    limit, size = 8 * MIB, 700_000
+    async with bridged(EVIL, max_buffered=limit, max_message=MIB) as (runtime, address):
+        assert runtime.bridge is not None
+        pool, budget = runtime.pool(), runtime.bridge._budget
+        refused: list[sp.SnakepitError] = []
+
+        async def ask() -> None:
+            try:
+                assert len(await client.execute("echo", {"value": "x" * size}, timeout=60)) == size
+            except sp.QuotaExceeded as exc:
+                refused.append(exc)
+
+        async with sp.connect(address, token="right") as client, anyio.create_task_group() as nursery:
+            # Nobody is there to run them.
+            (worker,) = pool.workers()
+            pool.cordon(worker.id)
+            for _ in range(8):
+                nursery.start_soon(ask)
+            await until(lambda: pool.stats().queued + len(refused) == 8)
+            assert pool.stats().queued == (budget.own + budget.common // 2) // size == len(refused)
+            assert all(exc.details["quota"] == "max_buffered" and exc.retryable for exc in refused)
+            pool.cordon(worker.id, cordoned=False)
+        await until(lambda: not budget.used)
+
+
+async def test_calls_of_a_client_that_does_not_read_them_end_with_it() -> None:
+    service = "/snakepit.v1.BridgeService/"
+
+    def serve(address: str) -> Raw:
+        raw = Raw(address)
+        made = raw.request(
+            bytes(v1.RegisterToolsRequest(tools=[v1.ToolSpec(name="deaf")])), path=f"{service}RegisterTools"
+        )
+        raw.trailers(made)
+        data = b"".join(event.data for event in raw.events if isinstance(event, h2.events.DataReceived))
+        first = bytes(v1.ClientToolFrame(registration_id=v1.RegisterToolsResponse.parse(data[5:]).registration_id))
+        stream = raw.headers(f"{service}ServeTools")
+        raw.h2.send_data(stream, b"\0" + len(first).to_bytes(4, "big") + first)
+        raw.flush()
+        return raw
+
+    async with bridged(ASYNC) as (runtime, address):
+        raw = await anyio.to_thread.run_sync(serve, address)
+        assert runtime.bridge is not None
+        made = runtime.bridge._service._client_tools._registrations
+        await until(lambda: any(each.call is not None for each in made.values()))
+        (registration,) = made.values()
+        async with anyio.create_task_group() as nursery:
+            ended: list[list[str]] = []
+
+            async def ask() -> None:
+                params = {"name": "deaf", "size": 200_000, "count": 5}
+                ended.append(await runtime.pool().execute("ask_often", params, timeout=None))
+
+            nursery.start_soon(ask)
+            # The first fills what the client takes unread, the others wait for room.
+            await until(lambda: len(registration._waiting) == 5)
+            raw.socket.close()
+            with anyio.fail_after(30):
+                while not ended:
+                    await anyio.sleep(0.002)
+        assert all("deaf" in error for error in ended[0])
+        await until(lambda: runtime.bridge is not None and not runtime.bridge._budget.used)
+        assert runtime.pool()._parts.host_call_bytes.used == 0

@@ -22,7 +22,8 @@ from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec.extensions import TUPLE
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
-from tests.integration.test_bridge_abuse import Raw, at, plain, still_serves
+from tests.clients.raw import Raw
+from tests.integration.test_bridge_abuse import at, plain, still_serves
 from tests.until import appears, running, settled, until
 
 pytestmark = pytest.mark.anyio

@@ -18,7 +18,7 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio.client.link import _STREAM_WINDOW as CLIENT_WINDOW
 from snakepit_trio.client.streams import _MANY as CLIENT_CHUNKS
-from snakepit_trio.pool.submission import STREAM_WINDOW
+from snakepit_trio.pool.streams import STREAM_WINDOW
 from snakepit_trio.wire.generated.snakepit import v1
 from tests.until import appears, settled
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import snakepit_trio as sp
 from snakepit_trio.pool.request import Outcome, Phase, Request
-from snakepit_trio.pool.submission import STREAM_WINDOW
+from snakepit_trio.pool.streams import STREAM_WINDOW
 from snakepit_trio.workers.slot import Slot
 from snakepit_trio.workers.states import WorkerState
 from snakepit_trio.workers.worker import Worker

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 
 import snakepit_trio as sp
+from snakepit_trio._fair_budget import FairBudget
 from snakepit_trio.config import PoolConfig
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.pool.parts import PoolParts
@@ -67,6 +68,7 @@ class World(ScriptedWorkers):
             registries=lambda _: (),
             waits=waits,
             host_threads=HostThreads(4, waits),
+            host_call_bytes=FairBudget(1 << 28, 16),
             starting=anyio.Semaphore(4),
             errors=self.errors,
         )
