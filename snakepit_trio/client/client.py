@@ -193,7 +193,10 @@ class Client:
             chunks.rpc = rpc
             rpc.send(bytes(request))
             rpc.end()
-            yield chunks
+            try:
+                yield chunks
+            finally:
+                chunks.leave()
 
     def map(
         self,

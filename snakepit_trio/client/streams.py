@@ -25,7 +25,9 @@ _MANY_BYTES, _FEW_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 
 
 class RemoteChunks:
-    """The chunks of one call: an async iterator of the values that the tool yields, for one task.
+    """The chunks of one call: an async iterator of the values that the tool yields, for one task: a second one that
+    reads at the same time gets ``anyio.BusyResourceError``, and one that reads when the block has been left before the end, or
+    is waiting then, ``anyio.ClosedResourceError``, as from any stream of anyio's.
 
     A consumer that pauses makes the tool's generator pause. Errors come out of the iteration, after the chunks before them.
     """
@@ -37,6 +39,9 @@ class RemoteChunks:
         self._messages: deque[bytes] = deque()
         self._waiting_bytes = 0
         self._held = False
+        self._reading = False
+        self._left = False
+        self._exhausted = False
         self._status: tuple[int, str] | None = None
         self._news = anyio.Event()
 
@@ -61,25 +66,57 @@ class RemoteChunks:
     def __aiter__(self) -> RemoteChunks:
         return self
 
+    def leave(self) -> None:
+        """The consumer has left; nothing more can be had here."""
+        self._left = True
+        self._messages.clear()
+        self._waiting_bytes = 0
+        self._news.set()
+
     async def __anext__(self) -> Any:
-        """Wait for the next chunk. A cancellation loses none."""
+        """Wait for the next chunk. A cancellation loses none.
+
+        Raises:
+            anyio.BusyResourceError: Another task waits for it already.
+            anyio.ClosedResourceError: The block has been left.
+        """
         assert self.rpc is not None
-        while not self._messages:
-            if self._status is not None:
-                status, words = self._status
-                if status:
-                    raise failure(status, words, self.rpc.trailers)
-                raise StopAsyncIteration
-            self._news = anyio.Event()
-            with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
-                await self._news.wait()
-            if scope.cancelled_caught:
-                self.rpc.cancel()
-                raise RequestTimeout("the stream took too long", details={"phase": "running"})
-        await anyio.lowlevel.checkpoint()
+        if self._reading:
+            raise anyio.BusyResourceError("reading from")
+        self._reading = True
+        try:
+            await self._arrival(self.rpc)
+            await anyio.lowlevel.checkpoint()
+        finally:
+            self._reading = False
+        if self._left:
+            raise anyio.ClosedResourceError
         message = self._messages.popleft()
         self._waiting_bytes -= len(message)
         if self._held and len(self._messages) <= _FEW and self._waiting_bytes <= _FEW_BYTES:
             self._held = False
             self.rpc.pipe.release()
         return decode(PayloadAnswer.parse(message).payload, what="chunk", limit=self._limit)
+
+    async def _arrival(self, rpc: Rpc) -> None:
+        """Wait until there is a chunk.
+
+        Raises:
+            StopAsyncIteration: There will be none, for the call has ended well.
+            anyio.ClosedResourceError: The block has been left.
+        """
+        while not self._messages:
+            if self._left and not self._exhausted:
+                raise anyio.ClosedResourceError
+            if self._status is not None:
+                status, words = self._status
+                if status:
+                    raise failure(status, words, rpc.trailers)
+                self._exhausted = True
+                raise StopAsyncIteration
+            self._news = anyio.Event()
+            with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
+                await self._news.wait()
+            if scope.cancelled_caught:
+                rpc.cancel()
+                raise RequestTimeout("the stream took too long", details={"phase": "running"})

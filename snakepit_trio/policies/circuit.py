@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Circuit", "Permit", "State", "Verdict"]
 
 #: The window moves in so many steps.
-_STEPS = 10
+_STEPS = 100
 
 
 class State(Enum):
@@ -89,6 +89,8 @@ class Circuit:
         self._told = told
         # The step's number, its calls, its failures.
         self._steps: deque[list[int]] = deque()
+        # Of all steps.
+        self._calls = self._failures = 0
         self._width = config.window / _STEPS
         self._until = 0.0
         self._era = 0
@@ -159,27 +161,29 @@ class Circuit:
         if not self._steps or self._steps[-1][0] != step:
             self._steps.append([step, 0, 0])
         while self._steps[0][0] <= step - _STEPS:
-            self._steps.popleft()
+            _, calls, failures = self._steps.popleft()
+            self._calls -= calls
+            self._failures -= failures
+        failed = verdict is Verdict.FAILURE
         self._steps[-1][1] += 1
-        if verdict is Verdict.FAILURE:
-            self._steps[-1][2] += 1
-            calls, failures = self._totals()
-            if calls >= self._config.min_calls and failures >= self._config.failure_rate * calls:
-                self._open(now)
-
-    def _totals(self) -> tuple[int, int]:
-        return sum(step[1] for step in self._steps), sum(step[2] for step in self._steps)
+        self._steps[-1][2] += failed
+        self._calls += 1
+        self._failures += failed
+        # A success may be what makes them enough to judge by.
+        if self._calls >= self._config.min_calls and self._failures >= self._config.failure_rate * self._calls:
+            self._open(now)
 
     def _open(self, now: float) -> None:
         self._until = now + self._config.open_for
         self._become(State.OPEN)
 
     def _become(self, state: State) -> None:
-        calls, failures = self._totals()
+        calls, failures = self._calls, self._failures
         self.state = state
         self._era += 1
         self._probing = self._passed = 0
         self._steps.clear()
+        self._calls = self._failures = 0
         self._told(state, failures, calls)
 
     def _refuse(self, retry_after: float) -> None:

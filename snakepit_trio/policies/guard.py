@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, TypeVar
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, ExitStack, asynccontextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import anyio
+import anyio.lowlevel
 
 from snakepit_trio.errors import RequestTimeout, SnakepitError, WorkerStartupError
 from snakepit_trio.tools.waits import Permit, current_chain
 
 from .circuit import Circuit, State, Verdict
 from .hedge import Allowance, hedged
-from .limits import Limit
+from .limits import Admission, Limit
 from .verdicts import judge, may_retry
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
     import tenacity
 
     from snakepit_trio.config import PoolConfig
@@ -28,10 +28,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard"]
 
-T = TypeVar("T")
+#: Runs the call once, within so many seconds (None: without a limit), while it holds these permits. The list is shared by
+#: those that run for the same call at the same time; it is for whoever runs them.
+Attempt = Callable[[float | None, tuple[Permit, ...], list[Any] | None], Awaitable[Any]]
+#: Wraps a wait in which nothing runs for a call, until a deadline; the error tells what was waited for. It raises what ends it.
+Standing = Callable[[float, str], AbstractContextManager[object]]
 
-#: Runs the call once, within so many seconds (None: without a limit), while it holds these permits.
-Attempt = Callable[[float | None, tuple[Permit, ...]], Awaitable[Any]]
+_LIMIT, _ATTEMPT = "its limit", "its next attempt"
+
+
+class Stream(Protocol):
+    """A stream under the policies."""
+
+    def verdict(self, *, gone: bool) -> BaseException | bool | None:
+        """What its call, which its reader leaves now, says of the tool: how it has failed; True: it did well; None: nothing.
+
+        Args:
+            gone: The reader was cancelled.
+        """
+
+
+S = TypeVar("S", bound=Stream)
 
 
 class Guard:
@@ -50,7 +67,8 @@ class Guard:
         self._circuit = config.circuit
         self._hedge = config.hedge
         self._allowance = None if config.hedge is None else Allowance(config.hedge.max_share)
-        self._limits = [Limit(limit, waits, self._limited) for limit in config.limits]
+        limits = [Limit(limit, waits, self._limited) for limit in config.limits]
+        self._limits = sorted(limits, key=lambda limit: limit.width)
         self._circuits: dict[str, Circuit] = {}
 
     def __repr__(self) -> str:
@@ -67,7 +85,14 @@ class Guard:
         return {name: circuit.state.value for name, circuit in self._circuits.items()}
 
     async def execute(
-        self, attempt: Attempt, *, tool: str, timeout: float | None, idempotent: bool, session: str | None
+        self,
+        attempt: Attempt,
+        *,
+        tool: str,
+        timeout: float | None,
+        idempotent: bool,
+        session: str | None,
+        standing: Standing,
     ) -> Any:
         """Make a call under the policies.
 
@@ -77,28 +102,40 @@ class Guard:
             timeout: Seconds for all of it; None: no limit.
             idempotent: It may run more than once.
             session: The id of its session.
+            standing: Wraps its waits.
 
         Raises:
             CircuitOpen: The tool has failed so often that it is not called.
             QuotaExceeded, QueueFull: A limit refuses it.
             WouldDeadlock: It would wait for its limit for ever.
             RequestTimeout: The time was spent, in the call or before it.
-            SnakepitError: What the last attempt raised.
+            SnakepitError: What the last attempt raised, or what ended a wait.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
 
         async def once() -> Any:
-            async with self._admitted(tool, session, deadline) as permits:
-                if self._hedge is not None and self._may_hedge(tool, idempotent, session):
-                    # One of the two may wait for ever, and the other give the permits back: neither holds them alone.
-                    return await hedged(
-                        lambda: attempt(_left(deadline, tool), ()), self._hedge.delay, lambda: self._spend(tool)
-                    )
-                return await attempt(_left(deadline, tool), permits)
+            with ExitStack() as stack:
+                admission = stack.enter_context(await self._admit(tool, session, deadline, standing))
+                stack.enter_context(self._circuit_permit(tool))
+                admission.begin(anyio.current_time())
+                if self._hedge is None or not self._may_hedge(tool, idempotent, session):
+                    return await attempt(_left(deadline, tool), admission.permits, None)
+                both: list[Any] = []
+
+                async def run(held: Admission) -> Any:
+                    # Each gives back what it holds when it ends: the other may wait for ever.
+                    with held:
+                        return await attempt(_left(deadline, tool), held.permits, both)
+
+                def beside() -> Callable[[], Awaitable[Any]] | None:
+                    held = self._admit_hedge(tool)
+                    return None if held is None else functools.partial(run, stack.enter_context(held))
+
+                return await hedged(functools.partial(run, admission), self._hedge.delay, beside)
 
         if self._retry is None:
             return await once()
-        retrying = self._retrying(tool, idempotent, deadline)
+        retrying = self._retrying(tool, idempotent, deadline, standing)
         try:
             return await retrying(once)
         except SnakepitError as exc:
@@ -110,47 +147,105 @@ class Guard:
     @asynccontextmanager
     async def stream(
         self,
-        make: Callable[..., AbstractAsyncContextManager[T]],
+        make: Callable[..., AbstractAsyncContextManager[S]],
         *,
         tool: str,
         timeout: float | None,
         session: str | None,
-    ) -> AsyncIterator[T]:
-        """Hold a stream under the limits and the circuit.
+        standing: Standing,
+    ) -> AsyncIterator[S]:
+        """Hold a stream under the limits and the circuit. Of what its block raises, nothing is held against the tool.
 
         Args:
             make: Opens it, within ``timeout`` seconds, while it holds ``permits``.
-            tool, timeout, session: As in :meth:`execute`.
+            tool, timeout, session, standing: As in :meth:`execute`.
 
         Raises:
             CircuitOpen, QuotaExceeded, QueueFull, RequestTimeout, WouldDeadlock: As in :meth:`execute`.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        async with self._admitted(tool, session, deadline) as permits:
-            async with make(timeout=_left(deadline, tool), permits=permits) as chunks:
-                yield chunks
+        with await self._admit(tool, session, deadline, standing) as admission:
+            circuit = self._circuit_of(tool)
+            permit = None if circuit is None else circuit.acquire(anyio.current_time())
+            verdict = Verdict.NONE
+            try:
+                admission.begin(anyio.current_time())
+                opened = False
+                try:
+                    async with make(timeout=_left(deadline, tool), permits=admission.permits) as chunks:
+                        opened = True
+                        try:
+                            yield chunks
+                        except BaseException as exc:
+                            verdict = self._verdict(chunks.verdict(gone=not isinstance(exc, Exception)))
+                            raise
+                        else:
+                            verdict = self._verdict(chunks.verdict(gone=False))
+                except Exception as exc:
+                    if not opened:
+                        verdict = self._verdict(exc)
+                    raise
+            finally:
+                if permit is not None:
+                    permit.settle(verdict, anyio.current_time())
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    @asynccontextmanager
-    async def _admitted(self, tool: str, session: str | None, deadline: float) -> AsyncIterator[tuple[Permit, ...]]:
+    async def _admit(self, tool: str, session: str | None, deadline: float, standing: Standing) -> Admission:
+        """Wait until a call may begin; it has to do so in the same step."""
         circuit = self._circuit_of(tool)
         if circuit is not None:
             # Before it waits for anything.
             circuit.check(anyio.current_time())
-        async with AsyncExitStack() as stack:
-            held: tuple[Permit, ...] = ()
+        outer = current_chain()
+
+        def waiting() -> AbstractContextManager[object]:
+            return standing(deadline, _LIMIT)
+
+        with ExitStack() as stack:
+            admission = stack.enter_context(Admission())
             for limit in self._limits:
                 key = limit.key(tool, session)
                 if key is not None:
-                    chain = (*current_chain(), *held)
-                    got = await stack.enter_async_context(limit.inside(key, tool, deadline, chain))
-                    held = held if got is None else (*held, got)
-            permit: AbstractContextManager[object] = nullcontext()
-            if circuit is not None:
-                permit = circuit.permit(anyio.current_time, self._judge)
-            with permit:
-                yield held
+                    chain = (*outer, *admission.permits)
+                    admission.passes.append(await limit.enter(key, tool, deadline, chain, waiting, nested=bool(outer)))
+            while delay := admission.delay(anyio.current_time()):
+                with waiting():
+                    await anyio.sleep(delay)
+            # Whoever is gone by now takes nothing.
+            await anyio.lowlevel.checkpoint_if_cancelled()
+            _left(deadline, tool)
+            stack.pop_all()
+        return admission
+
+    def _admit_hedge(self, tool: str) -> Admission | None:
+        """What a second call needs beside the first, if it may begin now; it has begun then."""
+        assert self._allowance is not None
+        if not self._allowance.there:
+            return None
+        with ExitStack() as stack:
+            admission = stack.enter_context(Admission())
+            for limit in self._limits:
+                key = limit.key(tool, None)
+                if key is not None:
+                    found = limit.enter_nowait(key)
+                    if found is None:
+                        return None
+                    admission.passes.append(found)
+            self._allowance.spend()
+            admission.begin(anyio.current_time())
+            stack.pop_all()
+        self._events.publish("policy.hedged", {}, {"pool": self._pool, "tool": tool})
+        return admission
+
+    def _circuit_permit(self, tool: str) -> AbstractContextManager[object]:
+        circuit = self._circuit_of(tool)
+        return nullcontext() if circuit is None else circuit.permit(anyio.current_time, self._judge)
+
+    def _verdict(self, found: BaseException | bool | None) -> Verdict:
+        if isinstance(found, BaseException):
+            return Verdict.NONE if self._circuit is None else self._judge(found)
+        return Verdict.SUCCESS if found else Verdict.NONE
 
     def _circuit_of(self, tool: str) -> Circuit | None:
         config = self._circuit
@@ -180,18 +275,11 @@ class Guard:
         self._allowance.earn()
         return True
 
-    def _spend(self, tool: str) -> bool:
-        assert self._allowance is not None
-        if not self._allowance.spend():
-            return False
-        self._events.publish("policy.hedged", {}, {"pool": self._pool, "tool": tool})
-        return True
-
     def _limited(self, tool: str, limit: str, refused: bool) -> None:
         fields = {"pool": self._pool, "tool": tool, "limit": limit, "refused": refused}
         self._events.publish("policy.limited", {}, fields)
 
-    def _retrying(self, tool: str, idempotent: bool, deadline: float) -> tenacity.AsyncRetrying:
+    def _retrying(self, tool: str, idempotent: bool, deadline: float, standing: Standing) -> tenacity.AsyncRetrying:
         # Imported only where it is used: it takes 30 ms.
         import tenacity
 
@@ -218,8 +306,12 @@ class Guard:
             least = error.details.get("retry_after", 0.0) if isinstance(error, WorkerStartupError) else 0.0
             return max(pause(state), least)
 
+        async def sleep(seconds: float) -> None:
+            with standing(deadline, _ATTEMPT):
+                await anyio.sleep(seconds)
+
         return tenacity.AsyncRetrying(
-            sleep=anyio.sleep,
+            sleep=sleep,
             stop=over,
             wait=wait,
             retry=tenacity.retry_if_exception(lambda error: may_retry(error, idempotent=idempotent, on=config.on)),

@@ -28,16 +28,20 @@ class Allowance:
         """A call was made."""
         self._saved = min(_SAVED, self._saved + self._share)
 
-    def spend(self) -> bool:
-        """Whether one more hedge may be made; if so it is counted."""
-        if self._saved < 1.0:
-            return False
+    @property
+    def there(self) -> bool:
+        """Whether one more hedge may be made."""
+        return self._saved >= 1.0
+
+    def spend(self) -> None:
+        """One is made."""
         self._saved -= 1.0
-        return True
 
 
-async def hedged(call: Callable[[], Awaitable[Any]], delay: float, may: Callable[[], bool]) -> Any:
-    """Await ``call()``, and a second one when the first has not answered within ``delay`` seconds and ``may()`` says yes.
+async def hedged(
+    first: Callable[[], Awaitable[Any]], delay: float, second: Callable[[], Callable[[], Awaitable[Any]] | None]
+) -> Any:
+    """Await ``first()``, and beside it what ``second()`` gives when the first has not answered within ``delay`` seconds.
 
     The first result counts, and the other call is cancelled. When one fails the other is waited for; when both do, the
     failure of the first to fail is raised. A cancellation cancels both.
@@ -49,7 +53,7 @@ async def hedged(call: Callable[[], Awaitable[Any]], delay: float, may: Callable
 
     async with anyio.create_task_group() as nursery:
 
-        async def run() -> None:
+        async def run(call: Callable[[], Awaitable[Any]]) -> None:
             nonlocal running
             running += 1
             try:
@@ -63,11 +67,11 @@ async def hedged(call: Callable[[], Awaitable[Any]], delay: float, may: Callable
             if not running:
                 over.set()
 
-        nursery.start_soon(run)
+        nursery.start_soon(run, first)
         with anyio.move_on_after(delay):
             await over.wait()
-        if not over.is_set() and may():
-            nursery.start_soon(run)
+        if not over.is_set() and (beside := second()) is not None:
+            nursery.start_soon(run, beside)
     if results:
         return results[0]
     raise errors[0]

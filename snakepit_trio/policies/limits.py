@@ -1,9 +1,23 @@
-"""Limits of how many calls run at once and how many begin in a second."""
+"""Limits of how many calls run at once and how many begin in a second.
+
+Theory of operation
+-------------------
+A limit has a *gate* for each key that it counts by. Of a gate a call needs a *permit*, where calls at once are limited, and a
+*token*, where their rate is. A permit is held until the call has ended and its tool has stopped. A token is reserved
+first and taken at the moment at which the call begins, together with those of its other limits; so whoever leaves before
+that has used up nothing, and tokens that were reserved long ago are not spent at once beyond the burst.
+
+A call passes its gates from the narrowest to the widest, and waits for one while it holds what it has of those before.
+Waits for permits that would never end are seen by :class:`~snakepit_trio.tools.waits.Waits`. A reservation is held by a call
+that may wait for a permit, so a call that others wait for passes by the reservations: it waits for time alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Container
-from contextlib import asynccontextmanager
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
+from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -11,52 +25,17 @@ import anyio
 from snakepit_trio.errors import QueueFull, QuotaExceeded, RequestTimeout, WouldDeadlock
 from snakepit_trio.tools.waits import Permit
 
+from .tokens import TokenBucket, TokenLine
+
 if TYPE_CHECKING:
     from snakepit_trio.tools.waits import Waits
 
     from .options import LimitConfig
 
-__all__ = ["Limit", "TokenBucket"]
+__all__ = ["Admission", "Limit", "Pass"]
 
 #: With more keys than this, those that are at rest are forgotten.
 _MANY = 1000
-
-
-class TokenBucket:
-    """So many calls in a second, and a few more after a quiet time; without a clock of its own.
-
-    It is the virtual scheduling form of https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
-
-    Args:
-        rate: Calls per second.
-        burst: How many may begin at once after a quiet time.
-    """
-
-    __slots__ = ("_burst", "_full_at", "_interval")
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._interval = 1.0 / rate
-        self._burst = burst
-        # When it is full again if nobody takes anything.
-        self._full_at = float("-inf")
-
-    def delay(self, now: float) -> float:
-        """How long a call that came now would have to wait, in seconds; takes nothing."""
-        return max(0.0, max(self._full_at, now) + self._interval - self._interval * self._burst - now)
-
-    def take(self, now: float) -> float:
-        """Take a call's share; returns how long the call has to wait, in seconds."""
-        delay = self.delay(now)
-        self._full_at = max(self._full_at, now) + self._interval
-        return delay
-
-    def give_back(self) -> None:
-        """The last call that took a share, and waited, has left without beginning."""
-        self._full_at -= self._interval
-
-    def rests(self, now: float) -> bool:
-        """Whether it is full."""
-        return self._full_at <= now
 
 
 class _Gate:
@@ -64,11 +43,13 @@ class _Gate:
 
     def __init__(self, config: LimitConfig) -> None:
         self.holders: dict[Permit, None] = {}
-        self.queue: dict[Permit, anyio.Event] = {}
-        self.bucket = None
+        self.queue: OrderedDict[Permit, anyio.Event] = OrderedDict()
+        self.bucket: TokenBucket | None = None
         if config.rate is not None:
             burst = max(1, int(config.rate)) if config.burst is None else config.burst
             self.bucket = TokenBucket(config.rate, burst)
+        self.line = TokenLine()
+        self.nested_line = TokenLine()
         self.inside = 0
         self.waiting = 0
 
@@ -81,15 +62,107 @@ class _Gate:
         if permit in self.holders:
             del self.holders[permit]
             if self.queue:
-                following = next(iter(self.queue))
+                following, ready = self.queue.popitem(last=False)
                 self.holders[following] = None
-                self.queue.pop(following).set()
+                ready.set()
         else:
             self.queue.pop(permit, None)
 
+    def ring(self) -> None:
+        """A token was reserved no longer."""
+        self.line.ring()
+        self.nested_line.ring()
+
     def rests(self, now: float) -> bool:
         """Whether it is as a new one would be."""
-        return not self.inside and (self.bucket is None or self.bucket.rests(now))
+        return not self.inside and not self.holders and (self.bucket is None or self.bucket.rests(now))
+
+
+class Pass:
+    """What a call holds of one limit: a permit, a token that is reserved, or both.
+
+    Attributes:
+        permit: None when only the rate is limited.
+        key, gate: What it is counted by, and what that has.
+    """
+
+    __slots__ = ("_left", "_limit", "_reserved", "gate", "key", "permit")
+
+    def __init__(self, limit: Limit, key: str, gate: _Gate) -> None:
+        self.permit: Permit | None = None
+        self._limit = limit
+        self.key = key
+        self.gate = gate
+        self._reserved = False
+        self._left = False
+        gate.inside += 1
+
+    def reserve(self) -> None:
+        """A token is kept for it."""
+        bucket = self.gate.bucket
+        assert bucket is not None
+        bucket.reserved += 1
+        self._reserved = True
+
+    def delay(self, now: float) -> float:
+        """Seconds until it may begin: 0, unless calls that others wait for have passed by its reservation."""
+        bucket = self.gate.bucket
+        return 0.0 if bucket is None else bucket.delay(now)
+
+    def begin(self, now: float) -> None:
+        """The call begins, for which there is a token."""
+        bucket = self.gate.bucket
+        if bucket is not None:
+            bucket.take(now)
+            self._unreserve(bucket)
+
+    def leave(self) -> None:
+        """The call is over. Its permit comes back when its tool has stopped as well. Idempotent."""
+        if not self._left:
+            self._left = True
+            gate = self.gate
+            if self.permit is not None:
+                self.permit.leave()
+            if gate.bucket is not None:
+                self._unreserve(gate.bucket)
+            gate.inside -= 1
+            self._limit.tidy(self.key)
+
+    def _unreserve(self, bucket: TokenBucket) -> None:
+        if self._reserved:
+            self._reserved = False
+            bucket.reserved -= 1
+            self.gate.ring()
+
+
+class Admission:
+    """What a call holds of all its limits; a context manager that gives it back."""
+
+    __slots__ = ("passes",)
+
+    def __init__(self, passes: Sequence[Pass] = ()) -> None:
+        self.passes = list(passes)
+
+    @property
+    def permits(self) -> tuple[Permit, ...]:
+        """Those of limits of calls at once."""
+        return tuple(found.permit for found in self.passes if found.permit is not None)
+
+    def delay(self, now: float) -> float:
+        """Seconds until the call may begin."""
+        return max((found.delay(now) for found in self.passes), default=0.0)
+
+    def begin(self, now: float) -> None:
+        """The call begins: see :meth:`delay`."""
+        for found in self.passes:
+            found.begin(now)
+
+    def __enter__(self) -> Admission:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        for found in reversed(self.passes):
+            found.leave()
 
 
 class Limit:
@@ -110,6 +183,11 @@ class Limit:
     def __repr__(self) -> str:
         return f"<Limit per={self._config.per} keys={len(self._gates)}>"
 
+    @property
+    def width(self) -> int:
+        """How many calls share what it counts by; see the theory of operation."""
+        return ("session", "tool", "pool").index(self._config.per)
+
     def key(self, tool: str, session: str | None) -> str | None:
         """What a call is counted by; None when the limit is not for it."""
         config = self._config
@@ -117,40 +195,62 @@ class Limit:
             return None
         return {"tool": tool, "session": session, "pool": ""}[config.per]
 
-    @asynccontextmanager
-    async def inside(
-        self, key: str, tool: str, deadline: float, chain: tuple[Any, ...]
-    ) -> AsyncIterator[Permit | None]:
-        """Wait until a call may begin, and count it until the block ends. A cancellation leaves nothing counted.
-
-        Gives the permit, None when only the rate is limited.
+    async def enter(
+        self,
+        key: str,
+        tool: str,
+        deadline: float,
+        chain: tuple[Any, ...],
+        standing: Callable[[], AbstractContextManager[object]],
+        *,
+        nested: bool,
+    ) -> Pass:
+        """Wait until a call may begin, as far as this limit goes. A cancellation leaves nothing counted.
 
         Args:
             key: What :meth:`key` says.
             tool: The tool.
             deadline: When the wait ends at the latest.
             chain: Whoever can't go on before the call does.
+            standing: Wraps a wait; raises what ends it.
+            nested: Others wait for it.
 
         Raises:
             QuotaExceeded: It comes too early, and calls don't wait here.
             QueueFull: As many wait as may.
-            RequestTimeout: The deadline has come, or the wait would be longer than until then.
+            RequestTimeout: The deadline has come, or comes before there can be a token.
             WouldDeadlock: Whoever could make way waits for this call, or for one like it.
         """
-        gate = self._gate(key)
-        permit = None if self._config.concurrency is None else Permit()
-        gate.inside += 1
+        made = Pass(self, key, self._gate(key))
         try:
-            if permit is not None:
-                await self._enter(gate, permit, tool, deadline, chain)
-            await self._take(gate, tool, deadline)
-            yield permit
-        finally:
-            if permit is not None:
-                gate.leave(permit)
-            gate.inside -= 1
-            if gate.rests(anyio.current_time()) and self._gates.get(key) is gate:
-                del self._gates[key]
+            await self._get_permit(made, tool, chain, standing)
+            await self._get_token(made, tool, deadline, standing, nested=nested)
+        except BaseException:
+            made.leave()
+            raise
+        return made
+
+    def enter_nowait(self, key: str) -> Pass | None:
+        """What a call needs that begins now; None when it would have to wait."""
+        gate = self._gate(key)
+        bucket = gate.bucket
+        if self._is_full(gate) or (bucket is not None and (len(gate.line) or bucket.spare_delay(anyio.current_time()))):
+            return None
+        made = Pass(self, key, gate)
+        if self._config.concurrency is not None:
+            made.permit = self._permit(key, gate)
+            gate.holders[made.permit] = None
+        if bucket is not None:
+            made.reserve()
+        return made
+
+    def tidy(self, key: str) -> None:
+        """Forget a key that is at rest."""
+        gate = self._gates.get(key)
+        if gate is not None and gate.rests(anyio.current_time()):
+            del self._gates[key]
+
+    # ---- inside ----------------------------------------------------------------------------------
 
     def _gate(self, key: str) -> _Gate:
         gate = self._gates.get(key)
@@ -161,13 +261,30 @@ class Limit:
             gate = self._gates[key] = _Gate(self._config)
         return gate
 
-    async def _enter(self, gate: _Gate, permit: Permit, tool: str, deadline: float, chain: tuple[Any, ...]) -> None:
+    def _is_full(self, gate: _Gate) -> bool:
         most = self._config.concurrency
-        assert most is not None
-        if len(gate.holders) < most:
-            gate.holders[permit] = None
+        return most is not None and len(gate.holders) >= most
+
+    def _permit(self, key: str, gate: _Gate) -> Permit:
+        def give_back(permit: Permit) -> None:
+            gate.leave(permit)
+            self.tidy(key)
+
+        return Permit(give_back)
+
+    async def _get_permit(
+        self, made: Pass, tool: str, chain: tuple[Any, ...], standing: Callable[[], AbstractContextManager[object]]
+    ) -> None:
+        most = self._config.concurrency
+        if most is None:
+            return
+        gate = made.gate
+        if not self._is_full(gate):
+            made.permit = self._permit(made.key, gate)
+            gate.holders[made.permit] = None
             return
         self._too_early(gate, tool, "concurrency", most)
+        permit = made.permit = self._permit(made.key, gate)
         ready = gate.queue[permit] = anyio.Event()
         refused = False
 
@@ -177,7 +294,7 @@ class Limit:
             gate.leave(permit)
             ready.set()
 
-        with _Waiting(gate), anyio.CancelScope(deadline=deadline) as scope:
+        with _Waiting(gate), standing():
             if chain:
                 self._waits.add(permit, chain, gate.hopeless, refuse)
             try:
@@ -189,27 +306,30 @@ class Limit:
                 f"{tool!r} would wait for its limit of {most} calls at once, and each of them waits for a call like it",
                 details={"tool": tool, "limit": most},
             )
-        if scope.cancelled_caught:
-            raise _out_of_time(tool)
 
-    async def _take(self, gate: _Gate, tool: str, deadline: float) -> None:
+    async def _get_token(
+        self,
+        made: Pass,
+        tool: str,
+        deadline: float,
+        standing: Callable[[], AbstractContextManager[object]],
+        *,
+        nested: bool,
+    ) -> None:
+        gate = made.gate
         bucket = gate.bucket
         if bucket is None:
             return
+        delay = bucket.delay if nested else bucket.spare_delay
+        line = gate.nested_line if nested else gate.line
         now = anyio.current_time()
-        delay = bucket.delay(now)
-        if delay:
+        if len(line) or delay(now):
             self._too_early(gate, tool, "rate", self._config.rate)
-            if now + delay > deadline:
+            if now + bucket.delay(now) > deadline:
                 raise _out_of_time(tool)
-        bucket.take(now)
-        if delay:
-            try:
-                with _Waiting(gate):
-                    await anyio.sleep_until(now + delay)
-            except BaseException:
-                bucket.give_back()
-                raise
+            with _Waiting(gate), standing():
+                await line.wait(lambda: delay(anyio.current_time()))
+        made.reserve()
 
     def _too_early(self, gate: _Gate, tool: str, limit: str, allowed: float | None) -> None:
         config = self._config

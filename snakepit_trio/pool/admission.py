@@ -66,7 +66,9 @@ class Admission:
         if request.deadline <= now:
             raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
         binding = request.binding
-        if binding is None:
+        if request.beside is not None:
+            seats = next((seats for seats in self._places.seats() if not request.avoids(seats)), None)
+        elif binding is None:
             seats = self._places.seat()
         else:
             if binding.lost:

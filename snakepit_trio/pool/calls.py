@@ -15,10 +15,11 @@ import anyio
 
 from snakepit_trio._call_options import UNSET, Unset, check_limit
 from snakepit_trio._timeouts import check_timeout
-from snakepit_trio.errors import RequestCancelled, SnakepitError
+from snakepit_trio.errors import SnakepitError
 
 from .mapping import MapResults, running
 from .request import Binding, Outcome, Phase, Request
+from .standing import Standing, session_closed
 from .streams import STREAM_BYTES, STREAM_WINDOW, ChunkStream
 from .submission import Submission
 from .tasks import MapTasks
@@ -48,6 +49,9 @@ class Calls:
         guard: The pool's policies, when it has any.
         loop: The event loop that is running.
         errors: Where unexpected exceptions are told; one ends its call.
+
+    Attributes:
+        standing: Those for which nothing runs.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class Calls:
         self._crew = crew
         self._roster = crew.roster
         self._guard = guard
+        self.standing = Standing()
         self._loop = loop
         self._errors = errors
 
@@ -81,12 +86,14 @@ class Calls:
         session: Session | None = None,
         binding: Binding | None = None,
         permits: tuple[Permit, ...] | None = None,
+        beside: list[Request] | None = None,
         tasks: MapTasks | None = None,
     ) -> Any:
         """See :meth:`Pool.execute`.
 
         Args:
             permits: What it holds of limits, when the pool's policies have seen the call already.
+            beside: The requests for the same call, each of which wants a worker of its own.
             tasks: The map that it belongs to, of a pool with policies.
         """
         try:
@@ -97,11 +104,13 @@ class Calls:
                 if spec is not None:
                     limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
 
-                    async def attempt(left: float | None, permits: tuple[Permit, ...]) -> Any:
+                    async def attempt(
+                        left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None
+                    ) -> Any:
                         call = functools.partial(
                             self.execute, tool, params, timeout=limit if batch else left, priority=priority,
                             metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
-                            tasks=tasks,
+                            beside=beside, tasks=tasks,
                         )  # fmt: skip
                         return await (call() if tasks is None else tasks.patiently(call))
 
@@ -112,6 +121,7 @@ class Calls:
                         timeout=None if batch else limit,
                         idempotent=spec.idempotent if idempotent is None else idempotent,
                         session=None if session is None else session.id,
+                        standing=functools.partial(self.standing.wait, tool, session),
                     )
             waiter = self._loop.waiter()
             request = self._submission.make(
@@ -127,8 +137,11 @@ class Calls:
                 batch=batch,
                 permits=permits or (),
             )
+            if beside is not None:
+                request.beside = beside
+                beside.append(request)
             if session is not None:
-                session.begin(request)
+                session.begin(request, functools.partial(self._end, request))
             try:
                 self._submission.submit(request)
                 await waiter.wait()
@@ -138,6 +151,8 @@ class Calls:
                     request.trace.end()
                 raise
             finally:
+                if permits:
+                    request.keep_permits()
                 if session is not None:
                     session.finish(request)
             error = request.error
@@ -235,8 +250,14 @@ class Calls:
             window_bytes=window_bytes,
         )  # fmt: skip
         if self._guard is not None and tool in self._roster.tools:
-            whose = None if session is None else session.id
-            return self._errors.block(self._guard.stream(make, tool=tool, timeout=limit, session=whose), "stream")
+            guarded = self._guard.stream(
+                make,
+                tool=tool,
+                timeout=limit,
+                session=None if session is None else session.id,
+                standing=functools.partial(self.standing.wait, tool, session),
+            )
+            return self._errors.block(guarded, "stream")
         return self._errors.block(make(timeout=limit), "stream")
 
     @asynccontextmanager
@@ -277,7 +298,7 @@ class Calls:
             permits=permits,
         )
         if session is not None:
-            session.begin(request)
+            session.begin(request, functools.partial(self._end, request))
         try:
             self._calling(self._submission.submit, request)
             yield chunks
@@ -287,6 +308,8 @@ class Calls:
             chunks.leave()
             running = request.phase is Phase.RUNNING
             self._ledger.cancel(request, anyio.current_time())
+            if permits:
+                request.keep_permits()
             if running:
                 with anyio.move_on_after(self._config.cancel_grace):
                     await chunks.released.wait()
@@ -363,13 +386,14 @@ class Calls:
         except Exception as exc:
             raise self._errors.caller(exc) from exc
 
-    def end(self, request: Request) -> None:
+    def close(self, error: SnakepitError) -> None:
+        """The pool takes nothing more: end what waits."""
+        self.standing.close(error)
+        self._ledger.close(error, anyio.current_time())
+
+    def _end(self, request: Request) -> None:
         """End a session's call, whose session is no more."""
-        ended = RequestCancelled(
-            f"session {request.session!r} was closed while {request.tool!r} was under way",
-            details={"session": request.session, "tool": request.tool},
-        )
-        self._ledger.end(request, ended, anyio.current_time())
+        self._ledger.end(request, session_closed(request.session, request.tool), anyio.current_time())
 
     def _credit(self, request: Request, chunks: int, size: int) -> None:
         seats = request.seats

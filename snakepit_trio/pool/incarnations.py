@@ -219,9 +219,12 @@ class Incarnations(SoundBooks):
             elif places.has_line(seats, now):
                 request = queue.pop(now, seats, lambda request: places.may_stand(request, now))
             else:
-                return
+                break
             if request is None:
                 break
+            if request.beside is not None and request.avoids(seats):
+                aside.append(request)
+                continue
             if request.suspect and seats.load:
                 # It runs where nothing else does: this worker takes no more until it is empty, if none does so already.
                 aside.append(request)

@@ -122,6 +122,7 @@ class Places:
             request.session is None
             and not request.stream
             and not request.chain
+            and (request.beside is None or len(request.beside) == 1)
             and self.is_short(request.tool)
             and (request.priority >= self._floor or now >= self._floor_until)
         )

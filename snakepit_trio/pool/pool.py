@@ -428,7 +428,7 @@ class Pool(Operations):
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
         found = {"in_flight": self._ledger.in_flight, "queued": self._ledger.queued}
         self._events.emit("pool.closing", found, pool=self.name)
-        self._ledger.close(error, anyio.current_time())
+        self._calls.close(error)
         if drain:
             with anyio.move_on_after(self.config.stop_grace):
                 while self._ledger.in_flight:

@@ -80,6 +80,7 @@ class Request:
 
     __slots__ = (
         "attempt",
+        "beside",
         "binding",
         "chain",
         "chunk",
@@ -165,6 +166,8 @@ class Request:
         self.time_limit = time_limit
         self.chain = chain
         self.permits = permits
+        #: Those that run for the same call, itself among them: none runs in the worker of another. None: it runs alone.
+        self.beside: list[Request] | None = None
         self.phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None
@@ -187,3 +190,31 @@ class Request:
 
     def __repr__(self) -> str:
         return f"<Request {self.id} {self.tool!r} {self.phase.value} attempt={self.attempt}>"
+
+    @property
+    def held_by(self) -> Seats | None:
+        """The worker that runs it, has it in its line, or has yet to confirm that it is through with it."""
+        seats, id = self.seats, self.id
+        if seats is None or not (id in seats.running or id in seats.ahead or id in seats.leaving):
+            return None
+        return seats
+
+    def avoids(self, seats: Seats) -> bool:
+        """Whether a worker has a part in another request for the same call."""
+        return self.beside is not None and any(other is not self and other.held_by is seats for other in self.beside)
+
+    def keep_permits(self) -> None:
+        """It has ended here: its permits stay with the worker until that is through with it, too."""
+        if self.held_by is None:
+            return
+        for permit in self.permits:
+            permit.hold()
+        then = self.released
+
+        def released() -> None:
+            for permit in self.permits:
+                permit.leave()
+            if then is not None:
+                then()
+
+        self.released = released

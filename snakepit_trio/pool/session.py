@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 import anyio
 
 from snakepit_trio._bulkhead import operation
-from snakepit_trio._call_options import CallOptions, StreamOptions
+from snakepit_trio._call_options import UNSET, CallOptions, StreamOptions, Unset
+from snakepit_trio._tasks import is_under
+from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import (
     InvalidParameter,
     QuotaExceeded,
@@ -22,11 +25,11 @@ from snakepit_trio.errors import (
 )
 from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
-from snakepit_trio.tools.waits import CHAIN
+from snakepit_trio.tools.waits import current_chain
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
-from .request import Binding, Request
+from .request import Binding
 from .streams import STREAM_BYTES, ChunkStream
 
 if TYPE_CHECKING:
@@ -44,8 +47,8 @@ OnLost = str | Callable[["Session"], object]
 _ONE_PIECE: Final = 1 << 62
 #: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
 _LEAVE = 10.0
-#: The ties that this task, or one that it comes from, is rebuilding.
-_REBUILDING: ContextVar[tuple[Binding, ...]] = ContextVar("snakepit_rebuilding", default=())
+#: The ties that this task, or one that it comes from, is rebuilding, each with the task that does it.
+_REBUILDING: ContextVar[tuple[tuple[Binding, int], ...]] = ContextVar("snakepit_rebuilding", default=())
 
 T = TypeVar("T")
 
@@ -68,7 +71,7 @@ class Session:
         self._directory = directory
         self._known = known
         self._on_lost = on_lost
-        self._calls: dict[Request, None] = {}
+        self._calls: dict[object, Callable[[], object]] = {}
         self._raised_by_on_lost: BaseException | None = None
 
     def __repr__(self) -> str:
@@ -119,7 +122,7 @@ class Session:
             WorkerBusy: The affinity is ``"strict_fail_fast"``, and the worker is busy.
             RequestCancelled: The session was closed while the call was under way.
         """
-        binding = await self._bind()
+        binding, options["timeout"] = await self._bind(tool, options.get("timeout", UNSET), self.pool.config.timeout)
         return await self.pool._calls.execute(tool, params, session=self, binding=binding, **options)
 
     @operation
@@ -144,7 +147,9 @@ class Session:
     async def _stream(
         self, tool: str, params: Mapping[str, Any] | None, options: StreamOptions, window_bytes: int = STREAM_BYTES
     ) -> AsyncIterator[ChunkStream]:
-        binding = await self._bind()
+        binding, options["timeout"] = await self._bind(
+            tool, options.get("timeout", UNSET), self.pool.config.stream_timeout
+        )
         async with self.pool._calls.stream(
             tool, params, session=self, binding=binding, window_bytes=window_bytes, **options
         ) as chunks:
@@ -154,10 +159,24 @@ class Session:
     def _errors(self) -> InternalErrors:
         return self.pool._errors
 
-    async def _bind(self) -> Binding:
-        """The tie of its calls; a new one when the old one is lost and the session allows it."""
+    async def _bind(
+        self, tool: str, timeout: float | Unset | None, default: float | None
+    ) -> tuple[Binding, float | Unset | None]:
+        """The tie of a call; a new one when the old one is lost and the session allows it. And what is left of its time.
+
+        Args:
+            timeout, default: Of the call, and of the pool, in seconds.
+        """
         try:
-            return await self._tie()
+            await self._directory.use(self._known)
+            binding = self._tie()
+            if binding is not None:
+                return binding, timeout
+            limit = default if isinstance(timeout, Unset) else check_timeout(timeout)
+            deadline = math.inf if limit is None else anyio.current_time() + limit
+            with self.pool._calls.standing.wait(tool, self, deadline, "its session to be rebuilt"):
+                binding = await self._new_tie()
+            return binding, None if limit is None else max(0.0, deadline - anyio.current_time())
         except SnakepitError:
             raise
         except Exception as exc:
@@ -165,25 +184,32 @@ class Session:
                 raise
             raise self._errors.caller(exc) from exc
 
-    async def _tie(self) -> Binding:
-        await self._directory.use(self._known)
+    def _tie(self) -> Binding | None:
+        """The tie of its calls; None while it has to be rebuilt, or is."""
         bindings, name = self._known.bindings, self.pool.name
-        while True:
-            binding: Binding | None = bindings.get(name)
-            if binding is None or binding.affinity != self.affinity:
-                binding = bindings[name] = Binding(self.affinity)
-            if _rebuilds(binding):
-                return binding
-            if binding.rebuilt is not None:
-                await binding.rebuilt.wait()
-                self._check_open()
-            elif not binding.lost or self._on_lost == "error":
-                return binding
-            elif callable(self._on_lost):
-                await self._rebuild(self._on_lost)
-                self._check_open()
+        binding: Binding | None = bindings.get(name)
+        if binding is None or binding.affinity != self.affinity:
+            binding = bindings[name] = Binding(self.affinity)
+        if binding.rebuilt is not None:
+            return binding if _rebuilds(binding) else None
+        if not binding.lost or self._on_lost == "error":
+            return binding
+        if callable(self._on_lost):
+            return None
+        binding = bindings[name] = Binding(self.affinity)
+        return binding
+
+    async def _new_tie(self) -> Binding:
+        bindings, name = self._known.bindings, self.pool.name
+        while (binding := self._tie()) is None:
+            rebuilt = bindings[name].rebuilt
+            if rebuilt is not None:
+                await rebuilt.wait()
             else:
-                bindings[name] = Binding(self.affinity)
+                assert callable(self._on_lost)
+                await self._rebuild(self._on_lost)
+            self._check_open()
+        return binding
 
     async def _rebuild(self, on_lost: Callable[[Session], object]) -> None:
         """Begin anew with another worker. Its other calls wait; when it fails, the next of them tries again."""
@@ -191,7 +217,7 @@ class Session:
         lost, made = bindings[name], Binding(self.affinity)
         made.rebuilt = anyio.Event()
         bindings[name] = made
-        token = _REBUILDING.set((*_REBUILDING.get(), made))
+        token = _REBUILDING.set((*_REBUILDING.get(), (made, anyio.get_current_task().id)))
         try:
             rebuilding = on_lost(self)
             if inspect.isawaitable(rebuilding):
@@ -214,19 +240,19 @@ class Session:
         if self._known.ended is not None:
             raise session_not_found(self.id)
 
-    def begin(self, request: Request) -> None:
-        """One of its calls begins. For the pool.
+    def begin(self, call: object, end: Callable[[], object]) -> None:
+        """One of its calls begins; ``end`` ends it for its caller. For the pool.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        self._directory.begin(self._known, request, lambda: self.pool._calls.end(request))
-        self._calls[request] = None
+        self._directory.begin(self._known, call, end)
+        self._calls[call] = end
 
-    def finish(self, request: Request) -> None:
+    def finish(self, call: object) -> None:
         """One of its calls is over. For the pool."""
-        self._calls.pop(request, None)
-        self._directory.finish(self._known, request)
+        self._calls.pop(call, None)
+        self._directory.finish(self._known, call)
 
     # ---- values ----------------------------------------------------------------------------------
 
@@ -351,8 +377,8 @@ class Session:
 
     async def _leave(self, *, detach: bool) -> None:
         """The block that opened it has ended."""
-        for request in list(self._calls):
-            self.pool._calls.end(request)
+        for end in list(self._calls.values()):
+            end()
         await self._directory.leave(self._known, detach=detach)
 
 
@@ -389,7 +415,9 @@ async def open_session(
 
 def _rebuilds(binding: Binding) -> bool:
     """Whether this task works on the rebuilding of a tie, here or by way of a worker."""
-    return binding in _REBUILDING.get() or any(getattr(link, "binding", None) is binding for link in CHAIN.get())
+    if any(found is binding and is_under(task) for found, task in _REBUILDING.get()):
+        return True
+    return any(getattr(link, "binding", None) is binding for link in current_chain())
 
 
 def _decode(data: bytes) -> Any:

@@ -31,7 +31,8 @@ _IN_A_ROW = 16
 
 class ChunkStream:
     """The chunks of one call: an async iterator of the values that the tool yields, for one task: a second one that
-    reads at the same time gets ``anyio.BusyResourceError``, as from any stream of anyio's.
+    reads at the same time gets ``anyio.BusyResourceError``, and one that reads when the block has been left before the end, or
+    is waiting then, ``anyio.ClosedResourceError``, as from any stream of anyio's.
 
     Up to ``window`` chunks are under way or wait here, and none comes once those have ``window_bytes`` or more; a consumer
     that pauses makes the tool's generator pause.
@@ -65,6 +66,10 @@ class ChunkStream:
         self._taken_bytes = 0
         self._in_a_row = 0
         self._left = False
+        self._given = False
+        self._exhausted = False
+        # A reader was waiting when the call ended.
+        self._starved = False
         self._reading = False
         self._loop = loop
         self._consumer: Waiter | None = None
@@ -98,8 +103,24 @@ class ChunkStream:
 
     def wake(self) -> None:
         """The call has ended."""
+        self._starved = self._consumer is not None
         if self._consumer is not None:
             self._consumer.wake()
+
+    def verdict(self, *, gone: bool) -> BaseException | bool | None:
+        """What the call, which its reader leaves now, says of the tool: how it has failed; True: it did well; None: nothing.
+
+        Args:
+            gone: The reader was cancelled.
+        """
+        request = self.request
+        assert request is not None
+        if request.outcome is None:
+            return None if gone or not self._given else True
+        if request.outcome is Outcome.EXPIRED and not self._starved:
+            # It was the reader that took so long.
+            return None
+        return True if request.outcome is Outcome.COMPLETED else request.error
 
     def leave(self) -> None:
         """The consumer has left; nothing more can be had here."""
@@ -115,6 +136,7 @@ class ChunkStream:
 
         Raises:
             anyio.BusyResourceError: Another task waits for it already.
+            anyio.ClosedResourceError: The block has been left.
         """
         try:
             request = self.request
@@ -136,6 +158,9 @@ class ChunkStream:
                     await self._loop.check()
             finally:
                 self._reading = False
+            if self._left:
+                raise anyio.ClosedResourceError
+            self._given = True
             chunk = self._chunks.popleft()
             self._taken += 1
             self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
@@ -149,7 +174,7 @@ class ChunkStream:
                 self._credit(self._taken, self._taken_bytes)
                 self._taken = self._taken_bytes = 0
             return self._decode(chunk)
-        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError):
+        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError, anyio.ClosedResourceError):
             raise
         except Exception as exc:
             raise self._errors.caller(exc, "stream") from exc
@@ -159,14 +184,18 @@ class ChunkStream:
 
         Raises:
             StopAsyncIteration: There will be none, for the call has ended well.
+            anyio.ClosedResourceError: The block has been left.
         """
         while not self._chunks:
-            if request.phase is Phase.DONE or self._left:
-                if request.error is not None and not self._left:
+            if self._left and not self._exhausted:
+                raise anyio.ClosedResourceError
+            if request.phase is Phase.DONE:
+                if request.error is not None:
                     if request.outcome is Outcome.CANCELLED:
                         # The worker saw the end of the caller's scope a moment before the scope itself does.
                         await anyio.sleep_until(request.until)
                     raise request.error
+                self._exhausted = True
                 raise StopAsyncIteration
             self._consumer = self._loop.waiter()
             try:

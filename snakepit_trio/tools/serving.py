@@ -71,7 +71,7 @@ class HostRun:
         refused: Why the library refuses it, if so; anything else that it raises is the tool's.
     """
 
-    __slots__ = ("answered", "call", "over", "refused", "request", "scope", "size")
+    __slots__ = ("answered", "call", "over", "refused", "request", "scope", "size", "task")
 
     def __init__(self, call: HostCall, request: Any, size: int) -> None:
         self.call: HostCall = call
@@ -79,6 +79,8 @@ class HostRun:
         self.size: int = size
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.over: bool = False
+        #: The id of the task in which its tool runs.
+        self.task: int = 0
         self.answered: bool = False
         self.refused: SnakepitError | None = None
 
@@ -351,6 +353,7 @@ class HostToolServer:
                 raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})
             positional, keywords = found.tool.bind(params, None)
         function = functools.partial(found.tool.function, *positional, **keywords)
+        run.task = anyio.get_current_task().id
         token = CHAIN.set((*request.chain, *request.permits, request, run))
         current = CURRENT.set(Correlation(f"{self._prefix}{request.id}", request.worker_id or "", request.session))
         try:

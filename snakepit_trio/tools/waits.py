@@ -20,6 +20,7 @@ from collections.abc import Callable, Container
 from contextvars import ContextVar
 from typing import Any
 
+from snakepit_trio._tasks import is_under
 from snakepit_trio.errors import WouldDeadlock
 
 __all__ = ["CHAIN", "DEEPEST", "Permit", "Waits", "check_depth", "current_chain"]
@@ -34,15 +35,34 @@ _Hopeless = Callable[[Container[object]], bool]
 
 
 class Permit:
-    """What a call holds of a limit of calls at once."""
+    """What a call holds of a limit of calls at once: it, and each worker in which its tool has yet to stop.
 
-    __slots__ = ()
+    Args:
+        give_back: Called with the permit when nobody holds it any more.
+    """
+
+    __slots__ = ("_give_back", "_holders")
+
+    def __init__(self, give_back: Callable[[Permit], object]) -> None:
+        self._give_back = give_back
+        self._holders = 1
+
+    def hold(self) -> None:
+        """One more holds it."""
+        self._holders += 1
+
+    def leave(self) -> None:
+        """One of those that hold it does so no longer."""
+        self._holders -= 1
+        if not self._holders:
+            self._give_back(self)
 
 
 def current_chain() -> tuple[Any, ...]:
-    """Whoever waits for what this task does: nobody, once the host tool that it began in is over."""
+    """Whoever waits for what this task does: nobody, once the host tool that it began in is over, and nobody for a task that a
+    host tool has started in a nursery of somebody else's."""
     chain = CHAIN.get()
-    return () if chain and chain[-1].over else chain
+    return chain if chain and not chain[-1].over and is_under(chain[-1].task) else ()
 
 
 def check_depth(chain: tuple[Any, ...], tool: str) -> None:

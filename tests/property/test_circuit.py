@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import hypothesis.strategies as st
 import pytest
@@ -12,8 +13,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from snakepit_trio.errors import CircuitOpen
 from snakepit_trio.policies.circuit import Circuit, Permit, State, Verdict
 from snakepit_trio.policies.hedge import Allowance
-from snakepit_trio.policies.limits import TokenBucket
 from snakepit_trio.policies.options import CircuitConfig
+from snakepit_trio.policies.tokens import TokenBucket
 
 CONFIG = CircuitConfig(failure_rate=0.5, min_calls=4, window=10.0, open_for=5.0, probes=2)
 
@@ -89,16 +90,13 @@ class Breaker(RuleBasedStateMachine):
             self.passed += verdict is Verdict.SUCCESS
             wanted = State.OPEN if verdict is Verdict.FAILURE else State.HALF_OPEN
             assert self.circuit.state is (State.CLOSED if self.passed == CONFIG.probes else wanted)
-        if before is State.CLOSED and self.circuit.state is State.OPEN:
-            recent = [v for at, v in self.log if at >= self.now - CONFIG.window]
-            assert len(recent) >= CONFIG.min_calls
-            assert verdict is Verdict.FAILURE
-        elif before is State.CLOSED:
-            # What is surely in the window has not been enough.
-            recent = [v for at, v in self.log if at > self.now - CONFIG.window * 0.9]
-            old = len(recent) != len(self.log)
-            bad = recent.count(Verdict.FAILURE)
-            assert old or verdict is Verdict.SUCCESS or len(recent) < CONFIG.min_calls or bad < 0.5 * len(recent)
+        if before is State.CLOSED:
+            ends = [v for at, v in self.log if at >= self.now - CONFIG.window]
+            bad = ends.count(Verdict.FAILURE)
+            enough = len(ends) >= CONFIG.min_calls and bad >= CONFIG.failure_rate * len(ends)
+            # The window moves in steps: what is at its very edge may be out of it.
+            if not any(CONFIG.window * 0.99 <= self.now - at <= CONFIG.window for at, _ in self.log):
+                assert (self.circuit.state is State.OPEN) == enough
         self.note_change()
 
     @invariant()
@@ -127,19 +125,26 @@ def test_no_stretch_of_time_gets_more_than_its_share(rate: float, burst: int, ga
     now, begun = 0.0, []
     for gap in gaps:
         now += gap
-        begun.append(now + bucket.take(now))
-    assert begun == sorted(begun)
+        now += bucket.delay(now)
+        assert not bucket.delay(now)
+        bucket.take(now)
+        begun.append(now)
     for first, start in enumerate(begun):
         for last in range(first, len(begun)):
-            assert last - first + 1 <= burst + rate * (begun[last] - start) + 1e-6
+            assert last - first + 1 <= burst + rate * (begun[last] - start) + 1e-3
 
 
-def test_a_share_that_is_given_back_is_there_again() -> None:
-    bucket = TokenBucket(1.0, 1)
-    assert bucket.take(0.0) == 0.0
-    assert bucket.take(0.0) == 1.0
-    bucket.give_back()
-    assert bucket.delay(0.0) == 1.0
+def test_what_is_reserved_is_nobody_elses_and_costs_nothing() -> None:
+    bucket = TokenBucket(1.0, 2)
+    bucket.reserved = 1
+    assert bucket.spare_delay(0.0) == 0.0
+    bucket.take(0.0)
+    assert bucket.spare_delay(0.0) == 1.0
+    assert bucket.delay(0.0) == 0.0
+    bucket.reserved = 2
+    assert bucket.spare_delay(0.0) == math.inf
+    bucket.reserved = 0
+    assert bucket.spare_delay(0.0) == 0.0
     assert not bucket.rests(0.5)
     assert bucket.rests(1.0)
 
@@ -150,7 +155,9 @@ def test_hedges_keep_to_their_share(wants: list[bool]) -> None:
     hedges = 0
     for want in wants:
         allowance.earn()
-        hedges += want and allowance.spend()
+        if want and allowance.there:
+            allowance.spend()
+            hedges += 1
     assert hedges <= 1 + 0.1 * len(wants) + 1e-6
 
 
@@ -171,4 +178,21 @@ def test_what_ends_late_is_not_held_against_the_new_state(late: Verdict) -> None
         probe.settle(Verdict.SUCCESS, 6.0)
     assert circuit.state is State.CLOSED
     old[2].settle(late, 6.0)
-    assert circuit._totals() == (0, 0)
+    assert (circuit._calls, circuit._failures) == (0, 0)
+
+
+def test_a_success_may_be_the_call_that_makes_them_enough() -> None:
+    circuit = Circuit(CONFIG)
+    for verdict in (Verdict.FAILURE, Verdict.FAILURE, Verdict.SUCCESS):
+        circuit.acquire(0.0).settle(verdict, 0.0)
+    assert circuit.state is State.CLOSED
+    circuit.acquire(0.0).settle(Verdict.SUCCESS, 0.0)
+    assert circuit.state is State.OPEN
+
+
+def test_an_end_counts_for_the_whole_window() -> None:
+    circuit = Circuit(CONFIG)
+    for now in (0.95, 0.95, 10.8, 10.8):
+        assert circuit.state is State.CLOSED
+        circuit.acquire(now).settle(Verdict.FAILURE, now)
+    assert circuit.state is State.OPEN

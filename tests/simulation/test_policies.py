@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ import snakepit_trio as sp
 from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
+from snakepit_trio.pool.standing import Standing
 from snakepit_trio.tools.waits import Permit, Waits
 
 CRASH = sp.WorkerCrashed("crashed")
@@ -51,7 +53,7 @@ class Script:
         self.cancelled = 0
         self.running = self.most = 0
 
-    async def __call__(self, left: float | None, permits: tuple[Permit, ...] = ()) -> Any:
+    async def __call__(self, left: float | None, permits: tuple[Permit, ...], beside: list[Any] | None) -> Any:
         seconds, end = self.steps[min(len(self.begun), len(self.steps) - 1)]
         self.begun.append(trio.current_time())
         self.running += 1
@@ -76,7 +78,9 @@ def simulate(main: Callable[[], Awaitable[None]]) -> None:
 
 
 def call(guard: Guard, script: Script, **options: Any) -> Awaitable[Any]:
-    defaults = {"tool": "t", "timeout": 60.0, "idempotent": True, "session": None}
+    tool = options.get("tool", "t")
+    standing = functools.partial(Standing().wait, tool, None)
+    defaults = {"tool": tool, "timeout": 60.0, "idempotent": True, "session": None, "standing": standing}
     return guard.execute(script, **{**defaults, **options})
 
 
