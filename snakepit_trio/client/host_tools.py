@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-import anyio.to_thread
 
 from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._exceptions import holds_interrupt
 from snakepit_trio._interrupts import protected
+from snakepit_trio._user_code import Raised, run_in_thread
 from snakepit_trio.errors import ConnectionLost, ToolNotFound
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures, frame_writing
@@ -75,16 +75,19 @@ class _Server:
     @protected
     async def _run(self, call: v1.ClientToolCall, scope: anyio.CancelScope) -> None:
         reply = v1.ClientToolReply(call_id=call.call_id)
+        raised = Raised()
         try:
-            with scope:
+            with scope, raised:
                 reply.payload = pack(await self._call(call), what="result", limit=self._limit)
         except BaseException as exc:
-            if holds_interrupt(exc) or anyio.current_effective_deadline() == -math.inf:
-                raise  # Ours, not the function's: a Ctrl-C, or the end of the client.
-            info = failures.describe_exception(exc, redact=redact)
-            reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
+            raised.exc = exc
         finally:
             self._scopes.pop(call.call_id, None)
+        if raised.exc is not None:
+            if holds_interrupt(raised.exc) or anyio.current_effective_deadline() == -math.inf:
+                raised.again()  # Ours, not the function's: a Ctrl-C, or the end of the client.
+            info = failures.describe_exception(raised.exc, redact=redact)
+            reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
         if not scope.cancelled_caught and self.rpc is not None:
             self.rpc.send(bytes(v1.ClientToolFrame(reply=reply)))
 
@@ -95,7 +98,7 @@ class _Server:
         params = unpack(call.payload, what="params", limit=self._limit) or {}
         if inspect.iscoroutinefunction(function):
             return await function(**params)
-        return await anyio.to_thread.run_sync(lambda: function(**params))
+        return await run_in_thread(lambda: function(**params))
 
 
 @asynccontextmanager

@@ -104,9 +104,11 @@ def _import(question: dict[str, Any]) -> str | None:
 
 
 def _has_async_tools(module: ModuleType) -> bool:
+    from snakepit_trio._exceptions import attempt
     from snakepit_trio.worker.adapter import options_of
 
-    holders = [vars(value) for value in vars(module).values() if isinstance(value, type)]
+    classes = [value for value in vars(module).values() if issubclass(type(value), type)]
+    holders: list[Any] = [attempt(None, getattr, cls, "__dict__") or {} for cls in classes]
     return any(
         options_of(value) is not None and (inspect.iscoroutinefunction(value) or inspect.isasyncgenfunction(value))
         for holder in [vars(module), *holders]

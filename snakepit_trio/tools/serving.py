@@ -11,13 +11,13 @@ from typing import Any, Protocol
 
 import anyio
 import anyio.abc
-import anyio.to_thread
 
 from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._exceptions import holds_interrupt
 from snakepit_trio._fair_budget import Share
 from snakepit_trio._interrupts import protected
+from snakepit_trio._user_code import Raised, run_in_thread
 from snakepit_trio.errors import (
     InvalidParameter,
     InvalidPayload,
@@ -131,7 +131,7 @@ class HostThreads:
         else:
             await self._wait(run)
         try:
-            return await anyio.to_thread.run_sync(_contained, function, limiter=self._uncounted)
+            return await run_in_thread(functools.partial(_contained, function), limiter=self._uncounted)
         finally:
             self._pass_on(run)
 
@@ -314,28 +314,30 @@ class HostToolServer:
         call = run.call
         deadline = anyio.current_time() + call.timeout_us / 1e6 if call.timeout_us else math.inf
         reply = HostReply(call.id)
+        raised = Raised()
         try:
             try:
-                with run.scope:
+                with run.scope, raised:
                     run.scope.deadline = deadline
                     reply.payload = await self._run(run)
             except BaseException as exc:
-                if holds_interrupt(exc) or anyio.current_effective_deadline() == -math.inf:
-                    raise  # Ours, not the tool's: a Ctrl-C, or the end of the pool.
                 # Outside of the scope: what a tool's own nursery raises while it is cancelled is an error as well.
-                if run.refused is exc:
+                raised.exc = exc
+            if raised.exc is not None:
+                if holds_interrupt(raised.exc) or anyio.current_effective_deadline() == -math.inf:
+                    raised.again()  # Ours, not the tool's: a Ctrl-C, or the end of the pool.
+                if raised.exc is run.refused:
                     reply.error = failures.to_info(run.refused, redact=self._redact)
                 else:
-                    reply.error = failures.describe_exception(exc, redact=self._redact)
-            else:
-                if run.scope.cancelled_caught:
-                    if anyio.current_time() < deadline:
-                        return  # Nobody waits for it.
-                    late = RequestTimeout(
-                        f"the host tool {call.name!r} did not answer in time",
-                        details={"phase": "host_call", "tool": call.name},
-                    )
-                    reply.error = failures.to_info(late)
+                    reply.error = failures.describe_exception(raised.exc, redact=self._redact)
+            elif run.scope.cancelled_caught:
+                if anyio.current_time() < deadline:
+                    return  # Nobody waits for it.
+                late = RequestTimeout(
+                    f"the host tool {call.name!r} did not answer in time",
+                    details={"phase": "host_call", "tool": call.name},
+                )
+                reply.error = failures.to_info(late)
         finally:
             self._forget(run)
         if not self._closed:

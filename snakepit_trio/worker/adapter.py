@@ -9,6 +9,7 @@ from typing import Any, TypeVar, overload
 
 import msgspec
 
+from snakepit_trio._exceptions import attempt
 from snakepit_trio.errors import InvalidParameter
 
 from .importing import being_set_up, import_adapter
@@ -113,9 +114,10 @@ def tool(
 
 
 def options_of(function: Any) -> ToolOptions | None:
-    """What ``@tool`` was given for this function, None when it is no tool."""
-    found = getattr(function, _MARK, None)
-    return found if isinstance(found, ToolOptions) else None
+    """What ``@tool`` was given for this function or what wraps it, None when it is no tool."""
+    # A module holds all that it has imported, and there are objects that raise whatever they are asked.
+    found = attempt(None, getattr, attempt(function, getattr, function, "__func__"), _MARK)
+    return found if type(found) is ToolOptions else None
 
 
 def load_adapter(reference: str) -> tuple[ModuleType, Any]:
@@ -156,5 +158,5 @@ def adapters_in(module: ModuleType) -> list[str]:
     return [
         name
         for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Adapter) and value.__module__ == module.__name__
+        if issubclass(type(value), type) and issubclass(value, Adapter) and value.__module__ == module.__name__
     ]

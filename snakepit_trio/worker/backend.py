@@ -16,7 +16,9 @@ def choose_backend(asked: str, module: ModuleType, host_backend: str) -> str:
     """
     if asked != "auto":
         return asked
-    imported = {value.__name__.partition(".")[0] for value in vars(module).values() if isinstance(value, ModuleType)}
+    # Not isinstance, which asks the values: some raise whatever they are asked.
+    modules = [value for value in vars(module).values() if issubclass(type(value), ModuleType)]
+    imported = {str(value.__name__).partition(".")[0] for value in modules}
     uses = imported & {"trio", "asyncio"}
     if len(uses) == 2:
         return host_backend

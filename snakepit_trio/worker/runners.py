@@ -236,6 +236,9 @@ class LoopRunner:
     async def _main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         import anyio
 
+        from snakepit_trio._user_code import Raised
+
+        self._raised = Raised
         self._arrived = anyio.Event()
         failure: Exception | None = None
         await _maybe(before())
@@ -333,9 +336,10 @@ class LoopRunner:
         call.wake = lambda: self._soon(look)
         if call.cancelled:
             scope.cancel()
+        raised = self._raised()
         try:
             # Contained within the scope: a fork of this process has no event loop, which scopes ask at their end.
-            with scope, _forks.contained():
+            with scope, raised, _forks.contained():
                 bound = call.arguments()
                 if bound is None:
                     return
@@ -348,7 +352,9 @@ class LoopRunner:
             if anyio.current_effective_deadline() == -math.inf:
                 raise  # The loop itself is being torn down.
             # Anything else is the tool's, even what looks like a cancellation: a task that it has awaited was cancelled.
-            call.fail(exc)
+            raised.exc = exc
+        if raised.exc is not None:
+            call.fail(raised.exc)
             return
         if scope.cancelled_caught and call.cancelled:
             call.end_cancelled()

@@ -72,7 +72,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         with _forks.contained():
             module, target = load_adapter(boot.adapter)
             tools = find_tools(target)
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:
         report(_failed(exc))
         return 1, False
     backend = choose_backend(boot.worker_backend, module, boot.host_backend)
@@ -93,7 +93,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     try:
         setup = _hook(target, "setup", functools.partial(being_set_up, module.__name__))
         runner.main(setup, ready, teardown)
-    except (Exception, SystemExit) as exc:
+    except BaseException as exc:
         if setting_up:
             report(_failed(exc))
             return 1, False
@@ -179,6 +179,14 @@ def _check_private(directory: str) -> None:
     facts = os.lstat(directory)
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
         raise PermissionError(errno.EPERM, f"not a directory of user {os.geteuid()} alone", directory)
+
+
+def _ask(health: Callable[[], object]) -> bool:
+    try:
+        return health() is not False
+    except BaseException as exc:
+        # SystemExit would end the loop that waits for the answer.
+        raise RuntimeError(f"health() raised {one_line(exc)}") from None
 
 
 def _server_context(tls: Credentials) -> ssl.SSLContext:
@@ -336,7 +344,7 @@ class _Io:
         """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread."""
         assert self._health is not None
         if not self._asks_loop:
-            return await asyncio.to_thread(self._health) is not False
+            return await asyncio.to_thread(_ask, self._health)
         answered: asyncio.Future[bool] = self._loop.create_future()  # type: ignore[union-attr]
 
         def answer(value: object, error: BaseException | None) -> None:

@@ -178,7 +178,7 @@ def find_tools(target: Any) -> list[Tool]:
         if attribute.startswith("__"):
             continue
         raw = inspect.getattr_static(target, attribute, None)
-        options = options_of(getattr(raw, "__func__", raw))
+        options = options_of(raw)
         if options is None:
             continue
         if options.name in found and found[options.name].function != getattr(target, attribute):

@@ -128,6 +128,8 @@ class Slot:
             self._successor is not None
             or worker is None
             or worker.state.over
+            # It ends on its own account.
+            or worker.state is WorkerState.DRAINING
             or worker.tainted
             or not worker.ready.is_set()
         )
