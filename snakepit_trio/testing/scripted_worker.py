@@ -52,6 +52,10 @@ class Behaviour:
         return self.rng.random() < probability
 
 
+#: How long a worker that leaves lets its calls run, in seconds.
+_LEAVE = 1.0
+
+
 class _Silence:
     """What such a worker prints."""
 
@@ -82,6 +86,9 @@ class ScriptedWorker:
         self.status: ExitStatus | None = None
         self.over: anyio.Event = anyio.Event()
         self.closed = False
+        self._leaving = anyio.Event()
+        # Those that are to stop because it leaves, not because their callers are gone.
+        self._stopped: set[int] = set()
         self.on_message: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int, str], None] | None = None
         self._outbox: list[Any] = []
@@ -129,6 +136,14 @@ class ScriptedWorker:
         """Make it end as by a segmentation fault."""
         self.die(ExitStatus(signal=11))
 
+    def leave(self) -> None:
+        """Make it end as by a SIGTERM from elsewhere: it gives back what it has not begun, and ends with what it runs."""
+        if not self._leaving.is_set():
+            self._leaving.set()
+            self.post(frames.Leaving())
+            while self.line:
+                self.post(frames.Reply(self.line.popleft().id, undone=frames.NOT_BEGUN))
+
     def freeze(self) -> None:
         """Make it give no sign of life any more."""
         self.on_message = None
@@ -150,6 +165,7 @@ class ScriptedWorker:
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(self._carry_in, nursery)
             nursery.start_soon(self._carry_out)
+            nursery.start_soon(self._stop_what_runs)
             if self.world.behaviour.chance(self.world.behaviour.crash):
                 nursery.start_soon(self._die_some_day)
             await self.over.wait()
@@ -216,8 +232,26 @@ class ScriptedWorker:
                 frame = self._outbox.pop(0)
                 if self.on_message is not None and not self.closed:
                     self.on_message(frame_writing.encode(frame))
+            self.said_all()
             self._posted = anyio.Event()
             await self._posted.wait()
+
+    def said_all(self) -> None:
+        """All that it had to say has arrived: one that leaves, and runs nothing any more, ends."""
+        if self._leaving.is_set() and not self.running:
+            self.die(ExitStatus(code=0))
+
+    async def _stop_what_runs(self) -> None:
+        await self._leaving.wait()
+        await anyio.sleep(_LEAVE)
+        for call_id, scope in self.running.items():
+            if not scope.cancel_called and self.hears(call_id):
+                self._stopped.add(call_id)
+                scope.cancel()
+
+    def hears(self, call_id: int) -> bool:
+        """Whether a call takes notice of it that it is to stop; at a yield every generator does."""
+        return call_id in self.streams or not self.world.behaviour.chance(self.world.behaviour.deaf)
 
     async def _carry_in(self, nursery: anyio.abc.TaskGroup) -> None:
         while True:
@@ -229,6 +263,8 @@ class ScriptedWorker:
 
     def _take(self, frame: Any, nursery: anyio.abc.TaskGroup) -> None:
         match frame:
+            case frames.Call() if self._leaving.is_set():
+                self.post(frames.Reply(frame.id, undone=frames.NOT_BEGUN))
             case frames.Call():
                 self.world.held = max(self.world.held, len(self.running) + len(self.line))
                 self.line.append(frame)
@@ -245,9 +281,7 @@ class ScriptedWorker:
                         self.post(frames.Reply(frame.id, None, error))
                 elif not frame.recall:
                     scope = self.running.get(frame.id)
-                    # At a yield every generator listens.
-                    deaf = frame.id not in self.streams and self.world.behaviour.chance(self.world.behaviour.deaf)
-                    if scope is not None and not deaf:
+                    if self.hears(frame.id) and scope is not None:
                         scope.cancel()
             case frames.Credit():
                 if frame.id in self.credits:
@@ -288,7 +322,9 @@ class ScriptedWorker:
                 self.die(ExitStatus(signal=11))
                 return
         if self.running[call.id].cancelled_caught and not late:
-            reply = frames.Reply(call.id, None, failures.to_info(RequestCancelled("cancelled")))
+            reply = frames.Reply(call.id, undone=frames.STOPPED)
+            if call.id not in self._stopped:
+                reply = frames.Reply(call.id, None, failures.to_info(RequestCancelled("cancelled")))
         del self.running[call.id], self.credits[call.id], self.room[call.id]
         self.post(reply)
         self._begin(nursery)

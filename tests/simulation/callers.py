@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["call", "explained"]
 
 #: Faults that can cost a worker that is up.
-_DEADLY = {"crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall"}
+_DEADLY = {"crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall", "leave"}
 #: Seconds. How much later than due a caller may be: deadlines are kept in ticks of a millisecond.
 _LATE = 0.001 + 1e-6
 #: The same when an exception was raised in the host: what keeps deadlines may have to begin again.

@@ -143,6 +143,8 @@ class FaultyWorker(ScriptedWorker):
                     continue
                 if self.fault("stall"):
                     await anyio.sleep(0.3)
+                if self.fault("leave"):
+                    self.leave()
                 if self.fault("crash_before"):
                     self.crash()
                 elif self.fault("cut"):
@@ -158,6 +160,7 @@ class FaultyWorker(ScriptedWorker):
                     self.deliver(data)
                 if self.fault("crash_after"):
                     self.crash()
+            self.said_all()
             self._posted = anyio.Event()
             await self._posted.wait()
 
@@ -168,6 +171,8 @@ class FaultyWorker(ScriptedWorker):
                 await anyio.sleep_until(self.grinds_until)
                 frame = frame_reading.decode_host_frame(self._inbox.pop(0))
                 self.frames += 1
+                if self.fault("leave"):
+                    self.leave()
                 if self.fault("crash_before"):
                     self.crash()
                     return
@@ -191,9 +196,10 @@ class FaultyWorker(ScriptedWorker):
             and codec.decode(frame.payload).get("stuck")
         ):
             self.stuck.add(frame.id)
-        if isinstance(frame, frames.Cancel) and frame.id in self.stuck & self.running.keys():
-            return
         super()._take(frame, nursery)
+
+    def hears(self, call_id: int) -> bool:
+        return call_id not in self.stuck and super().hears(call_id)
 
     # ---- its calls ---------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import attrs
 
 __all__ = ["FRAME_FAULTS", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"]
 
-#: What happens at one frame of a worker, its host's or its own.
+#: What happens at one frame of a worker, its host's or its own; beside that, "leave".
 FRAME_FAULTS = ("crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall")
 #: What happens when a worker starts.
 START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails")
@@ -123,6 +123,20 @@ def _unruly(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> 
     return tuple(found)
 
 
+def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
+    """Workers of some scenarios that somebody else asks to end."""
+    rng = random.Random(f"{seed}:leave")
+    return [
+        Fault(
+            number=number + i,
+            kind="leave",
+            worker=rng.randint(1, size + 2),
+            frame=rng.choice([1, 2, 3, rng.randint(1, 60)]),
+        )
+        for i in range(rng.choice([0, 0, 0, 1, 3]))
+    ]
+
+
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(seed)
@@ -166,7 +180,7 @@ def draw(seed: int) -> Scenario:
         seed=seed,
         options=options,
         callers=_unruly(seed, callers, options),
-        faults=tuple(faults),
+        faults=(*faults, *_asked_to_end(seed, size, len(faults))),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
     )

@@ -47,7 +47,7 @@ def test_every_fault_and_every_outcome_occurs() -> None:
         outcomes += result.outcomes
         faults += result.faults
         assert result.checks or "open:WorkerStartupError" in result.outcomes
-    assert faults.keys() == {*FRAME_FAULTS, *START_FAULTS}
+    assert faults.keys() == {*FRAME_FAULTS, *START_FAULTS, "leave"}
     ends = {name.partition(":")[2] for name in outcomes}
     assert ends >= {
         "completed", "cancelled", "RequestTimeout", "QueueTimeout", "QueueFull", "WorkerCrashed", "PoolClosed",
