@@ -20,6 +20,7 @@ from mcp.server.context import ServerRequestContext
 from mcp.server.lowlevel import Server
 from mcp.shared.exceptions import MCPError
 
+from snakepit_trio._exceptions import clean
 from snakepit_trio.errors import InvalidParameter, InvalidPayload, SnakepitError, ToolError
 from snakepit_trio.observe.printable import json_bytes
 
@@ -31,6 +32,8 @@ __all__ = ["make_server"]
 
 #: Characters of a chunk that its progress notification tells.
 _SHOWN = 1000
+#: Bytes of a failure's text.
+_LONGEST = 8 * 1024
 #: What a streaming tool may give to an agent in all, in bytes of JSON.
 _MOST = 4 * 1024 * 1024
 
@@ -141,9 +144,9 @@ def _schema(text: str) -> dict[str, Any]:
 
 def _explain(error: SnakepitError) -> str:
     """What the model may read of a failure: what went wrong, not where in the code."""
-    if isinstance(error, ToolError):
-        return error.message
-    return f"{error.code}: {error.message}"
+    # Text without a UTF-8 form would end the SDK's connection.
+    text = clean(error.message, _LONGEST)
+    return text if isinstance(error, ToolError) else f"{error.code}: {text}"
 
 
 def _text(value: Any) -> str:

@@ -36,6 +36,8 @@ _STATUSES: Mapping[int, tuple[str, str | None]] = {
     15: ("DATA_LOSS", None),
     16: ("UNAUTHENTICATED", "authentication_failed"),
 }
+#: Of those, what speaks of the RPC itself: it is the worker's word, and not the host's.
+_OF_THE_RPC = frozenset({"authentication_failed", "request_cancelled", "request_timeout"})
 #: What libraries put before the text of an exception that left a handler.
 _RAISED = re.compile(
     r"(?:Exception (?:calling application|iterating responses): "
@@ -71,7 +73,7 @@ def error_info(status: int, message: str, trailers: Mapping[str, str], redact: C
         return found
     name, code = _STATUSES.get(status, (f"status {status}", None))
     if code is not None:
-        return ErrorInfo(code, redact(message))
+        return ErrorInfo(code, redact(message), remote_types=[f"grpc.{name}"] if code in _OF_THE_RPC else [])
     raised = _RAISED.fullmatch(message)
     if raised is None:
         return ErrorInfo("tool_error", "", status == _UNAVAILABLE, [f"grpc.{name}"], redact(message))
