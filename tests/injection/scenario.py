@@ -52,6 +52,8 @@ def config(store: str = "memory") -> sp.RuntimeConfig:
         ],
         bridge=sp.BridgeConfig(),
         metrics=sp.MetricsConfig(),
+        # Each pass makes three dumps.
+        recorder_size=50,
         store=store,
     )  # fmt: skip
 
