@@ -51,7 +51,9 @@ class _Inside:
             self.counts.clear()
         wish = self.wish
         target, entry = known
-        if wish.side != self.side or frame.f_lasti != entry or wish.target not in (None, target):
+        if wish.side != self.side or frame.f_lasti != entry:
+            return
+        if wish.target is not None and not wish.target.fits(target):
             return
         self.counts[target] += 1
         count = self.counts[target]

@@ -32,7 +32,7 @@ class Target:
     Attributes:
         file: Its module's path, relative to the package.
         name: Its qualified name.
-        line: Its first line.
+        line: Its first line; 0 in a wish: whatever it is.
     """
 
     file: str
@@ -41,6 +41,10 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line} {self.name}"
+
+    def fits(self, found: Target) -> bool:
+        """Whether this wish is for that function."""
+        return (self.file, self.name) == (found.file, found.name) and self.line in (0, found.line)
 
     @classmethod
     def of(cls, code: CodeType) -> Target | None:
@@ -117,10 +121,11 @@ class Injector:
         if known is None:
             return
         target, entry = known
-        if frame.f_lasti != entry or self._target not in (None, target):
+        wish = self._target
+        if frame.f_lasti != entry or not (wish is None or wish is target or wish.fits(target)):
             return
         self.counts[target] += 1
-        if self._target is not None and self.counts[target] == self._entry and self.raised_in is None:
+        if wish is not None and self.counts[target] == self._entry and self.raised_in is None:
             self.raised_in = threading.current_thread()
             self.path = stack_of(frame)
             raise Injected(f"on entry {self._entry} to {target}")

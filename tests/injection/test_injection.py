@@ -1,0 +1,65 @@
+"""A sample of what ``python -m tests.injection`` does with every function: real processes, both ends, everything in use.
+
+Each of these functions is one of its kind: of the ledger's decisions, of a worker's life, of a connection, of an observer, of a store.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.injection.tracing import Target
+from tests.injection.trying import Settings, trying
+from tests.injection.verdict import is_good, outcome
+
+HOST = [
+    ("pool/books.py", "Books._start", 3),
+    ("pool/roster.py", "Roster.worker_gone", 1),
+    ("pool/watch.py", "RequestWatch.__call__", 3),
+    ("workers/slot.py", "Slot._run_worker", 1),
+    ("workers/worker.py", "Worker._live", 1),
+    ("tools/serving.py", "HostToolServer._serve", 3),
+    ("bridge/calls.py", "ServerCall.conclude", 1),
+    ("bridge/connection.py", "BridgeConnection.arrived", 3),
+]
+WORKER = [
+    ("worker/exchange.py", "Exchange._on_call", 3),
+    ("worker/shared_loop.py", "SharedLoop.come_back", 1),
+    ("worker/runners.py", "LoopRunner._run_in_thread", 1),
+    ("worker/calls.py", "Call.finish", 3),
+]
+TEMPLATE = [("launch/template.py", "_fork", 1)]
+CLIENT = [
+    ("client/link.py", "Link._exchange", 3),
+    ("client/host_tools.py", "_Server._run", 1),
+    ("wire/http2/pipe.py", "FramePipe.send", 3),
+]
+
+
+def check(settings: Settings, functions: list[tuple[str, str, int]]) -> None:
+    found = []
+    with trying(settings) as tries:
+        for result in tries.run([(Target(file, name, 0), entry) for file, name, entry in functions]):
+            what = outcome(result)
+            if what == "not reached" or not is_good(result, settings.phase):
+                # Once more, for the machine may have been too busy for it.
+                (again,) = tries.run([(Target(*result["target"][:3]), result["target"][3])])
+                what, result = outcome(again), again
+            if what == "not reached" or not is_good(result, settings.phase):
+                found.append(f"{what}: {result}")
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.timeout(300)
+def test_an_exception_in_the_host_ends_no_more_than_what_it_ran_for(anyio_backend: str) -> None:
+    check(Settings(side="host", backend=anyio_backend), HOST)
+
+
+@pytest.mark.timeout(300)
+def test_an_exception_in_a_worker_ends_no_more_than_the_worker(anyio_backend: str) -> None:
+    check(Settings(side="worker", backend=anyio_backend), WORKER)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("side", "functions"), [("template", TEMPLATE), ("client", CLIENT)])
+def test_an_exception_elsewhere_ends_no_more_than_a_call(side: str, functions: list[tuple[str, str, int]]) -> None:
+    check(Settings(side=side), functions)
