@@ -23,7 +23,7 @@ import anyio.abc
 from snakepit_trio._exceptions import bare_name
 from snakepit_trio.errors import SnakepitError
 
-__all__ = ["Bulkhead", "InternalErrors", "internal_error", "operation"]
+__all__ = ["Bulkhead", "InternalErrors", "block", "internal_error", "operation"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -231,6 +231,25 @@ def operation(method: F) -> F:
             raise self._errors.caller(exc, "operation") from exc
 
     return plain  # type: ignore[return-value]
+
+
+def block(what: str) -> Callable[[F], F]:
+    """The same for a method that gives a context manager: see :meth:`InternalErrors.block`.
+
+    Args:
+        what: What ends by it, in the error's text.
+    """
+
+    def mark(method: F) -> F:
+        plain = operation(method)
+
+        @functools.wraps(method)
+        def opened(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
+            return self._errors.block(plain(self, *args, **options), what)
+
+        return opened  # type: ignore[return-value]
+
+    return mark
 
 
 class _Block(AbstractAsyncContextManager[T]):

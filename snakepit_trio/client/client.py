@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import sniffio
 
+from snakepit_trio._bulkhead import InternalErrors, block, operation
 from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
@@ -55,6 +56,10 @@ class Client:
     def __repr__(self) -> str:
         return f"<Client pool={self.name!r} {self._link!r}>"
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self._link.errors
+
     def pool(self, name: str) -> Client:
         """The same connection, for another pool.
 
@@ -70,6 +75,7 @@ class Client:
 
     # ---- calls -------------------------------------------------------------------------------------
 
+    @operation
     async def execute(
         self,
         tool: str,
@@ -143,6 +149,7 @@ class Client:
             unlimited=timeout is None,
         )
 
+    @block("stream")
     def stream(
         self,
         tool: str,
@@ -186,7 +193,7 @@ class Client:
         timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         request = self._request(tool, params, session_id, timeout, priority, metadata)
         limit = None if isinstance(timeout, Unset) else timeout
-        chunks = RemoteChunks(limit, self._limit)
+        chunks = RemoteChunks(limit, self._limit, self._errors)
         async with self._link.streaming(
             "ExecuteStreamingTool", on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
         ) as rpc:
@@ -246,10 +253,11 @@ class Client:
             loop=event_loop(sniffio.current_async_library()),
             errors=self._link.errors,
         )
-        return running(results, tasks)
+        return self._errors.block(running(results, tasks), "map")
 
     # ---- the runtime -------------------------------------------------------------------------------
 
+    @operation
     async def ping(self, message: str = "") -> v1.PingResponse:
         """Ask who is there: the runtime's version and id, and its pools with their figures.
 
@@ -261,6 +269,7 @@ class Client:
         """
         return await self._link.unary("Ping", v1.PingRequest(message=message), v1.PingResponse, again=True)
 
+    @operation
     async def tools(self) -> tuple[v1.ToolSpec, ...]:
         """What the pool's workers offer, by name."""
         answer = await self._link.unary(
@@ -268,6 +277,7 @@ class Client:
         )
         return tuple(answer.tools)
 
+    @block("session")
     @asynccontextmanager
     async def session(
         self,
@@ -312,6 +322,7 @@ class Client:
                     except SnakepitError:
                         pass  # Without a connection its TTL does it.
 
+    @block("registration")
     def serve_tools(
         self, functions: Mapping[str, Callable[..., Any]], *, session: RemoteSession | None = None
     ) -> AbstractAsyncContextManager[None]:
@@ -328,6 +339,7 @@ class Client:
 
     # ---- programs ----------------------------------------------------------------------------------
 
+    @operation
     async def put_program(
         self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None
     ) -> None:
@@ -348,6 +360,7 @@ class Client:
         request = v1.PutProgramRequest(name=name, data=bytes(data), session_id=session or "", ttl=ttl)
         await self._link.unary("PutProgram", request, v1.PutProgramResponse, again=True)
 
+    @operation
     async def get_program(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
         """A program's bytes.
 
@@ -368,6 +381,7 @@ class Client:
                 raise
             return default
 
+    @operation
     async def delete_program(self, name: str, *, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Unpack
 
+from snakepit_trio._bulkhead import InternalErrors, block, operation
 from snakepit_trio._call_options import CallOptions, StreamOptions
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
@@ -40,16 +41,23 @@ class RemoteSession:
     def __repr__(self) -> str:
         return f"<RemoteSession {self.id!r}>"
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self._link.errors
+
+    @operation
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
         """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`."""
         return await self._client._execute(tool, params, self.id, **options)
 
+    @block("stream")
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
         return self._client._stream(tool, params, self.id, **options)
 
+    @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
         """Store a value; returns its version, None when ``expect`` did not fit and nothing was stored."""
         payload = pack(value, what="value", limit=self._limit)
@@ -57,11 +65,13 @@ class RemoteSession:
         answer = await self._link.unary("PutValue", request, v1.PutValueResponse)
         return answer.version if answer.stored else None
 
+    @operation
     async def get(self, key: str, default: Any = None) -> Any:
         """A value; ``default`` when there is none."""
         value, version = await self.get_versioned(key)
         return value if version else default
 
+    @operation
     async def get_versioned(self, key: str) -> tuple[Any, int]:
         """A value and its version; ``(None, 0)`` when there is none."""
         request = v1.GetValueRequest(session_id=self.id, key=key, accept=_ACCEPT)
@@ -76,21 +86,25 @@ class RemoteSession:
             if await self.put(key, new, expect=version) is not None:
                 return new
 
+    @operation
     async def delete(self, key: str) -> bool:
         """Delete a value. Returns whether there was one."""
         request = v1.DeleteValueRequest(session_id=self.id, key=key)
         return (await self._link.unary("DeleteValue", request, v1.DeleteValueResponse)).deleted
 
+    @operation
     async def keys(self) -> tuple[str, ...]:
         """The keys of its values, sorted."""
         request = v1.ListValuesRequest(session_id=self.id)
         return tuple((await self._link.unary("ListValues", request, v1.ListValuesResponse, again=True)).keys)
 
+    @operation
     async def heartbeat(self) -> float | None:
         """Use it without doing anything; returns the seconds that it lives from now on, None for ever."""
         request = v1.HeartbeatRequest(session_id=self.id)
         return (await self._link.unary("Heartbeat", request, v1.HeartbeatResponse, again=True)).expires_in
 
+    @operation
     async def close(self) -> None:
         """End it, for everybody who uses it. Idempotent."""
         await self._link.unary("CloseSession", v1.CloseSessionRequest(session_id=self.id), v1.CloseSessionResponse)

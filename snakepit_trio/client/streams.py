@@ -10,7 +10,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
-from snakepit_trio.errors import RequestTimeout
+from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio.errors import RequestTimeout, SnakepitError
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.tool_messages import PayloadAnswer
 
@@ -32,7 +33,8 @@ class RemoteChunks:
     A consumer that pauses makes the tool's generator pause. Errors come out of the iteration, after the chunks before them.
     """
 
-    def __init__(self, timeout: float | None, limit: int) -> None:
+    def __init__(self, timeout: float | None, limit: int, errors: InternalErrors) -> None:
+        self._errors = errors
         self.rpc: Rpc | None = None
         self._deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._limit = limit
@@ -80,23 +82,28 @@ class RemoteChunks:
             anyio.BusyResourceError: Another task waits for it already.
             anyio.ClosedResourceError: The block has been left.
         """
-        assert self.rpc is not None
-        if self._reading:
-            raise anyio.BusyResourceError("reading from")
-        self._reading = True
         try:
-            await self._arrival(self.rpc)
-            await anyio.lowlevel.checkpoint()
-        finally:
-            self._reading = False
-        if self._left:
-            raise anyio.ClosedResourceError
-        message = self._messages.popleft()
-        self._waiting_bytes -= len(message)
-        if self._held and len(self._messages) <= _FEW and self._waiting_bytes <= _FEW_BYTES:
-            self._held = False
-            self.rpc.pipe.release()
-        return decode(PayloadAnswer.parse(message).payload, what="chunk", limit=self._limit)
+            assert self.rpc is not None
+            if self._reading:
+                raise anyio.BusyResourceError("reading from")
+            self._reading = True
+            try:
+                await self._arrival(self.rpc)
+                await anyio.lowlevel.checkpoint()
+            finally:
+                self._reading = False
+            if self._left:
+                raise anyio.ClosedResourceError
+            message = self._messages.popleft()
+            self._waiting_bytes -= len(message)
+            if self._held and len(self._messages) <= _FEW and self._waiting_bytes <= _FEW_BYTES:
+                self._held = False
+                self.rpc.pipe.release()
+            return decode(PayloadAnswer.parse(message).payload, what="chunk", limit=self._limit)
+        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError, anyio.ClosedResourceError):
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc, "stream") from exc
 
     async def _arrival(self, rpc: Rpc) -> None:
         """Wait until there is a chunk.
