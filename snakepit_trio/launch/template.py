@@ -22,7 +22,6 @@ import importlib
 import inspect
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -34,6 +33,8 @@ from typing import Any
 from snakepit_trio import _forks
 from snakepit_trio.worker.lifeline import Lifeline
 from snakepit_trio.worker.prelude import follow, read_boot
+
+from .reseeding import find_generators, reseed
 
 __all__ = ["main"]
 
@@ -93,8 +94,7 @@ def _import(question: dict[str, Any]) -> str | None:
             for name in ("anyio", f"anyio._backends._{backend}", *(["uvloop"] if backend == "asyncio" else [])):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     if len(os.listdir("/proc/self/task")) > 1:
         return "importing it starts threads"
     torch = sys.modules.get("torch")
@@ -116,7 +116,7 @@ def _has_async_tools(module: ModuleType) -> bool:
     )
 
 
-def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) -> None:
+def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str, generators: list[Any]) -> None:
     """The child's part: leave everything of the template's behind, and be a worker."""
     code = 1
     try:
@@ -127,7 +127,7 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
         _forks.adopt()
         # What was registered in the template is the template's; what a worker registers runs at its own end.
         atexit._clear()
-        worker_lifeline, report, marks, stdout, stderr = fds
+        worker_lifeline, report, marks, stdout, stderr = map(_forks.above_streams, fds)
         os.dup2(stdout, 1)
         os.dup2(stderr, 2)
         os.close(stdout)
@@ -135,12 +135,9 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         os.environ["SNAKEPIT_WORKER_ID"] = worker
-        faulthandler.enable()
-        # What was seeded before the fork would be the same in every worker.
-        random.seed()
-        numpy = sys.modules.get("numpy")
-        if numpy is not None:
-            numpy.random.seed()
+        faulthandler.enable(2)
+        # They would give the same in every worker.
+        reseed(generators)
         from snakepit_trio.worker.boot import run_worker
 
         code = run_worker(read_boot(worker_lifeline), worker_lifeline, report, marks)
@@ -150,18 +147,22 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str) ->
     except BaseException:
         traceback.print_exc()
     finally:
-        try:
-            sys.stdout.flush()
-            sys.stderr.flush()
-        finally:
-            os._exit(code)
+        _flush()
+        os._exit(code)
 
 
-def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[int]) -> None:
+def _flush() -> None:
+    """Write what is buffered. An import may have put anything in the place of the standard streams."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(BaseException):
+            stream.flush()
+
+
+def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[int], generators: list[Any]) -> None:
     try:
         pid = os.fork()
         if pid == 0:
-            _be_worker(channel, lifeline, fds, question["worker"])
+            _be_worker(channel, lifeline, fds, question["worker"], generators)
         pidfd = os.pidfd_open(pid)
     except OSError as exc:
         # A child that nobody was told of ends by itself: its lifeline is cut.
@@ -204,12 +205,13 @@ def main() -> int:
         return 0
     unforkable = _import(question[0])
     gc.collect()
+    generators = find_generators()
     gc.freeze()
     channel.send({} if unforkable is None else {"unforkable": unforkable})
     while (question := channel.receive()) is not None:
         message, fds = question
         if "worker" in message:
-            _fork(channel, options.lifeline, message, fds)
+            _fork(channel, options.lifeline, message, fds, generators)
         elif "reap" in message:
             channel.send(_reap(message["reap"]))
     return 0

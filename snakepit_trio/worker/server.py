@@ -271,7 +271,7 @@ class _Io:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._main())
+            asyncio.run(self._main(), debug=False)
         except BaseException as exc:
             self._failure = exc
             if self._started.is_set():

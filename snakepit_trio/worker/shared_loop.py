@@ -52,7 +52,8 @@ class SharedLoop:
     """
 
     def __init__(self, on_turn: Callable[[], None], on_relief: Callable[[], None]) -> None:
-        self._runner = asyncio.Runner(loop_factory=_Loop)
+        # Python's development mode is for user code; asyncio's would log its findings from here, by whatever handlers that has.
+        self._runner = asyncio.Runner(debug=False, loop_factory=_Loop)
         loop = self._runner.get_loop()
         assert isinstance(loop, _Loop)
         self.loop = loop

@@ -322,7 +322,7 @@ def test_a_fork_that_is_refused_leaves_no_descriptor(monkeypatch: pytest.MonkeyP
     ours, theirs = socket.socketpair()
     channel = template._Channel(theirs.detach())
     with ours, channel.socket:
-        template._fork(channel, -1, {"worker": "w1"}, [os.dup(0), os.dup(0)])
+        template._fork(channel, -1, {"worker": "w1"}, [os.dup(0), os.dup(0)], [])
         assert b"no more processes" in ours.recv(1000)
 
 
