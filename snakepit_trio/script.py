@@ -125,7 +125,8 @@ def only(exc: BaseException) -> BaseException:
 def _flushed(code: int) -> int:
     """A reader that has gone away must not hang or break the exit."""
     try:
-        sys.stdout.flush()
+        if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
+            sys.stdout.flush()
     except BrokenPipeError:
         # What is left in the buffer would fail again, and loudly, when the interpreter ends.
         devnull = os.open(os.devnull, os.O_WRONLY)

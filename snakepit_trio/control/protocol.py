@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from snakepit_trio.observe.printable import encoded
+
 __all__ = [
     "ANSWER_LIMIT",
     "REQUEST_LIMIT",
@@ -77,7 +79,7 @@ def parse(line: bytes) -> Request:
 
 def success(id: int | str | None, result: Mapping[str, Any]) -> bytes:
     """A result, as a line. What JSON has no number for (nan, inf) becomes null."""
-    line = msgspec.json.encode({"v": VERSION, "id": id, "ok": True, "result": result}, enc_hook=str) + b"\n"
+    line = encoded({"v": VERSION, "id": id, "ok": True, "result": result}, str) + b"\n"
     if len(line) > ANSWER_LIMIT:
         return failure(id, "too_large", f"the answer has {len(line)} bytes; the limit is {ANSWER_LIMIT}")
     return line
@@ -86,9 +88,9 @@ def success(id: int | str | None, result: Mapping[str, Any]) -> bytes:
 def failure(id: int | str | None, code: str, message: str) -> bytes:
     """A refusal, as a line."""
     error = {"code": code, "message": message}
-    return msgspec.json.encode({"v": VERSION, "id": id, "ok": False, "error": error}) + b"\n"
+    return encoded({"v": VERSION, "id": id, "ok": False, "error": error}, str) + b"\n"
 
 
 def event_line(id: int | str | None, event: Mapping[str, Any], dropped: int) -> bytes:
     """An event, as a line; ``dropped`` counts those that were lost since the subscription because they were not read."""
-    return msgspec.json.encode({"v": VERSION, "id": id, "event": event, "dropped": dropped}, enc_hook=str) + b"\n"
+    return encoded({"v": VERSION, "id": id, "event": event, "dropped": dropped}, str) + b"\n"

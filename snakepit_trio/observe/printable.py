@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["json_bytes", "printable", "to_plain"]
+__all__ = ["encoded", "json_bytes", "printable", "to_plain"]
 
 
 def printable(text: str) -> str:
@@ -31,11 +31,31 @@ def json_bytes(value: Any, *, not_finite: Callable[[float], Any] = str) -> bytes
     """JSON for any value. ``not_finite`` says what stands for nan and infinity, which JSON has no number for."""
     import msgspec
 
-    data = msgspec.json.encode(value, enc_hook=to_plain)
+    data = encoded(value, to_plain)
     if b"null" not in data:
         return data
     # There nan would stand as null, as if there were nothing.
-    return msgspec.json.encode(_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=to_plain), not_finite))
+    return encoded(_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=to_plain), not_finite), to_plain)
+
+
+def encoded(value: Any, hook: Callable[[Any], Any]) -> bytes:
+    """JSON; ``hook`` gives something plain for what JSON does not have. What is not UTF-8, like names of files, is escaped."""
+    import msgspec
+
+    try:
+        return msgspec.json.encode(value, enc_hook=hook)
+    except UnicodeEncodeError:
+        return msgspec.json.encode(_escaped(msgspec.to_builtins(value, str_keys=True, enc_hook=hook)))
+
+
+def _escaped(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_escaped(key): _escaped(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(item) for item in value]
+    return value
 
 
 def _finite(value: Any, instead: Callable[[float], Any]) -> Any:

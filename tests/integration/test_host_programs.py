@@ -35,7 +35,8 @@ import snakepit_trio as sp
 @sp.tool
 def tell() -> dict:
     flags = {name: getattr(sys.flags, name) for name in ("optimize", "isolated", "ignore_environment", "utf8_mode", "dev_mode")}
-    return {**flags, "warnings": sys.warnoptions, "path": list(map(os.path.abspath, sys.path)), "package": sp.__file__, "module": __file__}
+    path = [ascii(os.path.abspath(place)) for place in sys.path]
+    return {**flags, "warnings": sys.warnoptions, "path": path, "package": ascii(sp.__file__), "module": ascii(__file__)}
 """
 
 
@@ -89,7 +90,7 @@ def test_an_adapter_in_the_directory_that_python_minus_m_searches(application: P
     assert ran.returncode == 0, ran.stderr
     host, *workers = map(json.loads, ran.stdout.splitlines())
     assert workers == [host, host]
-    assert str(application.parent) in host["path"]
+    assert ascii(str(application.parent)) in host["path"]
 
 
 FROZEN = """
@@ -121,3 +122,69 @@ def test_a_frozen_application_has_workers_in_the_interpreter_that_it_names(appli
     assert ran.stdout.splitlines() == ["ConfigError python"] * 2 + ["9", "WorkerStartupError "], ran.stderr
     # A command names its program itself; this one serves nothing.
     assert "WorkerStartupError" in ran.stderr.splitlines()[-1]
+
+
+def test_paths_that_are_no_text(application: Path, tmp_path: Path) -> None:
+    """The adapter's, the working directory, the package's own, the state directory, the one for temporary files."""
+    odd = os.path.join(os.fsencode(tmp_path), b"not \xff utf-8")
+    os.mkdir(odd)
+    odd_path = Path(os.fsdecode(odd))
+    place = application.parent.rename(odd_path / "application")
+    (odd_path / "package").symlink_to(ROOT)
+    (place / "host.py").write_text(HOST.format(path=[str(odd_path / "package")]))
+    broken = "class Broken(sp.Adapter):\n    def setup(self): raise RuntimeError(__file__)\n    @sp.tool\n    def say(self): ...\n"
+    (place / "told.py").write_text(ADAPTER + broken)
+    (odd_path / "tmp").mkdir()
+    ran = run(place / "host.py", cwd=odd_path, TMPDIR=str(odd_path / "tmp"), SNAKEPIT_STATE_DIR=str(odd_path / "state"))
+    assert ran.returncode == 0, ran.stderr
+    host, *workers = map(json.loads, ran.stdout.splitlines())
+    assert workers == [host, host]
+    assert host["module"] == ascii(str(place / "told.py"))
+    # What goes wrong there is told, with its name.
+    (place / "host.py").write_text(HOST.format(path=[str(ROOT)]).replace('adapter="told"', 'adapter="told:Broken"'))
+    ran = run(place / "host.py", cwd=odd_path)
+    assert ran.stderr.splitlines()[-1].startswith("snakepit_trio.errors.WorkerStartupError")
+    assert "not \\udcff utf-8/application/told.py" in ran.stderr.splitlines()[-1]
+
+
+WITHOUT_STREAMS = """
+import os, sys
+for fd in (0, 1, 2):
+    os.close(fd)
+sys.stdin, sys.stdout, sys.stderr = {streams}
+sys.path[:0] = {path!r}
+import snakepit_trio as sp
+
+async def main(runtime):
+    for name in runtime.pools:
+        open({out!r}, "a").write(str(len(await runtime.pool(name).execute("tell"))) + " ")
+        try:
+            await runtime.pool(name).execute("nothing")
+        except sp.ToolNotFound:
+            pass
+    return {returned}
+
+pools = [sp.PoolConfig(name=method, adapter="told", size=1, start_method=method) for method in ("fork_server", "spawn")]
+code = sp.run(main, sp.RuntimeConfig(pools=pools), backend={backend!r})
+open({out!r}, "a").write(f"code={{code}}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("streams", "backend", "returned", "code"),
+    [
+        ("None, None, None", "trio", "1 / 0", 1),
+        ("__import__('io').StringIO(), *map(__import__('io').StringIO, 'ab')", "asyncio", "7", 7),
+    ],
+    ids=["none", "without a file"],
+)
+def test_a_host_without_standard_streams(
+    streams: str, backend: str, returned: str, code: int, application: Path, tmp_path: Path
+) -> None:
+    """As pythonw and some services are: the numbers 0 to 2 are the next files', and nothing that is printed arrives."""
+    out = tmp_path / "out"
+    application.write_text(
+        WITHOUT_STREAMS.format(streams=streams, path=[str(ROOT)], out=str(out), returned=returned, backend=backend)
+    )
+    run(application, cwd=tmp_path)
+    assert out.read_text() == f"9 9 code={code}"

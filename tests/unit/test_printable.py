@@ -9,6 +9,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.cli.common import to_json
+from snakepit_trio.control import protocol
 
 NOWHERE = {"a": [1.5, math.nan, None], "b": (-math.inf,), 3: {math.inf}}
 
@@ -27,3 +28,14 @@ def test_an_agent_gets_numbers_or_an_error() -> None:
     assert _as_json({"a": None, "b": (1,)}) == {"a": None, "b": [1]}
     with pytest.raises(sp.InvalidPayload, match="JSON has no number for nan"):
         _as_json(NOWHERE)
+
+
+def test_text_that_is_no_utf8_is_escaped() -> None:
+    name = b"/srv/\xff".decode(errors="surrogateescape")
+    value = {"path": name, name: [(name, 1)], "plain": "\u00e4"}
+    expected = {"path": "/srv/\\udcff", "/srv/\\udcff": [["/srv/\\udcff", 1]], "plain": "\u00e4"}
+    assert json.loads(to_json(value)) == expected
+    assert json.loads(to_json([name, math.nan])) == ["/srv/\\udcff", "nan"]
+    assert json.loads(protocol.success(1, value))["result"] == expected
+    assert json.loads(protocol.failure(1, "code", name))["error"]["message"] == "/srv/\\udcff"
+    assert json.loads(protocol.event_line(1, value, 0))["event"] == expected
