@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,9 +47,10 @@ def kind(request: pytest.FixtureRequest) -> dict[str, Any]:
 class Driver(Exchange):
     """An exchange with the words for what the tests do."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, pid: int) -> None:
         super().__init__(connection)
         self.connection = connection
+        self.pid = pid
         self._last = 0
 
     def call(self, tool: str, params: dict[str, Any], **options: Any) -> int:
@@ -81,10 +83,10 @@ class Driver(Exchange):
 async def driver(tmp_path: Path, backend: str, adapter: str = SHORT, **options: Any) -> AsyncIterator[Driver]:
     with anyio.fail_after(60):
         async with (
-            worker(tmp_path, adapter=adapter, **options) as (address, _),
+            worker(tmp_path, adapter=adapter, **options) as (address, process),
             connected(backend, backend, address) as connection,
         ):
-            yield Driver(connection)
+            yield Driver(connection, process.pid)
 
 
 async def test_all_is_served_while_a_tool_is_busy(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:
@@ -162,6 +164,32 @@ async def test_a_stop_ends_what_runs_and_refuses_what_waits_in_time(
         for id in held:
             assert len(await host.value(id)) == 2
         await host.until(lambda: host.ends)
+
+
+async def test_a_sigterm_gives_back_what_has_not_begun_at_once(
+    kind: dict[str, Any], anyio_backend: str, tmp_path: Path
+) -> None:
+    begun, go_on = tmp_path / "begun", tmp_path / "go on"
+    async with driver(tmp_path, anyio_backend, **kind) as host:
+        hold = {"marker": str(begun), "until": str(go_on)}
+        held = []
+        for n in range(kind.get("threads", 1)):
+            held.append(host.call("hold", {**hold, "marker": f"{begun}{n}"}))
+            await appears(Path(f"{begun}{n}"))
+        waiting = [host.call("hold", {**hold, "marker": str(tmp_path / "never")}) for _ in range(3)]
+        await host.pong(1)
+        os.kill(host.pid, signal.SIGTERM)
+        await host.until(lambda: any(isinstance(frame, frames.Leaving) for frame in host.frames))
+        waiting.append(host.call("echo", {"value": 1}))
+        for id in waiting:
+            assert (await host.reply(id)).undone == frames.NOT_BEGUN
+        # At once, so before what came later is refused; those that run go on.
+        assert [frame.id for frame in host.frames if isinstance(frame, frames.Reply)] == waiting
+        go_on.touch()
+        for id in held:
+            assert len(await host.value(id)) == 2
+        await host.until(lambda: host.ends)
+        assert not (tmp_path / "never").exists()
 
 
 async def test_big_messages_cross(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:
