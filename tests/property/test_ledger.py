@@ -414,6 +414,34 @@ def test_a_reply_to_nothing_is_a_fault_of_the_workers() -> None:
         ledger.replied(worker.seats, 99, 0.0, result=NOTHING, error=None)
 
 
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_call_that_is_stopped_because_its_worker_ends_runs_again_only_if_it_may(idempotent: bool) -> None:
+    ledger = poison_ledger()
+    first, second = several(ledger, 1, 3), ScriptedWorker(2, 1)
+    begun, unbegun, left = (Request(n, "t", NOTHING, wake=lambda: None, idempotent=idempotent) for n in (1, 2, 3))
+    for request in (begun, unbegun, left):
+        ledger.submit(request, 0.0)
+    ledger.cancel(left, 0.0)
+    ledger.retire(first.seats, 0.0)
+    ledger.returned(first.seats, first.release(2).id, 0.0)
+    error = WorkerCrashed("was asked to end")
+    for number in (1, 3):
+        ledger.stopped(first.seats, first.release(number).id, error, 0.0)
+        with pytest.raises(UnexpectedReply):
+            ledger.stopped(first.seats, number, error, 0.0)
+    # What had not begun runs elsewhere in any case, as if it had never been sent.
+    assert (unbegun.phase, unbegun.attempt) == (Phase.QUEUED, 0)
+    assert left.outcome is Outcome.CANCELLED
+    assert begun.phase is (Phase.QUEUED if idempotent else Phase.DONE)
+    assert begun.outcome is (None if idempotent else Outcome.FAILED)
+    assert begun.deaths == 0 and not begun.suspect
+    ledger.gone(first.seats, error, 0.0)
+    ledger.open(second.seats, 0.0)
+    assert len(second.holds) == 1 and second.holds.keys() <= {1, 2}
+    totals = ledger.totals()
+    assert totals.accepted == totals.failed + totals.cancelled + totals.in_flight + totals.queued
+
+
 def several(ledger: Ledger, number: int, capacity: int) -> ScriptedWorker:
     worker = ScriptedWorker(number, capacity)
     ledger.open(worker.seats, 0.0)
