@@ -146,6 +146,61 @@ async def test_a_wait_for_a_limit_that_can_not_end_is_refused(tmp_path: Path) ->
             assert len(found) == 1
 
 
+async def test_who_starts_a_task_elsewhere_is_not_waited_for(tmp_path: Path) -> None:
+    """Nobody's wait depends on it, so it may wait for the seat of the tool that has brought it about."""
+    with anyio.fail_after(60):
+        async with (
+            anyio.create_task_group() as application,
+            sp.open_pool(
+                "tests.adapters.nested", size=1, limits=[sp.LimitConfig(tools=["ask"], concurrency=1)]
+            ) as pool,
+        ):
+            found: list[object] = []
+            done = anyio.Event()
+
+            async def later(tool: str, params: dict[str, object]) -> None:
+                found.append(type(await pool.execute(tool, params)))
+                if len(found) == 2:
+                    done.set()
+
+            async def start() -> str:
+                # One waits for the seat, and one for the permit.
+                application.start_soon(later, "nap", {"seconds": 0})
+                application.start_soon(later, "ask", {"name": "leaf", "params": {}})
+                while not (pool.stats().queued and len(pool._calls.standing)):
+                    await anyio.sleep(0.002)
+                return "started"
+
+            async def own() -> str:
+                async with anyio.create_task_group() as nursery, anyio.create_task_group() as inner:
+                    nursery.start_soon(anyio.sleep, 0)
+                    inner.start_soon(pool.execute, "nap", {"seconds": 0})
+                return "never"
+
+            async def deep() -> str:
+                async def group() -> None:
+                    async with anyio.create_task_group() as nursery:
+                        nursery.start_soon(pool.execute, "nap", {"seconds": 0})
+
+                async with anyio.create_task_group() as nursery:
+                    nursery.start_soon(group)
+                return "never"
+
+            pool.runtime.tools.register("start", start)
+            pool.runtime.tools.register("leaf", lambda: "leaf")
+            pool.runtime.tools.register("own", own)
+            pool.runtime.tools.register("deep", deep)
+            assert await pool.execute("ask", {"name": "start", "params": {}}) == "started"
+            await done.wait()
+            assert found
+            for name in ("own", "deep"):
+                with pytest.raises(sp.SnakepitError) as caught:
+                    await pool.execute("ask", {"name": name, "params": {}}, timeout=20)
+                assert "would wait for a worker" in str(caught.value) or "WouldDeadlock" in repr(caught.value)
+                assert not isinstance(caught.value, sp.RequestTimeout)
+            assert len(pool._parts.waits) == 0
+
+
 @pytest.mark.parametrize("ordered", [True, False])
 async def test_a_map_is_under_the_policies(ordered: bool, tmp_path: Path) -> None:
     policies = {
