@@ -194,6 +194,29 @@ async def test_a_reader_that_pauses_holds_the_generator_back(tmp_path: Path) -> 
         assert int(marker.read_text()) <= 1 + STREAM_WINDOW + CLIENT_CHUNKS + CLIENT_WINDOW // size + 1
 
 
+async def test_a_stream_is_for_one_reader_and_tells_it_that_it_was_left() -> None:
+    with anyio.fail_after(60):
+        async with bridged(ASYNC) as runtime, joined(runtime, pool="asynchronous") as client:
+            told: list[type[BaseException]] = []
+
+            async def read(chunks: AsyncIterator[int]) -> None:
+                try:
+                    await anext(chunks)
+                except anyio.ClosedResourceError as exc:
+                    told.append(type(exc))
+
+            async with anyio.create_task_group() as nursery:
+                async with client.stream("naps") as chunks:
+                    assert [await anext(chunks), await anext(chunks)] == [1, 2]
+                    nursery.start_soon(read, chunks)
+                    await anyio.wait_all_tasks_blocked()
+                    with pytest.raises(anyio.BusyResourceError):
+                        await anext(chunks)
+            assert told == [anyio.ClosedResourceError]
+            with pytest.raises(anyio.ClosedResourceError):
+                await anext(chunks)
+
+
 async def test_sessions() -> None:
     async with bridged(size=2) as runtime, joined(runtime) as client:
         async with client.session("s", affinity="strict_queue", ttl=60, metadata={"a": "b"}) as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -16,7 +17,7 @@ from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
 from snakepit_trio.pool.standing import Standing
-from snakepit_trio.tools.waits import Permit, Waits
+from snakepit_trio.tools.waits import CHAIN, Permit, Waits
 
 CRASH = sp.WorkerCrashed("crashed")
 REFUSED = tool_error(("builtins.ConnectionRefusedError", "builtins.ConnectionError"), "no", "")
@@ -277,6 +278,39 @@ def test_limits_of_sessions_are_forgotten_when_they_rest() -> None:
             for session in ("a", "a", "b", None, None):
                 nursery.start_soon(lambda session=session: call(made, both, session=session))
         assert both.most == 4
+
+    simulate(main)
+
+
+def test_a_call_that_others_wait_for_passes_by_those_that_wait_for_a_wider_limit() -> None:
+    """Or nobody would ever go on; and the rate is kept all the same."""
+
+    async def main() -> None:
+        limits = [sp.LimitConfig(per="session", rate=1, burst=1), sp.LimitConfig(per="pool", concurrency=1)]
+        made, _ = guard(limits=limits)
+        begun: list[float] = []
+
+        async def quick(left: float | None, permits: tuple[Permit, ...], beside: list[Any] | None) -> int:
+            begun.append(trio.current_time())
+            return 1
+
+        async def outer(left: float | None, permits: tuple[Permit, ...], beside: list[Any] | None) -> Any:
+            begun.append(trio.current_time())
+            await trio.sleep(5)
+            # The second call has the token by now, and waits for the permit that this one holds.
+            run = SimpleNamespace(over=False, task=id(trio.lowlevel.current_task()))
+            token = CHAIN.set((*permits, object(), run))
+            try:
+                made._limits[1]._config = sp.LimitConfig(per="pool", concurrency=2)
+                return await call(made, quick, session="s")
+            finally:
+                CHAIN.reset(token)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(lambda: call(made, outer, session="s"))
+            await trio.sleep(0.5)
+            nursery.start_soon(lambda: call(made, quick, session="s"))
+        assert begun == pytest.approx([0, 5, 6], abs=0.01)
 
     simulate(main)
 

@@ -54,13 +54,21 @@ class Walk(trio.abc.Instrument):
         )
         self.world.idempotent.add("again")
         # Half of the walks look at one policy closely, the others at all of them together.
-        self.focus = rng.choice(["permits", "tokens", "hedges", "all", "all", "all"])
+        self.focus = rng.choice(["permits", "tokens", "crossed", "hedges", "lines", "circuit", *["all"] * 5])
         self.limits = [self.limit() for _ in range(rng.randint(0, 3))]
         if self.focus == "permits":
             self.world.behaviour.deaf = 1.0
             self.limits = [sp.LimitConfig(per=rng.choice(["tool", "pool"]), concurrency=rng.choice([1, 2]))]
         elif self.focus == "tokens":
             self.limits = [sp.LimitConfig(per="pool", rate=rng.choice([5.0, 20.0]), burst=rng.choice([1, 3]))]
+        elif self.focus == "crossed":
+            # Who has a token of the first may have to wait for a permit of the second.
+            rate = sp.LimitConfig(
+                per=rng.choice(["session", "tool"]), rate=rng.choice([5.0, 20.0]), burst=rng.choice([1, 2])
+            )
+            self.limits = [sp.LimitConfig(per="pool", concurrency=1), rate]
+        elif self.focus in ("hedges", "lines", "circuit"):
+            self.limits = []
         self.retry = sp.RetryConfig(attempts=3, delay=0.3, on=["OSError"]) if rng.random() < 0.5 else None
         hedge = sp.HedgeConfig(delay=0.1, max_share=1.0)
         self.options: dict[str, Any] = {
@@ -75,7 +83,9 @@ class Walk(trio.abc.Instrument):
             "poison_limit": None,
             "limits": self.limits,
             "retry": self.retry,
-            "hedge": hedge if self.focus == "hedges" or (self.focus == "all" and rng.random() < 0.4) else None,
+            "hedge": hedge
+            if self.focus in ("hedges", "lines") or (self.focus == "all" and rng.random() < 0.4)
+            else None,
             "circuit": sp.CircuitConfig(min_calls=5, open_for=0.5, window=3.0) if rng.random() < 0.3 else None,
         }
         if self.focus == "tokens":
@@ -84,8 +94,17 @@ class Walk(trio.abc.Instrument):
         elif self.focus == "permits":
             self.options |= {"size": 3, "circuit": None, "max_queue": 1000, "cancel_grace": 5.0}
         elif self.focus == "hedges":
-            self.limits = []
-            self.options |= {"size": 2, "threads": 2, "max_queue": 1000, "circuit": None, "limits": []}
+            self.options |= {"size": 2, "threads": 2, "max_queue": 1000, "circuit": None}
+        elif self.focus == "lines":
+            # Short calls, so that lines form, and a long one now and then.
+            self.options |= {"size": 2, "threads": 1, "prefetch": 2, "max_queue": 1000, "circuit": None}
+        elif self.focus == "circuit":
+            self.options |= {
+                "circuit": sp.CircuitConfig(min_calls=3, open_for=0.2, window=3.0),
+                "max_queue": 1000,
+                "retry": None,
+            }
+            self.retry = None
 
     def limit(self) -> sp.LimitConfig:
         rng = self.rng
@@ -128,7 +147,11 @@ class Walk(trio.abc.Instrument):
     async def call(self, pool: sp.Pool, session: sp.Session | None, who: int) -> None:
         rng = self.rng
         await trio.sleep(rng.uniform(0, 2.0))
-        tool = "again" if self.focus == "hedges" else rng.choice(TOOLS)
+        tool = rng.choice(TOOLS)
+        if self.focus in ("hedges", "lines"):
+            tool = "again"
+        elif self.focus == "circuit":
+            tool = rng.choice(["chunks", "chunks", "plain"])
         name = None if session is None else session.id
         params = {"who": who, "seconds": rng.choice([0, 0.05, 0.5]), "session": name, "fails": rng.random() < 0.2}
         timeout = rng.choice([None, 0.2, 1.0, 5.0])
@@ -138,6 +161,12 @@ class Walk(trio.abc.Instrument):
             params["seconds"], timeout, patience = 0.5, rng.choice([None, 0.2]), rng.choice([math.inf, 0.1, 0.6])
         elif self.focus == "hedges":
             params["seconds"], timeout = rng.choice([0.05, 0.3, 0.5]), rng.choice([None, 5.0])
+        elif self.focus == "lines":
+            params["seconds"], timeout = rng.choice([0] * 9 + [0.3]), rng.choice([None, 5.0])
+        elif self.focus == "crossed":
+            timeout, patience = None, rng.choice([math.inf, math.inf, math.inf, 0.3])
+        elif self.focus == "circuit":
+            params["fails"] = rng.random() < 0.5
         elif self.focus == "tokens":
             self.arrivals.append(trio.current_time())
         began = trio.current_time()
@@ -246,6 +275,7 @@ class Walk(trio.abc.Instrument):
     def at_rest(self, pool: sp.Pool) -> None:
         """Whatever was held has come back."""
         self.check(not len(pool._calls.standing), "somebody waits")
+        self.seen[self.focus] += 1
         self.check(not len(pool._parts.waits), "somebody waits for others")
         guard = pool._guard
         if guard is None:
@@ -257,7 +287,6 @@ class Walk(trio.abc.Instrument):
                     not any(left) and (gate.bucket is None or not gate.bucket.reserved), f"left at a limit: {left}"
                 )
         for circuit in guard._circuits.values():
-            self.seen["circuit"] += 1
             self.check(not circuit._probing, "a probe was lost")
 
     def check_limit(self, config: sp.LimitConfig) -> None:
@@ -332,7 +361,8 @@ OUTCOMES = {
         "waits for a permit",
         "waits for a token",
     ),
-    *("waited for a token", "hedged", "outlives its caller", "closed", "circuit", "retried"),
+    *("waited for a token", "hedged", "outlives its caller", "closed", "retried"),
+    *("permits", "tokens", "crossed", "hedges", "lines", "circuit", "all"),
 }
 
 

@@ -1,0 +1,92 @@
+"""Requests that may not run in a worker that has room: they wait for another, and keep their place."""
+
+from __future__ import annotations
+
+import pytest
+
+from snakepit_trio.pool.cancel_set import CancelSet
+from snakepit_trio.pool.ledger import Ledger
+from snakepit_trio.pool.queue import RequestQueue
+from snakepit_trio.pool.request import Phase, Request
+from snakepit_trio.pool.seats import Seats
+from snakepit_trio.wire.frames import MSGPACK, Payload
+
+NOTHING = Payload(MSGPACK, b"\xc0")
+
+
+class Port:
+    def start(self, request: Request) -> None:
+        pass
+
+    cancel = withdraw = recall = start
+
+
+class Desk:
+    """A ledger with two workers of two seats, all of them taken."""
+
+    def __init__(self) -> None:
+        self.ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(16, 60.0))
+        self.workers = [Seats(Port(), 2), Seats(Port(), 2)]
+        self.number = 0
+        for seats in self.workers:
+            self.ledger.open(seats, 0.0)
+        self.first = [self.submit() for _ in range(4)]
+
+    def submit(self, *, suspect: bool = False, beside: list[Request] | None = None) -> Request:
+        self.number += 1
+        request = Request(self.number, "tool", NOTHING, wake=lambda: None)
+        request.suspect = suspect
+        if beside is not None:
+            request.beside = beside
+            beside.append(request)
+        self.ledger.submit(request, 0.0)
+        return request
+
+    def reply(self, request: Request) -> None:
+        assert request.seats is not None
+        self.ledger.replied(request.seats, request.id, 1.0, result=NOTHING, error=None)
+        assert self.ledger.queued == sum(1 for request in self.ledger._living if request.phase is Phase.QUEUED)
+
+
+def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat() -> None:
+    desk = Desk()
+    one, other = desk.submit(suspect=True), desk.submit(suspect=True)
+    plain = desk.submit()
+    left, right = desk.workers
+    for request in list(left.running.values()):
+        desk.reply(request)
+    assert list(left.running.values()) == [one]
+    desk.reply(next(iter(right.running.values())))
+    assert plain.phase is Phase.RUNNING
+    assert other.phase is Phase.QUEUED
+    assert desk.ledger.queued == 1
+    desk.reply(one)
+    assert other.seats is left
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_two_requests_for_one_call_run_in_different_workers(cancelled: bool) -> None:
+    desk = Desk()
+    left, right = desk.workers
+    both: list[Request] = []
+    for request in list(left.running.values()):
+        desk.reply(request)
+    first = desk.submit(beside=both)
+    assert first.seats is left
+    # There is a free seat, and not for this one; others go before it meanwhile.
+    second = desk.submit(beside=both)
+    assert second.phase is Phase.QUEUED
+    plain = desk.submit()
+    assert plain.seats is left
+    if cancelled:
+        # Until its worker is through with it, it has a part in the first.
+        desk.ledger.cancel(first, 1.0)
+        desk.reply(plain)
+        assert second.phase is Phase.QUEUED
+        desk.ledger.replied(left, first.id, 1.0, result=None, error=None)
+        assert second.seats is left
+    else:
+        desk.reply(plain)
+        assert second.phase is Phase.QUEUED
+        desk.reply(next(iter(right.running.values())))
+        assert second.seats is right
