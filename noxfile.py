@@ -163,7 +163,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def soak(session: nox.Session, backend: str) -> None:
-    """Property tests and the decoder's fuzzer at length, deaths at each step, a million calls while everything is broken."""
+    """Property tests and the decoder's fuzzer at length, an exception in each function, deaths at each step, a million calls while
+    everything is broken."""
     session.install(".", *group("test", "protos", "bench"))
     session.run(
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
@@ -174,6 +175,14 @@ def soak(session: nox.Session, backend: str) -> None:
             "pytest", "tests/simulation/test_simulator.py", "--backend", backend, "--timeout", "3600",
             env={"SNAKEPIT_TEST_SEEDS": "10000"},
         )  # fmt: skip
+        session.run(
+            "pytest", "tests/simulation/test_injection.py", "--backend", backend, "--timeout", "3600",
+            env={"SNAKEPIT_TEST_INJECTION": "all"},
+        )  # fmt: skip
+    for side in ("host", "worker", "template", "client"):
+        session.run("python", "-m", "tests.injection", "--side", side, "--backend", backend)
+    for phase in ("opening", "closing"):
+        session.run("python", "-m", "tests.injection", "--phase", phase, "--backend", backend, "--entries", "1")
     if backend == BACKENDS[0] and session.python in (None, "3.11"):
         # Its last wheels are for 3.11.
         session.install("atheris>=2.3")
