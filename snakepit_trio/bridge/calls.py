@@ -242,6 +242,10 @@ class ServerCall:
 
     def _on_close(self, reason: str) -> None:
         """The stream was reset, or the connection is lost, or the client broke the rules and we have reset it."""
+        self.drop()
+
+    def drop(self) -> None:
+        """Nobody waits for its answer any more. Idempotent."""
         self.lost = True
         if self._scope is not None:
             self._scope.cancel()

@@ -296,10 +296,16 @@ class BridgeConnection(AbstractHandler):
 
     async def serve(self) -> None:
         """Serve it until it is over. A cancellation closes it."""
-        async with anyio.create_task_group() as nursery:
-            nursery.start_soon(self._watch)
-            await self.transport.serve()
-            nursery.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(self._watch)
+                await self.transport.serve()
+                nursery.cancel_scope.cancel()
+        finally:
+            # Those that have not heard of the end of their streams, for an exception that nobody expected.
+            for call in list(self._calls):
+                with self.errors.bulkhead("request"):
+                    call.drop()
 
     def charge(self, cost: float) -> None:
         """Something came that costs the client some of its budget."""

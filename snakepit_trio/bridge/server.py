@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import logging
 import os
 import socket
@@ -151,7 +152,16 @@ class Bridge:
             self._strangers[scope] = None
             self._count += 1
             self._unclaimed.add(sock)
-            self.errors.start(nursery, self._welcome, sock, scope, ended="connection")
+            dismiss = functools.partial(self._dismiss, sock, scope)
+            self.errors.start(nursery, self._welcome, sock, scope, ended="connection", on_error=dismiss)
+
+    def _dismiss(self, sock: socket.socket, scope: anyio.CancelScope, exc: Exception) -> None:
+        """An unexpected exception has ended a client's task, perhaps before it has begun."""
+        if sock in self._unclaimed:
+            self._unclaimed.discard(sock)
+            self._strangers.pop(scope, None)
+            self._count -= 1
+        sock.close()
 
     def _make_room(self) -> bool:
         """Send the oldest client away that has not shown the token."""

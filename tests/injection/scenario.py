@@ -250,7 +250,7 @@ async def sessions(pool: sp.Pool) -> None:
         await session.delete("key")
         same((await runtime.sessions.get(session.id)).entries, 0)
     for affinity in ("hint", "strict_fail_fast"):
-        async with pool.session("again", affinity=affinity, ttl=0.02, detach=True) as session:
+        async with pool.session("again", affinity=affinity, ttl=0.1, detach=True) as session:
             same(await session.execute("session_of"), "again")
     await runtime.sessions.list()
     await runtime.programs.put("blob", b"x" * 100, ttl=0.02)
