@@ -163,8 +163,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def soak(session: nox.Session, backend: str) -> None:
-    """Property tests and the decoder's fuzzer at length, an exception in each function, deaths at each step, a million calls while
-    everything is broken."""
+    """Property tests and the decoder's fuzzer at length, an exception in each function, deaths at each step, a million calls
+    while everything is broken."""
     session.install(".", *group("test", "protos", "bench"))
     session.run(
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,

@@ -74,6 +74,10 @@ def outcome(result: Mapping[str, Any]) -> str:
     itself = (target.file, target.name) in CALLED
     if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles) and not itself:
         return "raw error for its caller"
+    if codes & {"connection_lost", "unreachable"} and "wrong" not in codes:
+        return "connection closed"
+    if whose == {"strangers"} and all("BrokenResourceError" in text for *_, text, _ in troubles):
+        return "connection closed"
     if "wrong" in codes:
         return "another result"
     if "raw" in codes:
@@ -82,8 +86,6 @@ def outcome(result: Mapping[str, Any]) -> str:
         return "internal error for its caller"
     if result["restarts"] or codes & {"worker_crashed", "session_worker_unavailable"}:
         return "worker replaced"
-    if codes & {"connection_lost", "unreachable"}:
-        return "connection closed"
     if "tool_error" in codes and all("Injected" in text for *_, text, _ in troubles):
         return "call failed"
     if codes == {"worker_startup"} and whose <= {"main", "tasks"}:
