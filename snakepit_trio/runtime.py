@@ -28,6 +28,7 @@ from snakepit_trio.control.server import ControlServer
 from snakepit_trio.errors import ConfigError, PoolNotFound, WorkerStartupError
 from snakepit_trio.launch.choice import launcher_for
 from snakepit_trio.observe.events import EventBus
+from snakepit_trio.observe.printable import one_line
 from snakepit_trio.observe.recorder import FlightRecorder, dump_on_signal
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.observe.timings import RequestTimings
@@ -184,7 +185,7 @@ class Runtime:
                 await pool.open(nursery)
             except WorkerStartupError as exc:
                 failed[pool.name] = exc
-                _log.error("%s", exc.message, extra={"pool": pool.name})
+                _log.error("%s", one_line(exc.message), extra={"pool": pool.name})
 
         waits = Waits()
         host_threads = HostThreads(self.config.host_threads, waits)

@@ -28,6 +28,7 @@ import attrs
 
 from snakepit_trio import _forks
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor, redact
 from snakepit_trio.worker.lifeline import arm
 
@@ -148,7 +149,7 @@ class _Template:
         """The lines that it has printed, the last ones when there are many."""
         size = os.fstat(self._output).st_size
         data = os.pread(self._output, _OUTPUT, max(0, size - _OUTPUT))
-        return data.decode(errors="backslashreplace").splitlines()
+        return [printable(line) for line in data.decode(errors="backslashreplace").splitlines()]
 
     async def ask(self, question: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a question, wait for its answer and the descriptors with it. One at a time.

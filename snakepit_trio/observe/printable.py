@@ -6,7 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["encoded", "json_bytes", "printable", "to_plain"]
+__all__ = ["encoded", "json_bytes", "one_line", "printable", "to_plain"]
+
+#: Of a text that stands in one line of a log, so many characters are shown.
+_LINE = 1000
 
 
 def printable(text: str) -> str:
@@ -14,6 +17,12 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def one_line(text: str) -> str:
+    """The text as one line of a log: line ends as ``\\n``, and no more of it than a reader can use."""
+    shown = text if len(text) <= _LINE else f"{text[:_LINE]}..."
+    return printable(shown).replace("\n", "\\n").replace("\t", " ")
 
 
 def to_plain(value: Any) -> Any:

@@ -100,7 +100,7 @@ class Calls:
             await self._loop.check()
             batch = tasks is not None
             if self._guard is not None and permits is None:
-                spec = self._roster.tools.get(tool)
+                spec = self._roster.repertoire.tools.get(tool)
                 if spec is not None:
                     limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
 
@@ -249,7 +249,7 @@ class Calls:
             self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding,
             window_bytes=window_bytes,
         )  # fmt: skip
-        if self._guard is not None and tool in self._roster.tools:
+        if self._guard is not None and tool in self._roster.repertoire.tools:
             guarded = self._guard.stream(
                 make,
                 tool=tool,

@@ -19,7 +19,7 @@ from .ledger import Ledger
 from .roster import no_such_worker
 from .scaling import Load
 from .seats import Seats
-from .slots import Slots
+from .slots import Slots, tried
 from .stats import WorkerInfo
 
 if TYPE_CHECKING:
@@ -200,7 +200,9 @@ class Crew:
         return not slot.failed and (worker is None or not (worker in self.roster.seats or worker.ended.is_set()))
 
     async def rolling_restart(self) -> None:
-        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
+        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains; then the spares.
+
+        The new ones may be of another version of the adapter; then the pool offers that version's tools from now on.
 
         A cancellation leaves the workers whose turn it is to be replaced, and those after them as they are.
 
@@ -209,7 +211,8 @@ class Crew:
             PoolClosed: The pool is closing or closed.
         """
         self.check_open()
-        turns = iter([(slot, slot.current) for slot in self.slots])
+        slots = sorted(self.slots, key=lambda slot: slot.failed)
+        turns = iter([(slot, slot.current) for slot in [*slots, *self._slots.spares]])
         failures: list[SnakepitError] = []
 
         async def replace() -> None:
@@ -226,14 +229,26 @@ class Crew:
 
     async def _replace_each(self, turns: Iterable[tuple[Slot, Worker | None]]) -> None:
         for slot, old in turns:
-            if old is None or slot.current is not old or slot not in self.slots:
+            if slot in self._slots.filled and slot.current is not None and slot.current.ended.is_set():
+                await self._renew(slot)
+            if old is None or slot.current is not old or slot not in self._slots.filled:
                 continue
             self._slots.tell_recycled(old, "rolling_restart")
-            replaced = await slot.replace("rolling restart")
+            replaced = await slot.replace("rolling restart", renew=True)
             self.check_open()
             # One that has ended meanwhile, or that somebody else replaces, is as good as replaced.
-            if not replaced and slot in self.slots and slot.current is old and not slot.expecting:
+            if not replaced and slot in self._slots.filled and slot.current is old and not slot.expecting:
                 raise self._slots.startup_error()
+
+    async def _renew(self, slot: Slot) -> None:
+        """Start a worker in a slot that has none before the next attempt that it would make by itself."""
+        last = slot.current
+        slot.renew()
+        while slot in self._slots.filled and (slot.current is last or not tried(slot)):
+            await self._slots.settled.wait()
+            self.check_open()
+        if slot in self._slots.filled and slot.current is not None and not slot.current.ready.is_set():
+            raise self._slots.startup_error()
 
     async def recycle(self, worker_id: str) -> bool:
         """Replace one worker: a new one is ready first, then this one drains and stops.

@@ -41,7 +41,10 @@ class Operations:
 
     @operation
     async def rolling_restart(self) -> None:
-        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains.
+        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains; then the spares.
+
+        The new ones may be of another version of the adapter (with ``start_method="spawn"``, whose workers import it anew);
+        from the first of them on, its tools are the pool's. A slot that has no worker tries at once.
 
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.

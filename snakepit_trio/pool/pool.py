@@ -307,7 +307,7 @@ class Pool(Operations):
     @operation
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
-        return tuple(self._roster.tools[name] for name in sorted(self._roster.tools))
+        return tuple(self._roster.repertoire.tools[name] for name in sorted(self._roster.repertoire.tools))
 
     @operation
     def session(
@@ -387,7 +387,7 @@ class Pool(Operations):
         Raises:
             ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
         """
-        spec = self._roster.tools.get(tool)
+        spec = self._roster.repertoire.tools.get(tool)
         if spec is None:
             raise self._submission.tool_not_found(tool)
         if spec.streaming:

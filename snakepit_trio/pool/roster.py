@@ -14,20 +14,20 @@ import anyio.abc
 from snakepit_trio._fair_budget import Share
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed
-from snakepit_trio.tools.schemas import compile_check
+from snakepit_trio.observe.printable import one_line
 from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
-from snakepit_trio.wire.frames import EVENT_LIMIT, MSGPACK, Call, Chunk, Emit, HostCall, HostCancel, Reply
+from snakepit_trio.wire.frames import EVENT_LIMIT, Call, Chunk, Emit, HostCall, HostCancel, Reply
 from snakepit_trio.workers.exits import Exit
 from snakepit_trio.workers.states import WorkerState
 
 from .ledger import Ledger, UnexpectedReply
+from .repertoire import Repertoire
 from .request import Request
 from .seats import Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
     from snakepit_trio.workers.worker import Worker
 
     from .parts import PoolParts
@@ -98,9 +98,7 @@ class Roster:
 
     Attributes:
         seats: The workers that may have calls, and the ledger's seats for each.
-        tools: What the workers offer, by name; empty until one has been ready.
-        checks: By tool, what refuses arguments that can't be right.
-        encoding: How the arguments are encoded: as the workers can read it.
+        repertoire: What the workers offer.
         killed: Ids of the workers that had to be killed while the pool was closing.
         request_prefix: What the ids of the pool's requests begin with.
         nursery: The pool's, once it is open.
@@ -118,9 +116,7 @@ class Roster:
         self.config = config
         self.name: str = config.name
         self.seats: dict[Worker, Seats] = {}
-        self.tools: dict[str, ToolSpec] = {}
-        self.checks: dict[str, Callable[[Mapping[str, Any]], None] | None] = {}
-        self.encoding = MSGPACK
+        self.repertoire = Repertoire()
         self.killed: list[str] = []
         self.request_prefix: str = f"{parts.run_id}-"
         self.nursery: anyio.abc.TaskGroup | None = None
@@ -186,18 +182,15 @@ class Roster:
 
     # ---- the interface WorkerHost ------------------------------------------------------------------
 
+    def worker_introduced(self, worker: Worker) -> None:
+        self.repertoire.join(worker)
+
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
         if old is WorkerState.STARTING and new is WorkerState.READY:
             self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self.who(worker))
         else:
             self._events.emit(f"worker.{new.value}", None, **self.who(worker))
         if old is WorkerState.STARTING and new is WorkerState.READY:
-            self.encoding = worker.encoding
-            for tool in worker.tools:
-                known = self.tools.get(tool.name)
-                if known is None or known.parameters_schema != tool.parameters_schema:
-                    self.checks[tool.name] = compile_check(tool.name, tool.parameters_schema)
-                self.tools[tool.name] = tool
             if worker.slot >= 0:
                 self.admit(worker)
         elif new is WorkerState.DRAINING or new.over:
@@ -206,8 +199,10 @@ class Roster:
                 self._ledger.retire(seats_now, anyio.current_time())
                 self._parts.waits.check()
             server = self._servers.get(worker)
-            if new.over and server is not None:
-                server.close()
+            if new.over:
+                self.repertoire.leave(worker)
+                if server is not None:
+                    server.close()
 
     def admit(self, worker: Worker) -> None:
         """A worker takes calls from now on."""
@@ -296,7 +291,8 @@ class Roster:
             fields = {**metadata, **self.who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
             self._events.tell(emit.name, dict(measurements), fields)
         except (SnakepitError, TypeError, ValueError) as exc:
-            _log.warning("worker %s emitted an event that is refused: %s", worker.id, exc, extra=self.who(worker))
+            why = one_line(str(exc))
+            _log.warning("worker %s emitted an event that is refused: %s", worker.id, why, extra=self.who(worker))
 
     def worker_due(self, worker: Worker, reason: str) -> None:
         self._on_due(worker, reason)
@@ -329,7 +325,7 @@ class Roster:
             **self.who(worker),
         )
         level = logging.INFO if exit.expected else logging.WARNING
-        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, exit.message, extra=self.who(worker))
+        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, one_line(exit.message), extra=self.who(worker))
 
     def who(self, worker: Worker) -> dict[str, Any]:
         """What events and logs say of a worker."""

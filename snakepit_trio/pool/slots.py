@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .ledger import Ledger
     from .parts import PoolParts
 
-__all__ = ["Slots"]
+__all__ = ["Slots", "tried"]
 
 
 class Slots:
@@ -76,6 +76,11 @@ class Slots:
     def __iter__(self) -> Iterator[Slot]:
         return iter([*self.kept, *self.retiring, *self.spares])
 
+    @property
+    def filled(self) -> list[Slot]:
+        """The places that are kept filled, spares included."""
+        return [*self.kept, *self.spares]
+
     async def open(self, nursery: anyio.abc.TaskGroup, size: int) -> None:
         """Start so many slots and the spares, and wait until each slot has made its first attempt.
 
@@ -87,7 +92,7 @@ class Slots:
         self.add(size)
         for _ in range(self._config.spares):
             self._add_slot(self.spares, -1)
-        while any(not _tried(slot) for slot in self.kept):
+        while any(not tried(slot) for slot in self.kept):
             await self.settled.wait()
         self._opening = False
         if not self.roster.ready:
@@ -148,6 +153,8 @@ class Slots:
         if slot < 0:
             return None
         for place in self.spares:
+            if place.current is None or not self.roster.repertoire.is_up_to_date(place.current):
+                continue
             worker = place.give()
             if worker is not None:
                 worker.slot, worker.incarnation = slot, incarnation
@@ -255,7 +262,8 @@ class Slots:
             self._replacing.discard(worker)
 
 
-def _tried(slot: Slot) -> bool:
+def tried(slot: Slot) -> bool:
+    """Whether the last attempt of a slot to start a worker has come to its end."""
     worker = slot.current
     if slot.failed:
         return True

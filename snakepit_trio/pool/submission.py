@@ -85,19 +85,19 @@ class Submission:
             alone: It has no task: no scope ends it, and its result is not decoded here.
         """
         config = self._config
-        spec = self._roster.tools.get(tool)
+        spec = self._roster.repertoire.tools.get(tool)
         if spec is None:
             check_tool(tool)
-            if self._roster.tools:
+            if self._roster.repertoire.tools:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
         params = check_params(params)
-        check = self._roster.checks.get(tool)
+        check = self._roster.repertoire.checks.get(tool)
         if check is not None:
             check(params)
-        if payload is None or payload.encoding != self._roster.encoding:
-            payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.encoding)
+        if payload is None or payload.encoding != self._roster.repertoire.encoding:
+            payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.repertoire.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
         metadata = check_options(priority, metadata, idempotent)
         chain = current_chain()
@@ -162,7 +162,7 @@ class Submission:
         """The error for a tool that the pool does not have."""
         import difflib
 
-        close = difflib.get_close_matches(str(tool), self._roster.tools, n=1)
+        close = difflib.get_close_matches(str(tool), self._roster.repertoire.tools, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         return ToolNotFound(
             f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}

@@ -185,7 +185,19 @@ class ScriptedWorker:
         if self.closed:
             raise RpcFailure(14, "closed")
         HandshakeRequest.parse(request)
-        tools = [
+        return bytes(
+            HandshakeResponse(
+                protocol_version=1,
+                pid=self.pid,
+                tools=self.offered(),
+                threads=self.spec.threads,
+                capabilities=["exchange", "prefetch"],
+            )
+        )
+
+    def offered(self) -> list[ToolSpec]:
+        """What it says in its handshake of its tools."""
+        return [
             ToolSpec(
                 name=name,
                 parameters_schema="{}",
@@ -194,15 +206,6 @@ class ScriptedWorker:
             )
             for name, function in self.world.tools.items()
         ]
-        return bytes(
-            HandshakeResponse(
-                protocol_version=1,
-                pid=self.pid,
-                tools=tools,
-                threads=self.spec.threads,
-                capabilities=["exchange", "prefetch"],
-            )
-        )
 
     def rpc(self, path: str, *, on_message: Any, on_end: Any, timeout: float = math.inf) -> ScriptedWorker:
         if self.closed:

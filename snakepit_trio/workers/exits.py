@@ -9,6 +9,7 @@ import attrs
 
 from snakepit_trio.errors import ConfigError, SnakepitError
 from snakepit_trio.launch.base import ExitStatus
+from snakepit_trio.observe.printable import printable
 
 __all__ = ["Exit", "classify", "explain", "oom_kills"]
 
@@ -25,7 +26,7 @@ class Exit:
             ``"oom_killed"`` (by the system for lack of memory), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
             ``"cancel_grace"``, ``"protocol"``, ``"node_lost"`` (with what it ran on), or ``"killed"`` (SIGKILL from
             elsewhere, or by this side on demand).
-        message: The same for people.
+        message: The same for people. Like all text here it holds no control characters but line ends and tabs.
         expected: Somebody asked for it.
         code: The exit code, where there was one.
         signal: The signal's name, where one ended it.
@@ -64,6 +65,8 @@ class Exit:
         return found
 
 
+#: A message is cut to so many characters: parts of it may be a worker's own words.
+_LONGEST = 8 * 1024
 _SIGNAL_REASONS = {
     signal.SIGSEGV: "segfault",
     signal.SIGBUS: "segfault",
@@ -148,11 +151,11 @@ def explain(
             name = None
     return Exit(
         reason=reason,
-        message=message,
+        message=printable(message[:_LONGEST]),
         expected=stopping or reason == "stopped",
         code=code,
         signal=name,
         stderr=stderr,
-        remote_types=tuple(failure.details.get("remote_types", ())) if failure is not None else (),
-        remote_traceback=failure.details.get("remote_traceback", "") if failure is not None else "",
+        remote_types=tuple(map(printable, failure.details.get("remote_types", ()))) if failure is not None else (),
+        remote_traceback=printable(failure.details.get("remote_traceback", "")) if failure is not None else "",
     )

@@ -99,7 +99,7 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
         for schema in (tool.parameters_schema, tool.result_schema):
             try:
                 fits = not schema or isinstance(json.loads(schema), dict | bool)
-            except ValueError:
+            except (ValueError, RecursionError):
                 fits = False
             if not fits:
                 raise WorkerStartupError(f"its handshake has a schema of {tool.name!r} that is no JSON Schema")

@@ -18,6 +18,13 @@ __all__ = ["WorkerHost"]
 class WorkerHost(Protocol):
     """Who a worker works for. None of these methods waits."""
 
+    def worker_introduced(self, worker: Worker) -> None:
+        """It has said what it offers, and takes calls next.
+
+        Raises:
+            WorkerStartupError: It must not serve beside the others.
+        """
+
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
         """Its state has changed, and not between READY and BUSY only. After STARTING it is ready; at an end it takes no calls."""
 

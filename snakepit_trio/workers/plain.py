@@ -19,6 +19,7 @@ import anyio
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import InvalidPayload, RequestCancelled, SnakepitError
 from snakepit_trio.observe.memory import resident
+from snakepit_trio.observe.printable import one_line
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import JSON, MSGPACK, Call, Chunk, HostReply, Payload, Reply
@@ -322,7 +323,9 @@ class PlainCalls:
         if status == _OK:
             self._reply(run, reply)
         elif not self._connection.lost:
-            _log.warning("a worker does not say whether it has stopped a call: status %d: %s", status, message)
+            _log.warning(
+                "a worker does not say whether it has stopped a call: status %d: %s", status, one_line(message)
+            )
 
     def _soon(self, run: _Run, reply: Reply) -> None:
         self._connection.transport.call_soon(lambda: self._reply(run, reply))

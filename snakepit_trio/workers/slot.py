@@ -19,6 +19,7 @@ import anyio.abc
 from snakepit_trio._bell import Bell
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
+from snakepit_trio.observe.printable import one_line
 
 from .exits import Exit
 from .restarts import Restarts
@@ -103,6 +104,7 @@ class Slot:
         self._internal = 0
         self._nursery: anyio.abc.TaskGroup | None = None
         self._retiring = False
+        self._renewing = False
         self._alive: dict[Worker, None] = {}
         self._successor: Worker | None = None
         #: The replacement that was begun last.
@@ -145,17 +147,18 @@ class Slot:
                     self._errors.report(exc, "operation", pool=self._settings.name)
                     self._failed(exc)
                     with anyio.CancelScope(deadline=self.next_attempt or 0.0):
-                        await self._until(lambda: self._retiring)
+                        await self._until(lambda: self._retiring or self._renewing)
                     await self._until(lambda: not self._alive)
 
     async def _keep_one(self) -> None:
         """Keep one worker, from its start to the end of the pause after it."""
-        self.current = self._begin()
+        renew, self._renewing = self._renewing, False
+        self.current = self._begin(renew=renew)
         await self._until(self._vacant)
         pause = self._pause_after(self.current)
         if pause:
             with anyio.move_on_after(pause):
-                await self._until(lambda: self._retiring)
+                await self._until(lambda: self._retiring or self._renewing)
 
     def fail(self, exc: BaseException) -> None:
         """End its workers by an exception that nobody expected, which has been reported."""
@@ -193,16 +196,18 @@ class Slot:
         return clean
 
     @protected
-    async def replace(self, reason: str, old: Worker | None = None) -> bool:
+    async def replace(self, reason: str, old: Worker | None = None, *, renew: bool = False) -> bool:
         """Put a new worker in place of an old one, the current one by default: ready first, then the old one drains and stops.
 
         Returns whether that happened, by whomever it was asked for; False when the new one could not start (the old one goes
         on), or when there is nothing to replace any more. At most ``surge`` replacements run in the pool at a time; others
-        wait their turn. A cancellation before its turn leaves all as it was; a later one leaves the replacement to be carried
-        out.
+        wait their turn. With ``renew`` the new one is no spare, and may be of another version. A cancellation before its turn
+        leaves all as it was; a later one leaves the replacement to be carried out.
         """
         old = self.current if old is None else old
         change = self._change_of(old)
+        if change is not None and renew:
+            change.new.renews = True
         if change is None or change.over.is_set():
             await self._surge.acquire()
             change = self._change_of(old)
@@ -218,7 +223,7 @@ class Slot:
                 self._surge.release()
                 return False
             else:
-                change = self._begin_change(old, reason)
+                change = self._begin_change(old, reason, renew=renew)
         await change.over.wait()
         return change.done
 
@@ -231,10 +236,10 @@ class Slot:
         """The replacement of a worker that was begun last."""
         return self._change if self._change is not None and self._change.old is old else None
 
-    def _begin_change(self, old: Worker, reason: str) -> _Change:
+    def _begin_change(self, old: Worker, reason: str, *, renew: bool) -> _Change:
         """Begin to replace a worker. It has its turn, which comes back when the change is over."""
         try:
-            change = _Change(old, self._begin())
+            change = _Change(old, self._begin(renew=renew))
         except BaseException:
             self._surge.release()
             raise
@@ -278,6 +283,11 @@ class Slot:
             with anyio.move_on_after(pause):
                 await self._until(settled)
 
+    def renew(self) -> None:
+        """Start the next worker at once, in a slot that has none; it may be of another version."""
+        self._renewing = True
+        self._changed.ring()
+
     def give(self) -> Worker | None:
         """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
         worker = self.current
@@ -306,14 +316,15 @@ class Slot:
         worker = self.current
         return worker is not None and worker.state in (WorkerState.READY, WorkerState.BUSY) and not worker.tainted
 
-    def _begin(self) -> Worker:
+    def _begin(self, *, renew: bool = False) -> Worker:
         assert self._nursery is not None
         self.incarnation += 1
-        spare = self._host.take_spare(self.index, self.incarnation)
+        spare = None if renew else self._host.take_spare(self.index, self.incarnation)
         if spare is not None:
             self._keep(spare, self._follow)
             return spare
         worker = self._host.make_worker(self.index, self.incarnation)
+        worker.renews = renew
         self._keep(worker, self._run_worker)
         return worker
 
@@ -387,7 +398,7 @@ class Slot:
                 new.pool,
                 self.index,
                 reason,
-                self.reason,
+                one_line(self.reason),
                 extra={"pool": new.pool, "slot": self.index},
             )
         finally:
@@ -429,7 +440,7 @@ class Slot:
                     "pool %s, slot %d has failed: %s",
                     worker.pool,
                     self.index,
-                    exit.message,
+                    one_line(exit.message),
                     extra={"pool": worker.pool, "slot": self.index},
                 )
         self.next_attempt = now + pause

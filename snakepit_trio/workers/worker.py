@@ -26,7 +26,8 @@ from snakepit_trio._bell import Bell
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import seconds
-from snakepit_trio.errors import SnakepitError
+from snakepit_trio.errors import SnakepitError, WorkerStartupError
+from snakepit_trio.observe.printable import one_line
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import (
     JSON,
@@ -80,6 +81,7 @@ class Worker:
         ready_at: When that was, on the event loop's clock; None before.
         ended: Set when :meth:`run` is about to return.
         exit: How it ended; None before.
+        renews: It may be of another version than the pool's other workers.
         killed_on_demand: Somebody on this side wanted it to end at once.
         unbegun: After its end: the calls that it held and had not begun to run.
     """
@@ -114,6 +116,7 @@ class Worker:
         self.ready_at: float | None = None
         self.ended: anyio.Event = anyio.Event()
         self.exit: Exit | None = None
+        self.renews = False
         self.killed_on_demand = False
         self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
@@ -364,14 +367,18 @@ class Worker:
             self._end("startup_timeout", f"{words}: {why}" if why else words)
             return
         except SnakepitError as exc:
-            self._startup_failure = exc
-            self._end("startup", exc.message)
+            self._fail_to_start(exc)
             return
         except (RpcFailure, OSError, ValueError) as exc:
             self._end("startup", f"could not be reached: {exc}")
             return
         self.tools, self.capabilities, self.threads = said
         if self._cause is not None:
+            return
+        try:
+            self._host.worker_introduced(self)
+        except WorkerStartupError as exc:
+            self._fail_to_start(exc)
             return
         self._become(WorkerState.READY)
         self.ready_at = anyio.current_time()
@@ -416,7 +423,7 @@ class Worker:
 
         words = await unhealthy(self._resources.connection, interval, excused)
         if not self.tainted:
-            _log.warning("worker %s %s", self.id, words, extra={"worker_id": self.id, "pool": self.pool})
+            _log.warning("worker %s %s", self.id, one_line(words), extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
             self._host.worker_tainted(self, "unhealthy")
 
@@ -516,6 +523,10 @@ class Worker:
         if not self.state.over:
             self._become(WorkerState.STOPPED if self._cause[0] == "stopped" or self._stopping else WorkerState.CRASHED)
         self._emptied.ring()
+
+    def _fail_to_start(self, why: SnakepitError) -> None:
+        self._startup_failure = why
+        self._end("startup", why.message)
 
     def _exited(self, status: ExitStatus) -> None:
         """Its process has ended, unbidden or not."""

@@ -267,6 +267,41 @@ async def test_a_slot_fails_visibly_by_starts_that_fail_and_not_by_calls_that_cr
             assert anyio.current_time() - started < 5
 
 
+async def test_what_a_worker_says_of_its_failure_acts_on_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    says = "\x1b[2J\nWARNING forged\u202e"
+    with anyio.fail_after(60), pytest.raises(sp.WorkerStartupError) as caught:
+        async with sp.open_pool("tests.adapters.moody", size=1, env={"MOODY": str(tmp_path), "SAYS": says}):
+            pass
+    assert "not now: \\x1b[2J\nWARNING forged\\x202e" in str(caught.value)
+    told = [record.getMessage() for record in caplog.records if "not now" in record.getMessage()]
+    assert len(told) >= 2, "the worker's end, and the pool's"
+    for message in (*told, *map(str, caught.value.details.values())):
+        assert all(c.isprintable() or c == "\n" for c in message)
+    assert not any("\n" in message for message in told)
+
+
+async def test_new_code_comes_in_by_a_rolling_restart_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    module = tmp_path / "deployed.py"
+    head = "import os\nimport snakepit_trio as sp\n"
+    module.write_text(f"{head}@sp.tool\ndef leave() -> None: os._exit(1)\n@sp.tool\ndef version() -> int: return 1\n")
+    with anyio.fail_after(60):
+        async with sp.open_pool("deployed", size=2, start_method="spawn", restart_limit=0) as pool:
+            module.write_text(f"{module.read_text()}@sp.tool\ndef added() -> int: return 2\n")
+            with pytest.raises(sp.WorkerCrashed):
+                await pool.execute("leave")
+            await until(lambda: any(info.state == "failed" for info in pool.workers()))
+            (failed,) = [info for info in pool.workers() if info.state == "failed"]
+            assert "'added' is new; rolling_restart()" in failed.reason
+            assert {await pool.execute("version") for _ in range(4)} == {1}
+            with pytest.raises(sp.ToolNotFound):
+                await pool.execute("added")
+            await pool.rolling_restart()
+            assert await pool.execute("added") == 2
+
+
 async def test_without_a_limit_a_slot_never_fails() -> None:
     with anyio.fail_after(60):
         async with sp.open_pool(

@@ -13,6 +13,7 @@ import snakepit_trio as sp
 from snakepit_trio.launch.base import ExitStatus, WorkerSpec
 from snakepit_trio.testing.scripted import ScriptedWorker, ScriptedWorkers
 from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
+from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
 from snakepit_trio.wire.startup import Report
 
 from .scenario import Fault, Scenario
@@ -109,6 +110,10 @@ class FaultyWorker(ScriptedWorker):
             self.die(ExitStatus(signal=11))
             return Report()
         return Report(address=f"unix:{self.spec.worker_id}", pid=self.pid)
+
+    def offered(self) -> list[ToolSpec]:
+        more = [ToolSpec(name="more", parameters_schema="{}")] if self.fault("odd") else []
+        return [*super().offered(), *more]
 
     # ---- the wire ----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ class Invariants:
     Attributes:
         requests: Every request that the ledger has heard of, by id.
         ended: How often each has ended.
+        versions_may_meet: A rolling restart may bring in workers that offer something else.
         cordoned: Ids of the workers that somebody wants to get no calls.
     """
 
@@ -36,6 +37,7 @@ class Invariants:
         self.open: dict[int, Request] = {}
         self.ended: Counter[int] = Counter()
         self.cordoned: set[str] = set()
+        self.versions_may_meet = False
         self._vacant: dict[Slot, float] = {}
         self._overdue: dict[Worker, float] = {}
         self._stranded = math.inf
@@ -113,6 +115,10 @@ class Invariants:
         workers = [worker for slot in crew._slots for worker in slot._alive]
         assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
         assert all(worker in workers for worker in pool._roster.seats), "a worker takes calls and is in no slot"
+        if not self.versions_may_meet:
+            up = [worker for worker in pool._roster.seats if not worker.state.over]
+            offers = {frozenset(tool.name for tool in worker.tools) for worker in up}
+            assert len(offers) <= 1, f"workers that differ take calls: {offers}"
         if not ledger.closed:
             self._every_place_is_kept(now)
             self._nobody_is_stranded(now)

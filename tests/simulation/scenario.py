@@ -15,7 +15,7 @@ __all__ = ["FRAME_FAULTS", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"
 #: What happens at one frame of a worker, its host's or its own; beside that, "leave".
 FRAME_FAULTS = ("crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall")
 #: What happens when a worker starts.
-START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails")
+START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails", "odd")
 
 _OPERATIONS = ("resize", "recycle", "rolling_restart", "cordon", "drain", "kill")
 
@@ -137,6 +137,12 @@ def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
     ]
 
 
+def _odd(seed: int, fault: Fault) -> Fault:
+    """Some workers that do not start offer something else than the others instead."""
+    odd = fault.kind == "start_fails" and random.Random(f"{seed}:{fault.number}").random() < 0.5
+    return attrs.evolve(fault, kind="odd") if odd else fault
+
+
 def draw(seed: int) -> Scenario:
     """The scenario of a seed."""
     rng = random.Random(seed)
@@ -171,7 +177,7 @@ def draw(seed: int) -> Scenario:
         faults.append(
             Fault(
                 number=number,
-                kind=rng.choice(START_FAULTS if starting else FRAME_FAULTS),
+                kind=rng.choice(START_FAULTS[:-1] if starting else FRAME_FAULTS),
                 worker=rng.randint(1, size + 4),
                 frame=0 if starting else rng.choice([1, 2, 3, rng.randint(1, 60)]),
             )
@@ -180,7 +186,7 @@ def draw(seed: int) -> Scenario:
         seed=seed,
         options=options,
         callers=_unruly(seed, callers, options),
-        faults=(*faults, *_asked_to_end(seed, size, len(faults))),
+        faults=(*(_odd(seed, fault) for fault in faults), *_asked_to_end(seed, size, len(faults))),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
     )

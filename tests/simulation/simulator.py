@@ -108,6 +108,7 @@ class Simulation(trio.abc.Instrument):
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
                     self.pool = self.runtime.pool()
                     self.invariants = Invariants(self.pool, self.note)
+                    self.invariants.versions_may_meet = any(c.tool == "rolling_restart" for c in self.scenario.callers)
 
                     @self.runtime.tools.host_tool
                     async def ask(tool: str, params: dict[str, Any]) -> Any:

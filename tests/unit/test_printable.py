@@ -10,6 +10,7 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio.cli.common import to_json
 from snakepit_trio.control import protocol
+from snakepit_trio.observe.printable import one_line
 
 NOWHERE = {"a": [1.5, math.nan, None], "b": (-math.inf,), 3: {math.inf}}
 
@@ -19,6 +20,13 @@ def test_what_json_has_no_number_for_is_not_nothing() -> None:
     assert to_json(math.nan) == '"nan"'
     assert to_json(complex(1, math.nan)) == '[1.0,"nan"]'
     assert to_json({"a": None, "b": b"x"}) == '{"a":null,"b":"eA=="}'
+
+
+def test_text_from_elsewhere_is_one_line_of_a_log() -> None:
+    assert one_line("no such device") == "no such device"
+    hostile = "red \x1b[31m\r\n2026-01-01 ERROR forged\t\u202e\ud800"
+    assert one_line(hostile) == r"red \x1b[31m\x0d\n2026-01-01 ERROR forged \x202e\xd800"
+    assert len(one_line("\n" * 1_000_000)) < 3000
 
 
 def test_an_agent_gets_numbers_or_an_error() -> None:
