@@ -170,6 +170,10 @@ class _Template:
             except (OSError, ValueError, EOFError) as exc:
                 self.lose()
                 raise _TemplateLost("it does not answer" if isinstance(exc, TimeoutError) else str(exc)) from exc
+            except BaseException:
+                # How far it has come is not known.
+                self.lose()
+                raise
             return answer
 
     async def hello(self, spec: WorkerSpec) -> dict[str, Any]:

@@ -39,8 +39,8 @@ class Handle(ABC):
             return
         self._closed = True
         with anyio.CancelScope(shield=True):
-            self.kill()
             try:
+                self.kill()
                 with anyio.move_on_after(_GIVE_BACK):
                     await self.wait()
             finally:

@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 import anyio.abc
 
+from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import ConfigError
 
@@ -62,9 +63,14 @@ class FlightRecorder:
         self._name = name
         self._count = 0
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self._events.errors
+
     def __repr__(self) -> str:
         return f"<FlightRecorder events={len(self._events.history)} dumps={self._count}>"
 
+    @operation
     def dump(self) -> dict[str, Any]:
         """All that it knows, as what JSON has: the last events, and the state of every request, worker and slot.
 
@@ -92,6 +98,7 @@ class FlightRecorder:
         )
         return found
 
+    @operation
     def write(self, reason: str = "demand", dump: Mapping[str, Any] | None = None) -> Path | None:
         """Write a dump to a file of its own that only this user can read.
 

@@ -17,6 +17,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import QuotaExceeded, SnakepitError
 from snakepit_trio.observe.events import EventBus
@@ -102,6 +103,10 @@ class SessionDirectory:
         self._changed = anyio.Event()
         self._pruned_at = store.clock()
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self._events.errors
+
     def __repr__(self) -> str:
         return f"<SessionDirectory known={len(self._known)}>"
 
@@ -110,6 +115,7 @@ class SessionDirectory:
         """Where they are kept."""
         return self._store
 
+    @operation
     async def get(self, id: str) -> SessionInfo:
         """What there is to say of a session. Does not count as a use.
 
@@ -127,6 +133,7 @@ class SessionDirectory:
             raise session_not_found(id)
         return found
 
+    @operation
     async def list(self) -> tuple[SessionInfo, ...]:
         """All sessions, by id."""
         store = self._store
@@ -134,6 +141,7 @@ class SessionDirectory:
             await self._tell(list(self._untold))
             return tuple(await store.ask(store.tables.sessions, store.clock()))
 
+    @operation
     async def close(self, id: str) -> bool:
         """End a session, whoever has it open: its calls are cancelled, its values, programs and tools freed.
 

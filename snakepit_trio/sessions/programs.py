@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
+from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio.errors import InvalidParameter, QuotaExceeded
 from snakepit_trio.observe.events import EventBus
 
@@ -30,9 +31,14 @@ class ProgramStore:
         self._directory = directory
         self._ttl = ttl
 
+    @property
+    def _errors(self) -> InternalErrors:
+        return self._events.errors
+
     def __repr__(self) -> str:
         return f"<ProgramStore ttl={self._ttl}>"
 
+    @operation
     async def put(self, name: str, data: bytes, session: str | None = None, ttl: float | None = None) -> None:
         """Store a program, in the place of one of that name.
 
@@ -65,12 +71,14 @@ class ProgramStore:
     async def get(self, name: str, session: str | None = None) -> bytes | None: ...
     @overload
     async def get(self, name: str, session: str | None = None, *, default: Any) -> Any: ...
+    @operation
     async def get(self, name: str, session: str | None = None, *, default: Any = None) -> Any:
         """A program's bytes; ``default`` when there is none."""
         _check(name, session)
         found = await self._store.ask(self._store.tables.program, session, name, self._store.clock())
         return default if found is None else found
 
+    @operation
     async def delete(self, name: str, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one."""
         _check(name, session)
@@ -79,6 +87,7 @@ class ProgramStore:
             self._events.emit("program.deleted", None, **_names(name, session))
         return found
 
+    @operation
     async def list(self, session: str | None = None) -> tuple[ProgramInfo, ...]:
         """The programs that belong to a session, or to none, by name."""
         if session is not None:
