@@ -45,21 +45,22 @@ class Desk:
     def reply(self, request: Request) -> None:
         assert request.seats is not None
         self.ledger.replied(request.seats, request.id, 1.0, result=NOTHING, error=None)
+        # Nobody is forgotten.
         assert self.ledger.queued == sum(1 for request in self.ledger._living if request.phase is Phase.QUEUED)
 
 
 def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat() -> None:
     desk = Desk()
     one, other = desk.submit(suspect=True), desk.submit(suspect=True)
-    plain = desk.submit()
+    plain, last = desk.submit(), desk.submit()
     left, right = desk.workers
     for request in list(left.running.values()):
         desk.reply(request)
     assert list(left.running.values()) == [one]
     desk.reply(next(iter(right.running.values())))
     assert plain.phase is Phase.RUNNING
-    assert other.phase is Phase.QUEUED
-    assert desk.ledger.queued == 1
+    assert other.phase is last.phase is Phase.QUEUED
+    assert desk.ledger.queued == 2
     desk.reply(one)
     assert other.seats is left
 
