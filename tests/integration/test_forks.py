@@ -264,7 +264,7 @@ async def test_a_child_that_outlives_its_worker_holds_nothing_up() -> None:
     ("adapter", "start_method"), [(f"{FORKING}:InHooks", "fork_server"), (f"{ASYNC}:InHooks", "spawn")]
 )
 async def test_children_of_hooks_end_with_them(adapter: str, start_method: str) -> None:
-    async with sp.open_pool(adapter, size=1, start_method=start_method, health_interval=0.3) as pool:
+    async with sp.open_pool(adapter, size=1, start_method=start_method, health_interval=1.5) as pool:
         with anyio.fail_after(30):
             [worker] = pool.workers()
             told: list[Any] = []
