@@ -22,9 +22,10 @@ from h2.exceptions import H2Error
 from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._exceptions import is_a
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError
-from snakepit_trio.wire.frame_reading import read_fields
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
 from snakepit_trio.wire.http2.pipe import FramePipe
+from snakepit_trio.wire.messages import read_message
+from snakepit_trio.wire.tool_messages import ExecuteToolRequest
 
 from .guard import CRUMB, CRUMB_COST
 from .methods import Method, Unimplemented, error_trailers
@@ -279,14 +280,11 @@ class ServerCall:
             self._room.set()
 
     def _parse(self, data: bytes) -> Any:
+        kind = self.method.request
         try:
-            # The library takes what is cut off for what is absent.
-            read_fields(data, 0, len(data))
-            return self.method.request.parse(data)
+            return kind.parse(data) if kind is ExecuteToolRequest else read_message(kind, data)
         except Exception as exc:
-            raise InvalidPayload(
-                f"the request is not a {self.method.request.__name__} message: {type(exc).__name__}"
-            ) from None
+            raise InvalidPayload(f"the request is not a {kind.__name__} message: {type(exc).__name__}") from None
 
     # ---- without a task ----------------------------------------------------------------------------
 

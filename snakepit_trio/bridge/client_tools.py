@@ -234,7 +234,8 @@ def _check_schema(index: int, spec: v1.ToolSpec) -> None:
         if not text:
             continue
         try:
-            msgspec.json.decode(text, type=dict[str, Any])
+            # Whether its parts are JSON, too, without making anything of them.
+            msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError) as exc:
             path = f"tools[{index}].{field}"
             raise InvalidParameter(

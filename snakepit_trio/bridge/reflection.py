@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from snakepit_trio.wire.frame_reading import read_fields
+from snakepit_trio.wire.fields import read_fields
 from snakepit_trio.wire.generated.grpc.reflection import v1, v1alpha
 
 from .calls import ServerCall

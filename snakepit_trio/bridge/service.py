@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["BridgeService"]
 
 _PREFIX = "/snakepit.v1.BridgeService/"
+#: Bytes of a request that carries no payload, and of one that is all schemas.
+_SMALL, _SCHEMAS = 64 * 1024, 1024 * 1024
 #: Bytes of chunks that wait here for a client which has windows of its own.
 _STREAM_BYTES = 1024 * 1024
 
@@ -46,26 +49,27 @@ class BridgeService:
         self._runtime = runtime
         self._client_tools = ClientTools(runtime)
         self.keep = self._client_tools.keep
+        small = functools.partial(Method, longest=_SMALL)
         methods: dict[str, Method] = {
-            "Ping": Method(self._ping, v1.PingRequest),
+            "Ping": small(self._ping, v1.PingRequest),
             "ExecuteTool": Method(self._execute, ExecuteToolRequest, begin=self._begin_execute),
             "ExecuteStreamingTool": Method(self._stream, ExecuteToolRequest, streams_out=True),
-            "ListTools": Method(self._list_tools, v1.ListToolsRequest),
-            "GetTool": Method(self._get_tool, v1.GetToolRequest),
-            "RegisterTools": Method(self._client_tools.register, v1.RegisterToolsRequest),
+            "ListTools": small(self._list_tools, v1.ListToolsRequest),
+            "GetTool": small(self._get_tool, v1.GetToolRequest),
+            "RegisterTools": Method(self._client_tools.register, v1.RegisterToolsRequest, longest=_SCHEMAS),
             "ServeTools": Method(self._client_tools.serve, v1.ClientToolFrame, streams_in=True, streams_out=True),
-            "OpenSession": Method(self._open_session, v1.OpenSessionRequest),
-            "GetSession": Method(self._get_session, v1.GetSessionRequest),
-            "Heartbeat": Method(self._heartbeat, v1.HeartbeatRequest),
-            "CloseSession": Method(self._close_session, v1.CloseSessionRequest),
+            "OpenSession": small(self._open_session, v1.OpenSessionRequest),
+            "GetSession": small(self._get_session, v1.GetSessionRequest),
+            "Heartbeat": small(self._heartbeat, v1.HeartbeatRequest),
+            "CloseSession": small(self._close_session, v1.CloseSessionRequest),
             "PutValue": Method(self._put_value, v1.PutValueRequest),
-            "GetValue": Method(self._get_value, v1.GetValueRequest),
-            "DeleteValue": Method(self._delete_value, v1.DeleteValueRequest),
-            "ListValues": Method(self._list_values, v1.ListValuesRequest),
+            "GetValue": small(self._get_value, v1.GetValueRequest),
+            "DeleteValue": small(self._delete_value, v1.DeleteValueRequest),
+            "ListValues": small(self._list_values, v1.ListValuesRequest),
             "PutProgram": Method(self._put_program, v1.PutProgramRequest),
-            "GetProgram": Method(self._get_program, v1.GetProgramRequest),
-            "DeleteProgram": Method(self._delete_program, v1.DeleteProgramRequest),
-            "ListPrograms": Method(self._list_programs, v1.ListProgramsRequest),
+            "GetProgram": small(self._get_program, v1.GetProgramRequest),
+            "DeleteProgram": small(self._delete_program, v1.DeleteProgramRequest),
+            "ListPrograms": small(self._list_programs, v1.ListProgramsRequest),
         }
         self.methods: Mapping[bytes, Method] = {f"{_PREFIX}{name}".encode(): method for name, method in methods.items()}
 

@@ -30,13 +30,13 @@ class Repertoire:
 
     Attributes:
         tools: By name, as the first worker has described them; empty until one has been ready.
-        checks: By tool, what refuses arguments that can't be right; None when nothing does.
+        checks: By tool, what refuses arguments that can't be right, made when it is first asked for; None when nothing does.
         encoding: How the arguments are encoded: as the workers can read it.
     """
 
     def __init__(self) -> None:
         self.tools: Mapping[str, ToolSpec] = {}
-        self.checks: Mapping[str, Callable[[Mapping[str, Any]], None] | None] = {}
+        self.checks = _Checks(self.tools)
         self.encoding = MSGPACK
         #: The workers that are up, and whether they offer this, or what was offered before.
         self._workers: dict[Worker, bool] = {}
@@ -59,7 +59,7 @@ class Repertoire:
             )
         if differences or not self.tools:
             self.tools = {tool.name: tool for tool in worker.tools}
-            self.checks = {tool.name: compile_check(tool.name, tool.parameters_schema) for tool in worker.tools}
+            self.checks = _Checks(self.tools)
             self.encoding = worker.encoding
             self._workers = dict.fromkeys(self._workers, False)
         self._workers[worker] = True
@@ -92,3 +92,21 @@ class Repertoire:
         if worker.encoding != self.encoding:
             found.append("it reads JSON only" if worker.encoding == JSON else "it reads MessagePack")
         return found
+
+
+class _Checks(dict[str, Callable[[Mapping[str, Any]], None] | None]):
+    """What refuses arguments, by tool; made when it is asked for.
+
+    Args:
+        tools: What there is to make it of.
+    """
+
+    def __init__(self, tools: Mapping[str, ToolSpec]) -> None:
+        self._tools = tools
+
+    def __missing__(self, name: str) -> Callable[[Mapping[str, Any]], None] | None:
+        spec = self._tools.get(name)
+        if spec is None:
+            return None
+        check = self[name] = compile_check(name, spec.parameters_schema)
+        return check

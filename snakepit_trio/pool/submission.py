@@ -93,7 +93,7 @@ class Submission:
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
         params = check_params(params)
-        check = self._roster.repertoire.checks.get(tool)
+        check = self._roster.repertoire.checks[tool]
         if check is not None:
             check(params)
         if payload is None or payload.encoding != self._roster.repertoire.encoding:

@@ -4,14 +4,20 @@ The worker checks everything, against the tool's own type hints. The host knows 
 has no words for bytes, dates or arrays of numbers as Python has them; so what is refused here is what is wrong beyond doubt:
 a missing or unknown argument, a list where a number belongs. What this lets pass, the worker may still refuse.
 
+Each part of a schema is made into a check once, however often it is referred to, and of a very large schema only a part is
+looked at: a schema of two kilobytes may refer to itself in such a way that written out it would fill the memory.
+
 JSON Schema: https://json-schema.org/draft/2020-12/json-schema-core
 """
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from snakepit_trio.errors import InvalidParameter
 
@@ -49,21 +55,26 @@ _CHOICES = 20
 _SHOWN = 60
 #: Of longer lists only so many items are looked at here.
 _ITEMS = 100
+#: A schema with more characters is left to the worker; of others so many parts are looked at, choices and branches counted,
+#: and so many levels.
+_LONGEST, _PARTS, _LEVELS = 256 * 1024, 5000, 8
 
 
 def compile_check(tool: str, schema_text: str) -> Callable[[Mapping[str, Any]], None] | None:
     """A function that raises ``InvalidParameter`` for arguments that can't be right; None when the schema says nothing."""
+    if len(schema_text) > _LONGEST:
+        return None
     try:
-        return _check_of(tool, json.loads(schema_text))
-    except (ValueError, TypeError, AttributeError):
+        return _check_of(tool, msgspec.json.decode(schema_text))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return None  # It is no schema; workers in other languages write theirs by hand.
 
 
 def _check_of(tool: str, schema: Any) -> Callable[[Mapping[str, Any]], None] | None:
     if not isinstance(schema, dict) or not isinstance(schema.get("properties"), dict):
         return None
-    definitions = schema.get("$defs", {})
-    checks = {name: _compile(part, definitions, 0) for name, part in schema["properties"].items()}
+    compiler = _Compiler(schema.get("$defs", {}))
+    checks = {name: compiler.compile(part, 0) for name, part in schema["properties"].items()}
     required = frozenset(schema.get("required", ()))
     closed = schema.get("additionalProperties") is False
 
@@ -96,33 +107,86 @@ def _invalid(tool: str, path: str, reason: str) -> InvalidParameter:
     return InvalidParameter(f"{tool}: {path}: {reason}", details={"path": path, "tool": tool, "reason": reason})
 
 
-def _compile(schema: Any, definitions: Mapping[str, Any], depth: int) -> _Check | None:
-    """The check of one part of a schema; None when it has nothing to say."""
-    if not isinstance(schema, dict) or depth > 8:
-        return None
-    reference = schema.get("$ref", "")
-    if reference.startswith("#/$defs/"):
-        return _compile(definitions.get(reference.removeprefix("#/$defs/")), definitions, depth + 1)
-    if "anyOf" in schema:
-        return _any_of(schema["anyOf"], definitions)
-    if isinstance(schema.get("enum"), list):
-        return _one_of(schema["enum"])
-    kind = str(schema.get("type"))
-    if kind not in _FITS or (kind == "string" and schema.keys() & {"format", "contentEncoding"}):
-        return None
-    fits = _FITS[kind]
-    expected = _WORDS.get(kind, kind)
-    inner = _inner(schema, definitions, depth)
+class _Compiler:
+    """Makes the checks of one schema.
 
-    def check(value: Any) -> tuple[str, str] | None:
-        name = _NAMES.get(type(value))
-        if name is None:
+    Args:
+        definitions: What its parts may refer to.
+    """
+
+    def __init__(self, definitions: Mapping[str, Any]) -> None:
+        self._definitions = definitions
+        self._made: dict[tuple[str, int], _Check | None] = {}
+        self._left = _PARTS
+
+    def compile(self, schema: Any, depth: int) -> _Check | None:
+        """The check of one part of it; None when that has nothing to say."""
+        self._left -= 1
+        if not isinstance(schema, dict) or depth > _LEVELS or self._left < 0:
             return None
-        if name not in fits:
-            return "", f"expected {expected}, got {name}"
-        return inner(value) if inner is not None else None
+        reference = schema.get("$ref", "")
+        if reference.startswith("#/$defs/"):
+            return self._definition(reference.removeprefix("#/$defs/"), depth + 1)
+        if "anyOf" in schema:
+            return _any_of(schema["anyOf"]) if self._affords(schema["anyOf"]) else None
+        if isinstance(schema.get("enum"), list):
+            return _one_of(schema["enum"]) if self._affords(schema["enum"]) else None
+        kind = str(schema.get("type"))
+        if kind not in _FITS or (kind == "string" and schema.keys() & {"format", "contentEncoding"}):
+            return None
+        fits = _FITS[kind]
+        expected = _WORDS.get(kind, kind)
+        inner = self._inner(schema, depth)
 
-    return check
+        def check(value: Any) -> tuple[str, str] | None:
+            name = _NAMES.get(type(value))
+            if name is None:
+                return None
+            if name not in fits:
+                return "", f"expected {expected}, got {name}"
+            return inner(value) if inner is not None else None
+
+        return check
+
+    def _definition(self, name: str, depth: int) -> _Check | None:
+        if (name, depth) not in self._made:
+            self._made[name, depth] = self.compile(self._definitions.get(name), depth)
+        return self._made[name, depth]
+
+    def _affords(self, parts: Sequence[Any]) -> bool:
+        self._left -= len(parts)
+        return self._left >= 0
+
+    def _inner(self, schema: dict[str, Any], depth: int) -> _Check | None:
+        """The check of what is inside an array or an object."""
+        if schema["type"] == "array":
+            item = self.compile(schema.get("items"), depth + 1)
+            return None if item is None else functools.partial(_check_items, item)
+        if schema["type"] == "object" and "properties" in schema:
+            parts = {name: self.compile(part, depth + 1) for name, part in schema["properties"].items()}
+            return functools.partial(_check_properties, parts, frozenset(schema.get("required", ())))
+        return None
+
+
+def _check_items(check: _Check, value: Any) -> tuple[str, str] | None:
+    for index, one in enumerate(value[:_ITEMS]):
+        wrong = check(one)
+        if wrong is not None:
+            return f"[{index}]{wrong[0]}", wrong[1]
+    return None
+
+
+def _check_properties(
+    parts: Mapping[str, _Check | None], required: frozenset[str], value: Any
+) -> tuple[str, str] | None:
+    for name, one in value.items():
+        check = parts.get(name)
+        wrong = None if check is None else check(one)
+        if wrong is not None:
+            return f"[{_key(name)}]{wrong[0]}", wrong[1]
+    if not required <= value.keys():
+        return f"[{_key(min(required - value.keys()))}]", "is missing"
+    return None
 
 
 def _one_of(allowed: list[Any]) -> _Check:
@@ -145,7 +209,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
-def _any_of(parts: list[Any], definitions: Mapping[str, Any]) -> _Check | None:
+def _any_of(parts: list[Any]) -> _Check | None:
     """Judges by the kind of a value alone: which branch is meant can't be told from inside one."""
     kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
     if not all(kind in _FITS for kind in kinds):
@@ -160,37 +224,3 @@ def _any_of(parts: list[Any], definitions: Mapping[str, Any]) -> _Check | None:
         return None if name is None or name in fits else ("", f"expected {expected}, got {name}")
 
     return check
-
-
-def _inner(schema: dict[str, Any], definitions: Mapping[str, Any], depth: int) -> _Check | None:
-    """The check of what is inside an array or an object."""
-    if schema["type"] == "array":
-        item = _compile(schema.get("items"), definitions, depth + 1)
-        if item is None:
-            return None
-        check_item = item
-
-        def items(value: Any) -> tuple[str, str] | None:
-            for index, one in enumerate(value[:_ITEMS]):
-                wrong = check_item(one)
-                if wrong is not None:
-                    return f"[{index}]{wrong[0]}", wrong[1]
-            return None
-
-        return items
-    if schema["type"] == "object" and "properties" in schema:
-        parts = {name: _compile(part, definitions, depth + 1) for name, part in schema["properties"].items()}
-        required = frozenset(schema.get("required", ()))
-
-        def properties(value: Any) -> tuple[str, str] | None:
-            for name, one in value.items():
-                check = parts.get(name)
-                wrong = None if check is None else check(one)
-                if wrong is not None:
-                    return f"[{_key(name)}]{wrong[0]}", wrong[1]
-            if not required <= value.keys():
-                return f"[{_key(min(required - value.keys()))}]", "is missing"
-            return None
-
-        return properties
-    return None

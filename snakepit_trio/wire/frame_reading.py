@@ -1,12 +1,20 @@
-"""Bytes as frames; see :mod:`.frames` for the rules. What is not a frame raises :class:`FrameError`."""
+"""Bytes as frames; see :mod:`.frames` for the rules. What is not a frame raises :class:`FrameError`.
+
+How much there is to do is bounded before it is done, whatever the bytes are: a message has so many fields at most, a payload
+so many buffers, and only what carries a payload may be large. Of a field that comes again the last one counts, and it
+alone is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeAlias
 
+from .fields import Field, read_fields, read_varint
 from .frames import (
+    EVENT_LIMIT,
+    FRAME_OVERHEAD,
     LARGE,
+    MOST_BUFFERS,
     Buffer,
     Call,
     Cancel,
@@ -31,73 +39,14 @@ from .frames import (
     WorkerFrame,
 )
 
-__all__ = ["decode_error", "decode_host_frame", "decode_worker_frame", "read_fields"]
+__all__ = ["decode_error", "decode_host_frame", "decode_worker_frame"]
 
-_U64 = (1 << 64) - 1
 _U32 = (1 << 32) - 1
-
-_Field: TypeAlias = "int | bytes"
-
-
-def read_fields(data: bytes, position: int, end: int, large: int = 1 << 63) -> list[tuple[int, _Field]]:
-    """The fields of one message as (tag, value): an int for a varint, bytes for what has a length.
-
-    Fields of at least ``large`` bytes are memoryviews of ``data``, which may be one itself. Fixed-width fields and groups
-    are skipped, for no message here has them.
-    """
-    out: list[tuple[int, _Field]] = []
-    whole = type(data) is bytes
-    while position < end:
-        tag = data[position]
-        position += 1
-        if tag > 127:
-            tag, position = _read_varint(data, position - 1, end)
-        kind = tag & 7
-        if kind == 0 or kind == 2:
-            if position >= end:
-                raise FrameError("a field is cut off")
-            value = data[position]
-            position += 1
-            if value > 127:
-                value, position = _read_varint(data, position - 1, end)
-            if kind == 0:
-                out.append((tag, value))
-                continue
-            stop = position + value
-            if stop > end:
-                raise FrameError("a field is longer than its message")
-            if value < large:
-                out.append((tag, data[position:stop] if whole else bytes(data[position:stop])))
-            else:
-                out.append((tag, memoryview(data)[position:stop]))  # type: ignore[arg-type]
-            position = stop
-        elif kind == 5:
-            position += 4
-        elif kind == 1:
-            position += 8
-        else:
-            raise FrameError(f"wire type {kind} is not used by this protocol")
-        if tag < 8:
-            raise FrameError("field number 0")
-    if position != end:
-        raise FrameError("a field is cut off")
-    return out
+#: Bytes of a frame that carries no payload, or only an event's.
+_SMALL = 2 * EVENT_LIMIT
 
 
-def _read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        if position >= end or shift > 63:
-            raise FrameError("a varint is cut off or too long")
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value & _U64, position
-        shift += 7
-
-
-def _as_text(value: _Field) -> str:
+def _as_text(value: Field) -> str:
     try:
         return str(value, "utf-8")  # type: ignore[arg-type]
     except UnicodeDecodeError as exc:
@@ -114,6 +63,8 @@ def _decode_payload(data: bytes) -> Payload:
         elif tag == 0x08:
             encoding = value  # type: ignore[assignment]
         elif tag == 0x1A:
+            if len(buffers) == MOST_BUFFERS:
+                raise FrameError(f"a payload has more than {MOST_BUFFERS} buffers")
             buffers.append(_decode_buffer(value))  # type: ignore[arg-type]
     if encoding > 127:
         raise FrameError(f"encoding {encoding} is not known")
@@ -122,24 +73,33 @@ def _decode_payload(data: bytes) -> Payload:
 
 def _decode_buffer(data: bytes) -> Buffer:
     buffer: Buffer = b""
+    shared = None
     for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x0A:
-            buffer = value  # type: ignore[assignment]
+            buffer, shared = value, None  # type: ignore[assignment]
         elif tag == 0x12:
-            name, offset, size = "", 0, 0
-            for inner, item in read_fields(value, 0, len(value)):  # type: ignore[arg-type]
-                if inner == 0x0A:
-                    name = _as_text(item)
-                elif inner == 0x10:
-                    offset = item  # type: ignore[assignment]
-                elif inner == 0x18:
-                    size = item  # type: ignore[assignment]
-            buffer = SharedBlock(name, offset, size)
-    return buffer
+            shared = value
+    if shared is None:
+        return buffer
+    name, offset, size = "", 0, 0
+    for inner, item in read_fields(shared, 0, len(shared)):  # type: ignore[arg-type]
+        if inner == 0x0A:
+            name = _as_text(item)
+        elif inner == 0x10:
+            offset = item  # type: ignore[assignment]
+        elif inner == 0x18:
+            size = item  # type: ignore[assignment]
+    return SharedBlock(name, offset, size)
 
 
 def decode_error(data: bytes) -> ErrorInfo:
-    """The message ErrorInfo, from its bytes."""
+    """The message ErrorInfo, from its bytes.
+
+    Raises:
+        FrameError: They are none, or longer than one may be.
+    """
+    if len(data) > FRAME_OVERHEAD:
+        raise FrameError(f"a failure has {len(data)} bytes; the limit is {FRAME_OVERHEAD}")
     error = ErrorInfo("")
     types: list[str] = []
     leaves: list[Leaf] = []
@@ -213,17 +173,18 @@ def _decode_call(data: bytes) -> Call:
 
 
 def _decode_outcome(cls: type[Reply] | type[HostReply], data: bytes) -> Reply | HostReply:
-    reply = cls(0)
+    identity = kind = 0
+    outcome: Field = b""
     for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
-            reply.id = value  # type: ignore[assignment]
-        elif tag == 0x12:
-            reply = cls(reply.id, _decode_payload(value))  # type: ignore[arg-type]
-        elif tag == 0x1A:
-            reply = cls(reply.id, None, decode_error(value))  # type: ignore[arg-type]
-        elif tag == 0x20 and cls is Reply:
-            reply = Reply(reply.id, None, None, value)  # type: ignore[arg-type]
-    return reply
+            identity = value  # type: ignore[assignment]
+        elif tag == 0x12 or tag == 0x1A or (tag == 0x20 and cls is Reply):
+            kind, outcome = tag, value
+    if kind == 0x12:
+        return cls(identity, _decode_payload(outcome))  # type: ignore[arg-type]
+    if kind == 0x1A:
+        return cls(identity, None, decode_error(outcome))  # type: ignore[arg-type]
+    return Reply(identity, None, None, outcome) if kind else cls(identity)  # type: ignore[arg-type]
 
 
 def _decode_id(data: bytes) -> int:
@@ -258,15 +219,19 @@ def _decode_credit(data: bytes) -> Credit:
 
 def _decode_chunk(data: bytes) -> Chunk:
     chunk = Chunk(0)
+    payload = None
     for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             chunk.id = value  # type: ignore[assignment]
         elif tag == 0x12:
-            chunk.payload = _decode_payload(value)  # type: ignore[arg-type]
+            payload = value
+    if payload is not None:
+        chunk.payload = _decode_payload(payload)  # type: ignore[arg-type]
     return chunk
 
 
 def _decode_pong(data: bytes) -> Pong:
+    _check_small(data)
     pong = Pong(0)
     running: list[int] = []
     for tag, value in read_fields(data, 0, len(data)):
@@ -275,7 +240,7 @@ def _decode_pong(data: bytes) -> Pong:
         elif tag == 0x12:
             position, end = 0, len(value)  # type: ignore[arg-type]
             while position < end:
-                item, position = _read_varint(value, position, end)  # type: ignore[arg-type]
+                item, position = read_varint(value, position, end)  # type: ignore[arg-type]
                 running.append(item)
         elif tag == 0x10:
             running.append(value)  # type: ignore[arg-type]
@@ -289,6 +254,7 @@ def _decode_pong(data: bytes) -> Pong:
 
 def _decode_host_call(data: bytes) -> HostCall:
     call = HostCall(0, 0, "")
+    payload = None
     for tag, value in read_fields(data, 0, len(data), LARGE):
         if tag == 0x08:
             call.id = value  # type: ignore[assignment]
@@ -297,13 +263,16 @@ def _decode_host_call(data: bytes) -> HostCall:
         elif tag == 0x1A:
             call.name = _as_text(value)
         elif tag == 0x22:
-            call.payload = _decode_payload(value)  # type: ignore[arg-type]
+            payload = value
         elif tag == 0x28:
             call.timeout_us = value  # type: ignore[assignment]
+    if payload is not None:
+        call.payload = _decode_payload(payload)  # type: ignore[arg-type]
     return call
 
 
 def _decode_emit(data: bytes) -> Emit:
+    _check_small(data)
     emit = Emit(0, "")
     for tag, value in read_fields(data, 0, len(data)):
         if tag == 0x08:
@@ -313,6 +282,11 @@ def _decode_emit(data: bytes) -> Emit:
         elif tag == 0x1A:
             emit.payload = _decode_payload(value)  # type: ignore[arg-type]
     return emit
+
+
+def _check_small(data: bytes) -> None:
+    if len(data) > _SMALL:
+        raise FrameError(f"a frame of this kind has {len(data)} bytes; the limit is {_SMALL}")
 
 
 _HOST_DECODERS = {
@@ -346,27 +320,27 @@ def _plain_body(data: bytes) -> tuple[int, Payload] | None:
     try:
         size, at = data[1], 2
         if size > 127:
-            size, at = _read_varint(data, 1, end)
+            size, at = read_varint(data, 1, end)
         if at + size != end or data[at] != 0x08:
             return None
         at += 1
         identity = data[at]
         at += 1
         if identity > 127:
-            identity, at = _read_varint(data, at - 1, end)
+            identity, at = read_varint(data, at - 1, end)
         if data[at] != 0x12:
             return None
         size = data[at + 1]
         at += 2
         if size > 127:
-            size, at = _read_varint(data, at - 1, end)
+            size, at = read_varint(data, at - 1, end)
         if at + size != end or data[at] != 0x08 or data[at + 2] != 0x12:
             return None
         encoding = data[at + 1]
         size = data[at + 3]
         at += 4
         if size > 127:
-            size, at = _read_varint(data, at - 1, end)
+            size, at = read_varint(data, at - 1, end)
         if at + size != end or encoding > 127:
             return None
     except IndexError:
@@ -397,12 +371,13 @@ def decode_worker_frame(data: bytes) -> WorkerFrame | None:
 
 
 def _decode(decoders: Mapping[int, object], data: bytes) -> Frame | None:
-    frame: Frame | None = None
+    last: tuple[int, Field] | None = None
+    for field in read_fields(data, 0, len(data), LARGE):
+        if field[0] in decoders:
+            last = field
+    if last is None:
+        return None
     try:
-        for tag, value in read_fields(data, 0, len(data), LARGE):
-            decoder = decoders.get(tag)
-            if decoder is not None:
-                frame = decoder(value)  # type: ignore[operator]
+        return decoders[last[0]](last[1])  # type: ignore[operator,no-any-return]
     except (TypeError, AttributeError) as exc:
         raise FrameError("a field has the wrong wire type") from exc
-    return frame

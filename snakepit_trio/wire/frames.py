@@ -21,6 +21,7 @@ __all__ = [
     "FRAME_OVERHEAD",
     "JSON",
     "LARGE",
+    "MOST_BUFFERS",
     "MSGPACK",
     "NOT_BEGUN",
     "NO_PAYLOAD",
@@ -57,6 +58,9 @@ LARGE = 64 * 1024
 
 #: Largest payload of an Emit, measurements and metadata together, in bytes.
 EVENT_LIMIT = 16 * 1024
+
+#: How many buffers a payload may have: each costs several times what its name and place take on the wire.
+MOST_BUFFERS = 1024
 
 #: Room for a frame around its payload, or around a failure with all that is told of it, in bytes.
 FRAME_OVERHEAD = 128 * 1024

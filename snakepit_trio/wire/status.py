@@ -20,7 +20,8 @@ from snakepit_trio._timeouts import NEVER
 from snakepit_trio.errors import ConnectionLost, QueueFull, SnakepitError
 
 from . import failures
-from .frame_reading import decode_error, read_fields
+from .fields import read_fields
+from .frame_reading import decode_error
 from .frame_writing import encode_error, varint
 from .frames import ErrorInfo, FrameError
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
-from snakepit_trio.wire.frame_reading import read_fields
+from snakepit_trio.wire.fields import read_fields
 from snakepit_trio.wire.frame_writing import varint
-from snakepit_trio.wire.frames import LARGE, Buffer, FrameError, Payload, SharedBlock
+from snakepit_trio.wire.frames import LARGE, MOST_BUFFERS, Buffer, FrameError, Payload, SharedBlock
 
 __all__ = ["ExecuteToolRequest", "PayloadAnswer", "payload_answer"]
 
@@ -40,6 +40,7 @@ class ExecuteToolRequest(msgspec.Struct):
             ValueError: The bytes are not such a message.
         """
         made = cls()
+        payload = None
         for tag, value in read_fields(data, 0, len(data), LARGE):
             if isinstance(value, int):
                 if tag == 0x30:
@@ -53,7 +54,7 @@ class ExecuteToolRequest(msgspec.Struct):
             elif tag == 0x0A:
                 made.tool = str(value, "utf-8")
             elif tag == 0x12:
-                made.payload = _payload(value)
+                payload = value
             elif tag == 0x1A:
                 made.pool = str(value, "utf-8")
             elif tag == 0x22:
@@ -64,6 +65,8 @@ class ExecuteToolRequest(msgspec.Struct):
                     if inner in (0x0A, 0x12) and isinstance(text, bytes):
                         entry[inner >> 3] = text.decode()
                 made.metadata[entry[1]] = entry[2]
+        if payload is not None:
+            made.payload = _payload(payload)
         return made
 
     def __bytes__(self) -> bytes:
@@ -99,11 +102,11 @@ class PayloadAnswer(msgspec.Struct):
         Raises:
             ValueError: The bytes are not such a message.
         """
-        made = cls()
+        payload = None
         for tag, value in read_fields(data, 0, len(data), LARGE):
             if tag == 0x0A and not isinstance(value, int):
-                made.payload = _payload(value)
-        return made
+                payload = value
+        return cls() if payload is None else cls(_payload(payload))
 
 
 def _int32(value: int) -> int:
@@ -120,6 +123,8 @@ def _payload(data: bytes) -> Payload:
         elif tag == 0x12:
             body = value
         elif tag == 0x1A:
+            if len(buffers) == MOST_BUFFERS:
+                raise FrameError(f"a payload has more than {MOST_BUFFERS} buffers")
             buffers.append(_buffer(value))
     return Payload(encoding, body, buffers)
 

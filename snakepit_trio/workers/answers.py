@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from snakepit_trio.wire.frames import ErrorInfo, Payload, SharedBlock
-from snakepit_trio.wire.generated.snakepit.v1 import ExecuteResponse
+from snakepit_trio.wire.frames import ErrorInfo, Payload
 from snakepit_trio.wire.status import find_info
+from snakepit_trio.wire.tool_messages import PayloadAnswer
 
 __all__ = ["DEADLINE_EXCEEDED", "error_info", "read_response"]
 
@@ -54,16 +54,12 @@ def read_response(message: bytes) -> Payload:
         ValueError: It is none.
     """
     try:
-        payload = ExecuteResponse.parse(message).payload
-    except Exception as exc:
+        payload = PayloadAnswer.parse(message).payload
+    except ValueError as exc:
         raise ValueError(f"the worker's answer is no ExecuteResponse: {exc}") from exc
     if payload is None:
         raise ValueError("the worker's answer has no payload")
-    buffers = [
-        SharedBlock(b.shared.name, b.shared.offset, b.shared.size) if b.shared is not None else b.inline or b""
-        for b in payload.buffers
-    ]
-    return Payload(int(payload.encoding), payload.data, buffers)
+    return payload
 
 
 def error_info(status: int, message: str, trailers: Mapping[str, str], redact: Callable[[str], str]) -> ErrorInfo:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 from snakepit_trio.errors import ProtocolMismatch, WorkerStartupError
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 __all__ = ["Introduction", "shake_hands"]
 
 _METHOD = "/snakepit.v1.WorkerService/Handshake"
+#: Bytes of a handshake, nearly all of which are the schemas of its tools.
+_LONGEST = 4 * 1024 * 1024
+#: Looks at what a schema is, and only whether its parts are JSON: it may be deep, or hold much in few bytes.
+_check_schema = msgspec.json.Decoder(dict[str, msgspec.Raw] | bool).decode
 #: What only the frames of an exchange can carry.
 _FRAMES_ONLY = frozenset({"prefetch", "host_calls", "credits"})
 
@@ -55,6 +60,7 @@ async def shake_hands(
         RpcFailure: It refuses to answer.
     """
     from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
+    from snakepit_trio.wire.messages import read_message
 
     request = HandshakeRequest(
         protocol_version=PROTOCOL_VERSION,
@@ -68,8 +74,10 @@ async def shake_hands(
         request.shared_memory_pid, request.shared_memory_fd = offer.pid, offer.fd
         request.shared_memory_proof = offer.proof
     said = await connection.unary(_METHOD, bytes(request))
+    if len(said) > _LONGEST:
+        raise WorkerStartupError(f"its handshake has {len(said)} bytes; the limit is {_LONGEST}")
     try:
-        answer = HandshakeResponse.parse(said)
+        answer = read_message(HandshakeResponse, said)
     except Exception as exc:
         raise WorkerStartupError(f"its handshake can't be read: {exc}") from exc
     if not PROTOCOL_VERSION_MIN <= answer.protocol_version <= PROTOCOL_VERSION:
@@ -93,13 +101,13 @@ def _check_tools(tools: Sequence[ToolSpec]) -> None:
     for tool in tools:
         if not TOOL_NAME.fullmatch(tool.name) or tool.name in seen:
             raise WorkerStartupError(
-                f"its handshake names a tool {tool.name!r} {'twice' if tool.name in seen else 'that can not be one'}"
+                f"its handshake names a tool {tool.name[:100]!r} {'twice' if tool.name in seen else 'that can not be one'}"
             )
         seen.add(tool.name)
         for schema in (tool.parameters_schema, tool.result_schema):
             try:
-                fits = not schema or isinstance(json.loads(schema), dict | bool)
-            except (ValueError, RecursionError):
-                fits = False
-            if not fits:
-                raise WorkerStartupError(f"its handshake has a schema of {tool.name!r} that is no JSON Schema")
+                _check_schema(schema or "{}")
+            except (msgspec.MsgspecError, ValueError, RecursionError):
+                raise WorkerStartupError(
+                    f"its handshake has a schema of {tool.name!r} that is no JSON Schema"
+                ) from None

@@ -13,6 +13,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 import h2.events
+import h2.exceptions
 import msgspec
 import pytest
 
@@ -372,3 +373,51 @@ async def test_calls_of_a_client_that_does_not_read_them_end_with_it() -> None:
         assert all("deaf" in error for error in ended[0])
         await until(lambda: runtime.bridge is not None and not runtime.bridge._budget.used)
         assert runtime.pool()._parts.host_call_bytes.used == 0
+
+
+# ---- work ------------------------------------------------------------------------------------------
+
+
+async def test_a_reply_of_more_blocks_than_a_payload_may_have_ends_that_worker() -> None:
+    block = b"\x1a\x06\x12\x04\x0a\x02o1"
+    payload = block * 300_000
+    body = b"\x12" + frame_writing.varint(len(payload)) + payload
+    message = b"\x0a" + frame_writing.varint(len(body)) + body
+    async with sp.open_pool(EVIL, size=1, restart_limit=1000) as pool:
+        with pytest.raises(sp.WorkerCrashed, match="more than"):
+            await pool.execute("send_messages", {"data": message, "count": 1}, timeout=60)
+        assert await pool.execute("fine", timeout=60) == "fine"
+
+
+async def test_a_request_of_more_parts_than_any_has_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = "/snakepit.v1.BridgeService/"
+    requests = {
+        "RegisterTools": b"\x0a\x00" * 400_000,
+        "PutValue": b"\x1a" + frame_writing.varint(600_000) + b"\x1a\x00" * 300_000,
+        "ExecuteTool": b"\x2a\x00" * 400_000,
+        "Ping": b"\x0a\x01x" * 300_000,
+    }
+    for kind in (v1.RegisterToolsRequest, v1.PutValueRequest, v1.PingRequest):
+        monkeypatch.setattr(kind, "parse", lambda data: pytest.fail("it was read"))
+
+    def ask(address: str) -> dict[str, str]:
+        found = {}
+        for name, message in requests.items():
+            with Raw(address) as raw:
+                stream = raw.headers(f"{service}{name}")
+                raw.flush()
+                while raw.h2.remote_settings.initial_window_size < 1 << 20:
+                    assert raw.read()
+                data = b"\0" + len(message).to_bytes(4, "big") + message
+                try:
+                    for at in range(0, len(data), 16_384):
+                        raw.h2.send_data(stream, data[at : at + 16_384], end_stream=at + 16_384 >= len(data))
+                    raw.flush()
+                except h2.exceptions.ProtocolError:
+                    pass
+                found[name] = raw.trailers(stream)["grpc-status"]
+        return found
+
+    async with bridged(EVIL) as (_, address):
+        found = await anyio.to_thread.run_sync(ask, address)
+        assert found == {"RegisterTools": "3", "PutValue": "3", "ExecuteTool": "3", "Ping": "8"}

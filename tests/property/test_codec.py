@@ -184,3 +184,11 @@ def test_json_round_trip(value: Any) -> None:
 def test_json_refuses_what_it_has_no_type_for(value: Any) -> None:
     with pytest.raises(InvalidParameter):
         codec.encode(value, encoding=frames.JSON)
+
+
+def test_no_more_values_travel_beside_the_data_than_a_payload_may_have_buffers() -> None:
+    value = [bytes([number % 256]) * 10 for number in range(frames.MOST_BUFFERS + 50)]
+    value += [bytearray(10), memoryview(bytes(10)), (bytes(10),)]  # type: ignore[list-item]
+    payload = codec.encode(value, buffer_threshold=10)
+    assert len(payload.buffers) == frames.MOST_BUFFERS
+    assert codec.decode(payload) == value

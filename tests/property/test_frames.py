@@ -103,7 +103,6 @@ def test_large_values_travel_in_pieces_and_are_not_copied_unless_they_may_change
         frames.Reply(1, payload),
         frames.Chunk(1, payload),
         frames.HostCall(1, 2, "n", payload, 3),
-        frames.Emit(1, "n", payload),
     ):
         pieces = frame_writing.encode_pieces(frame)
         whole = b"".join(pieces)
@@ -116,9 +115,61 @@ def test_large_values_travel_in_pieces_and_are_not_copied_unless_they_may_change
         decode = frame_reading.decode_host_frame if kind is v1.HostFrame else frame_reading.decode_worker_frame
         found = decode(whole)
         assert plain(found) == plain(frame)
-        if not isinstance(frame, frames.Emit):
-            # What is large is looked at where it lies.
-            assert found.payload.data.obj is whole  # type: ignore[union-attr]
+        # What is large is looked at where it lies.
+        assert found.payload.data.obj is whole  # type: ignore[union-attr]
+
+
+def field(number: int, body: bytes) -> bytes:
+    return frame_writing.varint(number << 3 | 2) + frame_writing.varint(len(body)) + body
+
+
+BUFFER = field(3, field(2, field(1, b"o1")))
+TOO_MUCH = {
+    "unknown frames": field(15, b"") * 5000,
+    "known frames": field(1, b"\x08\x01") * 5000,
+    "fields of a reply": field(1, b"\x08\x01" * 5000),
+    "blocks of shared memory": field(1, field(2, BUFFER * (frames.MOST_BUFFERS + 1))),
+    "blocks of a chunk": field(2, field(2, BUFFER * (frames.MOST_BUFFERS + 1))),
+    "blocks of a host call": field(4, field(4, BUFFER * (frames.MOST_BUFFERS + 1))),
+    "parts of a block": field(1, field(2, field(3, field(2, b"\x10\x01" * 5000)))),
+    "calls that run": field(3, field(2, b"\x01" * 50_000)),
+    "text of a failure": field(1, field(3, field(2, b"x" * 200_000))),
+    "types of a failure": field(1, field(3, field(4, b"x") * 5000)),
+    "leaves of a failure": field(1, field(3, field(8, b"") * 5000)),
+    "an event": field(6, field(2, b"x" * 50_000)),
+}
+
+
+@pytest.mark.parametrize("kind", TOO_MUCH)
+def test_more_than_any_frame_holds_is_refused(kind: str) -> None:
+    with pytest.raises(frames.FrameError, match=r"more than|limit is"):
+        frame_reading.decode_worker_frame(TOO_MUCH[kind])
+
+
+def test_as_much_as_a_frame_may_hold_is_taken() -> None:
+    found = frame_reading.decode_worker_frame(field(1, field(2, BUFFER * frames.MOST_BUFFERS)))
+    assert isinstance(found, frames.Reply)
+    assert found.payload is not None
+    assert list(found.payload.buffers) == [frames.SharedBlock("o1", 0, 0)] * frames.MOST_BUFFERS
+
+
+def test_of_what_comes_again_only_the_last_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = frame_reading._decode_payload
+    times = 0
+
+    def count(data: bytes) -> frames.Payload:
+        nonlocal times
+        times += 1
+        return read(data)
+
+    monkeypatch.setattr(frame_reading, "_decode_payload", count)
+    first, last = field(2, b"\x08\x01"), field(2, b"\x08\x02")
+    for number, kind, tag in ((1, frames.Reply, 2), (2, frames.Chunk, 2), (4, frames.HostCall, 4)):
+        payloads = (first * 900 + last).replace(b"\x12\x02", bytes((tag << 3 | 2, 2)))
+        found: Any = frame_reading.decode_worker_frame(field(number, b"") * 900 + field(number, payloads))
+        assert type(found) is kind
+        assert found.payload.encoding == 2
+    assert times == 3
 
 
 @given(host_frames)

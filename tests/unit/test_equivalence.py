@@ -73,3 +73,13 @@ def test_what_can_not_be_read_is_like_nothing_but_itself() -> None:
         assert equivalent(text, text)
         assert not equivalent(text, "{}")
         assert not equivalent("{}", text)
+
+
+def test_what_is_long_or_deep_is_like_nothing_but_itself() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(70):
+        deep = {"anyOf": [deep, {"type": "null"}]}
+    for schema in (deep, {"enum": [str(number) for number in range(50_000)]}):
+        text = json.dumps(schema)
+        assert equivalent(text, text)
+        assert not equivalent(text, json.dumps(schema, indent=1))

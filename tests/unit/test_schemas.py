@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import enum
+import json
 from typing import Any, TypedDict
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import snakepit_trio as sp
+from snakepit_trio.tools import schemas
 from snakepit_trio.tools.schemas import compile_check
 from snakepit_trio.worker.adapter import options_of
 from snakepit_trio.worker.toolbox import Tool
@@ -120,3 +122,80 @@ def test_what_is_wrong_and_where(function: Any, params: dict[str, Any], expected
 @pytest.mark.parametrize("schema", ["", "no JSON", "[]", "{}", '{"properties": 3}', '{"type": "string"}'])
 def test_a_schema_that_says_nothing_checks_nothing(schema: str) -> None:
     assert compile_check("tool", schema) is None
+
+
+def _doubling(levels: int, width: int) -> str:
+    """Each definition refers to the next so many times."""
+    parts = {
+        f"d{level}": {
+            "type": "object",
+            "properties": {f"p{i}": {"$ref": f"#/$defs/d{level + 1}"} for i in range(width)},
+        }
+        for level in range(levels)
+    }
+    parts[f"d{levels}"] = {"type": "integer"}
+    return json.dumps({"properties": {"a": {"$ref": "#/$defs/d0"}}, "$defs": parts})
+
+
+HUGE: dict[str, str] = {
+    "references that double": _doubling(7, 8),
+    "a definition of itself": json.dumps(
+        {
+            "properties": {"a": {"$ref": "#/$defs/d"}},
+            "$defs": {"d": {"type": "object", "properties": {f"p{i}": {"$ref": "#/$defs/d"} for i in range(50)}}},
+        }
+    ),
+    "many parts": json.dumps({"properties": {f"p{i}": {"type": "integer"} for i in range(8000)}}),
+    "many in each of many": json.dumps(
+        {
+            "properties": {
+                f"p{i}": {"type": "object", "properties": {f"q{j}": {"type": "integer"} for j in range(90)}}
+                for i in range(90)
+            }
+        }
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HUGE)
+def test_how_much_of_a_schema_is_looked_at_is_bounded(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    fits = schemas._FITS
+
+    class Counting(dict[str, frozenset[str]]):
+        def __contains__(self, key: object) -> bool:
+            nonlocal looked
+            looked += 1
+            return key in fits
+
+    monkeypatch.setattr(schemas, "_FITS", Counting(fits))
+    assert schemas.compile_check("tool", HUGE[kind]) is not None
+    assert looked <= schemas._PARTS
+
+
+def test_references_that_double_are_followed_all_the_same() -> None:
+    check = compile_check("tool", _doubling(3, 8))
+    assert check is not None
+    check({"a": {"p7": {"p7": {"p7": 1}}}})
+    with pytest.raises(sp.InvalidParameter, match=r'params\["a"\]\["p7"\]\["p0"\]\["p7"\]: expected int, got str'):
+        check({"a": {"p7": {"p0": {"p7": "x"}}}})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"properties": {"a": ' + "[" * 100_000 + "]" * 100_000 + "}}",
+        '{"properties": {"a": ' + '{"items": ' * 100_000,
+        json.dumps({"properties": {"a": {"description": "x" * 300_000}}}),
+    ],
+    ids=["deep", "deep and cut off", "long"],
+)
+def test_a_schema_that_can_not_be_looked_at_is_left_to_the_worker(text: str) -> None:
+    assert compile_check("tool", text) is None
+
+
+def test_long_lists_of_choices_are_left_to_the_worker() -> None:
+    for part in ({"enum": list(range(6000))}, {"anyOf": [{"type": "integer"}] * 6000}):
+        check = compile_check("tool", json.dumps({"properties": {"a": part, "b": {"type": "integer"}}}))
+        assert check is not None
+        check({"a": "x", "b": 1})

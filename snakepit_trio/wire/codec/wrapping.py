@@ -17,6 +17,8 @@ from typing import Any
 
 import msgspec
 
+from snakepit_trio.wire.frames import MOST_BUFFERS
+
 from . import extensions, tables
 
 __all__ = ["Refused", "Wrapper", "type_name"]
@@ -50,7 +52,8 @@ class Wrapper:
     """Wraps one value.
 
     Args:
-        threshold: Binary values of at least this many bytes go to ``buffers`` instead of into the data.
+        threshold: Binary values of at least this many bytes go to ``buffers`` instead of into the data, as many as a payload
+            may have.
         limit: Bytes that the value may have; what says that it is larger is not even converted.
         convert: Turn what has no place in the domain into something that has, by the object's own means.
         marker: With ``convert``: put a map that names the type in the place of what still has none.
@@ -119,21 +122,24 @@ class Wrapper:
 
     # ---- binary values -----------------------------------------------------------------------------
 
+    def _is_inline(self, size: int) -> bool:
+        return size < self._threshold or len(self.buffers) >= MOST_BUFFERS
+
     def _out_of_band(self, view: memoryview) -> int:
         self.buffers.append(view)
         return len(self.buffers) - 1
 
     def _bulk(self, view: memoryview) -> bytes | int:
         """The bytes themselves, or the number of the buffer that they have become."""
-        return bytes(view) if view.nbytes < self._threshold else self._out_of_band(view.cast("B").toreadonly())
+        return bytes(view) if self._is_inline(view.nbytes) else self._out_of_band(view.cast("B").toreadonly())
 
     def _bytes(self, value: bytes, path: str, depth: int) -> Any:
-        if len(value) < self._threshold:
+        if self._is_inline(len(value)):
             return value
         return Ext(extensions.BUFFER, _pack([0, self._out_of_band(memoryview(value))]))
 
     def _bytearray(self, value: bytearray, path: str, depth: int) -> Any:
-        if len(value) < self._threshold:
+        if self._is_inline(len(value)):
             return Ext(extensions.BYTEARRAY, bytes(value))
         return Ext(extensions.BUFFER, _pack([1, self._out_of_band(memoryview(value).toreadonly())]))
 
@@ -144,7 +150,7 @@ class Wrapper:
         except ValueError:
             raise Refused(path, "a released memoryview has no contents") from None
         value = value.cast("B") if value.format != "B" else value
-        if value.nbytes < self._threshold:
+        if self._is_inline(value.nbytes):
             return Ext(extensions.MEMORYVIEW, bytes(value))
         return Ext(extensions.BUFFER, _pack([2, self._out_of_band(value.toreadonly())]))
 

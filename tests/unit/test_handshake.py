@@ -1,0 +1,71 @@
+"""What a worker may say in its handshake is bounded before it is read."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.wire.fields import MOST_FIELDS
+from snakepit_trio.wire.generated.snakepit.v1 import HandshakeResponse, ToolSpec
+from snakepit_trio.wire.messages import MOST_PARTS
+from snakepit_trio.workers import handshake
+from snakepit_trio.workers.handshake import Introduction, shake_hands
+
+pytestmark = pytest.mark.anyio
+
+
+async def said(*tools: ToolSpec, raw: bytes = b"") -> Introduction:
+    """What comes of a worker that says this."""
+
+    async def unary(path: str, request: bytes) -> bytes:
+        return bytes(HandshakeResponse(protocol_version=1, tools=list(tools), capabilities=["exchange"])) + raw
+
+    connection: Any = SimpleNamespace(unary=unary)
+    spec: Any = SimpleNamespace(worker_id="w", pool="p", threads=1)
+    return await shake_hands(connection, spec, "run-")
+
+
+async def test_what_adapters_say_is_taken() -> None:
+    tools = [ToolSpec(name=f"t{i}", parameters_schema='{"properties": {}}', metadata={"a": "b"}) for i in range(300)]
+    assert len((await said(*tools)).tools) == 300
+
+
+DEEP = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+
+
+@pytest.mark.parametrize("schema", [DEEP, DEEP[:50_000], "[" * 100_000, "[]", "1", "{"])
+@pytest.mark.parametrize("field", ["parameters_schema", "result_schema"])
+async def test_a_schema_that_is_none_however_deep(schema: str, field: str) -> None:
+    with pytest.raises(WorkerStartupError, match="a schema of 'bad' that is no JSON Schema"):
+        await said(ToolSpec(name="good", **{field: "{}"}), ToolSpec(name="bad", **{field: schema}))  # type: ignore[arg-type]
+
+
+async def test_more_bytes_than_any_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HandshakeResponse, "parse", lambda data: pytest.fail("it was read"))
+    with pytest.raises(WorkerStartupError, match=f"the limit is {handshake._LONGEST}"):
+        await said(ToolSpec(name="t", description="x" * handshake._LONGEST))
+
+
+@pytest.mark.parametrize(
+    ("raw", "limit"),
+    [
+        (b"\x1a\x00" * 100_000, MOST_FIELDS),
+        (b"\x7a\x00" * 100_000, MOST_FIELDS),
+        (bytes(HandshakeResponse(tools=[ToolSpec(metadata={str(i): "" for i in range(9)})])) * 300, MOST_PARTS),
+        (bytes(HandshakeResponse(tools=[ToolSpec(name="x", description="y")])) * 2000, MOST_PARTS),
+    ],
+    ids=["tools", "what is not known", "metadata", "names"],
+)
+async def test_more_in_it_than_any_has(monkeypatch: pytest.MonkeyPatch, raw: bytes, limit: int) -> None:
+    monkeypatch.setattr(HandshakeResponse, "parse", lambda data: pytest.fail("it was read"))
+    with pytest.raises(WorkerStartupError, match=f"more than {limit}"):
+        await said(raw=raw)
+
+
+async def test_a_long_name_is_not_repeated_at_length() -> None:
+    with pytest.raises(WorkerStartupError) as caught:
+        await said(ToolSpec(name="x" * 100_000))
+    assert len(caught.value.message) < 300
