@@ -33,6 +33,8 @@ def overdue(request: Request, now: float) -> SnakepitError:
         return QueueTimeout(
             f"no worker was free for {seconds(waited)} (queue_timeout)",
             details={"waited": waited, "tool": request.tool, "option": "queue_timeout"},
+            # One that stands in a worker's line may have begun a moment ago.
+            retryable=request.seats is None,
         )
     return deadline_passed(request, now)
 

@@ -106,6 +106,10 @@ class Incarnations(SoundBooks):
             held = [*seats.running.values(), *seats.ahead.values()]
             begun = sum(id not in unbegun for table in (seats.running, seats.leaving, seats.ahead) for id in table)
             blame = 1 / max(1, begun) if blamed else 0.0
+            if blamed:
+                for request in held:
+                    if request.id not in unbegun:
+                        self._places.beware(request.tool)
             for request in seats.leaving.values():
                 release(request)
             seats.running.clear()

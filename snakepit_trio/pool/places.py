@@ -22,6 +22,9 @@ SHORT = 0.002
 PATIENCE = 0.01
 #: Seconds. For so long after a request of higher priority came, those below its priority stand in no line.
 _RESPECT = 0.05
+#: So many calls of a tool that has ended a worker stand in no line, and have none behind them: the worker holds the replies of
+#: short calls back for a moment, to send them together, and they would end with the next one that ends it.
+_CAREFUL = 1000
 #: The weight of one call in the average of how long the calls of a tool take.
 _SMOOTHING = 0.1
 
@@ -40,6 +43,8 @@ class Places:
         self._lines: list[dict[Seats, None]] = []
         # By tool, how long its calls take; of one that has just turned out long, not much is counted.
         self._paces: dict[str, float] = {}
+        # By tool, how many more of its calls are to be handled with care.
+        self._careful: dict[str, int] = {}
         # Incarnations with a line, roughly by when the call began that they run.
         self._holders: dict[Seats, None] = {}
         # How many stand in lines, by priority; and up to when which priorities may not.
@@ -134,13 +139,21 @@ class Places:
 
     def is_short(self, tool: str) -> bool:
         """Whether the calls of a tool are short, by those that there were."""
-        return self._paces.get(tool, math.inf) <= SHORT
+        return self._paces.get(tool, math.inf) <= SHORT and tool not in self._careful
 
     def note(self, tool: str, seconds: float) -> None:
         """A call has taken so long."""
         seconds = min(seconds, 5 * SHORT)
+        if self._careful:
+            left = self._careful.pop(tool, 0) - 1
+            if left > 0:
+                self._careful[tool] = left
         known = self._paces.get(tool)
         self._paces[tool] = seconds if known is None else known + (seconds - known) * _SMOOTHING
+
+    def beware(self, tool: str) -> None:
+        """A worker has ended while it ran a call of this tool."""
+        self._careful[tool] = _CAREFUL
 
     # ---- lines -------------------------------------------------------------------------------------
 

@@ -708,3 +708,56 @@ def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:
         call(20, deadline=4.0)
     assert caught.value.details["expected_wait"] == 6.0
     assert call(21, deadline=4.0, priority=1).phase is Phase.QUEUED
+
+
+def test_calls_of_a_tool_that_has_ended_a_worker_stand_in_no_line_for_a_while() -> None:
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
+    worker = ScriptedWorker(1, 1, depth=4)
+    ledger.open(worker.seats, 0.0)
+    numbers = iter(range(1, 10_000))
+
+    def call() -> int:
+        number = next(numbers)
+        ledger.submit(Request(number, "t", NOTHING, wake=lambda: None), 0.0)
+        return number
+
+    def run() -> None:
+        number = call()
+        worker.release(number)
+        ledger.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
+
+    run()
+    assert ledger.is_short("t")
+    call(), call()
+    assert len(worker.holds) == 2
+    ledger.gone(worker.seats, WorkerCrashed("died"), 0.0, unbegun={3})
+    worker = ScriptedWorker(2, 1, depth=4)
+    ledger.open(worker.seats, 0.0)
+    # The one that had not begun runs there, and nobody stands behind it.
+    waits = call()
+    assert list(worker.holds) == [3] and not ledger.is_short("t")
+    for number in (3, waits):
+        worker.release(number)
+        ledger.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
+    for _ in range(998):
+        run()
+    assert ledger.is_short("t")
+
+
+def test_a_wait_in_a_line_that_was_too_long_is_not_to_be_tried_again() -> None:
+    """The worker may have begun the call a moment before it hears that nobody waits for it."""
+    ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
+    worker = ScriptedWorker(1, 1, depth=1)
+    ledger.open(worker.seats, 0.0)
+    first = Request(1, "t", NOTHING, wake=lambda: None)
+    ledger.submit(first, 0.0)
+    worker.release(1)
+    ledger.replied(worker.seats, 1, 0.0, result=NOTHING, error=None)
+    requests = [Request(n, "t", NOTHING, wake=lambda: None, queue_deadline=1.0) for n in (2, 3, 4)]
+    for request in requests:
+        ledger.submit(request, 0.0)
+    assert [request.seats is None for request in requests] == [False, False, True]
+    ledger.expire(2.0)
+    line, queue = requests[1].error, requests[2].error
+    assert isinstance(line, QueueTimeout) and not line.retryable
+    assert isinstance(queue, QueueTimeout) and queue.retryable

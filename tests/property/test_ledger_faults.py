@@ -208,7 +208,7 @@ class Walk:
                 "reply_twice",
                 "fail",
             ],
-            [8, 40, 10, 10, 40, 10, 3, 2, 1, 3, 12, 3, 1],
+            [8, 40, 10, 10, 40, 25, 3, 2, 1, 3, 12, 3, 1],
         )[0]
         getattr(self, kind)()
 
@@ -231,7 +231,7 @@ class Walk:
             self.woken[number] += 1
 
         request = Request(
-            number, "tool", NOTHING, wake=wake, session=session, binding=self.bindings.get(session or ""),
+            number, f"tool{number // 20}", NOTHING, wake=wake, session=session, binding=self.bindings.get(session or ""),
             deadline=self.now + rng.choice([0.5, 3.0, math.inf]),
             queue_deadline=self.now + rng.choice([1.0, math.inf]),
             priority=rng.choice([0, 0, 1]), idempotent=rng.random() < 0.5,
@@ -317,7 +317,7 @@ class Walk:
     def end(self, worker: Worker) -> None:
         self.workers.remove(worker)
         unbegun = set(list(worker.holds)[worker.seats.capacity :])
-        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
+        self.ledger.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun, blamed=self.rng.random() < 0.3)
         assert worker.seats not in self.ledger.seats
 
     def cordon(self) -> None:
@@ -421,7 +421,7 @@ def test_the_books_agree_after_every_fault(internal_errors: list[BaseException])
     # A walk that never meets what it arms shows nothing.
     never = {name for name in Walk(0).faults.names if not met[name]}
     assert never <= _HARDLY, never
-    assert len(met) > 65 and sum(met.values()) > 1000, met
+    assert len(met) > 65 and sum(met.values()) > 800, met
 
 
 #: What these walks do not come to: what a ledger itself doesn't call, or only for a great many entries.
