@@ -19,6 +19,8 @@ from tests.simulation.scripted import World
 
 SEEDS = int(os.environ.get("SNAKEPIT_TEST_SEEDS", "300"))
 BLOCK = 25
+#: Between them, so many schedules have every outcome.
+SHOWING = 40
 
 
 async def one_request(pool: sp.Pool, rng: random.Random, outcomes: Counter[str], *, quick: bool) -> None:
@@ -130,19 +132,18 @@ def run(
     # Trio shuffles its tasks: here by the seed, so that a schedule can be run again.
     monkeypatch.setattr(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
     monkeypatch.setattr(trio._core._run, "_r", random.Random(seed))
-    return trio.run(
-        simulate, seed, Counter() if seen is None else seen, clock=trio.testing.MockClock(autojump_threshold=0)
-    )
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    try:
+        return trio.run(simulate, seed, Counter() if seen is None else seen, clock=clock)
+    except BaseException as exc:
+        exc.add_note(f"seed {seed}: tests.simulation.test_requests.run({seed}, monkeypatch) replays it")
+        raise
 
 
-@pytest.mark.parametrize("block", range(0, SEEDS, BLOCK))
+@pytest.mark.parametrize("block", range(SHOWING, SEEDS, BLOCK))
 def test_no_schedule_loses_or_doubles_a_request(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for seed in range(block, block + BLOCK):
-        try:
-            run(seed, monkeypatch)
-        except BaseException as exc:
-            exc.add_note(f"seed {seed}: tests.simulation.test_requests.run({seed}, monkeypatch) replays it")
-            raise
+    for seed in range(block, min(block + BLOCK, SEEDS)):
+        run(seed, monkeypatch)
 
 
 def test_the_same_seed_gives_the_same_history(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,10 +151,10 @@ def test_the_same_seed_gives_the_same_history(monkeypatch: pytest.MonkeyPatch) -
         assert run(seed, monkeypatch) == run(seed, monkeypatch)
 
 
-def test_schedules_have_every_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_schedules_have_every_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: Counter[str] = Counter()
     late = 0
-    for seed in range(40):
+    for seed in range(SHOWING):
         outcomes, stats = run(seed, monkeypatch, seen)
         seen += outcomes
         late += stats.late_replies
