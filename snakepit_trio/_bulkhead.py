@@ -21,6 +21,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._exceptions import bare_name
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError
 
 __all__ = ["Bulkhead", "InternalErrors", "block", "internal_error", "operation"]
@@ -154,6 +155,7 @@ class InternalErrors:
         """``nursery.start`` a service: what it raises before it has started is raised here; later failures end it alone."""
         return await nursery.start(functools.partial(self._serve, function, *args), name=_name(function))
 
+    @protected
     async def _run(
         self,
         function: Callable[..., Awaitable[object]],
@@ -169,6 +171,7 @@ class InternalErrors:
             if not Bulkhead(self, ended, on_error, who).stop(exc):
                 raise
 
+    @protected
     async def _serve(
         self, function: Callable[..., Awaitable[object]], *args: Any, task_status: anyio.abc.TaskStatus[Any]
     ) -> None:
@@ -179,6 +182,7 @@ class InternalErrors:
             if not status.told or not Bulkhead(self, "service", None, {}).stop(exc):
                 raise
 
+    @protected
     async def _keep(self, function: Callable[..., Awaitable[object]], *args: Any, who: dict[str, Any]) -> None:
         pause = _FIRST_PAUSE
         while True:
@@ -211,6 +215,7 @@ def operation(method: F) -> F:
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
+        @protected
         async def behind(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
             try:
                 return await method(self, *args, **options)
@@ -222,6 +227,7 @@ def operation(method: F) -> F:
         return behind  # type: ignore[return-value]
 
     @functools.wraps(method)
+    @protected
     def plain(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
         try:
             return method(self, *args, **options)
@@ -262,6 +268,7 @@ class _Block(AbstractAsyncContextManager[T]):
         self._inner = inner
         self._what = what
 
+    @protected
     async def __aenter__(self) -> T:
         try:
             return await self._inner.__aenter__()
@@ -270,6 +277,7 @@ class _Block(AbstractAsyncContextManager[T]):
         except Exception as exc:
             raise self._errors.caller(exc, self._what) from exc
 
+    @protected
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:

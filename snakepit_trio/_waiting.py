@@ -89,10 +89,13 @@ def _trio_loop() -> EventLoop:
 
 def _trio_waiter() -> Callable[[], Waiter]:
     """The class, made where Trio is imported already."""
-    from trio.lowlevel import Abort, current_task, reschedule, wait_task_rescheduled
+    from trio.lowlevel import Abort, current_task, enable_ki_protection, reschedule, wait_task_rescheduled
 
     class TrioWaiter:
-        """Invariant: ``_task`` is the task exactly while it sleeps here, so it is rescheduled once or aborted, never both."""
+        """Invariant: ``_task`` is the task exactly while it sleeps here, so it is rescheduled once or aborted, never both.
+
+        Protected, for an interrupt in between would leave the task there, to be woken from another sleep.
+        """
 
         __slots__ = ("_happened", "_task")
 
@@ -107,6 +110,7 @@ def _trio_waiter() -> Callable[[], Waiter]:
                 self._task = None
                 reschedule(task)
 
+        @enable_ki_protection
         async def wait(self) -> None:
             if not self._happened:
                 self._task = current_task()

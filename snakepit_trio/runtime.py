@@ -9,7 +9,7 @@ import logging
 import os
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from snakepit_trio import __version__, _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._config_checks import refuse
 from snakepit_trio._fair_budget import FairBudget, room_for
+from snakepit_trio._interrupts import Unwrapped, interrupt_in, managed, protected
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
 from snakepit_trio.control.server import ControlServer
@@ -180,6 +181,7 @@ class Runtime:
         starting = anyio.Semaphore(max(2, 2 * (os.cpu_count() or 1)))
         failed: dict[str, WorkerStartupError] = {}
 
+        @protected
         async def open_one(pool: Pool) -> None:
             try:
                 await pool.open(nursery)
@@ -221,12 +223,21 @@ class Runtime:
             raise _none_could_start([failed[name] for name in self._pools])
 
     async def _close(self, *, drain: bool) -> None:
+        @protected
+        async def close_one(pool: Pool) -> None:
+            await pool.aclose(drain=drain)
+
         async with anyio.create_task_group() as closing:
             for pool in self._pools.values():
-                closing.start_soon(functools.partial(pool.aclose, drain=drain))
+                closing.start_soon(close_one, pool)
         if self.bridge is not None:
             # After the pools: its clients get the answers that they wait for.
             await self.bridge.aclose(drain=drain)
+
+    async def _close_at_once(self) -> None:
+        """Stop the workers, or kill them when that takes too long; also in what is cancelled."""
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCELLED_CLOSE):
+            await self._close(drain=False)
 
     def _make_metrics(self, config: MetricsConfig) -> Metrics:
         try:
@@ -280,7 +291,7 @@ class Runtime:
         return (self.tools,)
 
 
-@asynccontextmanager
+@managed
 async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     """Open pools, wait until they are ready, and close them when the block ends.
 
@@ -304,66 +315,147 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
             yield runtime
 
 
-@asynccontextmanager
+@managed
 async def assemble(
     config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[PoolConfig, Run], Launcher]
 ) -> AsyncIterator[Runtime]:
     """What :func:`open_runtime` does, over a given run, wire and launchers: a test may have its own."""
-    backend = sniffio.current_async_library()
-    raised: BaseException | None = None
-    wreck: dict[str, Any] | None = None
-    async with AsyncExitStack() as stack:
-        await stack.enter_async_context(wire)
-        store = await stack.enter_async_context(open_store(config.store, limits_of(config)))
-        runtime = Runtime(config, run, wire, backend, store, launcher)
-        stack.callback(runtime.events.close)
-        if config.bridge is not None:
-            from snakepit_trio.bridge.server import bound_bridge
-
-            runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir), runtime._redactor))
-        if runtime._telemetry is not None:
-            stack.callback(runtime._telemetry.close)
+    root = _Root(config, run, wire, launcher)
+    with Unwrapped() as unwrapped:
         try:
             async with anyio.create_task_group() as nursery:
+                nursery.start_soon(root.run, nursery)
                 try:
-                    errors = runtime.internal_errors
-                    errors.keep(nursery, runtime.sessions.keep)
-                    if runtime.metrics is not None:
-                        await errors.serve(nursery, runtime.metrics.serve)
-                    if config.dump_on_signal:
-                        await errors.serve(nursery, dump_on_signal, runtime.recorder)
-                    if config.control and run.control is not None:
-                        operations = Operations(runtime, runtime._redactor.value, backend)
-                        control = ControlServer(operations, runtime.events, run.control, errors)
-                        await errors.serve(nursery, control.serve)
-                    await runtime._open(nursery, stack)
-                    if runtime.bridge is not None:
-                        errors.keep(nursery, runtime.bridge.serve)
-                    with _forks.contained():
-                        yield runtime
-                    await runtime._close(drain=True)
+                    yield await root.opened()
                 except BaseException as exc:
-                    cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
-                    if cancelled and nursery.cancel_scope.cancel_called:
-                        # A task of our own has failed, and takes everything down.
-                        wreck = runtime.recorder.dump()
-                    with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCELLED_CLOSE):
-                        await runtime._close(drain=False)
-                    if cancelled:
+                    root.leave(drain=False)
+                    if isinstance(exc, anyio.get_cancelled_exc_class()):
                         raise
-                    # Raised again below, outside of the nursery, which would wrap it in a group.
-                    raised = exc
-                nursery.cancel_scope.cancel()
-        except BaseExceptionGroup as group:
-            if wreck is not None:
-                runtime.recorder.write("crash", wreck)
-            if raised is None:
-                raise
-            _log.error("the runtime failed while it was closing", exc_info=group)
+                    unwrapped.raised = exc
+                else:
+                    root.leave(drain=True)
         finally:
-            runtime._report()
-    if raised is not None:
-        raise raised
+            if root.failure is not None:
+                raise root.failure
+
+
+class _Root:
+    """The task in which a runtime is opened and closed.
+
+    A task of its own, since an interrupt is raised in the main task wherever that waits, shielded or not: at the end of a
+    nursery, which goes on to wait all the same, and not in the middle of a clean-up.
+
+    Attributes:
+        failure: What it has failed with; None as long as it has not.
+    """
+
+    def __init__(
+        self, config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[PoolConfig, Run], Launcher]
+    ) -> None:
+        self.failure: BaseException | None = None
+        self._config = config
+        self._run = run
+        self._wire = wire
+        self._launcher = launcher
+        self._backend = sniffio.current_async_library()
+        self._runtime: Runtime | None = None
+        self._ready = anyio.Event()
+        self._leaving = anyio.Event()
+        self._drain = False
+        self._opening = anyio.CancelScope()
+
+    async def opened(self) -> Runtime:
+        """Wait until the runtime is open.
+
+        Raises:
+            WorkerStartupError, ConfigError: It can't be.
+        """
+        await self._ready.wait()
+        if self._runtime is not None:
+            return self._runtime
+        failure, self.failure = self.failure, None
+        if failure is not None:
+            raise failure
+        # It was cancelled, and so is this.
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    def leave(self, *, drain: bool) -> None:
+        """The block has ended, or will never begin: close, and when draining let end what runs. Ends :meth:`run`."""
+        self._drain = drain
+        self._leaving.set()
+        if self._runtime is None:
+            self._opening.cancel()
+
+    @protected
+    async def run(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Be the runtime. A failure cancels the nursery, and with it the block."""
+        try:
+            with self._opening:
+                await self._open_and_close()
+        except BaseException as exc:
+            if isinstance(exc, anyio.get_cancelled_exc_class()):
+                raise
+            # Not raised here: on asyncio an interrupt stops the loop as it leaves a task, and the block has yet to be left.
+            self.failure = exc
+            if self._runtime is not None:
+                nursery.cancel_scope.cancel()
+        finally:
+            self._ready.set()
+
+    async def _open_and_close(self) -> None:
+        config, run = self._config, self._run
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self._wire)
+            store = await stack.enter_async_context(open_store(config.store, limits_of(config)))
+            runtime = Runtime(config, run, self._wire, self._backend, store, self._launcher)
+            stack.callback(runtime.events.close)
+            if config.bridge is not None:
+                from snakepit_trio.bridge.server import bound_bridge
+
+                runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir), runtime._redactor))
+            if runtime._telemetry is not None:
+                stack.callback(runtime._telemetry.close)
+            stack.callback(runtime._report)
+            wreck: dict[str, Any] | None = None
+            try:
+                with Unwrapped() as unwrapped:
+                    async with anyio.create_task_group() as nursery:
+                        try:
+                            await self._start(runtime, nursery, stack)
+                            self._runtime = runtime
+                            self._ready.set()
+                            await self._leaving.wait()
+                            await (runtime._close(drain=True) if self._drain else runtime._close_at_once())
+                        except BaseException as exc:
+                            cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
+                            if cancelled and nursery.cancel_scope.cancel_called:
+                                # A task of our own has failed, and takes everything down.
+                                wreck = runtime.recorder.dump()
+                            await runtime._close_at_once()
+                            if cancelled:
+                                raise
+                            unwrapped.raised = exc
+                        nursery.cancel_scope.cancel()
+            except BaseException as exc:
+                if wreck is not None and interrupt_in(exc) is None:
+                    runtime.recorder.write("crash", wreck)
+                raise
+
+    async def _start(self, runtime: Runtime, nursery: anyio.abc.TaskGroup, stack: AsyncExitStack) -> None:
+        config, errors = self._config, runtime.internal_errors
+        errors.keep(nursery, runtime.sessions.keep)
+        if runtime.metrics is not None:
+            await errors.serve(nursery, runtime.metrics.serve)
+        if config.dump_on_signal:
+            await errors.serve(nursery, dump_on_signal, runtime.recorder)
+        if config.control and self._run.control is not None:
+            operations = Operations(runtime, runtime._redactor.value, self._backend)
+            control = ControlServer(operations, runtime.events, self._run.control, errors)
+            await errors.serve(nursery, control.serve)
+        await runtime._open(nursery, stack)
+        if runtime.bridge is not None:
+            errors.keep(nursery, runtime.bridge.serve)
 
 
 def _none_could_start(failed: list[WorkerStartupError]) -> WorkerStartupError:
@@ -398,7 +490,7 @@ def _known(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
-@asynccontextmanager
+@managed
 async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> AsyncIterator[Pool]:
     """Open a runtime with one pool.
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 
+from snakepit_trio._interrupts import interrupt_in
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.errors import ConfigError, WorkerStartupError
 from snakepit_trio.runtime import Runtime, open_runtime
@@ -83,7 +84,7 @@ def run(
     try:
         anyio.run(script, backend=backend)
     except BaseException as exc:
-        error = only(exc)
+        error = interrupt_in(exc) or only(exc)
         if isinstance(error, SystemExit):
             # As the interpreter does: nothing is success, and text is a last word.
             code = error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -25,6 +25,7 @@ from h2.utilities import HeaderValidationFlags, validate_headers
 
 from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._fair_budget import Share
+from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
@@ -335,6 +336,7 @@ class BridgeConnection(AbstractHandler):
                 pass
         self._protocol.processor.close(reason)
 
+    @protected
     async def drain(self) -> None:
         """Take no more requests, let those that run end, and go."""
         self.draining = True
@@ -343,6 +345,7 @@ class BridgeConnection(AbstractHandler):
             await self._quiet.wait()
         self.dismiss("the host is closing")
 
+    @protected
     async def _watch(self) -> None:
         """End it when it shows no token, does nothing, or is not there any more."""
         limits = self.limits

@@ -88,9 +88,10 @@ def attended(main: Callable[[], Awaitable[_T]], *, backend: str = "trio") -> _T:
     try:
         anyio.run(command, backend=backend)
     except BaseException as exc:
+        from snakepit_trio._interrupts import interrupt_in
         from snakepit_trio.script import only
 
-        error = only(exc)
+        error = interrupt_in(exc) or only(exc)
         if isinstance(error, KeyboardInterrupt):
             # Before somebody listened, or the second one.
             received.append(signal.SIGINT)

@@ -14,6 +14,7 @@ import sniffio
 
 from snakepit_trio._bulkhead import InternalErrors, block, operation
 from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
+from snakepit_trio._interrupts import Unwrapped, managed
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.config import TlsConfig
@@ -397,7 +398,7 @@ class Client:
         return (await self._link.unary("DeleteProgram", request, v1.DeleteProgramResponse)).deleted
 
 
-@asynccontextmanager
+@managed
 async def connect(
     address: str,
     *,
@@ -428,7 +429,6 @@ async def connect(
         AuthenticationFailed: The token is wrong.
         ConfigError: An argument can't be used.
     """
-    raised: BaseException | None = None
     # Looked at now, and for each connection: the file may have changed by then.
     _token(token, token_file)
     context = client_tls(tls)
@@ -439,21 +439,19 @@ async def connect(
         max_message=max_payload + FRAME_OVERHEAD,
         connect_timeout=connect_timeout,
     )
-    async with anyio.create_task_group() as nursery:
-        link.nursery = nursery
-        try:
-            await link.get()
-            yield Client(link, pool, max_payload)
-        except BaseException as exc:
-            if isinstance(exc, anyio.get_cancelled_exc_class()):
-                raise
-            # Raised again below, outside of the nursery, which would wrap it in a group.
-            raised = exc
-        finally:
-            link.close()
-            nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    with Unwrapped() as unwrapped:
+        async with anyio.create_task_group() as nursery:
+            link.nursery = nursery
+            try:
+                await link.get()
+                yield Client(link, pool, max_payload)
+            except BaseException as exc:
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+                unwrapped.raised = exc
+            finally:
+                link.close()
+                nursery.cancel_scope.cancel()
 
 
 def _token(token: str | None, token_file: str | os.PathLike[str] | None) -> str:

@@ -16,6 +16,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._interrupts import protected
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.wire import sockets
@@ -140,6 +141,7 @@ class Link:
         """Start a task of the client's, in which an unexpected exception ends what it is for, and not the client."""
         self.errors.start(self.nursery, function, *args, ended=ended, on_error=on_error)
 
+    @protected
     async def get(self) -> Connection:
         """A connection whose server has taken the token.
 
@@ -207,6 +209,7 @@ class Link:
         self._slots = anyio.CapacityLimiter(max(min(made.max_streams, 10_000), 1))
         return made
 
+    @protected
     async def unary(
         self, method: str, request: Any, answer: type[M], *, timeout: float | None = None, again: bool = False
     ) -> M:

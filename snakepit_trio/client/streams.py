@@ -11,6 +11,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import RequestTimeout, SnakepitError
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.tool_messages import PayloadAnswer
@@ -75,6 +76,7 @@ class RemoteChunks:
         self._waiting_bytes = 0
         self._news.set()
 
+    @protected
     async def __anext__(self) -> Any:
         """Wait for the next chunk. A cancellation loses none.
 

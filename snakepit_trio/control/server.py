@@ -234,6 +234,7 @@ class ControlServer:
     async def _stream(self, connection: _Connection, id: int | str | None, wanted: EventsOf) -> None:
         async with anyio.create_task_group() as nursery:
 
+            @protected
             async def watch() -> None:
                 await connection.spoken()
                 nursery.cancel_scope.cancel()

@@ -12,6 +12,7 @@ from typing import Protocol
 import anyio
 
 from snakepit_trio import _forks
+from snakepit_trio._interrupts import protected
 from snakepit_trio.observe.cpu import cpu_time
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
@@ -170,6 +171,7 @@ class LocalProcess(Handle):
         """Wait until there is something to read, or the process has ended: a pipe may have other writers, which stay."""
         async with anyio.create_task_group() as nursery:
 
+            @protected
             async def wait_for_end() -> None:
                 await self.wait()
                 nursery.cancel_scope.cancel()

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
 import anyio
@@ -14,6 +13,7 @@ import anyio.lowlevel
 import attrs
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._interrupts import managed, protected
 from snakepit_trio.errors import InvalidParameter
 
 from .catalogue import CATALOGUE, EVENT_NAME
@@ -78,6 +78,7 @@ class EventStream:
     def __aiter__(self) -> EventStream:
         return self
 
+    @protected
     async def __anext__(self) -> Event:
         """Wait for the next event. A cancellation loses none. Ends when the runtime does, after what still waits."""
         while not self._events:
@@ -175,7 +176,7 @@ class EventBus:
         for stream in self._who(event.name):
             stream._offer(event)
 
-    @asynccontextmanager
+    @managed
     async def subscribe(self, *prefixes: str, capacity: int = 10_000) -> AsyncIterator[EventStream]:
         """Listen to events whose names begin with one of ``prefixes``; to all without any.
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import anyio
 
+from snakepit_trio._interrupts import Unwrapped, protected
+
 __all__ = ["Allowance", "hedged"]
 
 #: As many hedges as this may be saved up.
@@ -51,27 +53,29 @@ async def hedged(
     running = 0
     over = anyio.Event()
 
-    async with anyio.create_task_group() as nursery:
+    with Unwrapped():
+        async with anyio.create_task_group() as nursery:
 
-        async def run(call: Callable[[], Awaitable[Any]]) -> None:
-            nonlocal running
-            running += 1
-            try:
-                results.append(await call())
-            except Exception as exc:
-                errors.append(exc)
-            finally:
-                running -= 1
-            if results:
-                nursery.cancel_scope.cancel()
-            if not running:
-                over.set()
+            @protected
+            async def run(call: Callable[[], Awaitable[Any]]) -> None:
+                nonlocal running
+                running += 1
+                try:
+                    results.append(await call())
+                except Exception as exc:
+                    errors.append(exc)
+                finally:
+                    running -= 1
+                if results:
+                    nursery.cancel_scope.cancel()
+                if not running:
+                    over.set()
 
-        nursery.start_soon(run, first)
-        with anyio.move_on_after(delay):
-            await over.wait()
-        if not over.is_set() and (beside := second()) is not None:
-            nursery.start_soon(run, beside)
+            nursery.start_soon(run, first)
+            with anyio.move_on_after(delay):
+                await over.wait()
+            if not over.is_set() and (beside := second()) is not None:
+                nursery.start_soon(run, beside)
     if results:
         return results[0]
     raise errors[0]

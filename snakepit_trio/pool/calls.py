@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import anyio
 
 from snakepit_trio._call_options import UNSET, Unset, check_limit
+from snakepit_trio._interrupts import protected
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import SnakepitError
 
@@ -74,6 +75,7 @@ class Calls:
         self._loop = loop
         self._errors = errors
 
+    @protected
     async def execute(
         self,
         tool: str,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.lowlevel
 
 from snakepit_trio._bell import Bell
+from snakepit_trio._interrupts import Unwrapped, exposed, managed, protected
 from snakepit_trio.errors import SnakepitError
 
 from .request import Phase, Request
@@ -90,6 +90,7 @@ class MapResults:
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
+    @protected
     async def __anext__(self) -> Any:
         """Wait for the next result. A cancellation loses none.
 
@@ -127,6 +128,7 @@ class MapResults:
                 raise
             raise self._errors.caller(exc, "map") from exc
 
+    @protected
     async def feed(self) -> None:
         """Fetch inputs from an async iterable, each when there is room for it. Ends with them; what they raise, the consumer
         gets."""
@@ -184,7 +186,7 @@ class MapResults:
         """The next input; ``_NOTHING`` when there is none now, or none any more."""
         if not self.fed:
             try:
-                return next(self._inputs)
+                return self._next_of_inputs()
             except StopIteration:
                 self._exhausted = True
                 return _NOTHING
@@ -201,6 +203,10 @@ class MapResults:
                 self._input_error = error
                 raise error
         return fetched
+
+    @exposed
+    def _next_of_inputs(self) -> Any:
+        return next(self._inputs)
 
     def _refill(self) -> None:
         while not self._exhausted and len(self._under_way) < self._limit():
@@ -233,7 +239,7 @@ class MapResults:
             self._consumer.wake()
 
 
-@asynccontextmanager
+@managed
 async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
     """Hold a map's results, and what runs for them; leaving the block cancels what is under way.
 
@@ -247,19 +253,18 @@ async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIt
         finally:
             results.close()
         return
-    raised: BaseException | None = None
-    async with anyio.create_task_group() as nursery:
-        if results.fed:
-            nursery.start_soon(results.feed)
-        if tasks is not None:
-            tasks.nursery = nursery
-        try:
-            yield results
-        except (Exception, KeyboardInterrupt, SystemExit) as exc:
-            # It leaves the block as it is, not inside a group.
-            raised = exc
-        finally:
-            results.close()
-            nursery.cancel_scope.cancel()
-    if raised is not None:
-        raise raised
+    with Unwrapped() as unwrapped:
+        async with anyio.create_task_group() as nursery:
+            if results.fed:
+                nursery.start_soon(results.feed)
+            if tasks is not None:
+                tasks.nursery = nursery
+            try:
+                yield results
+            except BaseException as exc:
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+                unwrapped.raised = exc
+            finally:
+                results.close()
+                nursery.cancel_scope.cancel()

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from snakepit_trio._interrupts import managed
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _method(pool: Pool, tool: str, function: Callable[..., Any], *, streaming: b
 
     if streaming:
 
-        @asynccontextmanager
+        @managed
         async def stream(self: Any, *positional: Any, **keywords: Any) -> AsyncIterator[AsyncIterator[Any]]:
             async with pool.stream(tool, arguments(self, positional, keywords)) as chunks:
                 yield _Converted(chunks, convert)

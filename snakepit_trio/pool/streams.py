@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.lowlevel
 
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError
 
 from .request import Outcome, Phase
@@ -131,6 +132,7 @@ class ChunkStream:
     def __aiter__(self) -> ChunkStream:
         return self
 
+    @protected
     async def __anext__(self) -> Any:
         """Wait for the next chunk. A cancellation loses none.
 

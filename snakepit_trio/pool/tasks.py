@@ -10,6 +10,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._bell import Bell
+from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import QueueFull, ToolError
 
 from .request import Phase
@@ -81,6 +82,7 @@ class MapTasks:
         """Its result is not wanted any more."""
         task.scope.cancel()
 
+    @protected
     async def _run(self, task: MapTask, params: Mapping[str, Any], wake: Callable[[], None]) -> None:
         try:
             with task.scope:

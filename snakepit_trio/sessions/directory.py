@@ -193,6 +193,7 @@ class SessionDirectory:
         """What this process has of a session."""
         return self._known.get(id)
 
+    @protected
     async def open(self, id: str, ttl: float | None, metadata: dict[str, str]) -> KnownSession:
         """Make a session, or resume the one of that id, and hold it open. The caller leaves what it has opened.
 
@@ -219,6 +220,7 @@ class SessionDirectory:
             self._events.emit("session.opened", None, session_id=id)
         return known
 
+    @protected
     async def use(self, known: KnownSession) -> None:
         """The session is about to be used.
 
@@ -257,6 +259,7 @@ class SessionDirectory:
         """The store has it no more."""
         self._forget(known)
 
+    @protected
     async def leave(self, known: KnownSession, *, detach: bool) -> None:
         """A block that had it open has ended."""
         known.handles -= 1
@@ -273,6 +276,7 @@ class SessionDirectory:
         """Something may expire earlier than was thought."""
         self._changed.set()
 
+    @protected
     async def sweep(self) -> None:
         """End what has expired, now."""
         async with self._lock:

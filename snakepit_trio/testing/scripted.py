@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from snakepit_trio._interrupts import managed
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.launch.base import Launcher, WorkerSpec
 from snakepit_trio.pool.pool import Pool
@@ -67,7 +67,7 @@ class ScriptedWorkers(Launcher, Wire):
     def __repr__(self) -> str:
         return f"<ScriptedWorkers {', '.join(self.tools)} alive={len(self.alive)}>"
 
-    @asynccontextmanager
+    @managed
     async def open_pool(self, **options: Any) -> AsyncIterator[Pool]:
         """Open a pool over these workers.
 

@@ -452,6 +452,7 @@ async def _first(*events: anyio.Event) -> None:
     """Wait until one of the events is set."""
     async with anyio.create_task_group() as nursery:
 
+        @protected
         async def wait(event: anyio.Event) -> None:
             await event.wait()
             nursery.cancel_scope.cancel()
