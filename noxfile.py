@@ -180,7 +180,11 @@ def soak(session: nox.Session, backend: str) -> None:
             env={"SNAKEPIT_TEST_INJECTION": "all"},
         )  # fmt: skip
         session.run(
-            "pytest", "tests/simulation/test_interrupts.py", "--timeout", "3600", env={"SNAKEPIT_TEST_INTERRUPTS": "1000"}
+            "pytest",
+            "tests/simulation/test_interrupts.py",
+            "--timeout",
+            "3600",
+            env={"SNAKEPIT_TEST_INTERRUPTS": "1000"},
         )
     for side in ("host", "worker", "template", "client"):
         session.run("python", "-m", "tests.injection", "--side", side, "--backend", backend)
