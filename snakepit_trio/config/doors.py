@@ -104,7 +104,8 @@ class MetricsConfig:
         address: Where ``/metrics``, ``/live`` and ``/ready`` are served over HTTP: ``"tcp:HOST:PORT"`` (port 0 is any free
             one; ``runtime.metrics.address`` says which) or ``"unix:PATH"``. None: nowhere, for an application that
             serves its own registry. There is no authentication: what is not loopback is for trusted networks.
-        max_connections: How many clients are served at once; more are turned away.
+        max_connections: How many clients are served at once. When there are as many, the one that has kept its request back
+            longest makes room.
         client_timeout: How long one client may take for its request and its answer, in seconds.
         max_tools: How many tools have a label of their own; the others share ``"other"``.
     """

@@ -71,6 +71,8 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
         self._clients = 0
+        # The clients whose request is not here yet, the oldest first.
+        self._waiting: dict[anyio.abc.SocketStream, anyio.CancelScope] = {}
 
     def __repr__(self) -> str:
         return f"<Metrics at {self.address or 'no address'} clients={self._clients}>"
@@ -126,14 +128,23 @@ class Metrics:
         self._clients += 1
         _keep(stream)
         try:
-            with self._errors.bulkhead("connection"), anyio.move_on_after(self._config.client_timeout):
-                if self._clients > self._config.max_connections:
+            with self._errors.bulkhead("connection"), anyio.move_on_after(self._config.client_timeout) as scope:
+                if self._clients > self._config.max_connections and not self._make_room():
                     return
+                self._waiting[stream] = scope
                 with contextlib.suppress(*_GONE):
                     await self._answer(stream)
         finally:
             self._clients -= 1
+            self._waiting.pop(stream, None)
             await anyio.aclose_forcefully(stream)
+
+    def _make_room(self) -> bool:
+        """Send the client away that has kept us waiting longest for its request."""
+        for stream in self._waiting:
+            self._waiting.pop(stream).cancel()
+            return True
+        return False
 
     async def _answer(self, stream: anyio.abc.SocketStream) -> None:
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=_LONGEST_HEAD)
@@ -144,6 +155,7 @@ class Metrics:
         else:
             if request is None:
                 return
+            self._waiting.pop(stream, None)
             status, kind, body = self._page(request)
         head = h11.Response(
             status_code=status,
