@@ -286,10 +286,13 @@ class SessionDirectory:
     async def keep(self) -> None:
         """End what has expired, at the moment it does, for as long as the runtime lives."""
         store = self._store
+        stuck = math.nan
         while True:
             self._changed = anyio.Event()
             try:
-                wait = await store.ask(store.tables.next_expiry) - store.clock()
+                due = await store.ask(store.tables.next_expiry)
+                # What stands there though everything that is due was ended just now is a row that makes no sense.
+                wait = _LOOK if due == stuck else due - store.clock()
                 if store.shared:
                     # Others sweep too: they hear of what is used here well before they would end it.
                     lives = [known.ttl for known in self._untold if known.ttl is not None]
@@ -297,7 +300,10 @@ class SessionDirectory:
                 with anyio.move_on_after(max(wait, _SHORTEST)):
                     await self._changed.wait()
                     continue
+                # A clock that is not the event loop's may not be there yet.
+                past = due <= store.clock()
                 await self.sweep()
+                stuck = due if past else math.nan
             except SnakepitError as exc:
                 _log.warning("%s", exc.message)
                 await anyio.sleep(_LOOK)

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from typing import Any
 
 import attrs
+import msgspec
 
 from snakepit_trio._timeouts import NEVER
 from snakepit_trio.errors import InvalidParameter, QuotaExceeded, SessionNotFound
 
-__all__ = ["Limits", "ProgramInfo", "SessionInfo", "check_name", "check_ttl", "over_quota", "session_not_found"]
+__all__ = [
+    "Limits",
+    "OddRows",
+    "ProgramInfo",
+    "SessionInfo",
+    "check_name",
+    "check_ttl",
+    "over_quota",
+    "session_not_found",
+]
+
+_log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 256
+#: Of so many odd rows it is remembered that they were told of; of more nothing is told.
+_MOST_TOLD = 1000
 
 
 @attrs.frozen(kw_only=True)
@@ -64,6 +80,43 @@ class Limits:
     max_programs: int | None = None
     program_max_bytes: int | None = None
     programs_max_bytes: int | None = None
+
+
+class OddRows:
+    """Tells of what a store has kept, and makes no sense: once of each, and then it is passed over.
+
+    A store outlives the program that wrote it, and others can write to it.
+    """
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, str]] = set()
+
+    def tell(self, kind: str, *names: object) -> None:
+        """Log a warning about a row, if it is the first.
+
+        Args:
+            kind: What it is: ``"session"``, ``"value"``, ``"program"`` or ``"total"``.
+            names: What it is kept under; text, or whatever stands in its place.
+        """
+        row = kind, " of ".join(ascii(_as_text(name))[:100] for name in names)
+        if row not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(row)
+            _log.warning("the store has a %s that makes no sense, and is passed over: %s", *row)
+
+    def metadata(self, id: str, data: Any) -> dict[str, str]:
+        """A session's metadata from what is kept of it; none when that makes no sense."""
+        try:
+            return msgspec.json.decode(data, type=dict[str, str])
+        except (msgspec.MsgspecError, TypeError, ValueError):
+            self.tell("session's metadata", id)
+            return {}
+
+
+def _as_text(name: object) -> object:
+    try:
+        return name.decode() if isinstance(name, bytes) else name
+    except UnicodeDecodeError:
+        return name
 
 
 def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:

@@ -1,6 +1,7 @@
 """Sessions and programs in SQLite: in memory, or in a file that survives a restart.
 
-Each method is one transaction: what it refuses has changed nothing. What has expired is not there for its users; it counts
+Each method is one transaction: what it refuses has changed nothing. SQLite keeps what it is given, of whatever type: a row that
+is not as it is written here is told of once, and is not there for anybody. What has expired is not there for its users; it counts
 against quotas until it is swept, which is its owner's part, who may know of a later use. The clock is the caller's: ``now``
 is in seconds, and only differences count.
 """
@@ -18,7 +19,7 @@ import msgspec
 
 from snakepit_trio.errors import QuotaExceeded
 
-from .records import Limits, ProgramInfo, SessionInfo, over_quota, session_not_found
+from .records import Limits, OddRows, ProgramInfo, SessionInfo, over_quota, session_not_found
 
 __all__ = ["SqlTables"]
 
@@ -40,6 +41,19 @@ CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL
 INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
 PRAGMA user_version = 1;
 """
+_NUMBER = "IN ('real', 'integer')"
+#: Whether a row of sessions is what this has written.
+_SOUND = (
+    f"typeof(created) {_NUMBER} AND typeof(used) {_NUMBER} AND typeof(coalesce(ttl, 0)) {_NUMBER}"
+    f" AND typeof(coalesce(expires, 0)) {_NUMBER} AND typeof(entries) = 'integer' AND typeof(size) = 'integer'"
+    " AND typeof(writes) = 'integer'"
+)
+#: What each total is, counted anew.
+_COUNTS = {
+    "sessions": "SELECT count(*) FROM sessions",
+    "programs": "SELECT count(*) FROM programs",
+    "program_bytes": "SELECT coalesce(sum(length(data)), 0) FROM programs",
+}
 
 
 class SqlTables:
@@ -55,10 +69,13 @@ class SqlTables:
 
     def __init__(self, path: str, limits: Limits) -> None:
         self._limits = limits
+        self._odd = OddRows()
         if path != ":memory:":
             # Its owner's alone, from the first moment; SQLite gives its other files the same mode.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
+        # A text that is none is not anybody's; it must not be in the way of the others.
+        self._db.text_factory = lambda data: data.decode(errors="backslashreplace")
         try:
             if path != ":memory:":
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
@@ -89,11 +106,23 @@ class SqlTables:
         self._db.execute("COMMIT")
 
     def _total(self, name: str) -> int:
-        row: tuple[int] = self._db.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()
-        return row[0]
+        row = self._db.execute("SELECT value FROM totals WHERE name = ?", (name,)).fetchone()
+        return row[0] if row is not None and type(row[0]) is int else self._count(name)
 
     def _add(self, name: str, amount: int) -> None:
-        self._db.execute("UPDATE totals SET value = value + ? WHERE name = ?", (amount, name))
+        """The tables have changed by so much."""
+        changed = self._db.execute(
+            "UPDATE totals SET value = value + ? WHERE name = ? AND typeof(value) = 'integer'", (amount, name)
+        )
+        if changed.rowcount != 1:
+            self._count(name)
+
+    def _count(self, name: str) -> int:
+        """Find a total anew that was lost."""
+        self._odd.tell("total", name)
+        found: int = self._db.execute(_COUNTS[name]).fetchone()[0]
+        self._db.execute("INSERT OR REPLACE INTO totals VALUES (?, ?)", (name, found))
+        return found
 
     # ---- sessions ----------------------------------------------------------------------------------
 
@@ -127,13 +156,20 @@ class SqlTables:
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         """What there is to say of a session. Does not count as a use."""
-        row = self._db.execute("SELECT * FROM sessions WHERE id = ? AND coalesce(expires > ?, 1)", (id, now)).fetchone()
-        return None if row is None else _session(row, now)
+        row = self._db.execute(
+            f"SELECT * FROM sessions WHERE id = ? AND coalesce(expires > ?, 1) AND {_SOUND}", (id, now)
+        ).fetchone()
+        return None if row is None else self._session(row, now)
 
     def sessions(self, now: float) -> list[SessionInfo]:
         """All of them, by id."""
-        rows = self._db.execute("SELECT * FROM sessions WHERE coalesce(expires > ?, 1) ORDER BY id", (now,))
-        return [_session(row, now) for row in rows]
+        for odd in self._db.execute(f"SELECT id FROM sessions WHERE NOT ({_SOUND}) OR typeof(id) != 'text'"):
+            self._odd.tell("session", *odd)
+        rows = self._db.execute(
+            f"SELECT * FROM sessions WHERE coalesce(expires > ?, 1) AND {_SOUND} AND typeof(id) = 'text' ORDER BY id",
+            (now,),
+        )
+        return [self._session(row, now) for row in rows]
 
     def remove(self, id: str) -> bool:
         """End a session, with its values and programs. Returns whether it was there."""
@@ -142,8 +178,22 @@ class SqlTables:
 
     def due(self, now: float, most: int) -> list[str]:
         """The ids of the sessions that have expired unless somebody knows of a later use, the earliest first."""
-        rows = self._db.execute("SELECT id FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?", (now, most))
-        return [id for (id,) in rows]
+        rows = self._db.execute(
+            "SELECT typeof(id), CAST(id AS BLOB) FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?", (now, most)
+        ).fetchall()
+        found = []
+        for kind, raw in rows:
+            try:
+                if kind != "text":
+                    raise ValueError(kind)
+                found.append(raw.decode())
+            except ValueError:
+                # Nobody can ask for it, and it has expired.
+                self._odd.tell("session", raw)
+                with self._transaction():
+                    self._db.execute("DELETE FROM sessions WHERE CAST(id AS BLOB) = ?", (raw,))
+                    self._add("sessions", -1)
+        return found
 
     def expire(self, ids: list[str], now: float) -> list[str]:
         """Remove the programs that have expired, and which of these sessions have. Returns the ids of the sessions."""
@@ -154,11 +204,11 @@ class SqlTables:
     def next_expiry(self) -> float:
         """When something expires at the earliest; infinity when nothing will."""
         row = self._db.execute(
-            "SELECT min(coalesce((SELECT min(expires) FROM sessions WHERE expires IS NOT NULL), :never),"
-            " coalesce((SELECT min(expires) FROM programs WHERE expires IS NOT NULL), :never))",
-            {"never": math.inf},
+            "SELECT (SELECT min(expires) FROM sessions WHERE expires IS NOT NULL),"
+            " (SELECT min(expires) FROM programs WHERE expires IS NOT NULL)"
         ).fetchone()
-        return float(row[0])
+        # Text comes after all numbers: it stands there when there is nothing else.
+        return min((float(at) for at in row if isinstance(at, int | float)), default=math.inf)
 
     # ---- their values --------------------------------------------------------------------------------
 
@@ -178,6 +228,9 @@ class SqlTables:
                 "SELECT version, length(data) FROM items WHERE session = ? AND key = ?", (id, key)
             ).fetchone()
             version, old_size = old or (0, 0)
+            if type(version) is not int:
+                self._odd.tell("value", key, id)
+                version = 0
             if expect is not None and expect != version:
                 return None
             entries, size, writes = self._db.execute(
@@ -210,6 +263,9 @@ class SqlTables:
             row: tuple[bytes, int] | None = self._db.execute(
                 "SELECT data, version FROM items WHERE session = ? AND key = ?", (id, key)
             ).fetchone()
+            if row is not None and (type(row[0]) is not bytes or type(row[1]) is not int):
+                self._odd.tell("value", key, id)
+                return None
             return row
 
     def discard(self, id: str, key: str, now: float) -> bool:
@@ -241,7 +297,14 @@ class SqlTables:
         with self._transaction():
             if not self._touch(id, now):
                 raise session_not_found(id)
-            return [key for (key,) in self._db.execute("SELECT key FROM items WHERE session = ? ORDER BY key", (id,))]
+            rows = self._db.execute("SELECT CAST(key AS BLOB) FROM items WHERE session = ? ORDER BY key", (id,))
+            found = []
+            for (raw,) in rows:
+                try:
+                    found.append(raw.decode())
+                except UnicodeDecodeError:
+                    self._odd.tell("value", raw, id)
+            return found
 
     # ---- programs ------------------------------------------------------------------------------------
 
@@ -278,12 +341,16 @@ class SqlTables:
     def program(self, session: str | None, name: str, now: float) -> bytes | None:
         """A program; None when there is none."""
         row = self._db.execute(
-            "SELECT data FROM programs WHERE session = ? AND name = ? AND coalesce(expires > ?, 1)",
+            "SELECT data, expires FROM programs WHERE session = ? AND name = ? AND coalesce(expires > ?, 1)",
             (session or "", name, now),
         ).fetchone()
         if row is None or (session is not None and self.info(session, now) is None):
             return None
-        return bytes(row[0])
+        data, expires = row
+        if type(data) is not bytes or not isinstance(expires, int | float | None):
+            self._odd.tell("program", name, *([session] if session else []))
+            return None
+        return data
 
     def discard_program(self, session: str | None, name: str, now: float) -> bool:
         """Delete a program. Returns whether it was there."""
@@ -297,13 +364,20 @@ class SqlTables:
         if session is not None and self.info(session, now) is None:
             return []
         rows = self._db.execute(
-            "SELECT name, length(data), expires FROM programs WHERE session = ? AND coalesce(expires > ?, 1) ORDER BY name",
+            "SELECT CAST(name AS BLOB), typeof(data), length(data), expires FROM programs"
+            " WHERE session = ? AND coalesce(expires > ?, 1) ORDER BY name",
             (session or "", now),
         )
-        return [
-            ProgramInfo(name=name, session=session, size=size, expires_in=None if expires is None else expires - now)
-            for name, size, expires in rows
-        ]
+        found = []
+        for raw, kind, size, expires in rows:
+            try:
+                if kind != "blob" or not isinstance(expires, int | float | None):
+                    raise ValueError(kind)
+                life = None if expires is None else expires - now
+                found.append(ProgramInfo(name=raw.decode(), session=session, size=size, expires_in=life))
+            except ValueError:
+                self._odd.tell("program", raw, *([session] if session else []))
+        return found
 
     # ---- inside a transaction --------------------------------------------------------------------------
 
@@ -313,10 +387,14 @@ class SqlTables:
     def _keep(self, id: str, at: float) -> bool:
         # A use that is told late never takes back what a later one has given.
         changed = self._db.execute(
-            "UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl) WHERE id = :id",
+            f"UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl) WHERE id = :id AND {_SOUND}",
             {"at": at, "id": id},
         )
-        return changed.rowcount == 1
+        if changed.rowcount == 1:
+            return True
+        if self._db.execute("SELECT 1 FROM sessions WHERE id = ?", (id,)).fetchone() is not None:
+            self._odd.tell("session", id)
+        return False
 
     def _expired(self, id: str, now: float) -> bool:
         row = self._db.execute("SELECT 1 FROM sessions WHERE id = ? AND expires <= ?", (id, now)).fetchone()
@@ -326,8 +404,9 @@ class SqlTables:
         found = self._db.execute("DELETE FROM sessions WHERE id = ?", (id,)).rowcount == 1
         if found:
             self._add("sessions", -1)
-            self._db.execute("DELETE FROM items WHERE session = ?", (id,))
-            self._discard_programs("session = ?", (id,))
+        # Also of a session that is not there: a new one of this id must not find what it left.
+        self._db.execute("DELETE FROM items WHERE session = ?", (id,))
+        self._discard_programs("session = ?", (id,))
         return found
 
     def _discard_programs(self, which: str, values: tuple[object, ...]) -> int:
@@ -337,16 +416,15 @@ class SqlTables:
             self._add("program_bytes", -sum(size for (size,) in rows))
         return len(rows)
 
-
-def _session(row: Any, now: float) -> SessionInfo:
-    id, ttl, metadata, created, used, expires, entries, size, _ = row
-    return SessionInfo(
-        id=id,
-        ttl=ttl,
-        metadata=msgspec.json.decode(metadata, type=dict[str, str]),
-        created_at=created,
-        used_at=used,
-        expires_in=None if expires is None else expires - now,
-        entries=entries,
-        size=size,
-    )
+    def _session(self, row: Any, now: float) -> SessionInfo:
+        id, ttl, metadata, created, used, expires, entries, size, _ = row
+        return SessionInfo(
+            id=id,
+            ttl=ttl,
+            metadata=self._odd.metadata(id, metadata),
+            created_at=created,
+            used_at=used,
+            expires_in=None if expires is None else expires - now,
+            entries=entries,
+            size=size,
+        )

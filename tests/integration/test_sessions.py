@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sqlite3
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -510,6 +512,50 @@ async def share(store: str) -> None:
             await one.programs.put("p", b"code", ttl=30)
             assert await two.programs.get("p") == b"code"
             assert await two.programs.delete("p")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "redis"])
+async def test_odd_rows_of_a_store_are_in_nobodys_way(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with anyio.fail_after(60), contextlib.ExitStack() as stack:
+        url = f"sqlite:{tmp_path}/store.db" if kind == "sqlite" else stack.enter_context(redis_server())
+        pools = [sp.PoolConfig(adapter="tests.adapters.basic", size=1)]
+        async with sp.open_runtime(sp.RuntimeConfig(store=url, pools=pools)) as runtime:
+            pool = runtime.pool()
+            for id in ("odd", "sound"):
+                async with pool.session(id, ttl=0.5, detach=True) as session:
+                    await session.put("k", [1, 2, 3])
+            await runtime.programs.put("p", b"program")
+            if kind == "sqlite":
+                with contextlib.closing(sqlite3.connect(tmp_path / "store.db")) as db, db:
+                    db.execute("UPDATE sessions SET expires = 'abc' WHERE id = 'odd'")
+                    db.execute("UPDATE programs SET data = 'abc'")
+            else:
+                import redis
+
+                with contextlib.closing(redis.Redis.from_url(url)) as client:
+                    client.zadd("{snakepit}:expiry", {b"\xff\xfe": 1})
+                    client.hset("{snakepit}:s:odd", "used", "abc")
+                    client.delete("{snakepit}:p:")
+                    client.set("{snakepit}:p:", "abc")
+            async with runtime.events.subscribe("session.expired") as events:
+                # The sound one goes in its time, and calls without sessions never notice.
+                while (await events.__anext__()).metadata["session_id"] != "sound":
+                    pass
+            assert await pool.execute("add", {"a": 1, "b": 2}) == 3
+            assert await runtime.sessions.list() == ()
+            assert await runtime.programs.get("p") is None
+            await runtime.programs.put("p", b"again")
+            assert await runtime.programs.get("p") == b"again"
+            # It is as if there were none: a new one of that id is a whole one.
+            async with pool.session("odd", ttl=5.0) as session:
+                assert await session.get("k") is None
+                await session.put("k", "new")
+                assert await session.get("k") == "new"
+            assert not runtime.internal_errors.counts
+    told = [record.message for record in caplog.records if "makes no sense" in record.message]
+    assert told and len(told) == len(set(told))
 
 
 async def test_a_store_that_can_not_be_used(tmp_path: Path) -> None:

@@ -270,3 +270,25 @@ def test_open_close_and_leave_in_any_order_never_leave_a_handle_on_nothing() -> 
 
     for seed in range(40):
         run(main, seed)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_row_that_is_always_due_costs_no_more_than_a_look_now_and_then(shared: bool) -> None:
+    """What stands in a store may make no sense, and then it never goes."""
+
+    async def main() -> None:
+        store = ThreadLike(shared)
+        tables = store.tables
+        due, next_expiry = tables.due, tables.next_expiry
+        tables.due = lambda now, most: ["nobody", *due(now, most)]  # type: ignore[method-assign]
+        tables.next_expiry = lambda: min(0.5, next_expiry())  # type: ignore[method-assign]
+        async with kept(store) as sessions, session(sessions, "a", ttl=20.0, detach=True):
+            pass
+        async with kept(store) as sessions:
+            before = store.asked
+            await anyio.sleep(60.0)
+            assert store.asked - before < 100
+            # The others end all the same.
+            assert await sessions.list() == ()
+
+    run(main)
