@@ -60,10 +60,13 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """Lint, and every test that needs no process: under a minute once its environment is there."""
+    """Lint, and every test that needs no process, of the simulator 100 seeds: under a minute once its environment is there."""
     session.install("-e", ".[numpy,trio-asyncio,mcp]", *group("lint"))
     check(session)
-    session.run("pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs)
+    session.run(
+        "pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs,
+        env={"SNAKEPIT_TEST_SEEDS": "100"},
+    )  # fmt: skip
 
 
 @nox.session

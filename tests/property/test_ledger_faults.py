@@ -437,7 +437,7 @@ _HARDLY = {
 
 def test_without_faults_nothing_is_reported() -> None:
     ended = 0
-    for seed in range(20):
+    for seed in range(30):
         made = walk(seed, 200)
         ended += made.ended_by_observer
         assert not made.errors.counts
