@@ -125,6 +125,11 @@ class ServerCall:
     # ---- for the handlers --------------------------------------------------------------------------
 
     @property
+    def client(self) -> object:
+        """Its client's connection, for whoever counts what each has."""
+        return self._connection
+
+    @property
     def time_left(self) -> float | None:
         """Seconds until the deadline, at least a hair; None when there is none."""
         return None if self.deadline == math.inf else max(self.deadline - self._connection.clock(), 0.001)

@@ -15,7 +15,14 @@ import anyio
 import msgspec
 
 from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import ConnectionLost, InvalidParameter, InvalidPayload, SnakepitError, ToolExists
+from snakepit_trio.errors import (
+    ConnectionLost,
+    InvalidParameter,
+    InvalidPayload,
+    QuotaExceeded,
+    SnakepitError,
+    ToolExists,
+)
 from snakepit_trio.tools.registry import HostTool, ToolRegistry
 from snakepit_trio.wire import failures, frame_reading
 from snakepit_trio.wire.frames import MSGPACK
@@ -34,12 +41,15 @@ __all__ = ["ClientTools", "spec_of"]
 _TO_COME = 10.0
 #: Tools of one registration; registrations at once; calls of one client that wait for an answer.
 _MOST_TOOLS, _MOST_REGISTRATIONS, _MOST_CALLS = 256, 1000, 1000
+#: What one connection may have of registrations, and of tools in all of them, so that it leaves room for others.
+_MOST_OF_ONE, _MOST_TOOLS_OF_ONE = 32, 1000
 
 
 class _Registration:
     """What one RegisterTools has announced."""
 
-    def __init__(self, names: list[str], registry: ToolRegistry, until: float, limit: int) -> None:
+    def __init__(self, client: object, names: list[str], registry: ToolRegistry, until: float, limit: int) -> None:
+        self.client = client
         self.names = names
         self.registry = registry
         self.until = until
@@ -150,9 +160,10 @@ class ClientTools:
                 f"there are {_MOST_REGISTRATIONS} registrations already", code="quota_exceeded",
                 details={"quota": "registrations", "limit": _MOST_REGISTRATIONS},
             )  # fmt: skip
+        self._check_share(call.client, len(request.tools))
         registry = await self._registry(request.session_id)
         limit = max(pool.config.max_payload for pool in self._runtime.pools.values())
-        made = _Registration([], registry, anyio.current_time() + _TO_COME, limit)
+        made = _Registration(call.client, [], registry, anyio.current_time() + _TO_COME, limit)
         try:
             for index, spec in enumerate(request.tools):
                 if spec.name in made.names:
@@ -177,6 +188,24 @@ class ClientTools:
         self._registrations[id] = made
         self._changed.set()
         return v1.RegisterToolsResponse(registration_id=id, names=list(made.names))
+
+    def _check_share(self, client: object, tools: int) -> None:
+        """Refuse a connection what would leave too little for others.
+
+        Raises:
+            QuotaExceeded: It has as many registrations, or tools, as one connection may have.
+        """
+        its = [made for made in self._registrations.values() if made.client is client]
+        named = sum(len(made.names) for made in its)
+        for quota, limit, used, asked in (
+            ("client_registrations", _MOST_OF_ONE, len(its), 1),
+            ("client_tools", _MOST_TOOLS_OF_ONE, named, tools),
+        ):
+            if used + asked > limit:
+                raise QuotaExceeded(
+                    f"{quota}: one connection may have {limit}, has {used}, and asks for {asked} more",
+                    details={"quota": quota, "limit": limit, "used": used, "asked": asked},
+                )
 
     async def serve(self, call: ServerCall) -> None:
         """Carry calls to the client that announced the tools, and its answers back, until it goes."""

@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -451,3 +451,22 @@ def test_what_a_client_may_be_given_for_tls(tmp_path: Path) -> None:
     assert client_tls(None) is None
     with pytest.raises(sp.ConfigError):
         client_tls(str(tmp_path / "nothing"))
+
+
+async def test_a_client_that_registers_all_that_it_may_leaves_room_for_others() -> None:
+    async def tool() -> None:
+        """Never called."""
+
+    async with bridged() as runtime, joined(runtime) as greedy, joined(runtime) as modest:
+        async with AsyncExitStack() as stack:
+            for number in range(32):
+                await stack.enter_async_context(greedy.serve_tools({f"greedy_{number}": tool}))
+            with pytest.raises(sp.QuotaExceeded) as caught:
+                async with greedy.serve_tools({"one_more": tool}):
+                    pass
+            assert caught.value.details == {"quota": "client_registrations", "limit": 32, "used": 32, "asked": 1}
+            async with modest.serve_tools({"modest": tool}):
+                assert "modest" in runtime.tools
+        # What it has given up it may have again.
+        async with greedy.serve_tools({"one_more": tool}):
+            pass
