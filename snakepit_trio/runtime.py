@@ -326,7 +326,9 @@ async def assemble(
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(root.run, nursery)
                 try:
-                    yield await root.opened()
+                    runtime = await root.opened()
+                    with _forks.contained():
+                        yield runtime
                 except BaseException as exc:
                     root.leave(drain=False)
                     if isinstance(exc, anyio.get_cancelled_exc_class()):
@@ -437,8 +439,11 @@ class _Root:
                                 raise
                             unwrapped.raised = exc
                         nursery.cancel_scope.cancel()
-            except BaseException as exc:
-                if wreck is not None and interrupt_in(exc) is None:
+            except (Exception, BaseExceptionGroup) as exc:
+                # A cancellation alone is no crash.
+                alone = anyio.get_cancelled_exc_class()
+                failed = not isinstance(exc, BaseExceptionGroup) or exc.split(alone)[1] is not None
+                if wreck is not None and failed and interrupt_in(exc) is None:
                     runtime.recorder.write("crash", wreck)
                 raise
 
