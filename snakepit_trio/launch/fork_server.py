@@ -35,6 +35,7 @@ from snakepit_trio.worker.lifeline import arm
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
 from .descriptors import make_descriptors
 from .environment import worker_environment
+from .helpers import Helpers
 from .interpreter import import_path, python_command
 from .process import Hold, LocalLauncher
 from .spawn import SpawnLauncher
@@ -86,8 +87,11 @@ class _Template:
         lifeline: int,
         output: int,
         on_end: Callable[[], None],
+        helpers: Helpers,
     ) -> None:
         self._popen = popen
+        self._helpers = helpers
+        self._told = False
         self._channel = channel
         self._lifeline = lifeline
         self._output = output
@@ -139,7 +143,8 @@ class _Template:
             # From here on they are the template's, to be closed at its end.
             kept.pop_all()
         book.begun(name, popen.pid)
-        return cls(popen, ours, lifeline_write, output, lambda: book.ended(name))
+        helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
+        return cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
 
     def alive(self) -> bool:
         """Whether it has not ended."""
@@ -200,12 +205,18 @@ class _Template:
             # At the lock too: nobody else knows of this template yet.
             self.lose()
             raise
+        found = answer.get("helpers")
+        self._helpers.told(found if isinstance(found, list) else ())
+        self._told = True
         return answer
 
     def lose(self) -> None:
         """It is of no use any more."""
         self.lost = True
         if self.alive():
+            if not self._told:
+                # It may be in the middle of its import.
+                self._helpers.look()
             self._popen.kill()
 
     async def _send(self, message: dict[str, Any], fds: tuple[int, ...]) -> None:
@@ -259,6 +270,15 @@ class _Template:
             if await self._ended():
                 self._on_end()
 
+    @property
+    def has_helpers(self) -> bool:
+        """Whether its import has started processes."""
+        return len(self._helpers) > 0
+
+    async def end_helpers(self) -> None:
+        """End what its import has started, which its workers may have used. It has been closed."""
+        await self._helpers.end(told=self._told)
+
     async def _ended(self) -> bool:
         """Give it a moment to end; returns whether it has, and is reaped."""
         if self._popen.poll() is None:
@@ -298,6 +318,8 @@ class ForkServerLauncher(LocalLauncher):
         self._templates: dict[_Kind, _Template] = {}
         self._starting: dict[_Kind, anyio.Lock] = {}
         self._unforkable: set[_Kind] = set()
+        # Templates that are lost: their workers go on, and with them what the import has started.
+        self._lost: list[_Template] = []
         self._spawn = SpawnLauncher(book)
 
     async def __aexit__(self, *exc: object) -> None:
@@ -305,7 +327,10 @@ class ForkServerLauncher(LocalLauncher):
         await super().__aexit__(*exc)
         for template in self._templates.values():
             await template.aclose()
+        for template in [*self._templates.values(), *self._lost]:
+            await template.end_helpers()
         self._templates.clear()
+        self._lost.clear()
 
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
         kind = _Kind.of(spec)
@@ -341,6 +366,8 @@ class ForkServerLauncher(LocalLauncher):
                 return template
             if template is not None:
                 del self._templates[kind]
+                if template.has_helpers:
+                    self._lost.append(template)
                 await template.aclose()
             try:
                 template = _Template.start(spec, self._book)
@@ -357,9 +384,11 @@ class ForkServerLauncher(LocalLauncher):
                     _worker_log.info("%s", line, extra=fields)
                 if template.lost:
                     await template.aclose()
+                    await template.end_helpers()
             if "unforkable" in answer:
                 self._unforkable.add(kind)
                 await template.aclose()
+                await template.end_helpers()
                 _log.warning("%s can't be forked (%s): workers are spawned", spec.adapter, answer["unforkable"])
                 raise _Unforkable
             self._templates[kind] = template

@@ -18,6 +18,7 @@ from snakepit_trio.observe.cpu import cpu_time
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .descriptors import Descriptors
 from .handle import Handle
+from .helpers import Helpers
 from .interpreter import import_path
 
 __all__ = ["Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message"]
@@ -89,6 +90,7 @@ class LocalProcess(Handle):
         on_end: Called once, when it has ended and is reaped.
         read_report: Makes a report of what it has said; gets whether that is all. None: there must be more.
         cpu_time: Gives the CPU time that the process of an id has used.
+        helpers: What the import of its adapter has started; ended with it.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class LocalProcess(Handle):
         on_end: Callable[[LocalProcess], None],
         read_report: Callable[[bytes, bool], Report | None],
         cpu_time: Callable[[int], float | None],
+        helpers: Helpers,
     ) -> None:
         self.pid = pid
         self.stdout = _PipeOutput(descriptors.stdout_read)
@@ -116,6 +119,7 @@ class LocalProcess(Handle):
         self._on_end = on_end
         self._read_report = read_report
         self._cpu_time = cpu_time
+        self._helpers = helpers
         self._status: ExitStatus | None = None
         self._watching = anyio.Lock()
         self._said = bytearray()
@@ -165,6 +169,7 @@ class LocalProcess(Handle):
             self._report = self._read_report(bytes(self._said), whole)
             if self._report is not None:
                 self._descriptors.close(fd, self._descriptors.report_write)
+                self._helpers.told(self._report.helpers)
         return self._report
 
     async def _more_or_end(self, fd: int) -> None:
@@ -202,13 +207,19 @@ class LocalProcess(Handle):
                     # Ends: the process has, and its parent is this process, or a template, of which ask() gives up.
                     with anyio.CancelScope(shield=True):
                         self._status = await self._reaper.reap()
-                    self._on_end(self)
+                    try:
+                        await self._helpers.end(told=self._report is not None)
+                    finally:
+                        self._on_end(self)
         return self._status
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
 
     def kill(self) -> None:
+        if self._report is None and self._status is None:
+            # It may be in the middle of its import.
+            self._helpers.look()
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -272,6 +283,7 @@ class LocalLauncher(Launcher):
                 on_end=ended,
                 read_report=self._read_report,
                 cpu_time=self._cpu_time,
+                helpers=Helpers(pid, run_id=spec.run_id, pool=spec.pool, book=self._book),
             )
             held.append(process)
             self._held.add(process)

@@ -3,8 +3,8 @@
 It runs no thread and no event loop, because a fork copies only the thread that calls it. It is asked over a socket by
 :mod:`snakepit_trio.launch.fork_server`, one question at a time:
 
-- ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with ``{}``, or
-  ``{"unforkable": reason}``
+- ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with
+  ``{"helpers": [[pid, start time], ...]}``, the processes that the import has started, and ``"unforkable": reason`` if it is so
 - ``{"worker": id}`` with the worker's descriptors: fork; answered with ``{"pid": ...}`` and a descriptor of the child
 - ``{"reap": pid}``: take the exit status of a child that has ended; answered with ``{"code": ...}`` or ``{"signal": ...}``
 
@@ -69,19 +69,22 @@ class _Channel:
         self.socket.sendall(data[sent:])
 
 
-def _import(question: dict[str, Any]) -> str | None:
-    """Import what the workers will need. Returns why the process can't be forked then, None when it can."""
+def _import(question: dict[str, Any]) -> dict[str, Any]:
+    """Import what the workers will need. Returns the answer: why the process can't be forked then, if it can't, and the
+    processes that the import has started."""
     follow(question["path"])
     # Only now: what these need is where the host has it.
     importlib.import_module("snakepit_trio.worker.server")
     from snakepit_trio.worker.backend import choose_backend
+    from snakepit_trio.worker.helpers import helpers_of_import
     from snakepit_trio.worker.importing import import_adapter
     from snakepit_trio.worker.service import warm_up
     from snakepit_trio.worker.toolbox import find_tools
 
     warm_up()
     try:
-        module = import_adapter(question["adapter"].partition(":")[0])
+        with helpers_of_import() as helpers:
+            module = import_adapter(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
         # Each worker tries again, and reports to its host what is wrong.
         pass
@@ -95,12 +98,13 @@ def _import(question: dict[str, Any]) -> str | None:
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
     _flush()
-    if len(os.listdir("/proc/self/task")) > 1:
-        return "importing it starts threads"
+    answer: dict[str, Any] = {"helpers": helpers}
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        return "importing it initialises CUDA"
-    return None
+    if len(os.listdir("/proc/self/task")) > 1:
+        answer["unforkable"] = "importing it starts threads"
+    elif torch is not None and torch.cuda.is_initialized():
+        answer["unforkable"] = "importing it initialises CUDA"
+    return answer
 
 
 def _has_async_tools(module: ModuleType) -> bool:
@@ -203,11 +207,11 @@ def main() -> int:
     question = channel.receive()
     if question is None:
         return 0
-    unforkable = _import(question[0])
+    answer = _import(question[0])
     gc.collect()
     generators = find_generators()
     gc.freeze()
-    channel.send({} if unforkable is None else {"unforkable": unforkable})
+    channel.send(answer)
     while (question := channel.receive()) is not None:
         message, fds = question
         if "worker" in message:

@@ -81,3 +81,5 @@ class Report(_Message, kw_only=True, omit_defaults=True):
     message: str = ""
     remote_types: list[str] = []
     remote_traceback: str = ""
+    #: The processes that the adapter's import has started, each as its id and its start time.
+    helpers: list[tuple[int, int]] = []

@@ -19,6 +19,7 @@ import sys
 import threading
 
 from snakepit_trio import _forks
+from snakepit_trio._processes import descendants
 
 __all__ = ["Lifeline", "arm", "end_children"]
 
@@ -41,17 +42,11 @@ def end_children() -> None:
     Its host kills the group of a worker that has ended; a host that is itself killed in between would leave them for ever,
     for the lifeline ends with the worker. Does nothing where the system does not tell a process's children.
     """
-    group, me = os.getpgrp(), os.getpid()
-    family = [me]
-    for pid in family:
-        with contextlib.suppress(OSError):  # It has ended meanwhile.
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    family += map(int, file.read().split())
-    for pid in family[1:]:
+    group = os.getpgrp()
+    for child in descendants(os.getpid()):
         with contextlib.suppress(OSError):
-            if os.getpgid(pid) == group:
-                os.kill(pid, signal.SIGKILL)
+            if os.getpgid(child.pid) == group:
+                os.kill(child.pid, signal.SIGKILL)
 
 
 def _hung_up(fd: int, timeout: float | None) -> bool:

@@ -18,7 +18,7 @@ import signal
 import socket
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from .adapter import load_adapter
 from .backend import choose_backend
 from .exchange import Exchange
 from .failure import EXIT_STUCK, fatal, of_loop
+from .helpers import helpers_of_import
 from .importing import being_set_up
 from .lead import LeadRunner
 from .lifeline import end_children
@@ -44,6 +45,8 @@ from .toolbox import find_tools, toolbox_is_async
 
 if TYPE_CHECKING:
     import ssl
+
+    from snakepit_trio._processes import Identity
 
     from .toolbox import Tool
 
@@ -68,12 +71,17 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     for name in ("grpclib.server", "grpclib.protocol"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     in_worker()
-    try:
-        with _forks.contained():
-            module, target = load_adapter(boot.adapter)
-            tools = find_tools(target)
-    except BaseException as exc:
-        report(_failed(exc))
+    with helpers_of_import() as helpers:
+        try:
+            with _forks.contained():
+                module, target = load_adapter(boot.adapter)
+                tools = find_tools(target)
+        except BaseException as exc:
+            failure: BaseException | None = exc
+        else:
+            failure = None
+    if failure is not None:
+        report(_failed(failure, helpers))
         return 1, False
     backend = choose_backend(boot.worker_backend, module, boot.host_backend)
     is_async = toolbox_is_async(target, tools)
@@ -88,14 +96,14 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
         nonlocal setting_up
         address = io.start()
         setting_up = False
-        report(Report(address=address, pid=os.getpid()))
+        report(Report(address=address, pid=os.getpid(), helpers=[*helpers]))
 
     try:
         setup = _hook(target, "setup", functools.partial(being_set_up, module.__name__))
         runner.main(setup, ready, teardown)
     except BaseException as exc:
         if setting_up:
-            report(_failed(exc))
+            report(_failed(exc, helpers))
             return 1, False
         if exc is not teardown.raised:
             fatal(exc)
@@ -159,7 +167,7 @@ def _nothing() -> None:
     """The setup and teardown of an adapter that has none."""
 
 
-def _failed(exc: BaseException) -> Report:
+def _failed(exc: BaseException, helpers: Sequence[Identity]) -> Report:
     info = failures.describe_exception(exc, redact=redact)
     return Report(
         code="worker_startup",
@@ -167,6 +175,7 @@ def _failed(exc: BaseException) -> Report:
         remote_types=list(info.remote_types),
         # Of an error of the library's own, the message says all.
         remote_traceback="" if is_a(exc, SnakepitError) else info.remote_traceback,
+        helpers=[*helpers],
     )
 
 

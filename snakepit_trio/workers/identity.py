@@ -13,6 +13,9 @@ from collections.abc import Iterator
 import attrs
 import psutil
 
+from snakepit_trio import _processes
+from snakepit_trio._processes import stat_of
+
 __all__ = ["Seen", "boot_id", "is_older", "kill_tree", "own_processes", "start_time"]
 
 #: How long a killed process may take to be gone, in seconds; one that stays longer hangs in the kernel.
@@ -33,16 +36,9 @@ def boot_id() -> str:
 
 
 def start_time(pid: int) -> int | None:
-    """When the process was started, in the system's own unit; None when there is no such process.
-
-    On Linux that is field 22 of ``/proc/PID/stat``, clock ticks since the boot, which no change of the clock touches; see
-    proc_pid_stat(5).
-    """
+    """When the process was started, in the system's own unit; None when there is no such process."""
     if sys.platform == "linux":
-        try:
-            return int(_stat(pid)[19])
-        except (OSError, IndexError):
-            return None
+        return _processes.start_time(pid)
     try:
         return int(psutil.Process(pid).create_time() * 100)
     except psutil.Error:
@@ -55,13 +51,6 @@ def is_older(pid: int, moment: float) -> bool:
         return psutil.Process(pid).create_time() <= moment + _CLOCK_MOVES
     except (psutil.Error, OSError, ValueError, OverflowError):
         return False
-
-
-def _stat(pid: int) -> list[bytes]:
-    """The fields of ``/proc/PID/stat`` from the third on."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        # The second field is the command in parentheses, which may hold anything.
-        return file.read().rpartition(b")")[2].split()
 
 
 @attrs.frozen
@@ -124,7 +113,7 @@ def _ancestry() -> set[int]:
     with contextlib.suppress(OSError, IndexError):
         while pid and pid not in found:
             found.add(pid)
-            pid = int(_stat(pid)[1])
+            pid = int(stat_of(pid)[1])
     return found
 
 
@@ -132,7 +121,7 @@ def _see(pid: int) -> Seen | None:
     user = os.geteuid()
     if os.stat(f"/proc/{pid}").st_uid != user:
         return None
-    before = _stat(pid)
+    before = stat_of(pid)
     with open(f"/proc/{pid}/status", "rb") as file:
         users = next((line for line in file if line.startswith(b"Uid:")), b"").split()[1:]
     if {int(number) for number in users} != {user}:

@@ -340,7 +340,7 @@ async def test_an_idle_worker_sleeps(anyio_backend: str, tmp_path: Path) -> None
             worker(tmp_path, adapter=SHORT) as (address, process),
             connected(anyio_backend, anyio_backend, address) as connection,
         ):
-            host = Driver(connection)
+            host = Driver(connection, process.pid)
             for n in range(100):
                 await host.value(host.call("echo", {"value": n}))
             pid = process.pid

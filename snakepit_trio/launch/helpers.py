@@ -1,0 +1,108 @@
+"""The processes that an adapter's import has started, as the host sees them: held, written down, and ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterable, Sequence
+
+import anyio
+
+from snakepit_trio import _forks
+from snakepit_trio._processes import Identity, descendants, in_sessions, start_time, stat_of, was_given
+
+from .base import ProcessBook
+
+__all__ = ["Helpers"]
+
+#: How long they may take to end after a SIGTERM, and to be gone after a SIGKILL, in seconds.
+_GRACE, _GONE = 0.5, 1.0
+
+
+class Helpers:
+    """The helpers of one process that has imported an adapter. Ends them, and what they have started.
+
+    Args:
+        parent: That process, which leads a session of its own.
+        run_id, pool: Its run, whose id it has in its environment and gives to them, and its pool.
+        book: Where they are written down.
+    """
+
+    def __init__(self, parent: int, *, run_id: str, pool: str, book: ProcessBook) -> None:
+        self._parent = parent
+        self._given = f"SNAKEPIT_RUN_ID={run_id}"
+        self._pool = pool
+        self._book = book
+        self._held: dict[Identity, int] = {}
+        self._sessions: set[int] = {parent}
+
+    def __repr__(self) -> str:
+        return f"<Helpers of {self._parent}: {[helper.pid for helper in self._held]}>"
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def told(self, found: Iterable[Sequence[int]]) -> None:
+        """The parent says that these are helpers, each as its id and its start time. Its code may say anything: taken for one
+        is only what descends from it, or has its run's id from it."""
+        helpers = [Identity(*pair) for pair in found if len(pair) == 2 and all(type(number) is int for number in pair)]
+        family = {*descendants(self._parent)} if helpers else set()
+        self._hold(helper for helper in helpers if helper in family or was_given(helper.pid, self._given))
+
+    def look(self) -> None:
+        """Find them while their parent is alive and imports still: they are its descendants."""
+        self._hold(descendants(self._parent))
+
+    async def end(self, *, told: bool = True) -> None:
+        """End them; their parent has ended. Runs to its end even when cancelled, a moment later at most.
+
+        Args:
+            told: The parent has said which they are. If it has not, they are looked for in its session.
+        """
+        if not self._held and told:
+            return
+        with anyio.CancelScope(shield=True):
+            for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GONE)):
+                self._find_more()
+                for pidfd in self._held.values():
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(pidfd, number)
+                with anyio.move_on_after(seconds):
+                    for pidfd in self._held.values():
+                        await anyio.wait_readable(pidfd)
+        for helper, pidfd in self._held.items():
+            self._book.ended(_name(helper))
+            _forks.close(pidfd)
+        self._held.clear()
+
+    def _find_more(self) -> None:
+        """What they have started since; also what has another parent by now, in a session that one of them has begun."""
+        for helper in list(self._held):
+            self._hold(descendants(helper.pid))
+        self._hold(in_sessions(self._sessions, self._given))
+
+    def _hold(self, found: Iterable[Identity]) -> None:
+        for helper in found:
+            if helper in self._held:
+                continue
+            try:
+                with _forks.unforked():
+                    pidfd = _forks.keep(os.pidfd_open(helper.pid))
+            except (OSError, OverflowError):
+                continue  # It has ended, or is none.
+            # From here on the id means no other process. Did it before?
+            if start_time(helper.pid) != helper.started:
+                _forks.close(pidfd)
+                continue
+            self._held[helper] = pidfd
+            with contextlib.suppress(OSError, IndexError):
+                session = int(stat_of(helper.pid)[3])
+                if session == helper.pid:
+                    self._sessions.add(session)
+            self._book.reserve(_name(helper), "helper", self._pool)
+            self._book.begun(_name(helper), helper.pid)
+
+
+def _name(helper: Identity) -> str:
+    return f"helper-{helper.pid}-{helper.started}"
