@@ -226,7 +226,9 @@ class Slots:
             errors=self._parts.errors,
         )
         places.append(slot)
-        self._start(slot.run)
+        assert self._nursery is not None
+        # It ends when the slot is retired; until then a slot without it would stay empty.
+        self._parts.errors.keep(self._nursery, slot.run, pool=self._name)
 
     def _start(
         self,

@@ -238,9 +238,13 @@ class Slot:
 
     def _begin_change(self, old: Worker, reason: str, *, renew: bool) -> _Change:
         """Begin to replace a worker. It has its turn, which comes back when the change is over."""
+        new: Worker | None = None
         try:
-            change = _Change(old, self._begin(renew=renew))
-        except BaseException:
+            new = self._begin(renew=renew)
+            change = _Change(old, new)
+        except BaseException as exc:
+            if new is not None:
+                new.fail(exc)
             self._surge.release()
             raise
         self._change = change

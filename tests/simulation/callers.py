@@ -166,16 +166,16 @@ async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
             pool.cordon(chosen)
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(0.05)
-            cordoned.discard(chosen)
             pool.cordon(chosen, cordoned=False)
+            cordoned.discard(chosen)
         case "drain":
             cordoned.add(chosen)
             try:
                 with anyio.move_on_after(0.3):
                     await pool.drain(chosen)
             finally:
-                cordoned.discard(chosen)
                 pool.cordon(chosen, cordoned=False)
+                cordoned.discard(chosen)
         case "kill":
             pool.kill_worker(chosen)
 
