@@ -86,7 +86,7 @@ class Pass:
         key, gate: What it is counted by, and what that has.
     """
 
-    __slots__ = ("_left", "_limit", "_reserved", "gate", "key", "permit")
+    __slots__ = ("_given", "_left", "_limit", "_reserved", "gate", "key", "permit")
 
     def __init__(self, limit: Limit, key: str, gate: _Gate) -> None:
         self.permit: Permit | None = None
@@ -94,7 +94,7 @@ class Pass:
         self.key = key
         self.gate = gate
         self._reserved = False
-        self._left = False
+        self._left = self._given = False
         gate.inside += 1
 
     def reserve(self) -> None:
@@ -117,14 +117,16 @@ class Pass:
             self._unreserve(bucket)
 
     def leave(self) -> None:
-        """The call is over. Its permit comes back when its tool has stopped as well. Idempotent."""
+        """The call is over. Its permit comes back when its tool has stopped as well. Idempotent; what it has not come to when it
+        raises, another call of it does."""
         if not self._left:
-            self._left = True
             gate = self.gate
-            if self.permit is not None:
+            if self.permit is not None and not self._given:
                 self.permit.leave()
+                self._given = True
             if gate.bucket is not None:
                 self._unreserve(gate.bucket)
+            self._left = True
             gate.inside -= 1
             self._limit.tidy(self.key)
 
@@ -161,8 +163,16 @@ class Admission:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        failure: Exception | None = None
         for found in reversed(self.passes):
-            found.leave()
+            try:
+                found.leave()
+            except Exception as error:
+                # No other call may wait for what this one keeps; the exception is its caller's.
+                failure = error
+                found.leave()
+        if failure is not None:
+            raise failure
 
 
 class Limit:
@@ -226,7 +236,7 @@ class Limit:
             await self._get_permit(made, tool, chain, standing)
             await self._get_token(made, tool, deadline, standing, nested=nested)
         except BaseException:
-            made.leave()
+            Admission([made]).__exit__(None, None, None)
             raise
         return made
 

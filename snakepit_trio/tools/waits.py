@@ -52,10 +52,10 @@ class Permit:
         self._holders += 1
 
     def leave(self) -> None:
-        """One of those that hold it does so no longer."""
-        self._holders -= 1
-        if not self._holders:
+        """One of those that hold it does so no longer. If that raises, it is held still, and may be left again."""
+        if self._holders == 1:
             self._give_back(self)
+        self._holders -= 1
 
 
 def current_chain() -> tuple[Any, ...]:

@@ -110,6 +110,7 @@ class Runtime:
         after = Record()
         for pool in self.runtime.pools.values():
             await scenario.step(after, pool.name, scenario.twenty, pool)
+        await scenario.step(after, "tasks", scenario.limited, self.runtime.pool("tasks"))
         await _in_thread(self.portal.call, self.clients.twenty, after)
         faults = faults or await self.mended(before)
         more = {name: count - restarts[name] - usual[name] for name, count in self.restarts().items()}

@@ -22,6 +22,7 @@ __all__ = [
     "fails",
     "in_host",
     "leaves",
+    "limited",
     "register_host_tools",
     "same",
     "step",
@@ -45,7 +46,7 @@ def config(store: str = "memory") -> sp.RuntimeConfig:
             sp.PoolConfig(
                 name="tasks", adapter="tests.injection.tasks", size=1, threads=2, max_size=2, target_wait=0.05,
                 scale_down_after=0.3, retry=RetryConfig(attempts=2, delay=0.001, jitter=0.0, on=("ConnectionError",)),
-                circuit=CircuitConfig(min_calls=50), limits=[LimitConfig(tools=("rest",), concurrency=3)],
+                circuit=CircuitConfig(min_calls=100_000), limits=[LimitConfig(tools=("rest",), concurrency=1)],
                 hedge=HedgeConfig(delay=0.02, tools=("slow_first",), max_share=1.0), **common,
             ),
             sp.PoolConfig(name="by", adapter="tests.injection.tools:Sync", size=1, **common),
@@ -299,7 +300,7 @@ async def policies(pool: sp.Pool) -> None:
     await pool.execute("slow_first", {"seconds": 0.05})
     async with anyio.create_task_group() as nursery:
         for _ in range(6):
-            nursery.start_soon(pool.execute, "rest", {"seconds": 0.03})
+            nursery.start_soon(pool.execute, "rest", {"seconds": 0.01})
     with anyio.move_on_after(0.02):
         await pool.execute("rest", {"seconds": 5.0})
     with fails("request_timeout"):
@@ -433,6 +434,13 @@ async def twenty(pool: sp.Pool) -> None:
     async with anyio.create_task_group() as nursery:
         for n in range(20):
             nursery.start_soon(one, n)
+
+
+async def limited(pool: sp.Pool) -> None:
+    """More calls at once than their limit allows: none of its permits is lost."""
+    async with anyio.create_task_group() as nursery:
+        for _ in range(4):
+            nursery.start_soon(pool.execute, "rest", {"seconds": 0.001})
 
 
 async def undo(runtime: sp.Runtime) -> None:

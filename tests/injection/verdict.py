@@ -86,7 +86,7 @@ def outcome(result: Mapping[str, Any]) -> str:
         return "internal error for its caller"
     if result["restarts"] or codes & {"worker_crashed", "session_worker_unavailable"}:
         return "worker replaced"
-    if "tool_error" in codes and all("Injected" in text for *_, text, _ in troubles):
+    if codes & {"tool_error", "invalid_payload"} and all("Injected" in text for *_, text, _ in troubles):
         return "call failed"
     if codes == {"worker_startup"} and whose <= {"main", "tasks"}:
         return "worker not replaced at its owner's request"
