@@ -104,6 +104,9 @@ class Metrics:
                     except* OSError as group:
                         # Out of descriptors, most likely: others need them more.
                         _log.warning("metrics can't be served for a moment: %s", group.exceptions[0])
+                    except* Exception as group:
+                        # It costs the clients of this moment, and not those that come.
+                        self._errors.report(group, "connection")
                     await anyio.sleep(_PAUSE)
         finally:
             if address.startswith("unix:"):
@@ -126,8 +129,8 @@ class Metrics:
     @protected
     async def _client(self, stream: anyio.abc.SocketStream) -> None:
         self._clients += 1
-        _keep(stream)
         try:
+            _keep(stream)
             with self._errors.bulkhead("connection"), anyio.move_on_after(self._config.client_timeout) as scope:
                 if self._clients > self._config.max_connections and not self._make_room():
                     return

@@ -37,6 +37,10 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/calls.py", "Calls.map"): "Pool.map",
     ("pool/calls.py", "Calls._calling"): "Pool.map",
     ("pool/session.py", "Session._bind"): "Session.execute",
+    ("pool/mapping.py", "MapResults.__aiter__"): "the map",
+    ("pool/mapping.py", "MapResults.__anext__"): "the map",
+    ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
+    ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
 }
 
 
