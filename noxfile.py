@@ -54,14 +54,14 @@ def check(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on each interpreter that is here and on both event loops; ``-- --backend trio`` for one."""
-    session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
+    session.install(".[numpy,mcp]", *group("test", "protos", "clients", "redis", "tables"))
     session.run("pytest", *PARALLEL, "--durations", "15", *session.posargs)
 
 
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
     """Lint, and every test that needs no process, of the simulator 100 seeds: under a minute once its environment is there."""
-    session.install("-e", ".[numpy,trio-asyncio,mcp]", *group("lint"))
+    session.install("-e", ".[numpy,mcp]", *group("lint"))
     check(session)
     session.run(
         "pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs,
@@ -100,7 +100,7 @@ def netns(session: nox.Session, backend: str) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Style, types, and the direction of imports."""
-    session.install(".[numpy,trio-asyncio,mcp]", *group("lint"))
+    session.install(".[numpy,mcp]", *group("lint"))
     check(session)
 
 

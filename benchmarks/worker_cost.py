@@ -174,7 +174,7 @@ async def peer(**options: Any) -> AsyncIterator[tuple[Peer, dict[str, int]]]:
             report = await process.report()
             if not report.address:
                 raise SystemExit(report.message)
-            async with make_wire("trio", "trio") as wire:
+            async with make_wire("trio") as wire:
                 connection = await wire.connect(report.address, token="t", max_message=1 << 26)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(connection.serve)

@@ -308,7 +308,7 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     if not isinstance(config, RuntimeConfig):
         refuse("config", type(config), "a RuntimeConfig")
     refuse_tower(config)
-    wire = make_wire(config.wire, sniffio.current_async_library())
+    wire = make_wire(sniffio.current_async_library())
     with open_run(config.state_dir) as run:
         launcher = functools.partial(launcher_for, redact=Redactor(config.redact_patterns).text)
         async with assemble(config, run, wire, launcher) as runtime:

@@ -25,7 +25,7 @@ class _Elsewhere(SpawnLauncher):
 async def open_pool_elsewhere(adapter: str, **options: Any) -> AsyncIterator[sp.Pool]:
     """sp.open_pool, with such workers."""
     config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter=adapter, **options)])
-    wire = make_wire(config.wire, sniffio.current_async_library())
+    wire = make_wire(sniffio.current_async_library())
     with open_run(config.state_dir) as run:
         async with assemble(config, run, wire, lambda pool, run: _Elsewhere()) as runtime:
             yield runtime.pool("default")

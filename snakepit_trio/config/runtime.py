@@ -28,7 +28,6 @@ class RuntimeConfig:
         pools: At least one; their names differ.
         bridge: The gRPC front door; None: none.
         state_dir: Where runs are registered; None: the user's state directory.
-        wire: How the host moves bytes: ``"auto"``, ``"trio"``, ``"trio-asyncio"`` or ``"asyncio"``.
         store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
             ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
         max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives.
@@ -50,7 +49,6 @@ class RuntimeConfig:
     pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
     bridge: BridgeConfig | None = None
     state_dir: str | None = attrs.field(default=None, converter=as_path)
-    wire: Literal["auto", "trio", "trio-asyncio", "asyncio"] = "auto"
     store: str = attrs.field(default="memory", repr=False)
     max_sessions: int | None = within(10_000, 1)
     session_ttl: float | None = within(3600.0, TINY)

@@ -28,7 +28,7 @@ HANDSHAKE = "/snakepit.v1.WorkerService/Handshake"
 
 async def call_worker(address: str, token: str, path: str, backend: str) -> RpcFailure | None:
     """One RPC to a worker's socket, as any local program could make it."""
-    async with make_wire("auto", backend) as wire:
+    async with make_wire(backend) as wire:
         connection = await wire.connect(address, token=token, max_message=1 << 20)
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(connection.serve)

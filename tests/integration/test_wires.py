@@ -13,7 +13,6 @@ from typing import Any
 import anyio
 import pytest
 
-from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.testing import no_leaks
@@ -32,18 +31,6 @@ from snakepit_trio.wire.transports import make_wire
 
 pytestmark = pytest.mark.anyio
 SERVICE = "/snakepit.v1.WorkerService/"
-WIRES = [("trio", "trio"), ("trio", "trio-asyncio"), ("asyncio", "asyncio")]
-
-
-@pytest.fixture(params=WIRES, ids=lambda pair: pair[1])
-def wire_kind(request: pytest.FixtureRequest, anyio_backend: str) -> str:
-    """A way to move bytes that fits the event loop."""
-    backend, kind = request.param
-    if backend != anyio_backend:
-        pytest.skip("for the other event loop")
-    if kind == "trio-asyncio":
-        pytest.importorskip("trio_asyncio")
-    return str(kind)
 
 
 @asynccontextmanager
@@ -63,8 +50,8 @@ async def worker(tmp_path: Path, **options: Any) -> AsyncIterator[tuple[str, Any
 
 
 @asynccontextmanager
-async def connected(kind: str, backend: str, address: str, token: str = "right") -> AsyncIterator[Connection]:
-    async with make_wire(kind, backend) as wire:
+async def connected(backend: str, address: str, token: str = "right") -> AsyncIterator[Connection]:
+    async with make_wire(backend) as wire:
         connection = await wire.connect(address, token=token, max_message=1 << 26)
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(connection.serve)
@@ -74,9 +61,9 @@ async def connected(kind: str, backend: str, address: str, token: str = "right")
                 connection.close()
 
 
-async def test_unary_calls(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
+async def test_unary_calls(anyio_backend: str, tmp_path: Path) -> None:
     with anyio.fail_after(60):
-        async with worker(tmp_path) as (address, _), connected(wire_kind, anyio_backend, address) as connection:
+        async with worker(tmp_path) as (address, _), connected(anyio_backend, address) as connection:
             request = HandshakeRequest(protocol_version=1, protocol_version_min=1)
             answer = HandshakeResponse.parse(await connection.unary(SERVICE + "Handshake", bytes(request)))
             assert answer.protocol_version == 1
@@ -97,14 +84,14 @@ async def test_unary_calls(wire_kind: str, anyio_backend: str, tmp_path: Path) -
             assert caught.value.status == 5
 
 
-async def test_version_mismatch_and_wrong_token(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
+async def test_version_mismatch_and_wrong_token(anyio_backend: str, tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with worker(tmp_path) as (address, _):
-            async with connected(wire_kind, anyio_backend, address) as connection:
+            async with connected(anyio_backend, address) as connection:
                 request = HandshakeRequest(protocol_version=99, protocol_version_min=98)
                 answer = HandshakeResponse.parse(await connection.unary(SERVICE + "Handshake", bytes(request)))
                 assert answer.protocol_version == 1
-            async with connected(wire_kind, anyio_backend, address, token="wrong") as connection:
+            async with connected(anyio_backend, address, token="wrong") as connection:
                 for path in (SERVICE + "Handshake", SERVICE + "Execute", "/grpc.health.v1.Health/Check"):
                     with pytest.raises(RpcFailure) as caught:
                         await connection.unary(path, b"")
@@ -147,11 +134,11 @@ class Exchange:
         return self.frames[-1] if self.frames else None
 
 
-async def test_the_exchange(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
+async def test_the_exchange(anyio_backend: str, tmp_path: Path) -> None:
     with anyio.fail_after(60):
         async with (
             worker(tmp_path, threads=4) as (address, _),
-            connected(wire_kind, anyio_backend, address) as connection,
+            connected(anyio_backend, address) as connection,
         ):
             exchange = Exchange(connection)
             # Many calls in one tick.
@@ -184,14 +171,14 @@ async def test_the_exchange(wire_kind: str, anyio_backend: str, tmp_path: Path) 
             assert exchange.ends == []
 
 
-async def test_garbage_and_death_end_an_exchange_once(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
+async def test_garbage_and_death_end_an_exchange_once(anyio_backend: str, tmp_path: Path) -> None:
     with anyio.fail_after(60):
-        async with worker(tmp_path) as (address, _), connected(wire_kind, anyio_backend, address) as connection:
+        async with worker(tmp_path) as (address, _), connected(anyio_backend, address) as connection:
             exchange = Exchange(connection)
             exchange.rpc.send(b"\xff\xff\xff not a frame")
             await exchange.until(lambda: exchange.ends)
             assert len(exchange.ends) == 1
-        async with worker(tmp_path) as (address, process), connected(wire_kind, anyio_backend, address) as connection:
+        async with worker(tmp_path) as (address, process), connected(anyio_backend, address) as connection:
             exchange = Exchange(connection)
             calls = [frames.Call(n, tool="sleep", payload=codec.encode({"seconds": 60})) for n in range(1, 201)]
             for call in calls:
@@ -204,14 +191,14 @@ async def test_garbage_and_death_end_an_exchange_once(wire_kind: str, anyio_back
                     await connection.unary("/grpc.health.v1.Health/Check", b"")
 
 
-async def test_a_peer_that_speaks_no_http2(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
+async def test_a_peer_that_speaks_no_http2(anyio_backend: str, tmp_path: Path) -> None:
     path = str(tmp_path / "fake.sock")
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
     try:
         with anyio.fail_after(30):
-            async with connected(wire_kind, anyio_backend, f"unix:{path}") as connection:
+            async with connected(anyio_backend, f"unix:{path}") as connection:
                 peer, _ = listener.accept()
                 with peer:
                     peer.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
@@ -222,28 +209,22 @@ async def test_a_peer_that_speaks_no_http2(wire_kind: str, anyio_backend: str, t
         listener.close()
 
 
-async def test_nobody_listens(wire_kind: str, anyio_backend: str, tmp_path: Path) -> None:
-    async with make_wire(wire_kind, anyio_backend) as wire:
+async def test_nobody_listens(anyio_backend: str, tmp_path: Path) -> None:
+    async with make_wire(anyio_backend) as wire:
         for address in (f"unix:{tmp_path}/none.sock", "tcp:127.0.0.1:1"):
             with pytest.raises(OSError):
                 await wire.connect(address, token="t", max_message=1000)
 
 
-async def test_a_connection_that_can_not_be_secured_is_closed(wire_kind: str, anyio_backend: str) -> None:
+async def test_a_connection_that_can_not_be_secured_is_closed(anyio_backend: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         address = f"tcp:127.0.0.1:{listener.getsockname()[1]}"
         context = ssl.create_default_context()
-        async with make_wire(wire_kind, anyio_backend) as wire:
+        async with make_wire(anyio_backend) as wire:
             # What was raised keeps its frames, and with them whatever was left open.
             with no_leaks(), pytest.raises(ValueError, match="label empty") as raised:
                 await wire.connect(address, token="t", max_message=1000, tls=context, name=".nobody")
             assert raised.tb is not None
-
-
-async def test_a_wire_that_does_not_fit(anyio_backend: str) -> None:
-    wrong = "trio" if anyio_backend == "asyncio" else "asyncio"
-    with pytest.raises(ConfigError):
-        make_wire(wrong, anyio_backend)
 
 
 @pytest.mark.parametrize("bad", ["", "unix:", "tcp:1", "tcp:host:", "tcp::1", "http:x", "tcp:h:-1"])
@@ -255,7 +236,7 @@ def test_addresses(bad: str) -> None:
         parse_address(bad)
 
 
-async def test_a_secured_connection(wire_kind: str, anyio_backend: str) -> None:
+async def test_a_secured_connection(anyio_backend: str) -> None:
     """Calls and long messages work; who shows nothing, or the certificate of another or for another use, does not get in."""
     authority = pytest.importorskip("snakepit_trio.launch.authority").Authority("r")
     stranger = type(authority)("r")
@@ -271,7 +252,7 @@ async def test_a_secured_connection(wire_kind: str, anyio_backend: str) -> None:
         try:
             address = (await process.report()).address
             assert address.startswith("tcp:127.0.0.1:")
-            async with make_wire(wire_kind, anyio_backend) as wire:
+            async with make_wire(anyio_backend) as wire:
 
                 async def echo(context: ssl.SSLContext | None, name: str, size: int) -> bool:
                     connection = await wire.connect(address, token="right", max_message=1 << 26, tls=context, name=name)

@@ -176,7 +176,7 @@ async def _answers(host: str, port: int, token: str, *, tls: bool) -> bool:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.set_alpn_protocols(["h2"])
-    async with make_wire("auto", sniffio.current_async_library()) as wire:
+    async with make_wire(sniffio.current_async_library()) as wire:
         try:
             connection = await wire.connect(
                 f"tcp:{host}:{port}", token=token, max_message=1 << 20, tls=context, name="w"

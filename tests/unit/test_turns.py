@@ -152,3 +152,33 @@ def test_what_breaks_the_rules_leaves_nothing_for_later() -> None:
     pair.finish()
     assert pair.ended == [14]
     assert len(pair.messages) == N
+
+
+FRAMES = {
+    "an empty DATA frame of no stream": b"\0" * 9,
+    "GOAWAY": b"\0\0\x08\x07" + b"\0" * 13,
+    "PING": PING,
+    "a PING that is too short": b"\0\0\x01\x06\0\0\0\0\0x",
+    "a message": data_frame(framed(b"x")),
+    "many messages": data_frame(framed(b"x") * 2 * _TURN),
+    "half a message": data_frame(framed(b"x")[:3]),
+    "headers that are none": b"\0\0\x04\x01\x04\0\0\0\x01\xff\xff\xff\xff",
+    "a window of none": b"\0\0\x04\x08\0\0\0\0\0\0\0\0\0",
+    "SETTINGS out of range": b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\0\0",
+    "text": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("first", FRAMES)
+def test_whatever_has_arrived_is_done_with_in_the_end(first: str) -> None:
+    for after in FRAMES.values():
+        for last in (FRAMES["a message"], FRAMES["half a message"]):
+            pair = Pair()
+            pair.feed(FRAMES[first] + after)
+            pair.feed(last + PING * _TURN)
+            for _ in range(2 * _TURN):
+                if not pair.protocol.unfinished:
+                    break
+                pair.protocol.proceed()
+            else:
+                raise AssertionError(f"{after!r}, {last!r} would be looked at for ever")

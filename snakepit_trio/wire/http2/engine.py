@@ -134,7 +134,7 @@ class PipeProtocol(H2Protocol):
         return bool(self._rest or self._turn.put_off)
 
     def proceed(self) -> None:
-        """Take as much of what has arrived as one turn allows."""
+        """Take as much of what has arrived as one turn allows; what arrives after the end is dropped."""
         turn = self._turn
         turn.left = _TURN
         data, self._rest = self._rest, b""
@@ -147,6 +147,13 @@ class PipeProtocol(H2Protocol):
             self.processor.close(f"protocol error: {type(exc).__name__}")
         except Exception as exc:
             self.fail(exc)
+        if self._ended:
+            self._rest = b""
+            turn.put_off.clear()
+
+    @property
+    def _ended(self) -> bool:
+        return not hasattr(self.connection, "_transport")
 
     def fail(self, exc: Exception) -> None:
         """End the connection by an exception that nobody expected: it, and nothing else."""
@@ -158,7 +165,8 @@ class PipeProtocol(H2Protocol):
         """Take frames until the turn is over; returns the rest."""
         turn = self._turn
         h2: Any = self.connection._connection
-        while data and turn.left > 0:
+        # h2 takes nothing out of its buffer once the peer has broken the protocol.
+        while data and turn.left > 0 and not self._ended:
             rest = h2.take_data(data, self._taker, self.processor.process, turn)
             if rest is not data:
                 self.connection.flush()

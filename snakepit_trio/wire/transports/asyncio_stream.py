@@ -65,7 +65,7 @@ def _tell_the_library() -> None:
 async def open_protocol(
     address: str, tls: ssl.SSLContext | None, name: str, errors: InternalErrors
 ) -> tuple[_Protocol, AsyncioTransport]:
-    """Connect. To be awaited in an asyncio event loop, or in trio-asyncio's.
+    """Connect.
 
     Raises:
         OSError: Nobody listens there, or somebody else does.
