@@ -70,6 +70,15 @@ def quick(session: nox.Session) -> None:
 
 
 @nox.session
+def mutations(session: nox.Session) -> None:
+    """Sixty small breakages of the package, one at a time in a copy of it: do the tests notice? An hour or more; ``-- --seed 2``
+    for others."""
+    session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
+    session.run("python", "-m", "tests.mutation", "--named")
+    session.run("python", "-m", "tests.mutation", *session.posargs)
+
+
+@nox.session
 def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that the package allows."""
     lower = [req.split(";")[0].split(",")[0].replace(">=", "==") for req in PROJECT["project"]["dependencies"]]

@@ -19,6 +19,11 @@ from snakepit_trio.testing import no_leaks
 
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None)
+# That something fails is enough: nobody reads the smallest example.
+_NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
+hypothesis.settings.register_profile(
+    "mutations", max_examples=150, deadline=None, derandomize=True, database=None, phases=_NO_SHRINKING
+)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 BACKENDS = ["trio", "asyncio"]

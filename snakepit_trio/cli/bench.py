@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
@@ -13,6 +12,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from .common import run, to_json
+from .words import quantile
 
 __all__ = ["Call", "bench", "cpu_of_children", "latency", "machine", "throughput"]
 
@@ -72,10 +72,7 @@ async def latency(call: Call, data: bytes, count: int) -> dict[str, float]:
         await call(data)
         laps.append((time.perf_counter() - begun) * 1e6)
     laps.sort()
-    return {
-        name: laps[min(len(laps) - 1, math.ceil(len(laps) * part) - 1)]
-        for name, part in (("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999))
-    }
+    return {name: quantile(laps, part) for name, part in (("p50_us", 0.5), ("p99_us", 0.99), ("p999_us", 0.999))}
 
 
 async def throughput(call: Call, data: bytes, callers: int, count: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ import os
 import resource
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,8 +19,9 @@ import snakepit_trio as sp
 from snakepit_trio import hardware
 
 from .checks import pid_room
+from .words import quantile
 
-__all__ = ["measure"]
+__all__ = ["how_many", "measure"]
 
 TRIVIAL = "snakepit_trio.cli.trivial"
 #: Calls one after another, and callers at once with how many calls each.
@@ -67,18 +68,21 @@ async def _scaling(adapter: str) -> dict[str, Any]:
             "descriptors": None if soft == resource.RLIM_INFINITY else soft - fds,
             "pids": pid_room(),
         }
-    fits = {name: max(0, left // per_worker[name]) for name, left in room.items() if left is not None}
-    limit = min(fits, key=lambda name: fits[name]) if fits else None
     return {
         "per_worker": per_worker,
         "room": room,
-        "fits": fits,
-        "workers": None if limit is None else fits[limit],
-        "limited_by": limit,
+        **how_many(per_worker, room),
         "cores": machine.cpu.usable,
         "first_worker_after": started,
         "next_worker_after": growth,
     }
+
+
+def how_many(per_worker: Mapping[str, int], room: Mapping[str, int | None]) -> dict[str, Any]:
+    """How many workers there is room for: of each thing, in all, and which of them is the limit. None in ``room``: no limit."""
+    fits = {name: max(0, left // per_worker[name]) for name, left in room.items() if left is not None}
+    limit = min(fits, key=lambda name: fits[name]) if fits else None
+    return {"fits": fits, "workers": None if limit is None else fits[limit], "limited_by": limit}
 
 
 def _memory_room(machine: hardware.Hardware) -> int:
@@ -129,8 +133,8 @@ async def _latency() -> dict[str, Any]:
         stats = pool.stats()
     return {
         "calls": _CALLS,
-        "p50": times[_CALLS // 2],
-        "p99": times[int(_CALLS * 0.99)],
+        "p50": quantile(times, 0.5),
+        "p99": quantile(times, 0.99),
         "max": times[-1],
         "callers": _CALLERS,
         "calls_per_second": rate,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from snakepit_trio.observe.printable import printable
 
-__all__ = ["cell", "duration", "size"]
+__all__ = ["cell", "duration", "quantile", "size"]
 
 
 def cell(value: Any) -> str:
@@ -27,9 +29,9 @@ def duration(seconds: float | None) -> str:
         return f"{seconds * 1e3:.1f} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
-    if seconds < 3600:
+    if seconds < 3570:
         return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 86400 else f"{seconds / 86400:.1f} d"
+    return f"{seconds / 3600:.1f} h" if seconds < 86220 else f"{seconds / 86400:.1f} d"
 
 
 def size(count: float | None) -> str:
@@ -41,3 +43,8 @@ def size(count: float | None) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """The smallest of these values, which are sorted, that at least this part of them does not exceed."""
+    return values[max(0, math.ceil(len(values) * part) - 1)]

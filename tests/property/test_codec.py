@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+import decimal
 import math
 import struct
 import zoneinfo
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,7 +18,9 @@ from hypothesis.extra import numpy as hnp
 
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire.codec import extensions
 
+Ext = msgspec.msgpack.Ext
 fixed = st.builds(
     dt.timezone,
     st.timedeltas(dt.timedelta(hours=-23), dt.timedelta(hours=23)).map(lambda d: d - d % dt.timedelta(seconds=1)),
@@ -192,3 +196,17 @@ def test_no_more_values_travel_beside_the_data_than_a_payload_may_have_buffers()
     payload = codec.encode(value, buffer_threshold=10)
     assert len(payload.buffers) == frames.MOST_BUFFERS
     assert codec.decode(payload) == value
+
+
+def test_the_longest_numbers() -> None:
+    """What one side may not read, the other does not send."""
+    most = 1 << 20
+    digits = "1" * most
+    assert codec.decode(codec.encode(decimal.Decimal(digits))) == decimal.Decimal(digits)
+    with pytest.raises(InvalidParameter, match="digits"):
+        codec.encode(decimal.Decimal(digits + "1"))
+    with pytest.raises(InvalidPayload):
+        codec.decode(frames.Payload(frames.MSGPACK, msgspec.msgpack.encode(Ext(extensions.DECIMAL, b"1" * (most + 1)))))
+    # An integer is binary, and has no such bound but the payload's.
+    for number in (10**400, -(10**400), 1 << 64, -(1 << 63) - 1, 10**5000):
+        assert codec.decode(codec.encode({"n": number})) == {"n": number}

@@ -92,6 +92,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @initialize(limit=st.sampled_from([0, 2, 5, None]), poison=st.sampled_from([1, 2, None]))
     def begin(self, limit: int | None, poison: int | None) -> None:
         self.now = 0.0
+        #: What has come about, so that a test sees that something has.
+        self.met: Counter[str] = Counter()
         self.woken: Counter[int] = Counter()
         self.events: list[tuple[str, int]] = []
         self.alarm = math.inf
@@ -130,9 +132,17 @@ class LedgerMachine(RuleBasedStateMachine):
         session=st.none() | st.sampled_from(["h", "q", "f"]),
         idempotent=st.booleans(),
         time_limit=st.none() | st.just(2.0),
+        stream=st.booleans(),
     )
     def submit(
-        self, timeout: float, queue_timeout: float, priority: int, session: Any, idempotent: bool, time_limit: Any
+        self,
+        timeout: float,
+        queue_timeout: float,
+        priority: int,
+        session: Any,
+        idempotent: bool,
+        time_limit: Any,
+        stream: bool,
     ) -> None:
         self.count += 1
         number = self.count
@@ -148,15 +158,19 @@ class LedgerMachine(RuleBasedStateMachine):
             binding=self.bindings.get(session),
             idempotent=idempotent,
             time_limit=time_limit,
+            stream=stream,
         )
         before = self.ledger.queued
         try:
             self.ledger.submit(request, self.now)
-        except SnakepitError:
+        except SnakepitError as exc:
             self.rejected += 1
+            self.met[f"refused: {exc.code}"] += 1
             assert request.outcome is Outcome.REJECTED
         else:
             self.requests.append(request)
+            where = "line" if request.seats is not None else "queue" if request.pin is None else "lane of a worker"
+            self.met["runs at once" if request.phase is Phase.RUNNING else f"waits in a {where}"] += 1
             self.told_of_due(min(request.deadline, request.queue_deadline))
             if request.phase is Phase.QUEUED and self.limit is not None:
                 assert before < self.limit
@@ -174,9 +188,11 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.requests)
     @rule(data=st.data())
     def cancel(self, data: st.DataObject) -> None:
-        request = data.draw(st.sampled_from(self.requests))
+        # One that has ended only now and then.
+        request = data.draw(st.sampled_from(self.alive() if self.count % 4 and self.alive() else self.requests))
         ended = request.phase is Phase.DONE
         before = request.outcome
+        self.met[f"cancelled: {request.phase.name}"] += 1
         self.ledger.cancel(request, self.now)
         assert request.phase is Phase.DONE
         assert request.outcome is (before if ended else Outcome.CANCELLED)
@@ -201,7 +217,8 @@ class LedgerMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(w.holds for w in self.workers))
     @rule(data=st.data())
     def begin_call(self, data: st.DataObject) -> None:
-        worker = data.draw(st.sampled_from([w for w in self.workers if w.holds]))
+        may = [w for w in self.workers if w.holds]
+        worker = data.draw(st.sampled_from([w for w in may if not w.begun.issuperset(w.turns())] or may))
         number = data.draw(st.sampled_from(worker.turns()))
         if number not in worker.withdrawn:
             worker.begun.add(number)
@@ -235,6 +252,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = worker.release(number)
         ended, outcome, attempt = request.phase is Phase.DONE, request.outcome, request.attempt
         self.ledger.returned(worker.seats, number, self.now)
+        self.met["given back, nobody waits" if ended else "given back"] += 1
         if ended:
             assert request.outcome is outcome
         else:
@@ -258,6 +276,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert found is None
             assert request.outcome is before
             assert self.ledger.totals().late_replies == late + (error is None)
+            self.met["late reply" if error is None else "confirmed"] += 1
         else:
             assert found is request
             assert request.outcome is (Outcome.FAILED if error else Outcome.COMPLETED)
@@ -271,7 +290,9 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.remembered.seen(number, self.now):
             assert self.ledger.replied(worker.seats, number, self.now, result=NOTHING, error=None) is None
             assert self.ledger.totals().late_replies == before.late_replies + 1
+            self.met["a reply more, remembered"] += 1
         else:
+            self.met["a reply more"] += 1
             with pytest.raises(UnexpectedReply):
                 self.ledger.replied(worker.seats, number, self.now, result=NOTHING, error=None)
             assert self.ledger.totals() == before
@@ -289,6 +310,17 @@ class LedgerMachine(RuleBasedStateMachine):
         assert worker.seats not in self.ledger.seats
         for number, request in worker.holds.items():
             assert request.phase is Phase.DONE or request.seats is not worker.seats
+            if number not in unbegun and (request.stream or not request.idempotent):
+                # It had begun, as far as is known, and may not run twice.
+                assert request.phase is Phase.DONE
+                self.met["ended with its worker" if not request.stream else "stream ended with its worker"] += 1
+            elif request.error is not None and request.error.details.get("poison"):
+                self.met["poison"] += 1
+            elif request.phase is not Phase.DONE:
+                self.met["runs again" if number not in unbegun else "runs elsewhere"] += 1
+                if number not in queued:
+                    # Its wait had ended in time once.
+                    assert request.queue_deadline == math.inf
             if number in queued & unbegun and not self.closed:
                 # It was never run, so it is none of its business.
                 assert request.outcome in (None, Outcome.EXPIRED)
@@ -402,7 +434,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert self.ledger.next_deadline() >= self.alarm - 1e-9
 
 
-LedgerMachine.TestCase.settings = settings(stateful_step_count=50, max_examples=300)
+LedgerMachine.TestCase.settings = settings(stateful_step_count=50)
 TestLedger = LedgerMachine.TestCase
 
 
@@ -538,6 +570,8 @@ STEPS = [
     "time",
     "time",
     "begin",
+    "begin",
+    "begin",
     "reply",
     "reply",
     "reply",
@@ -555,23 +589,33 @@ def walk(seed: int, steps: int) -> LedgerMachine:
     """A random history from a seed. Hypothesis looks for short ones in odd corners, this for long ones in the middle."""
     rng = random.Random(seed)
     machine = LedgerMachine()
-    machine.begin(limit=rng.choice([0, 2, 5, None]), poison=rng.choice([1, 2, None]))
+    machine.begin(limit=rng.choice([0, 2, 5, 5, None, None]), poison=rng.choice([1, 2, None]))
     data: Any = Draws(rng)
     # In every other history calls are quick and workers have lines.
     quick = rng.random() < 0.5
     spans = [0.0, 0.0, 0.001, 0.001, 0.005, PATIENCE] if quick else [0.0, 0.001, 0.005, PATIENCE, 0.3, 1.0, 6.0]
     for _ in range(steps):
         step = rng.choice(STEPS)
+        for worker in [worker for worker in machine.workers if worker.seats.over and not worker.holds]:
+            # It has drained, and makes room for another.
+            machine.workers.remove(worker)
+            machine.ledger.gone(worker.seats, WorkerCrashed("stopped"), machine.now)
+        if sum(worker.seats.open for worker in machine.workers) < 2 and len(machine.workers) < 4 and rng.random() < 0.5:
+            step = "come"
         if step == "come":
             machine.worker_comes(1 if quick else rng.choice([1, 1, 2, 3]), 3 if quick else rng.choice([0, 1, 3]))
         elif step == "submit":
             session = rng.choice([None, None, None, None, "h", "q"] if quick else [None, None, "h", "q", "f"])
             machine.submit(
                 rng.choice([1.0, 3.0, math.inf]), rng.choice([0.5, 2.0, math.inf]), rng.randint(-1, 1), session,
-                rng.random() < 0.5, rng.choice([None, None, 2.0]),
+                rng.random() < 0.5, rng.choice([None, None, 2.0]), rng.random() < (0.1 if quick else 0.3),
             )  # fmt: skip
         elif step == "cancel" and machine.requests:
-            machine.cancel(data)
+            asked_back = [r for w in machine.workers for r in w.seats.ahead.values() if r.id in w.recalled]
+            if asked_back and rng.random() < 0.5:
+                machine.ledger.cancel(rng.choice(asked_back), machine.now)
+            else:
+                machine.cancel(data)
         elif step == "time":
             machine.time_passes(rng.choice(spans))
         elif step == "begin" and any(w.holds for w in machine.workers):
@@ -601,17 +645,28 @@ def walk(seed: int, steps: int) -> LedgerMachine:
     return machine
 
 
-@pytest.mark.parametrize("block", range(10))
+#: What each block of walks comes to.
+MET = (
+    "runs at once", "waits in a queue", "waits in a line", "waits in a lane of a worker", "refused: queue_full",
+    "refused: worker_busy", "cancelled: QUEUED", "cancelled: RUNNING", "cancelled: DONE", "given back",
+    "given back, nobody waits", "late reply", "confirmed", "a reply more", "a reply more, remembered", "runs again",
+    "runs elsewhere", "ended with its worker", "stream ended with its worker", "poison",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("block", range(2))
 def test_walks(block: int) -> None:
     seen: Counter[str] = Counter()
-    for seed in range(block * 40, block * 40 + 40):
+    for seed in range(block * 200, block * 200 + 200):
         machine = walk(seed, 80)
         seen.update(event for event, _ in machine.events)
         machine.ledger.close(PoolClosed("closed"), machine.now)
         machine.ledger.abort(PoolClosed("closed"), machine.now)
         machine.conserved()
         assert machine.ledger.in_flight == machine.ledger.queued == 0
-    assert set(seen) == {"queued", "dispatched", *(outcome.value for outcome in Outcome)}
+        seen.update(machine.met)
+    assert {"queued", "dispatched", *(outcome.value for outcome in Outcome)} <= set(seen)
+    assert not [outcome for outcome in MET if not seen[outcome]], seen
 
 
 def line_of_two(told: list[float]) -> tuple[Ledger, ScriptedWorker, Callable[..., Request]]:

@@ -172,7 +172,7 @@ def _float_pair(unwrapper: Unwrapper, data: memoryview) -> complex:
 
 
 def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
-    if len(data) > 1 << 20:
+    if len(data) > extensions.LONGEST_DECIMAL:
         raise ValueError("a Decimal of more than a million digits")
     return decimal.Decimal(str(data, "ascii"))
 

@@ -171,7 +171,10 @@ class Wrapper:
         return Ext(extensions.TIMEDELTA, _pack([value.days, value.seconds, value.microseconds]))
 
     def _decimal(self, value: decimal.Decimal, path: str, depth: int) -> Any:
-        return Ext(extensions.DECIMAL, str(value).encode())
+        text = str(value)
+        if len(text) > extensions.LONGEST_DECIMAL:
+            raise Refused(path, "a Decimal of more than a million digits")
+        return Ext(extensions.DECIMAL, text.encode())
 
     def _uuid(self, value: uuid.UUID, path: str, depth: int) -> Any:
         return Ext(extensions.UUID, value.bytes)

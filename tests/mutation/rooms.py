@@ -1,0 +1,111 @@
+"""Which tests are to notice what is broken in which room: the quick ones of each, the first to notice first."""
+
+from __future__ import annotations
+
+__all__ = ["ROOMS", "room_of", "files_for"]
+
+#: By the beginning of a file's path in the package, the tests of it, the longest beginning counts. Paths are below ``tests``.
+ROOMS: dict[str, tuple[str, ...]] = {
+    "bridge/": (
+        "unit/test_printable.py", "integration/test_bridge_calls.py", "integration/test_bridge.py",
+        "integration/test_bridge_clients.py", "integration/test_bridge_abuse.py", "integration/test_security.py",
+    ),
+    "cli/": (
+        "unit/test_figures.py", "unit/test_commands_page.py", "unit/test_status_table.py", "integration/test_cli.py",
+        "integration/test_operating.py", "integration/test_top.py",
+    ),
+    "client/": ("unit/test_call_options.py", "property/test_tool_messages.py", "integration/test_connect.py"),
+    "config/": ("unit/test_config.py", "unit/test_timeouts.py", "unit/test_surface.py", "integration/test_default_timeout.py"),
+    "control/": ("unit/test_figures.py", "integration/test_control.py"),
+    "launch/": (
+        "unit/test_handle.py", "unit/test_futures.py", "unit/test_interpreter.py", "unit/test_reseeding.py",
+        "unit/test_leftovers.py", "integration/test_launchers.py", "integration/test_helpers.py",
+    ),
+    "observe/": (
+        "unit/test_redaction.py", "unit/test_dump.py", "unit/test_printable.py", "unit/test_event_bus.py",
+        "unit/test_timings.py", "unit/test_catalogue.py", "integration/test_metrics.py", "integration/test_tracing.py",
+    ),
+    "policies/": (
+        "property/test_circuit.py", "unit/test_verdicts.py", "simulation/test_policies.py", "simulation/test_policy_walks.py",
+    ),
+    "pool/": (
+        "property/test_structures.py", "unit/test_places.py", "unit/test_suspects.py", "unit/test_scaling.py",
+        "property/test_ledger.py", "property/test_ledger_faults.py", "simulation/test_requests.py", "simulation/test_maps.py",
+        "simulation/test_replacing.py", "simulation/test_standing.py", "simulation/test_scaling.py",
+        "simulation/test_repertoire.py", "simulation/test_simulator.py", "integration/test_main_path.py",
+    ),
+    "sessions/": (
+        "property/test_stores.py", "property/test_odd_rows.py", "simulation/test_session_directory.py",
+        "integration/test_host_programs.py",
+    ),
+    "testing/": ("unit/test_scripted.py", "simulation/test_simulator.py", "integration/test_testing.py"),
+    "tools/": (
+        "property/test_waits.py", "property/test_tool_registry.py", "property/test_tool_messages.py", "unit/test_schemas.py",
+        "unit/test_equivalence.py", "unit/test_host_tool_server.py", "integration/test_host_tools.py",
+    ),
+    "wire/codec/": (
+        "property/test_codec.py", "unit/test_refused_values.py", "unit/test_tables.py", "integration/test_values_cross.py",
+    ),
+    "wire/http2/": ("property/test_lean_h2.py", "property/test_pipe.py", "integration/test_wires.py"),
+    "wire/": (
+        "property/test_frames.py", "property/test_messages.py", "property/test_failures.py", "property/test_memory.py",
+        "property/test_tool_messages.py", "property/test_stream_credit.py", "unit/test_marks.py", "unit/test_handshake.py",
+        "unit/test_exceptions.py", "integration/test_wires.py", "integration/test_shared_memory.py",
+    ),
+    "worker/": (
+        "unit/test_adapters.py", "unit/test_schemas.py", "unit/test_turns.py", "unit/test_forks.py", "unit/test_lines.py",
+        "unit/test_marks.py", "integration/test_main_path.py", "integration/test_cancellation.py",
+        "integration/test_plain_rpcs.py", "integration/test_host_tools.py",
+    ),
+    "workers/": (
+        "unit/test_restarts.py", "unit/test_run.py", "unit/test_leftovers.py", "unit/test_state_directory.py",
+        "unit/test_handshake.py", "simulation/test_grace.py", "simulation/test_heartbeats.py",
+        "simulation/test_replacing.py", "simulation/test_simulator.py", "integration/test_supervision.py",
+    ),
+    # The small modules beside the rooms, and the runtime itself.
+    "": (
+        "unit/test_bulkhead.py", "unit/test_config.py", "unit/test_forks.py", "unit/test_hardware.py",
+        "unit/test_exceptions.py", "unit/test_script.py", "unit/test_timeouts.py", "unit/test_call_options.py",
+        "unit/test_unwrapped.py", "property/test_fair_budget.py", "simulation/test_requests.py",
+        "integration/test_main_path.py", "integration/test_plain_asyncio.py",
+    ),
+}  # fmt: skip
+#: The same for files whose tests are others than those of their room; they still belong to it.
+OTHERS: dict[str, tuple[str, ...]] = {
+    "bridge/mcp": ("integration/test_mcp.py",),
+    "bridge/tokens.py": ("unit/test_tokens.py", "integration/test_security.py"),
+    "bridge/listening.py": ("integration/test_bind.py", "integration/test_security.py"),
+    "cli/new.py": ("integration/test_new.py",),
+    "client/host_tools.py": ("integration/test_connect.py", "integration/test_bridge_clients.py"),
+    "launch/reseeding.py": ("unit/test_reseeding.py",),
+    "observe/cpu.py": ("simulation/test_heartbeats.py", "integration/test_supervision.py"),
+    "observe/recorder.py": ("unit/test_dump.py", "integration/test_recorder.py"),
+    "pool/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
+    "workers/plain.py": ("integration/test_foreign.py",),
+    "workers/answers.py": ("unit/test_status_table.py", "integration/test_foreign.py"),
+    "workers/health.py": ("simulation/test_health.py", "integration/test_supervision.py"),
+}
+
+#: What is no room's to test: generated, data, what runs on a cluster, and what measures.
+LEFT_OUT = (
+    "wire/generated/",
+    "launch/ray",
+    "config/ray.py",
+    "__main__.py",
+    "cli/bench_tools.py",
+    "cli/trivial.py",
+    "cli/demo.py",
+)
+
+
+def room_of(path: str) -> str | None:
+    """The room of a file of the package, None for what no test is for."""
+    if path.startswith(LEFT_OUT):
+        return None
+    return max((room for room in ROOMS if path.startswith(room)), key=len)
+
+
+def files_for(path: str) -> list[str]:
+    """The tests of a file, in the order in which they are run."""
+    tables = {**ROOMS, **OTHERS}
+    return [f"tests/{name}" for name in tables[max((start for start in tables if path.startswith(start)), key=len)]]

@@ -1,0 +1,54 @@
+"""When a worker that does not stop its cancelled calls is given up, on a clock that jumps."""
+
+from __future__ import annotations
+
+import anyio
+import trio
+import trio.testing
+
+from snakepit_trio._bell import Bell
+from snakepit_trio.workers.grace import Grace
+
+
+def over_at(*steps: tuple[float, int, float | None]) -> float:
+    """When the grace of a worker is over, in seconds.
+
+    Args:
+        steps: When, which call, and how long it may take from then on; None: it has stopped.
+    """
+
+    async def main() -> float:
+        held = dict.fromkeys(call_id for _, call_id, _ in steps)
+        grace = Grace(held, Bell())
+        began = anyio.current_time()
+
+        async def later(at: float, call_id: int, due: float | None) -> None:
+            await anyio.sleep_until(began + at)
+            if due is None:
+                grace.end(call_id)
+            else:
+                grace.begin(call_id, began + at + due)
+
+        with anyio.fail_after(1000):
+            async with anyio.create_task_group() as nursery:
+                for step in steps:
+                    nursery.start_soon(later, *step)
+                await grace.overdue()
+                nursery.cancel_scope.cancel()
+        return round(anyio.current_time() - began, 6)
+
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_later_call_hides_none_that_hangs() -> None:
+    assert over_at((1, 1, 5), (2, 2, 50)) == 6
+    # When it looks again, several are there.
+    assert over_at((1, 1, 5), (2, 2, 9), (2.5, 3, 60), (3, 1, None)) == 11
+
+
+def test_a_second_cancel_gives_no_more_time() -> None:
+    assert over_at((1, 1, 5), (3, 1, 50)) == 6
+
+
+def test_one_that_has_stopped_costs_nothing() -> None:
+    assert over_at((1, 1, 5), (2, 1, None), (20, 2, 5)) == 25
