@@ -27,6 +27,7 @@ from tests.injection.checks import Size, amiss
 from tests.injection.clients import Clients
 from tests.injection.scenario import Record, Trouble
 from tests.injection.sides import side_of
+from tests.injection.sightings import Sightings
 from tests.injection.tracing import Target
 
 #: Seconds for everything to be as it was before.
@@ -40,6 +41,8 @@ class Child:
         self.options = options
         self.out = os.fdopen(options.out, "w", buffering=1)
         self.side = side_of(options.side)
+        self.sightings = Sightings()
+        self.sightings.install()
         #: The try that is under way.
         self.doing: int | None = None
 
@@ -102,6 +105,7 @@ class Runtime:
 
     async def one_try(self, target: Target, entry: int, before: Size, usual: dict[str, int]) -> bool:
         begun, restarts = time.monotonic(), self.restarts()
+        self.child.sightings.clear()
         await self.arm(target, entry)
         record = await self.one_pass()
         self.side.disarm()
@@ -120,6 +124,7 @@ class Runtime:
             troubles=list(map(_plain, record.troubles)),
             after=list(map(_plain, after.troubles)),
             faults=faults,
+            told=self.child.sightings.found + ["caller"] * record.told,
             restarts={name: count for name, count in more.items() if count > 0},
             seconds=round(time.monotonic() - begun, 2),
         )
@@ -139,6 +144,7 @@ class Runtime:
             nursery.start_soon(_in_thread, self.portal.call, self.clients.scenario, theirs)
             await scenario.in_host(self.runtime, ours)
         ours.troubles += theirs.troubles
+        ours.told = ours.told or theirs.told
         return ours
 
     async def mended(self, before: Size | None) -> list[str]:

@@ -10,6 +10,7 @@ import anyio
 import snakepit_trio as sp
 from snakepit_trio.testing.leaks import Footprint
 from tests.injection import scenario
+from tests.injection.sightings import tells_of_it
 from tests.injection.tracing import Target
 
 __all__ = ["run"]
@@ -33,6 +34,7 @@ def run(child: Any, phase: str, backend: str, store: str) -> None:
     for number, (target, entry) in enumerate(child.targets()):
         child.doing = number
         child.tell(begun=number)
+        child.sightings.clear()
         before, begun = Footprint.take(), time.monotonic()
         life = _Life(child, phase, store, target, entry)
         raised: BaseException | None = None
@@ -46,8 +48,9 @@ def run(child: Any, phase: str, backend: str, store: str) -> None:
         while left and time.monotonic() - begun - seconds < _GONE:
             time.sleep(0.05)
             left = Footprint.take().grown_since(before)
+        told = child.sightings.found + ["caller"] * (life.told or tells_of_it(raised))
         child.tell(
-            ended=number, path=child.side.hit, opened=life.opened, served=life.served, seconds=round(seconds, 2),
+            ended=number, told=told, path=child.side.hit, opened=life.opened, served=life.served, seconds=round(seconds, 2),
             raised=None if raised is None else f"{type(raised).__name__}: {raised}"[:500], faults=[f"leak: {one}" for one in left],
         )  # fmt: skip
         child.doing = None
@@ -64,6 +67,7 @@ class _Life:
         self.entry = entry
         self.opened = False
         self.served = False
+        self.told = False
 
     async def main(self) -> None:
         if self.phase == "opening":
@@ -85,9 +89,8 @@ class _Life:
         if self.phase == "closing":
             self.child.side.disarm()
 
-    @staticmethod
-    async def _call(pool: sp.Pool) -> None:
+    async def _call(self, pool: sp.Pool) -> None:
         try:
             await pool.execute("nap", {"seconds": _UNDER_WAY})
-        except sp.SnakepitError:
-            pass
+        except sp.SnakepitError as exc:
+            self.told = self.told or tells_of_it(exc)

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.injection.tracing import Target
 
-__all__ = ["CALLED", "GOOD", "MAY_END_IT", "MAY_LEAK", "is_good", "outcome"]
+__all__ = ["CALLED", "GOOD", "MAY_BE_SILENT", "MAY_END_IT", "MAY_LEAK", "is_good", "outcome"]
 
 #: What may become of a try; all else is a fault.
 GOOD = frozenset(
@@ -31,6 +31,8 @@ MAY_LEAK: Mapping[tuple[str, str], str] = {
     ("_forks.py", "above_streams"): "The same.",
     ("_forks.py", "close"): "One that could not be closed is not closed again: by then the number may be another's.",
 }
+#: Functions whose exceptions nobody is told of, and why.
+MAY_BE_SILENT: Mapping[tuple[str, str], str] = {}
 #: Functions that do all that the one that somebody calls does: what they raise on entry, its caller gets as what that has raised.
 CALLED: Mapping[tuple[str, str], str] = {
     ("pool/calls.py", "Calls.execute"): "Pool.execute",
@@ -78,6 +80,8 @@ def outcome(result: Mapping[str, Any]) -> str:
     itself = (target.file, target.name) in CALLED
     if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles) and not itself:
         return "raw error for its caller"
+    if not result["told"] and (target.file, target.name) not in MAY_BE_SILENT:
+        return "swallowed"
     if codes & {"connection_lost", "unreachable"} and "wrong" not in codes:
         return "connection closed"
     if whose == {"strangers"} and all("BrokenResourceError" in text for *_, text, _ in troubles):
@@ -103,7 +107,11 @@ def _of_a_life(result: Mapping[str, Any]) -> str:
         return "leak"
     if result["raised"] is not None:
         return "raised to the application"
-    return "survived" if result["served"] else "calls fail after it"
+    if not result["served"]:
+        return "calls fail after it"
+    target = Target(*result["target"][:3])
+    silent = not result["told"] and (target.file, target.name) not in MAY_BE_SILENT
+    return "swallowed" if silent else "survived"
 
 
 def is_good(result: Mapping[str, Any], phase: str) -> bool:
