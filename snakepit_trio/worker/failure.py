@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from .lifeline import end_children
 
-__all__ = ["EXIT_INTERNAL", "EXIT_STUCK", "fatal", "of_loop", "run", "task"]
+__all__ = ["EXIT_INTERNAL", "EXIT_STUCK", "fatal", "of_loop", "run", "task", "tell"]
 
 #: Exit code of a worker whose host is gone while a tool can't be stopped.
 EXIT_STUCK = 70
@@ -23,12 +23,21 @@ EXIT_STUCK = 70
 EXIT_INTERNAL = 71
 
 
+def tell(exc: BaseException, ended: str) -> None:
+    """Print a traceback on standard error, which the host logs.
+
+    Args:
+        ended: What ends by it, in words.
+    """
+    sys.stderr.write(f"an internal error of snakepit_trio ends this {ended}:\n")
+    traceback.print_exception(exc)
+    sys.stderr.flush()
+
+
 def fatal(exc: BaseException) -> NoReturn:
     """End this process at once, with a traceback on its standard error, which its host logs."""
     try:
-        sys.stderr.write("an internal error of snakepit_trio ends this worker:\n")
-        traceback.print_exception(exc)
-        sys.stderr.flush()
+        tell(exc, "worker")
     finally:
         try:
             end_children()

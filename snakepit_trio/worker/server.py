@@ -22,6 +22,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+
 from snakepit_trio import _forks
 from snakepit_trio._exceptions import is_a, one_line
 from snakepit_trio.errors import SnakepitError
@@ -195,7 +198,12 @@ def _ask(health: Callable[[], object]) -> bool:
         return health() is not False
     except BaseException as exc:
         # SystemExit would end the loop that waits for the answer.
-        raise RuntimeError(f"health() raised {one_line(exc)}") from None
+        raise _unwell(exc) from None
+
+
+def _unwell(exc: BaseException) -> GRPCError:
+    """What a host is told whose question the adapter's ``health()`` has answered with an exception."""
+    return GRPCError(Status.UNKNOWN, redact(f"health() raised {one_line(exc)}"))
 
 
 def _server_context(tls: Credentials) -> ssl.SSLContext:
@@ -362,7 +370,7 @@ class _Io:
                     if error is None:
                         answered.set_result(value is not False)
                     else:
-                        answered.set_exception(RuntimeError(f"health() raised {one_line(error)}"))
+                        answered.set_exception(_unwell(error))
 
             self._loop.call_soon_threadsafe(settle)  # type: ignore[union-attr]
 

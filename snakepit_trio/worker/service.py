@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import hmac
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import TYPE_CHECKING, Any
 
 import grpclib.server
 from grpclib.const import Cardinality, Status
 from grpclib.const import Handler as RpcHandler
 from grpclib.encoding.proto import ProtoCodec
-from grpclib.exceptions import GRPCError
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
+from snakepit_trio._exceptions import bare_name
 from snakepit_trio.wire.generated.snakepit.v1 import (
     ExecuteRequest,
     ExecuteResponse,
@@ -26,6 +27,7 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
 from snakepit_trio.wire.http2.engine import LoopProtocol
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
+from . import failure
 from .plain import PlainCalls
 
 if TYPE_CHECKING:
@@ -107,15 +109,33 @@ class WorkerService:
 
     def __mapping__(self) -> dict[str, RpcHandler]:
         service = "/snakepit.v1.WorkerService/"
+        behind = self._behind
         unary, server_stream, both = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM
         return {
-            service + "Handshake": RpcHandler(self._handshake, unary, HandshakeRequest, HandshakeResponse),
-            service + "Exchange": RpcHandler(self._open_exchange, both, _Bytes, _Bytes),
-            service + "Execute": RpcHandler(self._execute, unary, ExecuteRequest, ExecuteResponse),
-            service + "ExecuteStream": RpcHandler(self._execute_stream, server_stream, ExecuteRequest, ExecuteResponse),
-            service + "Settle": RpcHandler(self._settle, unary, SettleRequest, SettleResponse),
-            "/grpc.health.v1.Health/Check": RpcHandler(self._check_health, unary, _Bytes, _Bytes),
+            service + "Handshake": RpcHandler(behind(self._handshake), unary, HandshakeRequest, HandshakeResponse),
+            service + "Exchange": RpcHandler(behind(self._open_exchange), both, _Bytes, _Bytes),
+            service + "Execute": RpcHandler(behind(self._execute), unary, ExecuteRequest, ExecuteResponse),
+            service + "ExecuteStream": RpcHandler(
+                behind(self._execute_stream), server_stream, ExecuteRequest, ExecuteResponse
+            ),
+            service + "Settle": RpcHandler(behind(self._settle), unary, SettleRequest, SettleResponse),
+            "/grpc.health.v1.Health/Check": RpcHandler(behind(self._check_health), unary, _Bytes, _Bytes),
         }
+
+    @staticmethod
+    def _behind(handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+        """A handler whose unexpected exceptions are told: grpclib would answer with a status, and say nothing here."""
+
+        async def rpc(stream: Any) -> None:
+            try:
+                await handler(stream)
+            except (GRPCError, ProtocolError, StreamTerminatedError, OSError):
+                raise
+            except Exception as exc:
+                failure.tell(exc, "RPC")
+                raise GRPCError(Status.INTERNAL, f"an internal error of snakepit_trio ({bare_name(exc)})") from exc
+
+        return rpc
 
     def _authenticate(self, stream: Any) -> None:
         given = (stream.metadata or {}).get("authorization", "")
@@ -154,7 +174,13 @@ class WorkerService:
 
     async def _open_exchange(self, stream: Any) -> None:
         self._authenticate(stream)
-        await self._exchange.serve(stream)
+        try:
+            await self._exchange.serve(stream)
+        except (GRPCError, ProtocolError, StreamTerminatedError, OSError):
+            raise
+        except Exception as exc:
+            # Without its exchange it would wait for nothing.
+            failure.fatal(exc)
 
     async def _execute(self, stream: Any) -> None:
         self._authenticate(stream)
