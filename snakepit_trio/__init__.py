@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snakepit_trio import hardware as hardware
     from snakepit_trio.client.client import Client as Client
-    from snakepit_trio.client.client import connect as connect
+    from snakepit_trio.client.connecting import connect as connect
     from snakepit_trio.config import BridgeConfig as BridgeConfig
     from snakepit_trio.config import CircuitConfig as CircuitConfig
     from snakepit_trio.config import HedgeConfig as HedgeConfig
@@ -67,7 +67,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "client.client": ["Client", "connect"],
+    "client.client": ["Client"],
+    "client.connecting": ["connect"],
     "config": [
         "BridgeConfig", "CircuitConfig", "HedgeConfig", "LimitConfig", "MetricsConfig", "PoolConfig", "RayConfig",
         "RetryConfig", "RuntimeConfig", "TlsConfig",

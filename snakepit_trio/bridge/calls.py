@@ -457,16 +457,29 @@ class ServerCall:
         if release is None:
             return
         leave, self._leave = self._leave, None
-        if leave is not None:
-            leave()
-        # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
-        self._pipe.close(ErrorCodes.CANCEL if self.lost or not self._answered else ErrorCodes.NO_ERROR)
+        # Whatever becomes of one step, the others are made.
         try:
-            release()
-        except (KeyError, H2Error):
-            pass  # The connection is over.
-        self._received.clear()
-        self._count(0)
-        if self._room is not None:
-            self._room.set()
-        self._connection.done(self)
+            if leave is not None:
+                try:
+                    leave()
+                except Exception as exc:
+                    # Once more, for the call would keep its worker.
+                    self._connection.errors.report(exc, "operation")
+                    leave()
+        finally:
+            try:
+                # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
+                self._pipe.close(ErrorCodes.CANCEL if self.lost or not self._answered else ErrorCodes.NO_ERROR)
+            finally:
+                try:
+                    release()
+                except (KeyError, H2Error):
+                    pass  # The connection is over.
+                finally:
+                    self._received.clear()
+                    if self._room is not None:
+                        self._room.set()
+                    try:
+                        self._count(0)
+                    finally:
+                        self._connection.done(self)

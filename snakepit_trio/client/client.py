@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import ssl
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import anyio
@@ -14,27 +11,23 @@ import sniffio
 
 from snakepit_trio._bulkhead import InternalErrors, block, operation
 from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
-from snakepit_trio._interrupts import Unwrapped, managed
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
-from snakepit_trio.config import TlsConfig
-from snakepit_trio.errors import ConfigError, SnakepitError
+from snakepit_trio.errors import SnakepitError
 from snakepit_trio.pool.mapping import MapResults, running
 from snakepit_trio.pool.tasks import MapTasks
 from snakepit_trio.sessions.records import check_ttl
 from snakepit_trio.wire import codec
-from snakepit_trio.wire.codec import DEFAULT_LIMIT
-from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer
 
 from .host_tools import serve_tools
-from .link import Link, client_tls
+from .link import Link
 from .session import RemoteSession
 from .streams import RemoteChunks
 from .values import decode
 
-__all__ = ["Client", "connect"]
+__all__ = ["Client"]
 
 #: How long leaving a session may take, in seconds.
 _LEAVE = 2.0
@@ -235,13 +228,24 @@ class Client:
             InvalidParameter: ``limit`` is refused.
             SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
         """
-        check_limit(limit)
+        # Before the boundary: what the inputs themselves raise is the caller's own.
+        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        options = {"timeout": timeout, "priority": priority, "metadata": metadata, "idempotent": idempotent}
+        return self._map(tool, source, limit, options, ordered=ordered, return_errors=return_errors)
 
-        tasks = MapTasks(
-            lambda params: self.execute(
-                tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
-            )
-        )
+    @block("map")
+    def _map(
+        self,
+        tool: str,
+        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        limit: int | None,
+        options: dict[str, Any],
+        *,
+        ordered: bool,
+        return_errors: bool,
+    ) -> AbstractAsyncContextManager[MapResults]:
+        check_limit(limit)
+        tasks = MapTasks(lambda params: self.execute(tool, params, **options))
         results = MapResults(
             inputs,
             limit=lambda: limit or _MAP_LIMIT,
@@ -252,9 +256,9 @@ class Client:
             take=tasks.take,
             cancel=tasks.cancel,
             loop=event_loop(sniffio.current_async_library()),
-            errors=self._link.errors,
+            errors=self._errors,
         )
-        return self._errors.block(running(results, tasks), "map")
+        return running(results, tasks)
 
     # ---- the runtime -------------------------------------------------------------------------------
 
@@ -396,77 +400,3 @@ class Client:
         """
         request = v1.DeleteProgramRequest(name=name, session_id=session or "")
         return (await self._link.unary("DeleteProgram", request, v1.DeleteProgramResponse)).deleted
-
-
-@managed
-async def connect(
-    address: str,
-    *,
-    token: str | None = None,
-    token_file: str | os.PathLike[str] | None = None,
-    pool: str = "",
-    tls: ssl.SSLContext | TlsConfig | str | bool | None = None,
-    connect_timeout: float = 10.0,
-    max_payload: int = DEFAULT_LIMIT,
-) -> AsyncIterator[Client]:
-    """Use a runtime that runs elsewhere, by its bridge; the block gets a client with the surface of a pool.
-
-    The connection is made at once, and made anew when a call needs it and it was lost; attempts go on for
-    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent.
-
-    Args:
-        address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.
-        token: ``runtime.bridge.token``; by default ``$SNAKEPIT_TOKEN``.
-        token_file: A file that holds it; read anew for each connection.
-        pool: The pool to use; by default ``"default"``, or the only one.
-        tls: True for the system's authorities; the path of one's own; a :class:`~snakepit_trio.TlsConfig` to show a
-            certificate too; or a context of :mod:`ssl`.
-        connect_timeout: Seconds.
-        max_payload: Largest parameters, result or chunk, in bytes.
-
-    Raises:
-        ConnectionLost: Nobody answers there.
-        AuthenticationFailed: The token is wrong.
-        ConfigError: An argument can't be used.
-    """
-    # Looked at now, and for each connection: the file may have changed by then.
-    _token(token, token_file)
-    context = client_tls(tls)
-    link = Link(
-        address,
-        token=lambda: _token(token, token_file),
-        tls=context,
-        max_message=max_payload + FRAME_OVERHEAD,
-        connect_timeout=connect_timeout,
-    )
-    with Unwrapped() as unwrapped:
-        async with anyio.create_task_group() as nursery:
-            link.nursery = nursery
-            try:
-                await link.get()
-                yield Client(link, pool, max_payload)
-            except BaseException as exc:
-                if isinstance(exc, anyio.get_cancelled_exc_class()):
-                    raise
-                unwrapped.raised = exc
-            finally:
-                link.close()
-                nursery.cancel_scope.cancel()
-
-
-def _token(token: str | None, token_file: str | os.PathLike[str] | None) -> str:
-    if token_file is not None:
-        try:
-            token = Path(token_file).read_text().strip()
-        except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigError(
-                f"token_file: {token_file} can't be read: {exc}", details={"key": "token_file", "expected": "a file"}
-            ) from None
-    elif token is None:
-        token = os.environ.get("SNAKEPIT_TOKEN")
-    if not token or not token.isascii() or not token.isprintable():
-        raise ConfigError(
-            "token: give it, or a token_file, or set SNAKEPIT_TOKEN",
-            details={"key": "token", "expected": "the bridge's token"},
-        )
-    return token

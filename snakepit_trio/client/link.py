@@ -85,10 +85,10 @@ class Link:
         tls: How the connection is secured.
         max_message: Longest message that is taken, in bytes.
         connect_timeout: For a connection to come about, attempts included.
+        errors: Where unexpected exceptions are told.
 
     Attributes:
         nursery: Where the connection's task runs; set by its owner before anything else.
-        errors: Where unexpected exceptions are told.
     """
 
     nursery: anyio.abc.TaskGroup
@@ -101,8 +101,10 @@ class Link:
         tls: ssl.SSLContext | None,
         max_message: int,
         connect_timeout: float,
+        errors: InternalErrors,
     ) -> None:
         self.address = address
+        self.errors = errors
         try:
             self._place = parse_address(address)
         except ValueError as exc:
@@ -115,7 +117,6 @@ class Link:
         self._slots = anyio.CapacityLimiter(1)
         self._connecting = anyio.Lock()
         self._closed = False
-        self.errors = InternalErrors()
 
     def __repr__(self) -> str:
         return f"<Link {self.address} {'connected' if self.connected else 'not connected'}>"

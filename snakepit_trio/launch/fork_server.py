@@ -138,13 +138,16 @@ class _Template:
                 cwd=spec.cwd,
                 start_new_session=True,
             )
+            kept.callback(popen.wait)
+            kept.callback(popen.kill)
             with contextlib.suppress(OSError):  # It has ended already.
                 arm(lifeline_read, popen.pid)
+            book.begun(name, popen.pid)
+            helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
+            made = cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
             # From here on they are the template's, to be closed at its end.
             kept.pop_all()
-        book.begun(name, popen.pid)
-        helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
-        return cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
+            return made
 
     def alive(self) -> bool:
         """Whether it has not ended."""
@@ -260,15 +263,23 @@ class _Template:
         if self._closed:
             return
         self._closed = self.lost = True
-        with anyio.CancelScope(shield=True):
-            self._channel.close()
-            if not await self._ended():
-                self._popen.kill()
+        # Whatever becomes of one step, the others are made.
+        async with contextlib.AsyncExitStack() as steps:
+            steps.enter_context(anyio.CancelScope(shield=True))
+            steps.push_async_callback(self._note_end)
+            steps.callback(_forks.close, self._output)
             # Cut last: while it lives this would be its death.
-            _forks.close(self._lifeline)
-            _forks.close(self._output)
-            if await self._ended():
-                self._on_end()
+            steps.callback(_forks.close, self._lifeline)
+            steps.push_async_callback(self._see_off)
+            steps.callback(self._channel.close)
+
+    async def _see_off(self) -> None:
+        if not await self._ended():
+            self._popen.kill()
+
+    async def _note_end(self) -> None:
+        if await self._ended():
+            self._on_end()
 
     @property
     def has_helpers(self) -> bool:
@@ -323,12 +334,14 @@ class ForkServerLauncher(LocalLauncher):
         self._spawn = SpawnLauncher(book)
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._spawn.__aexit__(*exc)
-        await super().__aexit__(*exc)
-        for template in self._templates.values():
-            await template.aclose()
-        for template in [*self._templates.values(), *self._lost]:
-            await template.end_helpers()
+        templates = [*self._templates.values()]
+        async with contextlib.AsyncExitStack() as steps:
+            for template in [*templates, *self._lost]:
+                steps.push_async_callback(template.end_helpers)
+            for template in templates:
+                steps.push_async_callback(template.aclose)
+            steps.push_async_callback(super().__aexit__, *exc)
+            steps.push_async_callback(self._spawn.__aexit__, *exc)
         self._templates.clear()
         self._lost.clear()
 
@@ -374,25 +387,32 @@ class ForkServerLauncher(LocalLauncher):
             except (OSError, ValueError) as exc:
                 raise WorkerStartupError(f"could not start a template: {exc}", details={"reason": str(exc)}) from exc
             try:
-                answer = await template.hello(spec)
-            except _TemplateLost as exc:
-                said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
-                raise _TemplateLost(f"{exc}; it said: {said}" if said else str(exc)) from exc
-            finally:
-                fields = {"pool": spec.pool, "stream": "template"}
-                for line in map(LineRedactor(self._redact), template.output()):
-                    _worker_log.info("%s", line, extra=fields)
-                if template.lost:
+                answer = await self._introduce(template, spec)
+                if "unforkable" in answer:
+                    self._unforkable.add(kind)
+                    _log.warning("%s can't be forked (%s): workers are spawned", spec.adapter, answer["unforkable"])
+                    raise _Unforkable
+            except BaseException:
+                # Nobody else knows of it.
+                try:
                     await template.aclose()
+                finally:
                     await template.end_helpers()
-            if "unforkable" in answer:
-                self._unforkable.add(kind)
-                await template.aclose()
-                await template.end_helpers()
-                _log.warning("%s can't be forked (%s): workers are spawned", spec.adapter, answer["unforkable"])
-                raise _Unforkable
+                raise
             self._templates[kind] = template
             return template
+
+    async def _introduce(self, template: _Template, spec: WorkerSpec) -> dict[str, Any]:
+        """Have a template import the adapter, and log what that prints."""
+        try:
+            return await template.hello(spec)
+        except _TemplateLost as exc:
+            said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
+            raise _TemplateLost(f"{exc}; it said: {said}" if said else str(exc)) from exc
+        finally:
+            fields = {"pool": spec.pool, "stream": "template"}
+            for line in map(LineRedactor(self._redact), template.output()):
+                _worker_log.info("%s", line, extra=fields)
 
     @staticmethod
     async def _fork(template: _Template, spec: WorkerSpec, hold: Hold) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import struct
@@ -262,8 +263,9 @@ class LocalLauncher(Launcher):
         self._held: set[LocalProcess] = set()
 
     async def __aexit__(self, *exc: object) -> None:
-        for process in list(self._held):
-            await process.aclose()
+        async with contextlib.AsyncExitStack() as steps:
+            for process in self._held:
+                steps.push_async_callback(process.aclose)
 
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
         held: list[LocalProcess] = []

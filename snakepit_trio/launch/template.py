@@ -120,39 +120,38 @@ def _has_async_tools(module: ModuleType) -> bool:
     )
 
 
-def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str, generators: list[Any]) -> None:
-    """The child's part: leave everything of the template's behind, and be a worker."""
-    code = 1
-    try:
-        os.setsid()
-        # The template's own lead nowhere any more.
-        os.close(lifeline)
-        channel.socket.close()
-        _forks.adopt()
-        # What was registered in the template is the template's; what a worker registers runs at its own end.
-        atexit._clear()
-        worker_lifeline, report, marks, stdout, stderr = map(_forks.above_streams, fds)
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        os.close(stdout)
-        os.close(stderr)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_DFL)
-        os.environ["SNAKEPIT_WORKER_ID"] = worker
-        faulthandler.enable(2)
-        # They would give the same in every worker.
-        reseed(generators)
-        from snakepit_trio.worker.boot import run_worker
+def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str, generators: list[Any]) -> int:
+    """The child's part: leave everything of the template's behind, and be a worker. Returns its exit code.
 
-        code = run_worker(read_boot(worker_lifeline), worker_lifeline, report, marks)
-        # An interpreter's own end, but for what belongs to the template's frames below.
-        threading._shutdown()  # type: ignore[attr-defined]
-        atexit._run_exitfuncs()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        _flush()
-        os._exit(code)
+    Args:
+        fds: The worker's descriptors; the last, which is for errors, is replaced by the stream's once that leads there.
+    """
+    os.setsid()
+    # The template's own lead nowhere any more.
+    os.close(lifeline)
+    channel.socket.close()
+    _forks.adopt()
+    # What was registered in the template is the template's; what a worker registers runs at its own end.
+    atexit._clear()
+    worker_lifeline, report, marks, stdout, stderr = map(_forks.above_streams, fds)
+    os.dup2(stdout, 1)
+    os.dup2(stderr, 2)
+    fds[-1] = 2
+    os.close(stdout)
+    os.close(stderr)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    os.environ["SNAKEPIT_WORKER_ID"] = worker
+    faulthandler.enable(2)
+    # They would give the same in every worker.
+    reseed(generators)
+    from snakepit_trio.worker.boot import run_worker
+
+    code = run_worker(read_boot(worker_lifeline), worker_lifeline, report, marks)
+    # An interpreter's own end, but for what belongs to the template's frames below.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    return code
 
 
 def _flush() -> None:
@@ -166,7 +165,19 @@ def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[
     try:
         pid = os.fork()
         if pid == 0:
-            _be_worker(channel, lifeline, fds, question["worker"], generators)
+            code = 1
+            try:
+                code = _be_worker(channel, lifeline, fds, question["worker"], generators)
+            except BaseException:
+                # Where the worker's host reads it, and not the template's.
+                with contextlib.suppress(OSError):
+                    os.dup2(fds[-1], 2)
+                traceback.print_exc()
+            finally:
+                try:
+                    _flush()
+                finally:
+                    os._exit(code)
         pidfd = os.pidfd_open(pid)
     except OSError as exc:
         # A child that nobody was told of ends by itself: its lifeline is cut.

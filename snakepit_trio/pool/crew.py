@@ -173,9 +173,11 @@ class Crew:
     def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
         """Write a new size down, send the surplus away, and fill what is missing. Returns whether anything was."""
         self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name, reason=reason)
-        self.size = size
-        self._slots.dismiss(surplus)
-        grows = self._slots.add(size - len(self.slots))
+        try:
+            self._slots.dismiss(surplus)
+            grows = self._slots.add(size - len(self.slots))
+        finally:
+            self.size = len(self.slots)
         if not self.slots:
             # Whoever could not start is gone; the next request gets a worker that has yet to try.
             self._ledger.hope()

@@ -5,6 +5,7 @@ How many there are is decided in :mod:`.crew`; what a slot tells of itself arriv
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import secrets
@@ -118,10 +119,12 @@ class Slots:
         self.kept[:] = [slot for slot in self.kept if slot not in surplus]
         self.retiring += surplus
         for slot in surplus:
-            if slot.current in self.roster.seats:
-                # At once: a call that came before the slot's task has run would find a worker that is to stop.
-                self._ledger.cordon(self.roster.seats[slot.current], anyio.current_time())
-            self._start(self._retire, slot, on_error=slot.fail)
+            give_up = functools.partial(self._give_up, slot)
+            with self._parts.errors.bulkhead("operation", give_up, pool=self._name):
+                if slot.current in self.roster.seats:
+                    # At once: a call that came before the slot's task has run would find a worker that is to stop.
+                    self._ledger.cordon(self.roster.seats[slot.current], anyio.current_time())
+                self._start(self._retire, slot, on_error=give_up)
         self.settled.ring()
 
     def infos(self) -> tuple[WorkerInfo, ...]:
@@ -245,9 +248,17 @@ class Slots:
         try:
             await slot.retire(0.0 if self._ledger.closed is not None else self._config.stop_grace)
         finally:
-            if slot in self.retiring:
-                self.retiring.remove(slot)
-            self.settled.ring()
+            self._gone(slot)
+
+    def _gone(self, slot: Slot) -> None:
+        if slot in self.retiring:
+            self.retiring.remove(slot)
+        self.settled.ring()
+
+    def _give_up(self, slot: Slot, exc: BaseException) -> None:
+        """End a slot that can't be retired in good order."""
+        slot.abandon(exc)
+        self._gone(slot)
 
     def _replace_soon(self, worker: Worker, reason: str) -> None:
         for slot in [*self.kept, *self.spares]:

@@ -25,6 +25,7 @@ from snakepit_trio.wire.memory import Budget, SharedMemory
 from snakepit_trio.wire.offer import open_offered
 
 from .calls import Call, Channel, late
+from .failure import fatal
 from .host_calls import HostCalls
 from .runners import run_sync
 
@@ -273,11 +274,12 @@ class Exchange:
                     self._loop.call_soon_threadsafe(self._drain)
                 else:
                     self._shared.poke(self._drain)
-            except Exception:
-                self._waking = False
+            except Exception as exc:
                 if not self._loop.is_closed():
-                    raise
+                    # Not the tool's failure: its answer may be in the outbox already.
+                    fatal(exc)
                 # The host is gone, and with it whoever wanted this.
+                self._waking = False
                 self._outbox.clear()
         if (
             (kind is frames.Chunk or kind is frames.Emit)

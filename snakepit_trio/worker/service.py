@@ -51,8 +51,12 @@ class PipeServer(grpclib.server.Server):
         super().__init__(handlers, codec=ProtoCodec())
 
     def _protocol_factory(self) -> LoopProtocol:
-        made = super()._protocol_factory()
-        return LoopProtocol(made.handler, made.config, made.h2_config)
+        try:
+            made = super()._protocol_factory()
+            return LoopProtocol(made.handler, made.config, made.h2_config)
+        except Exception as exc:
+            # asyncio would say nothing, and the worker wait for a host that it has turned away.
+            failure.fatal(exc)
 
     async def wait_closed(self) -> None:
         """Wait until what handles requests has ended.

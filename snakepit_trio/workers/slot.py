@@ -165,6 +165,12 @@ class Slot:
         for worker in list(self._alive):
             worker.fail(exc)
 
+    def abandon(self, exc: BaseException) -> None:
+        """End the slot, and its workers with it, by an exception that nobody expected, which has been reported."""
+        self._retiring = True
+        self._changed.ring()
+        self.fail(exc)
+
     def _failed(self, exc: Exception) -> None:
         """What keeps a worker here has failed: the slot is empty until it is tried again, after a pause like that of a worker."""
         settings = self._settings

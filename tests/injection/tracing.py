@@ -88,6 +88,9 @@ class Injector:
         # By id, for a code object's own hash is dear; each is kept, so that its id stays its own.
         self._known: dict[int, tuple[Target, int] | None] = {}
         self._kept: list[CodeType] = []
+        #: Those that are not looked for now.
+        self._others: set[int] = set()
+        self._trace = self._tracer()
 
     def install(self, *, later: bool) -> None:
         """Trace this thread, and with ``later`` those that are started from now on."""
@@ -98,6 +101,7 @@ class Injector:
     def arm(self, target: Target | None, entry: int = 0) -> None:
         """Raise on this entry, counted from now; without a target, count the entries of all."""
         self.counts.clear()
+        self._others.clear()
         self._target, self._entry, self.raised_in, self.path = target, entry, None, []
         self.active = True
 
@@ -105,8 +109,18 @@ class Injector:
         """Neither count nor raise."""
         self.active = False
 
-    def _trace(self, frame: FrameType, event: str, arg: object) -> None:
-        if event != "call" or not self.active:
+    def _tracer(self) -> Callable[[FrameType, str, object], None]:
+        """The trace function: most of what it costs is what it costs for functions that are not looked for."""
+        others, entered = self._others, self._entered
+
+        def trace(frame: FrameType, event: str, arg: object) -> None:
+            if id(frame.f_code) not in others:
+                entered(frame)
+
+        return trace
+
+    def _entered(self, frame: FrameType) -> None:
+        if not self.active:
             return
         code = frame.f_code
         try:
@@ -118,11 +132,12 @@ class Injector:
                 known = target, entry_of(code) or 0
             self._kept.append(code)
             self._known[id(code)] = known
-        if known is None:
+        wish = self._target
+        if known is None or not (wish is None or wish is known[0] or wish.fits(known[0])):
+            self._others.add(id(code))
             return
         target, entry = known
-        wish = self._target
-        if frame.f_lasti != entry or not (wish is None or wish is target or wish.fits(target)):
+        if frame.f_lasti != entry:
             return
         self.counts[target] += 1
         if wish is not None and self.counts[target] == self._entry and self.raised_in is None:

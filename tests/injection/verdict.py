@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from tests.injection.tracing import Target
 
-__all__ = ["CALLED", "GOOD", "MAY_BE_SILENT", "MAY_END_IT", "MAY_LEAK", "is_good", "outcome"]
+__all__ = ["CALLED", "GOOD", "MAY_BE_SILENT", "MAY_END_IT", "MAY_KEEP_SILENT", "MAY_LEAK", "is_good", "outcome"]
 
 #: What may become of a try; all else is a fault.
 GOOD = frozenset(
@@ -32,7 +33,23 @@ MAY_LEAK: Mapping[tuple[str, str], str] = {
     ("_forks.py", "close"): "One that could not be closed is not closed again: by then the number may be another's.",
 }
 #: Functions whose exceptions nobody is told of, and why.
-MAY_BE_SILENT: Mapping[tuple[str, str], str] = {}
+MAY_BE_SILENT: Mapping[tuple[str, str], str] = {
+    (
+        "worker/service.py",
+        "PipeServer._protocol_factory",
+    ): "asyncio calls it, and tells of what it raises in its debug mode only.",
+    ("worker/service.py", "WorkerService._behind.<locals>.rpc"): "It is the boundary: grpclib answers with a status.",
+}
+#: Functions that answer for what is raised below them, and need tell nobody, and why.
+MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
+    (
+        "_exceptions.py",
+        "attempt",
+    ): "It asks an exception about itself, which may raise anything: that is left out then.",
+    ("worker/runners.py", "run_sync"): "What a call raises is its answer; a caller who has left hears none.",
+    ("worker/runners.py", "LoopRunner._run_entered"): "The same.",
+    ("worker/toolbox.py", "_result_schema"): "What a result may be is left open when its type can't be described.",
+}
 #: Functions that do all that the one that somebody calls does: what they raise on entry, its caller gets as what that has raised.
 CALLED: Mapping[tuple[str, str], str] = {
     ("pool/calls.py", "Calls.execute"): "Pool.execute",
@@ -42,6 +59,8 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/mapping.py", "MapResults.__aiter__"): "the map",
     ("pool/mapping.py", "MapResults.__anext__"): "the map",
     ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
+    ("pool/pool.py", "Pool.map"): "Pool.execute_many",
+    ("pool/mapping.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
 }
 
@@ -80,7 +99,7 @@ def outcome(result: Mapping[str, Any]) -> str:
     itself = (target.file, target.name) in CALLED
     if any(code == "raw" and depth > 1 for _, _, code, _, depth in troubles) and not itself:
         return "raw error for its caller"
-    if not result["told"] and (target.file, target.name) not in MAY_BE_SILENT:
+    if _is_swallowed(result):
         return "swallowed"
     if codes & {"connection_lost", "unreachable"} and "wrong" not in codes:
         return "connection closed"
@@ -109,9 +128,16 @@ def _of_a_life(result: Mapping[str, Any]) -> str:
         return "raised to the application"
     if not result["served"]:
         return "calls fail after it"
+    return "swallowed" if _is_swallowed(result) else "survived"
+
+
+def _is_swallowed(result: Mapping[str, Any]) -> bool:
+    """Whether nobody was told of it who should have been."""
     target = Target(*result["target"][:3])
-    silent = not result["told"] and (target.file, target.name) not in MAY_BE_SILENT
-    return "swallowed" if silent else "survived"
+    if result["told"] or (target.file, target.name) in MAY_BE_SILENT:
+        return False
+    above = {tuple(re.split(r":[0-9]+ ", where)) for where in result["path"][1:]}
+    return not above & MAY_KEEP_SILENT.keys()
 
 
 def is_good(result: Mapping[str, Any], phase: str) -> bool:

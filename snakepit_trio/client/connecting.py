@@ -1,0 +1,114 @@
+"""The way in: a connection to a runtime that lasts as long as its block."""
+
+from __future__ import annotations
+
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import anyio
+
+from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._interrupts import Unwrapped, managed
+from snakepit_trio.config import TlsConfig
+from snakepit_trio.errors import ConfigError
+from snakepit_trio.wire.codec import DEFAULT_LIMIT
+from snakepit_trio.wire.frames import FRAME_OVERHEAD
+
+from .client import Client
+from .link import Link, client_tls
+
+__all__ = ["connect"]
+
+
+def connect(
+    address: str,
+    *,
+    token: str | None = None,
+    token_file: str | os.PathLike[str] | None = None,
+    pool: str = "",
+    tls: ssl.SSLContext | TlsConfig | str | bool | None = None,
+    connect_timeout: float = 10.0,
+    max_payload: int = DEFAULT_LIMIT,
+) -> AbstractAsyncContextManager[Client]:
+    """Use a runtime that runs elsewhere, by its bridge; the block gets a client with the surface of a pool.
+
+    The connection is made at once, and made anew when a call needs it and it was lost; attempts go on for
+    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent.
+
+    Args:
+        address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.
+        token: ``runtime.bridge.token``; by default ``$SNAKEPIT_TOKEN``.
+        token_file: A file that holds it; read anew for each connection.
+        pool: The pool to use; by default ``"default"``, or the only one.
+        tls: True for the system's authorities; the path of one's own; a :class:`~snakepit_trio.TlsConfig` to show a
+            certificate too; or a context of :mod:`ssl`.
+        connect_timeout: Seconds.
+        max_payload: Largest parameters, result or chunk, in bytes.
+
+    Raises:
+        ConnectionLost: Nobody answers there.
+        AuthenticationFailed: The token is wrong.
+        ConfigError: An argument can't be used.
+    """
+    errors = InternalErrors()
+    return errors.block(
+        _connect(errors, address, token, token_file, pool, tls, connect_timeout, max_payload), "connection"
+    )
+
+
+@managed
+async def _connect(
+    errors: InternalErrors,
+    address: str,
+    token: str | None,
+    token_file: str | os.PathLike[str] | None,
+    pool: str,
+    tls: ssl.SSLContext | TlsConfig | str | bool | None,
+    connect_timeout: float,
+    max_payload: int,
+) -> AsyncIterator[Client]:
+    # Looked at now, and for each connection: the file may have changed by then.
+    _token(token, token_file)
+    context = client_tls(tls)
+    link = Link(
+        address,
+        token=lambda: _token(token, token_file),
+        tls=context,
+        max_message=max_payload + FRAME_OVERHEAD,
+        connect_timeout=connect_timeout,
+        errors=errors,
+    )
+    with Unwrapped() as unwrapped:
+        async with anyio.create_task_group() as nursery:
+            link.nursery = nursery
+            try:
+                await link.get()
+                yield Client(link, pool, max_payload)
+            except BaseException as exc:
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+                unwrapped.raised = exc
+            finally:
+                link.close()
+                nursery.cancel_scope.cancel()
+
+
+def _token(token: str | None, token_file: str | os.PathLike[str] | None) -> str:
+    if token_file is not None:
+        try:
+            token = Path(token_file).read_text().strip()
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(
+                f"token_file: {token_file} can't be read: {exc}", details={"key": "token_file", "expected": "a file"}
+            ) from None
+    elif token is None:
+        token = os.environ.get("SNAKEPIT_TOKEN")
+    if not token or not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            "token: give it, or a token_file, or set SNAKEPIT_TOKEN",
+            details={"key": "token", "expected": "the bridge's token"},
+        )
+    return token
