@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -21,7 +22,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._exceptions import bare_name
-from snakepit_trio._interrupts import protected
+from snakepit_trio._interrupts import pass_interrupt, protected
 from snakepit_trio.errors import SnakepitError
 
 __all__ = ["Bulkhead", "InternalErrors", "block", "internal_error", "operation"]
@@ -168,6 +169,7 @@ class InternalErrors:
         try:
             await function(*args)
         except (Exception, BaseExceptionGroup) as exc:
+            _pass_interrupt_of_task(exc)
             if not Bulkhead(self, ended, on_error, who).stop(exc):
                 raise
 
@@ -179,6 +181,7 @@ class InternalErrors:
         try:
             await function(*args, task_status=status)
         except (Exception, BaseExceptionGroup) as exc:
+            _pass_interrupt_of_task(exc)
             if not status.told or not Bulkhead(self, "service", None, {}).stop(exc):
                 raise
 
@@ -191,6 +194,7 @@ class InternalErrors:
                 await function(*args)
                 return
             except (Exception, BaseExceptionGroup) as exc:
+                _pass_interrupt_of_task(exc)
                 if not Bulkhead(self, "service", None, who).stop(exc):
                     raise
             if anyio.current_time() - began > _LONGEST_PAUSE:
@@ -217,11 +221,13 @@ def operation(method: F) -> F:
         @functools.wraps(method)
         @protected
         async def behind(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
+            old = sys.exception()
             try:
                 return await method(self, *args, **options)
             except SnakepitError:
                 raise
             except Exception as exc:
+                pass_interrupt(exc, old)
                 raise self._errors.caller(exc, "operation") from exc
 
         return behind  # type: ignore[return-value]
@@ -288,6 +294,7 @@ class _Block(AbstractAsyncContextManager[T]):
         except Exception as raised:
             if raised is exc:
                 raise  # The block's own.
+            pass_interrupt(raised, exc and exc.__context__)
             raise self._errors.caller(raised, self._what) from raised
 
 
@@ -355,6 +362,12 @@ class Bulkhead:
         if rest is not None:
             raise rest
         return True
+
+
+def _pass_interrupt_of_task(exc: BaseException) -> None:
+    """An interrupt that struck a task of the library's own, and broke what was under way there, is the application's."""
+    if isinstance(exc, Exception):
+        pass_interrupt(exc, None)
 
 
 def _where(exc: BaseException) -> tuple[str, int]:

@@ -18,13 +18,13 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from types import TracebackType
-from typing import ParamSpec, TypeVar
+from typing import NoReturn, ParamSpec, TypeVar
 
 import trio
 
 from ._exceptions import is_a, leaves_of
 
-__all__ = ["Unwrapped", "exposed", "interrupt_in", "managed", "protected"]
+__all__ = ["Unwrapped", "exposed", "interrupt_in", "managed", "pass_interrupt", "protected"]
 
 _log = logging.getLogger(__name__)
 
@@ -99,6 +99,27 @@ def _interrupt_behind(exc: BaseException, old: BaseException | None) -> BaseExce
     return None
 
 
+def pass_interrupt(exc: BaseException, old: BaseException | None) -> None:
+    """Raise the interrupt in the middle of which a failure of the library's own has come, if there is one.
+
+    On asyncio a second one strikes anywhere, also where a scope can't be left any more.
+
+    Args:
+        old: What its caller was handling before that.
+    """
+    interrupt = _interrupt_behind(exc, old)
+    if interrupt is not None:
+        _raise_as_it_was(interrupt)
+
+
+def _raise_as_it_was(exc: BaseException) -> NoReturn:
+    context = exc.__context__
+    try:
+        raise exc
+    finally:
+        exc.__context__ = context
+
+
 def _with_causes(exc: BaseException | None) -> Iterator[BaseException]:
     """An exception, and what was being handled when it came, and so on."""
     passed: set[int] = set()
@@ -138,8 +159,4 @@ class Unwrapped:
         rest = exc.split(_is_interrupt)[1] if isinstance(exc, BaseExceptionGroup) else exc
         if isinstance(rest, Exception):
             _log.error("this has failed while something else was raised", exc_info=rest)
-        context = result.__context__
-        try:
-            raise result
-        finally:
-            result.__context__ = context
+        _raise_as_it_was(result)

@@ -393,7 +393,7 @@ class _Root:
     async def run(self, nursery: anyio.abc.TaskGroup) -> None:
         """Be the runtime. A failure cancels the nursery, and with it the block."""
         try:
-            with self._opening:
+            with Unwrapped(), self._opening:
                 await self._open_and_close()
         except BaseException as exc:
             if isinstance(exc, anyio.get_cancelled_exc_class()):

@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from snakepit_trio._interrupts import managed
+from snakepit_trio._interrupts import interrupt_in, managed
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.launch.base import Launcher, WorkerSpec
 from snakepit_trio.pool.pool import Pool
@@ -99,7 +99,9 @@ class ScriptedWorkers(Launcher, Wire):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        assert not self.alive, "workers were left behind"
+        # A second interrupt stops an asyncio loop in the middle of its clean-up.
+        interrupted = isinstance(exc[1], BaseException) and interrupt_in(exc[1]) is not None
+        assert interrupted or not self.alive, "workers were left behind"
 
     async def start(self, spec: WorkerSpec) -> ScriptedWorker:
         worker = ScriptedWorker(self, spec)

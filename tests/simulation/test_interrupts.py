@@ -1,6 +1,7 @@
 """Ctrl-C at any line of the library's, once and twice: KeyboardInterrupt arrives as itself, and every worker is gone.
 
-By default a few lines, others each time; ``SNAKEPIT_TEST_INTERRUPTS=1000 pytest tests/simulation/test_interrupts.py`` takes more.
+By default a few lines, always the same; ``SNAKEPIT_TEST_INTERRUPTS=1000 SNAKEPIT_TEST_INTERRUPTS_SEED=1 pytest
+tests/simulation/test_interrupts.py`` takes more, and others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import snakepit_trio as sp
 from snakepit_trio.testing import ScriptedWorkers
 
 RUNS = int(os.environ.get("SNAKEPIT_TEST_INTERRUPTS", "8"))
+SEED = int(os.environ.get("SNAKEPIT_TEST_INTERRUPTS_SEED", "7"))
 RUNNERS: dict[str, Callable[[Any], object]] = {
     "trio": trio.run,
     "anyio": lambda main: anyio.run(main, backend="asyncio"),
@@ -124,9 +126,7 @@ def test_an_interrupt_at_any_line(runner: str, times: int, monkeypatch: pytest.M
     # asyncio's own end of what a second one has stopped in its middle.
     monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-    # One history in the tests; others when asked for.
-    seed = int(os.environ.get("SNAKEPIT_TEST_INTERRUPTS", "7"))
-    rng = random.Random(seed)
+    rng = random.Random(SEED)
     try:
         lines = run(runner, workers=made(), options=options)[0].lines
         assert lines > 5000
@@ -136,10 +136,10 @@ def test_an_interrupt_at_any_line(runner: str, times: int, monkeypatch: pytest.M
             steps = [step, step + rng.choice(LATER)][:times]
             workers: ScriptedWorkers | None = made()
             interrupter, ended = run(runner, *steps, workers=workers, options=options)
-            assert type(ended) is KeyboardInterrupt, (seed, interrupter.where, ended)
+            assert type(ended) is KeyboardInterrupt, (SEED, interrupter.where, ended)
             if runner == "trio" or times == 1:
                 # The second one stops asyncio's loop wherever it is, and what is left of its tasks is cancelled at once.
-                assert not workers.alive, (seed, interrupter.where)
+                assert not workers.alive, (SEED, interrupter.where)
             # With its traceback, which holds all that was under way.
             ended = workers = None
             gc.collect()

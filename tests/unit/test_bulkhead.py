@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -172,3 +174,66 @@ async def test_an_operation_raises_one_kind_of_error(internal_errors: list[BaseE
         await Thing().run(odd)
     assert caught.value.code == "internal" and caught.value.__cause__ is odd
     assert "odd" not in str(caught.value)
+
+
+@pytest.mark.anyio
+async def test_an_interrupt_that_struck_inside_leaves_as_itself(internal_errors: list[BaseException]) -> None:
+    class Thing:
+        _errors = InternalErrors()
+
+        @operation
+        async def fail(self, first: BaseException | None) -> None:
+            try:
+                if first is not None:
+                    raise first
+            finally:
+                raise RuntimeError("a scope was left in the wrong order")
+
+    @asynccontextmanager
+    async def opened(first: BaseException | None) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            await Thing.fail.__wrapped__(Thing(), first)  # type: ignore[attr-defined]
+
+    with pytest.raises(KeyboardInterrupt):
+        await Thing().fail(KeyboardInterrupt())
+    for raised in (None, KeyboardInterrupt(), ValueError()):
+        with pytest.raises(KeyboardInterrupt):
+            async with Thing._errors.block(opened(KeyboardInterrupt()), "block"):
+                if raised is not None:
+                    raise raised
+    with pytest.raises(KeyboardInterrupt):
+        async with Thing._errors.block(opened(None), "block"):
+            raise KeyboardInterrupt
+    assert not internal_errors
+    # One that the application has handled, or handles now, is over.
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        with pytest.raises(SnakepitError):
+            await Thing().fail(None)
+        with pytest.raises(SnakepitError):
+            async with Thing._errors.block(opened(None), "block"):
+                raise ValueError from None
+    assert len(internal_errors) == 2
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+@pytest.mark.anyio
+async def test_an_interrupt_that_struck_a_task_of_the_library_is_not_stopped(
+    internal_errors: list[BaseException],
+) -> None:
+    async def broken() -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("a scope was left in the wrong order")
+
+    errors = InternalErrors()
+    with pytest.raises(BaseExceptionGroup) as caught:
+        async with anyio.create_task_group() as nursery:
+            errors.keep(nursery, anyio.sleep_forever)
+            errors.start(nursery, broken)
+    assert caught.group_contains(KeyboardInterrupt)
+    assert not internal_errors
