@@ -173,8 +173,10 @@ class Clients:
             worker = next(pool for pool in status["pools"] if pool["name"] == "by")["workers"][0]["id"]
             await client.ask("cordon", worker=worker)
             await self._uncordon(worker)
-            await client.ask("drain", worker=worker, timeout_seconds=2.0)
-            await self._uncordon(worker)
+            try:
+                await client.ask("drain", worker=worker, timeout_seconds=2.0)
+            finally:
+                await self._uncordon(worker)
             await client.ask("flight")
             await client.ask("resize", pool="by", size=1)
             with fails("unknown_operation"):
