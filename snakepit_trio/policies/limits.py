@@ -304,13 +304,17 @@ class Limit:
             gate.leave(permit)
             ready.set()
 
-        with _Waiting(gate), standing():
-            if chain:
-                self._waits.add(permit, chain, gate.hopeless, refuse)
-            try:
-                await ready.wait()
-            finally:
-                self._waits.remove(permit)
+        gate.waiting += 1
+        try:
+            with standing():
+                if chain:
+                    self._waits.add(permit, chain, gate.hopeless, refuse)
+                try:
+                    await ready.wait()
+                finally:
+                    self._waits.remove(permit)
+        finally:
+            gate.waiting -= 1
         if refused:
             raise WouldDeadlock(
                 f"{tool!r} would wait for its limit of {most} calls at once, and each of them waits for a call like it",
@@ -337,8 +341,12 @@ class Limit:
             self._too_early(gate, tool, "rate", self._config.rate)
             if now + bucket.delay(now) > deadline:
                 raise _out_of_time(tool)
-            with _Waiting(gate), standing():
-                await line.wait(lambda: delay(anyio.current_time()))
+            gate.waiting += 1
+            try:
+                with standing():
+                    await line.wait(lambda: delay(anyio.current_time()))
+            finally:
+                gate.waiting -= 1
         made.reserve()
 
     def _too_early(self, gate: _Gate, tool: str, limit: str, allowed: float | None) -> None:
@@ -356,19 +364,6 @@ class Limit:
                 f"{gate.waiting} calls of {tool!r} wait for its limit already",
                 details={"limit": config.max_waiting, "queued": gate.waiting, "tool": tool},
             )
-
-
-class _Waiting:
-    """Counts one that waits."""
-
-    def __init__(self, gate: _Gate) -> None:
-        self._gate = gate
-
-    def __enter__(self) -> None:
-        self._gate.waiting += 1
-
-    def __exit__(self, *exc: object) -> None:
-        self._gate.waiting -= 1
 
 
 def _out_of_time(tool: str) -> RequestTimeout:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.injection.tracing import Target
 
-__all__ = ["CALLED", "GOOD", "MAY_BE_SILENT", "MAY_END_IT", "MAY_KEEP_SILENT", "MAY_LEAK", "is_good", "outcome"]
+__all__ = ["CALLED", "EXCEPTED", "GOOD", "MAY_KEEP_SILENT", "is_good", "may_end_it", "outcome"]
 
 #: What may become of a try; all else is a fault.
 GOOD = frozenset(
@@ -19,26 +19,42 @@ GOOD = frozenset(
     }
 )  # fmt: skip
 
-#: Functions that may end more than one thing, by file and name, and why.
-MAY_END_IT: Mapping[tuple[str, str], str] = {
-    ("_bulkhead.py", "InternalErrors._run"): "It is the boundary: what is raised before it has begun, nothing stops.",
-    ("_bulkhead.py", "InternalErrors._keep"): "It is the boundary.",
-    ("_bulkhead.py", "InternalErrors._serve"): "It is the boundary.",
-    ("_waiting.py", "_trio_waiter.<locals>.TrioWaiter._abort"): "Trio calls it in the middle of a cancellation.",
-}
-#: Functions that may lose a descriptor, and why.
-MAY_LEAK: Mapping[tuple[str, str], str] = {
-    ("_forks.py", "keep"): "Whoever keeps a descriptor has no other hold of it yet.",
-    ("_forks.py", "above_streams"): "The same.",
-    ("_forks.py", "close"): "One that could not be closed is not closed again: by then the number may be another's.",
-}
-#: Functions whose exceptions nobody is told of, and why.
-MAY_BE_SILENT: Mapping[tuple[str, str], str] = {
-    (
-        "worker/service.py",
-        "PipeServer._protocol_factory",
-    ): "asyncio calls it, and tells of what it raises in its debug mode only.",
-    ("worker/service.py", "WorkerService._behind.<locals>.rpc"): "It is the boundary: grpclib answers with a status.",
+#: Functions that may do more harm, or tell nobody, by file and name: what may become of a try, and why.
+EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
+    ("_bulkhead.py", "InternalErrors._run"): (
+        ("runtime ended", "calls fail after it"),
+        "It is the boundary: what is raised before it has begun, nothing stops. In a client that ends the connection for good.",
+    ),
+    ("_bulkhead.py", "InternalErrors._keep"): (("runtime ended",), "It is the boundary."),
+    ("_bulkhead.py", "InternalErrors._serve"): (("runtime ended",), "It is the boundary."),
+    ("_bulkhead.py", "InternalErrors.__init__"): (
+        ("raw error for its caller",),
+        "It is made before there is a boundary.",
+    ),
+    ("_bulkhead.py", "InternalErrors.block"): (("raw error for its caller",), "It makes the boundary."),
+    ("_bulkhead.py", "_Block.__init__"): (("raw error for its caller",), "It makes the boundary."),
+    ("_bulkhead.py", "_Block.__aexit__"): (
+        ("another result", "seat lost"),
+        "It is the boundary: the interpreter calls it, and the block inside it is not left.",
+    ),
+    ("_waiting.py", "_trio_waiter.<locals>.TrioWaiter._abort"): (
+        ("runtime ended",),
+        "Trio calls it in the middle of a cancellation.",
+    ),
+    ("_forks.py", "keep"): (("leak",), "Whoever keeps a descriptor has no other hold of it yet."),
+    ("_forks.py", "above_streams"): (("leak",), "Whoever moves a descriptor has no other hold of it yet."),
+    ("_forks.py", "close"): (
+        ("leak",),
+        "What could not be closed is not closed again: by then the number may be another's.",
+    ),
+    ("worker/service.py", "PipeServer._protocol_factory"): (
+        ("swallowed",),
+        "asyncio calls it, and tells of what it raises in its debug mode only.",
+    ),
+    ("worker/service.py", "WorkerService._behind.<locals>.rpc"): (
+        ("swallowed",),
+        "It is the boundary: grpclib answers with a status.",
+    ),
 }
 #: Functions that answer for what is raised below them, and need tell nobody, and why.
 MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
@@ -133,18 +149,21 @@ def _of_a_life(result: Mapping[str, Any]) -> str:
 
 def _is_swallowed(result: Mapping[str, Any]) -> bool:
     """Whether nobody was told of it who should have been."""
-    target = Target(*result["target"][:3])
-    if result["told"] or (target.file, target.name) in MAY_BE_SILENT:
+    if result["told"]:
         return False
     above = {tuple(re.split(r":[0-9]+ ", where)) for where in result["path"][1:]}
     return not above & MAY_KEEP_SILENT.keys()
 
 
+def may_end_it(target: Target) -> bool:
+    """Whether the runtime may end by what this function raises."""
+    return "runtime ended" in EXCEPTED.get((target.file, target.name), ((),))[0]
+
+
 def is_good(result: Mapping[str, Any], phase: str) -> bool:
     """Whether a try has come out as it should."""
     found = outcome(result)
-    target = Target(*result["target"][:3])
     if found in GOOD or (phase != "running" and found == "raised to the application"):
         return True
-    name = target.file, target.name
-    return (found == "runtime ended" and name in MAY_END_IT) or (found == "leak" and name in MAY_LEAK)
+    file, name, *_ = result["target"]
+    return (file, name) in EXCEPTED and found in EXCEPTED[file, name][0]

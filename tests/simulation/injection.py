@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator
 
 from tests.injection.tracing import Injector, Target
-from tests.injection.verdict import CALLED, MAY_END_IT
+from tests.injection.verdict import CALLED, may_end_it
 
 __all__ = ["Injection", "attempt", "entered", "tries"]
 
@@ -97,7 +97,7 @@ def tries(seeds: list[int], only: str = "", entries: tuple[int, ...] = (1, 3)) -
         for target, count in entered(seed).items():
             name = target.file, target.name
             # A lazy import happens once in a process.
-            if re.search(only, " ".join(name)) and name not in MAY_END_IT and target.name != "__getattr__":
+            if re.search(only, " ".join(name)) and not may_end_it(target) and target.name != "__getattr__":
                 for entry in entries:
                     if count >= entry:
                         found.setdefault((target, entry), seed)
