@@ -33,6 +33,8 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ),
     ("_bulkhead.py", "InternalErrors.block"): (("raw error for its caller",), "It makes the boundary."),
     ("_bulkhead.py", "_Block.__init__"): (("raw error for its caller",), "It makes the boundary."),
+    ("_bulkhead.py", "block.<locals>.mark.<locals>.opened"): (("raw error for its caller",), "It makes the boundary."),
+    ("_bulkhead.py", "operation.<locals>.plain"): (("raw error for its caller",), "It is the boundary."),
     ("_bulkhead.py", "_Block.__aexit__"): (
         ("another result", "seat lost"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
