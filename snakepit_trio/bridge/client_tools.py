@@ -23,6 +23,7 @@ from snakepit_trio.errors import (
     SnakepitError,
     ToolExists,
 )
+from snakepit_trio.sessions.records import check_name
 from snakepit_trio.tools.registry import HostTool, ToolRegistry
 from snakepit_trio.wire import failures, frame_reading
 from snakepit_trio.wire.frames import MSGPACK
@@ -137,19 +138,20 @@ class ClientTools:
             found.update((tool.name, tool) for tool in known.tools.list())
         return dict(sorted(found.items()))
 
-    async def _registry(self, session_id: str) -> ToolRegistry:
+    async def _registry(self, session_id: str, generation: str) -> ToolRegistry:
         if not session_id:
             return self._runtime.tools
-        await self._runtime.sessions.get(session_id)
-        known = self._runtime.sessions.known(session_id)
-        if known is None:
+        sessions = self._runtime.sessions
+        found = await sessions.info(check_name(session_id, "session_id"), generation or None)
+        known = sessions.known(session_id)
+        if known is None or known.generation != found.generation:
             raise InvalidParameter(
                 "the session was opened by another host; open it here first", details={"path": "session_id"}
             )
         if known.tools is None:
             known.tools = ToolRegistry()
-        found: ToolRegistry = known.tools
-        return found
+        tools: ToolRegistry = known.tools
+        return tools
 
     async def register(self, call: ServerCall, request: v1.RegisterToolsRequest) -> v1.RegisterToolsResponse:
         """All of the tools, or none."""
@@ -161,7 +163,7 @@ class ClientTools:
                 details={"quota": "registrations", "limit": _MOST_REGISTRATIONS},
             )  # fmt: skip
         self._check_share(call.client, len(request.tools))
-        registry = await self._registry(request.session_id)
+        registry = await self._registry(request.session_id, request.generation)
         limit = max(pool.config.max_payload for pool in self._runtime.pools.values())
         made = _Registration(call.client, [], registry, anyio.current_time() + _TO_COME, limit)
         try:

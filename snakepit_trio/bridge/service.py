@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
-from snakepit_trio.pool.session import AFFINITIES
+from snakepit_trio.pool.session import AFFINITIES, resume_session
+from snakepit_trio.sessions.records import check_name
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
@@ -36,6 +37,13 @@ _PREFIX = "/snakepit.v1.BridgeService/"
 _SMALL, _SCHEMAS = 64 * 1024, 1024 * 1024
 #: Bytes of chunks that wait here for a client which has windows of its own.
 _STREAM_BYTES = 1024 * 1024
+
+
+class OfSession(Protocol):
+    """A request about a session."""
+
+    session_id: str
+    generation: str
 
 
 class BridgeService:
@@ -138,7 +146,7 @@ class BridgeService:
         options["idempotent"] = request.idempotent
         try:
             if request.session_id:
-                async with self._session(request.session_id, pool) as session:
+                async with self._session(request, pool) as session:
                     value = await session.execute(request.tool, params, **options)
             else:
                 value = await pool.execute(request.tool, params, **options)
@@ -156,7 +164,7 @@ class BridgeService:
             async with AsyncExitStack() as stack:
                 made: AbstractAsyncContextManager[ChunkStream]
                 if request.session_id:
-                    session = await stack.enter_async_context(self._session(request.session_id, pool))
+                    session = await stack.enter_async_context(self._session(request, pool))
                     made = session._stream(request.tool, params, cast("StreamOptions", options), _STREAM_BYTES)
                 else:
                     made = pool._calls.stream(request.tool, params, window_bytes=_STREAM_BYTES, **options)
@@ -192,12 +200,10 @@ class BridgeService:
 
     # ---- sessions ----------------------------------------------------------------------------------
 
-    def _session(self, id: str, pool: Pool) -> AbstractAsyncContextManager[Session]:
-        return _resumed(self._runtime, id, pool)
-
-    def _any_session(self, id: str) -> AbstractAsyncContextManager[Session]:
-        """For what has nothing to do with a pool."""
-        return _resumed(self._runtime, id, next(iter(self._runtime.pools.values())))
+    def _session(self, request: OfSession, pool: Pool | None = None) -> AbstractAsyncContextManager[Session]:
+        """The session of a request, that was opened before, held open for the request; of any pool, for what is not about one."""
+        pool = pool or next(iter(self._runtime.pools.values()))
+        return resume_session(pool, self._runtime.sessions, request.session_id, request.generation or None)
 
     async def _open_session(self, call: ServerCall, request: v1.OpenSessionRequest) -> v1.OpenSessionResponse:
         pool = self._pool(request.pool)
@@ -214,40 +220,40 @@ class BridgeService:
             metadata=dict(request.metadata),
             detach=True,
         ) as session:
-            # For the calls to come: none of them says it again.
-            self._runtime.sessions.keep_affinity(session.id, pool.name, session.affinity)
             return v1.OpenSessionResponse(session=_state(await session.info()))
 
     async def _get_session(self, call: ServerCall, request: v1.GetSessionRequest) -> v1.GetSessionResponse:
-        return v1.GetSessionResponse(session=_state(await self._runtime.sessions.get(request.session_id)))
+        id, generation = check_name(request.session_id, "id"), request.generation or None
+        return v1.GetSessionResponse(session=_state(await self._runtime.sessions.info(id, generation)))
 
     async def _heartbeat(self, call: ServerCall, request: v1.HeartbeatRequest) -> v1.HeartbeatResponse:
-        async with self._any_session(request.session_id) as session:
+        async with self._session(request) as session:
             return v1.HeartbeatResponse(expires_in=session.ttl)
 
     async def _close_session(self, call: ServerCall, request: v1.CloseSessionRequest) -> v1.CloseSessionResponse:
-        return v1.CloseSessionResponse(closed=await self._runtime.sessions.close(request.session_id))
+        id, generation = check_name(request.session_id, "id"), request.generation or None
+        return v1.CloseSessionResponse(closed=await self._runtime.sessions.end(id, generation))
 
     async def _put_value(self, call: ServerCall, request: v1.PutValueRequest) -> v1.PutValueResponse:
         value = read(request.payload, what="payload", limit=self._longest())
-        async with self._any_session(request.session_id) as session:
+        async with self._session(request) as session:
             version = await session.put(request.key, value, expect=request.expect)
         return v1.PutValueResponse(stored=version is not None, version=version or 0)
 
     async def _get_value(self, call: ServerCall, request: v1.GetValueRequest) -> v1.GetValueResponse:
         encoding = check_encoding(int(request.accept), None)
-        async with self._any_session(request.session_id) as session:
+        async with self._session(request) as session:
             value, version = await session.get_versioned(request.key)
         if not version:
             return v1.GetValueResponse()
         return v1.GetValueResponse(payload=write(value, encoding, what="value", limit=self._longest()), version=version)
 
     async def _delete_value(self, call: ServerCall, request: v1.DeleteValueRequest) -> v1.DeleteValueResponse:
-        async with self._any_session(request.session_id) as session:
+        async with self._session(request) as session:
             return v1.DeleteValueResponse(deleted=await session.delete(request.key))
 
     async def _list_values(self, call: ServerCall, request: v1.ListValuesRequest) -> v1.ListValuesResponse:
-        async with self._any_session(request.session_id) as session:
+        async with self._session(request) as session:
             return v1.ListValuesResponse(keys=list(await session.keys()))
 
     def _longest(self) -> int:
@@ -282,14 +288,6 @@ class BridgeService:
         )
 
 
-@asynccontextmanager
-async def _resumed(runtime: Runtime, id: str, pool: Pool) -> AsyncIterator[Session]:
-    """A session that was opened before, held open for one RPC."""
-    affinity = await runtime.sessions.resumable(id, pool.name)
-    async with pool.session(id, affinity=affinity, detach=True) as session:
-        yield session
-
-
 def _options(call: ServerCall, request: ExecuteToolRequest) -> dict[str, Any]:
     left = call.time_left
     options: dict[str, Any] = {"priority": request.priority, "metadata": request.metadata or None}
@@ -321,4 +319,5 @@ def _state(info: SessionInfo) -> v1.SessionState:
         metadata=dict(info.metadata),
         entries=info.entries,
         size=info.size,
+        generation=info.generation,
     )

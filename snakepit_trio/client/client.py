@@ -95,14 +95,14 @@ class Client:
             SnakepitError: What :meth:`snakepit_trio.Pool.execute` raises; ``except sp.remote(ValueError)`` works here too.
         """
         return await self._execute(
-            tool, params, "", timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
+            tool, params, None, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
         )
 
     async def _execute(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        session_id: str,
+        session: RemoteSession | None,
         *,
         timeout: float | Unset | None = UNSET,
         priority: int = 0,
@@ -110,7 +110,7 @@ class Client:
         idempotent: bool | None = None,
     ) -> Any:
         timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        request = self._request(tool, params, session_id, timeout, priority, metadata, idempotent)
+        request = self._request(tool, params, session, timeout, priority, metadata, idempotent)
         answer = await self._link.unary(
             "ExecuteTool",
             request,
@@ -124,7 +124,7 @@ class Client:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        session_id: str,
+        session: RemoteSession | None,
         timeout: float | Unset | None,
         priority: int,
         metadata: Mapping[str, str] | None,
@@ -136,7 +136,8 @@ class Client:
             tool=tool,
             payload=codec.encode(check_params(params), what="params", limit=self._limit),
             pool=self.name,
-            session_id=session_id,
+            session_id="" if session is None else session.id,
+            generation="" if session is None else session.generation,
             metadata=metadata or {},
             priority=priority,
             idempotent=idempotent,
@@ -171,21 +172,21 @@ class Client:
             SnakepitError: Out of the iteration, after the chunks that came before: what
                 :meth:`snakepit_trio.Pool.stream` raises.
         """
-        return self._stream(tool, params, "", timeout=timeout, priority=priority, metadata=metadata)
+        return self._stream(tool, params, None, timeout=timeout, priority=priority, metadata=metadata)
 
     @asynccontextmanager
     async def _stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        session_id: str,
+        session: RemoteSession | None,
         *,
         timeout: float | Unset | None = UNSET,
         priority: int = 0,
         metadata: Mapping[str, str] | None = None,
     ) -> AsyncIterator[RemoteChunks]:
         timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        request = self._request(tool, params, session_id, timeout, priority, metadata)
+        request = self._request(tool, params, session, timeout, priority, metadata)
         limit = None if isinstance(timeout, Unset) else timeout
         chunks = RemoteChunks(limit, self._limit, self._errors)
         async with self._link.streaming(
@@ -316,7 +317,7 @@ class Client:
         )
         answer = await self._link.unary("OpenSession", request, v1.OpenSessionResponse, again=id is not None)
         assert answer.session is not None
-        session = RemoteSession(self, self._link, answer.session.session_id, answer.session.ttl, self._limit)
+        session = RemoteSession(self, self._link, answer.session, self._limit)
         try:
             yield session
         finally:
@@ -340,7 +341,7 @@ class Client:
         Raises:
             ToolExists, InvalidParameter: One is refused; none was registered.
         """
-        return serve_tools(self._link, functions, "" if session is None else session.id, self._limit)
+        return serve_tools(self._link, functions, session, self._limit)
 
     # ---- programs ----------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ import inspect
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
@@ -22,6 +22,9 @@ from snakepit_trio.wire.generated.snakepit import v1
 
 from .link import Link, failure
 from .values import pack, unpack
+
+if TYPE_CHECKING:
+    from .session import RemoteSession
 
 __all__ = ["serve_tools"]
 
@@ -103,14 +106,16 @@ class _Server:
 
 @asynccontextmanager
 async def serve_tools(
-    link: Link, functions: Mapping[str, Callable[..., Any]], session_id: str, limit: int
+    link: Link, functions: Mapping[str, Callable[..., Any]], session: RemoteSession | None, limit: int
 ) -> AsyncIterator[None]:
     """See :meth:`snakepit_trio.client.client.Client.serve_tools`."""
     specs = [
         v1.ToolSpec(name=name, description=" ".join((function.__doc__ or "").split("\n\n")[0].split()))
         for name, function in functions.items()
     ]
-    request = v1.RegisterToolsRequest(tools=specs, session_id=session_id)
+    request = v1.RegisterToolsRequest(tools=specs)
+    if session is not None:
+        request.session_id, request.generation = session.id, session.generation
     registered = await link.unary("RegisterTools", request, v1.RegisterToolsResponse)
     server = _Server(link, dict(functions), limit)
     async with link.streaming("ServeTools", on_message=server.on_message, on_end=server.on_end) as rpc:

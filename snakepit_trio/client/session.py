@@ -28,12 +28,14 @@ class RemoteSession:
 
     Attributes:
         id: Its id, by which it can be resumed.
+        generation: Tells it from other sessions that have had its id, or will; empty where the host knows of none.
         ttl: Seconds that it lives without being used; None: for ever.
     """
 
-    def __init__(self, client: Client, link: Link, id: str, ttl: float | None, limit: int) -> None:
-        self.id = id
-        self.ttl = ttl
+    def __init__(self, client: Client, link: Link, state: v1.SessionState, limit: int) -> None:
+        self.id: str = state.session_id
+        self.generation: str = state.generation
+        self.ttl: float | None = state.ttl
         self._client = client
         self._link = link
         self._limit = limit
@@ -48,20 +50,22 @@ class RemoteSession:
     @operation
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
         """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`."""
-        return await self._client._execute(tool, params, self.id, **options)
+        return await self._client._execute(tool, params, self, **options)
 
     @block("stream")
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
-        return self._client._stream(tool, params, self.id, **options)
+        return self._client._stream(tool, params, self, **options)
 
     @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
         """Store a value; returns its version, None when ``expect`` did not fit and nothing was stored."""
         payload = pack(value, what="value", limit=self._limit)
-        request = v1.PutValueRequest(session_id=self.id, key=key, payload=payload, expect=expect)
+        request = v1.PutValueRequest(
+            session_id=self.id, generation=self.generation, key=key, payload=payload, expect=expect
+        )
         answer = await self._link.unary("PutValue", request, v1.PutValueResponse)
         return answer.version if answer.stored else None
 
@@ -74,7 +78,7 @@ class RemoteSession:
     @operation
     async def get_versioned(self, key: str) -> tuple[Any, int]:
         """A value and its version; ``(None, 0)`` when there is none."""
-        request = v1.GetValueRequest(session_id=self.id, key=key, accept=_ACCEPT)
+        request = v1.GetValueRequest(session_id=self.id, generation=self.generation, key=key, accept=_ACCEPT)
         answer = await self._link.unary("GetValue", request, v1.GetValueResponse, again=True)
         return unpack(answer.payload, what="value", limit=self._limit), answer.version
 
@@ -89,22 +93,23 @@ class RemoteSession:
     @operation
     async def delete(self, key: str) -> bool:
         """Delete a value. Returns whether there was one."""
-        request = v1.DeleteValueRequest(session_id=self.id, key=key)
+        request = v1.DeleteValueRequest(session_id=self.id, generation=self.generation, key=key)
         return (await self._link.unary("DeleteValue", request, v1.DeleteValueResponse)).deleted
 
     @operation
     async def keys(self) -> tuple[str, ...]:
         """The keys of its values, sorted."""
-        request = v1.ListValuesRequest(session_id=self.id)
+        request = v1.ListValuesRequest(session_id=self.id, generation=self.generation)
         return tuple((await self._link.unary("ListValues", request, v1.ListValuesResponse, again=True)).keys)
 
     @operation
     async def heartbeat(self) -> float | None:
         """Use it without doing anything; returns the seconds that it lives from now on, None for ever."""
-        request = v1.HeartbeatRequest(session_id=self.id)
+        request = v1.HeartbeatRequest(session_id=self.id, generation=self.generation)
         return (await self._link.unary("Heartbeat", request, v1.HeartbeatResponse, again=True)).expires_in
 
     @operation
     async def close(self) -> None:
-        """End it, for everybody who uses it. Idempotent."""
-        await self._link.unary("CloseSession", v1.CloseSessionRequest(session_id=self.id), v1.CloseSessionResponse)
+        """End it, for everybody who uses it. Idempotent; another session of its id is not ended."""
+        request = v1.CloseSessionRequest(session_id=self.id, generation=self.generation)
+        await self._link.unary("CloseSession", request, v1.CloseSessionResponse)

@@ -77,7 +77,7 @@ class Admission:
             if tied is not None and tied.open and not tied.alone and tied.load < tied.capacity:
                 seats = tied
             elif tied is not None and binding.strict:
-                if binding.fail_fast:
+                if request.fail_fast:
                     raise worker_busy(request)
                 seats, request.pin = None, tied
             else:

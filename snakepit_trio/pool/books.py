@@ -244,8 +244,8 @@ class Books(ABC):
             if binding.strict and binding.seats is None and request.session is not None:
                 # Those that wait behind it were made when no worker was chosen yet.
                 waiting = self._queue.pin(request.session, binding, seats)
-                if binding.fail_fast:
-                    for other in waiting[seats.capacity - seats.load :]:
+                for other in waiting[seats.capacity - seats.load :]:
+                    if other.fail_fast:
                         self._queue.discard(other)
                         self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
             binding.seats = seats

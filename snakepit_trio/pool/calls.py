@@ -143,6 +143,7 @@ class Calls:
                 request.beside = beside
                 beside.append(request)
             if session is not None:
+                request.fail_fast = session.fail_fast
                 session.begin(request, functools.partial(self._end, request))
             try:
                 self._submission.submit(request)
@@ -300,6 +301,7 @@ class Calls:
             permits=permits,
         )
         if session is not None:
+            request.fail_fast = session.fail_fast
             session.begin(request, functools.partial(self._end, request))
         try:
             self._calling(self._submission.submit, request)

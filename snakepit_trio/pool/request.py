@@ -41,20 +41,18 @@ class Binding:
     """A session's tie to a worker, made when its first request is dispatched.
 
     Attributes:
-        affinity: ``"hint"``, ``"strict_queue"`` or ``"strict_fail_fast"``.
         strict: Only the worker that it is tied to may run the session's requests.
-        fail_fast: A strict request is refused at once when that worker has no seat free.
         seats: The incarnation that the session is tied to, None before the first dispatch.
-        rebuilt: While what a lost worker held is rebuilt in another: set when that is done.
+        whole: The worker has what the session had in the one before it: there was none, or it has been rebuilt.
+        rebuilt: While that is done: set when it is.
     """
 
-    __slots__ = ("affinity", "fail_fast", "rebuilt", "seats", "strict")
+    __slots__ = ("rebuilt", "seats", "strict", "whole")
 
-    def __init__(self, affinity: str) -> None:
-        self.affinity: str = affinity
-        self.strict: bool = affinity != "hint"
-        self.fail_fast: bool = affinity == "strict_fail_fast"
-        self.seats: Seats | None = None
+    def __init__(self, *, strict: bool, seats: Seats | None = None, whole: bool = True) -> None:
+        self.strict = strict
+        self.seats = seats
+        self.whole = whole
         self.rebuilt: anyio.Event | None = None
 
     @property
@@ -91,6 +89,7 @@ class Request:
         "deaths",
         "dispatched_at",
         "error",
+        "fail_fast",
         "id",
         "idempotent",
         "metadata",
@@ -155,6 +154,8 @@ class Request:
         self.session: str | None = session
         self.share: str | None = share
         self.binding: Binding | None = binding
+        #: Of a session whose worker has no seat free, it does not wait.
+        self.fail_fast = False
         self.idempotent: bool = idempotent
         self.metadata: Mapping[str, str] = metadata or {}
         self.stream: bool = stream

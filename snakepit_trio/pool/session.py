@@ -38,8 +38,9 @@ if TYPE_CHECKING:
 
     from .pool import Pool
 
-__all__ = ["AFFINITIES", "OnLost", "Session", "open_session"]
+__all__ = ["AFFINITIES", "OnLost", "Session", "open_session", "resume_session"]
 
+#: The strictest last.
 AFFINITIES = ("hint", "strict_queue", "strict_fail_fast")
 #: What becomes of a strict session whose worker has died; what a function returns is awaited if it can be.
 OnLost = str | Callable[["Session"], object]
@@ -59,7 +60,7 @@ class Session:
     Attributes:
         id: Its id, by which it can be resumed.
         pool: The pool that its calls go to.
-        affinity: How its calls are tied to a worker.
+        affinity: How its calls are tied to a worker, or more strictly, if another block has opened the session so.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Session:
         self._directory = directory
         self._known = known
         self._on_lost = on_lost
+        # The tie that its calls went by.
+        self._relied_on: Binding | None = None
         self._calls: dict[object, Callable[[], object]] = {}
         self._raised_by_on_lost: BaseException | None = None
 
@@ -84,10 +87,15 @@ class Session:
         return self._known.ttl
 
     @property
+    def fail_fast(self) -> bool:
+        """Whether a call of it is refused when its worker is busy. For the pool."""
+        return self.affinity == "strict_fail_fast"
+
+    @property
     def worker_id(self) -> str | None:
         """The worker that it is tied to, once there is one."""
         binding = self._known.bindings.get(self.pool.name)
-        if binding is None or binding.seats is None or binding.lost:
+        if binding is None or binding.seats is None or binding.lost or self._has_lost(binding):
             return None
         found: str = binding.seats.port.worker.id
         return found
@@ -184,25 +192,44 @@ class Session:
                 raise
             raise self._errors.caller(exc) from exc
 
+    def _join(self) -> None:
+        """The session is tied as strictly as the strictest of its blocks wants, from where it is tied now."""
+        known, name = self._known, self.pool.name
+        known.affinities[name] = max(known.affinities.get(name, self.affinity), self.affinity, key=AFFINITIES.index)
+        binding: Binding | None = known.bindings.get(name)
+        if binding is not None and not binding.strict and self.affinity != "hint":
+            seats = binding.seats
+            known.bindings[name] = Binding(strict=True, seats=None if seats is None or seats.over else seats)
+
+    def _new(self, *, whole: bool) -> Binding:
+        name = self.pool.name
+        made = self._known.bindings[name] = Binding(strict=self._known.affinities[name] != "hint", whole=whole)
+        return made
+
+    def _has_lost(self, binding: Binding) -> bool:
+        """Whether another block has begun anew, by this tie, after the worker was lost that this block's calls went to."""
+        relied_on = self._relied_on
+        return self._on_lost == "error" and relied_on is not None and relied_on.lost and relied_on is not binding
+
     def _tie(self) -> Binding | None:
         """The tie of its calls; None while it has to be rebuilt, or is."""
-        bindings, name = self._known.bindings, self.pool.name
-        binding: Binding | None = bindings.get(name)
-        if binding is None or binding.affinity != self.affinity:
-            binding = bindings[name] = Binding(self.affinity)
-        if binding.rebuilt is not None:
-            return binding if _rebuilds(binding) else None
-        if not binding.lost or self._on_lost == "error":
+        binding: Binding | None = self._known.bindings.get(self.pool.name)
+        if binding is None:
+            binding = self._new(whole=True)
+        if binding.rebuilt is not None and _rebuilds(binding):
             return binding
-        if callable(self._on_lost):
+        if self._has_lost(binding):
+            return self._relied_on
+        if binding.rebuilt is not None or (callable(self._on_lost) and (binding.lost or not binding.whole)):
             return None
-        binding = bindings[name] = Binding(self.affinity)
+        if binding.lost and self._on_lost == "rebind":
+            binding = self._new(whole=False)
+        self._relied_on = binding
         return binding
 
     async def _new_tie(self) -> Binding:
-        bindings, name = self._known.bindings, self.pool.name
         while (binding := self._tie()) is None:
-            rebuilt = bindings[name].rebuilt
+            rebuilt = self._known.bindings[self.pool.name].rebuilt
             if rebuilt is not None:
                 await rebuilt.wait()
             else:
@@ -212,11 +239,14 @@ class Session:
         return binding
 
     async def _rebuild(self, on_lost: Callable[[Session], object]) -> None:
-        """Begin anew with another worker. Its other calls wait; when it fails, the next of them tries again."""
+        """Begin anew with another worker, or in the one with which another block has begun anew without this.
+
+        The session's other calls wait; when it fails, the next of them tries again.
+        """
         bindings, name = self._known.bindings, self.pool.name
-        lost, made = bindings[name], Binding(self.affinity)
+        before = bindings[name]
+        made = self._new(whole=False) if before.lost else before
         made.rebuilt = anyio.Event()
-        bindings[name] = made
         token = _REBUILDING.set((*_REBUILDING.get(), (made, anyio.get_current_task().id)))
         try:
             rebuilding = on_lost(self)
@@ -226,10 +256,11 @@ class Session:
                 raise SessionWorkerUnavailable(
                     f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
                 )
+            made.whole = True
         except BaseException as exc:
             self._raised_by_on_lost = exc
             if bindings.get(name) is made:
-                bindings[name] = lost
+                bindings[name] = before
             raise
         finally:
             _REBUILDING.reset(token)
@@ -353,7 +384,7 @@ class Session:
         await self._directory.use(self._known)
         store = self._directory.store
         try:
-            return await store.ask(method, self.id, *arguments, store.clock())
+            return await store.ask(method, self.id, *arguments, store.clock(), generation=self._known.generation)
         except SessionNotFound:
             self._directory.lost(self._known)
             raise
@@ -367,13 +398,13 @@ class Session:
         Raises:
             SessionNotFound: It was closed, or has expired.
         """
-        return await self._directory.get(self.id)
+        return await self._directory.info(self.id, self._known.generation)
 
     @operation
     async def close(self) -> None:
         """End it, for everybody who has it open: its calls are cancelled, its values, programs and tools freed. Idempotent."""
         if self._known.ended is None:
-            await self._directory.close(self.id)
+            await self._directory.end(self.id, self._known.generation)
 
     async def _leave(self, *, detach: bool) -> None:
         """The block that opened it has ended."""
@@ -405,8 +436,34 @@ async def open_session(
         )
     id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
     known = await directory.open(id, check_ttl(ttl), dict(metadata))
-    session = Session(pool, directory, known, affinity=affinity, on_lost=on_lost)
+    async with _opened(Session(pool, directory, known, affinity=affinity, on_lost=on_lost), detach=detach) as session:
+        yield session
+
+
+@asynccontextmanager
+async def resume_session(
+    pool: Pool, directory: SessionDirectory, id: str, generation: str | None
+) -> AsyncIterator[Session]:
+    """A session that is there, as it was opened, for the time of a block that leaves it there.
+
+    Args:
+        generation: Only the session of this generation is meant.
+
+    Raises:
+        SessionNotFound: It is not there.
+        PoolClosed: The pool is closing or closed.
+    """
+    pool._crew.check_open()
+    known = await directory.open(check_name(id, "id"), None, {}, generation=generation, make=False)
+    affinity = known.affinities.get(pool.name, pool.config.affinity)
+    async with _opened(Session(pool, directory, known, affinity=affinity, on_lost="error"), detach=True) as session:
+        yield session
+
+
+@asynccontextmanager
+async def _opened(session: Session, *, detach: bool) -> AsyncIterator[Session]:
     try:
+        session._join()
         yield session
     finally:
         with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):

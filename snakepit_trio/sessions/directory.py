@@ -44,19 +44,21 @@ class KnownSession:
 
     Attributes:
         id: Its id.
+        generation: Tells it from other sessions of that id.
         ttl: Seconds that it lives without being used; None: for ever.
         ended: Why it is no more; None while it lives.
         handles: How many blocks have it open.
         calls: Its calls that are under way, and what ends each for its caller.
         bindings: Its tie to a worker, by pool.
-        affinities: What :meth:`SessionDirectory.keep_affinity` has kept, by pool.
+        affinities: The strictest with which a block has opened it, by pool.
         tools: Its own host tools, once there are any.
         used_at: When it was last used.
         told_at: The last use that the store has heard of.
     """
 
-    def __init__(self, id: str, ttl: float | None, now: float) -> None:
+    def __init__(self, id: str, generation: str, ttl: float | None, now: float) -> None:
         self.id = id
+        self.generation = generation
         self.ttl = ttl
         self.ended: SnakepitError | None = None
         self.handles = 0
@@ -102,6 +104,7 @@ class SessionDirectory:
         self._lock = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
         self._pruned_at = store.clock()
+        self._next_look = math.inf
 
     @property
     def _errors(self) -> InternalErrors:
@@ -123,15 +126,7 @@ class SessionDirectory:
             SessionNotFound: There is none of that id.
         """
         check_name(id, "id")
-        store = self._store
-        async with self._lock:
-            known = self._known.get(id)
-            if known is not None and known in self._untold:
-                await self._tell([known])
-            found = await store.ask(store.tables.info, id, store.clock())
-        if found is None:
-            raise session_not_found(id)
-        return found
+        return await self.info(id, None)
 
     @operation
     async def list(self) -> tuple[SessionInfo, ...]:
@@ -148,15 +143,19 @@ class SessionDirectory:
         Returns whether there was one. A cancellation comes before it or after it.
         """
         check_name(id, "id")
+        return await self.end(id, None)
+
+    async def end(self, id: str, generation: str | None) -> bool:
+        """The same; with a generation, only if the session of that id is of that generation."""
         async with self._lock:
             # No shield: a cancellation may come while it waits for its turn, behind others that a slow store holds up.
             try:
-                found = await self._store.ask(self._store.tables.remove, id)
+                found = await self._store.ask(self._store.tables.remove, id, generation=generation)
             except SnakepitError:
                 # The store's copy goes with its TTL; here it is over.
-                self._end(id)
+                self._end(id, generation)
                 raise
-            self._end(id)
+            self._end(id, generation)
         if found:
             self._events.emit("session.closed", None, session_id=id)
         return found
@@ -167,52 +166,56 @@ class SessionDirectory:
         """The ties of all sessions to workers of a pool."""
         return [known.bindings[pool] for known in self._known.values() if pool in known.bindings]
 
-    def keep_affinity(self, id: str, pool: str, affinity: str) -> None:
-        """Remember which affinity a session was opened with in a pool, for :meth:`resumable`. The first one stays."""
-        known = self._known.get(id)
-        if known is not None:
-            known.affinities.setdefault(pool, affinity)
-
-    async def resumable(self, id: str, pool: str) -> str | None:
-        """Check that a session is there, for it to be opened again and not made by the way.
-
-        Returns:
-            The affinity that it has in this pool; None when it was never opened there.
-
-        Raises:
-            SessionNotFound: It is not there.
-        """
-        await self.get(id)
-        known = self._known.get(id)
-        if known is None:
-            return None
-        binding = known.bindings.get(pool)
-        return known.affinities.get(pool) if binding is None else binding.affinity
+    async def info(self, id: str, generation: str | None) -> SessionInfo:
+        """What :meth:`get` tells; with a generation, of the session of that generation alone."""
+        store = self._store
+        async with self._lock:
+            await self.tell_of(id)
+            found = await store.ask(store.tables.info, id, store.clock())
+        if found is None or generation not in (None, found.generation):
+            raise session_not_found(id)
+        return found
 
     def known(self, id: str) -> KnownSession | None:
         """What this process has of a session."""
         return self._known.get(id)
 
     @protected
-    async def open(self, id: str, ttl: float | None, metadata: dict[str, str]) -> KnownSession:
+    async def open(
+        self,
+        id: str,
+        ttl: float | None,
+        metadata: dict[str, str],
+        *,
+        generation: str | None = None,
+        make: bool = True,
+    ) -> KnownSession:
         """Make a session, or resume the one of that id, and hold it open. The caller leaves what it has opened.
 
+        Args:
+            generation: Only the session of this generation is meant.
+            make: Whether one is made when there is none.
+
         Raises:
+            SessionNotFound: There is none, and it is not to be made.
             QuotaExceeded: There are as many as may be.
         """
         store = self._store
+        options = {"generation": generation, "make": make}
         async with self._lock:
+            await self.tell_of(id)
             try:
-                made, life = await store.ask(store.tables.open, id, ttl, metadata, store.clock())
+                made, life, found = await store.ask(store.tables.open, id, ttl, metadata, store.clock(), **options)
             except QuotaExceeded:
                 await self._sweep()
-                made, life = await store.ask(store.tables.open, id, ttl, metadata, store.clock())
-            if made:
-                # What another process has ended meanwhile, or what has just expired: its ties are not the new one's.
-                self._end(id)
+                made, life, found = await store.ask(store.tables.open, id, ttl, metadata, store.clock(), **options)
             known = self._known.get(id)
+            if known is not None and known.generation != found:
+                # Another process has ended it meanwhile, or it has just expired: its ties are not the new one's.
+                self._forget(known)
+                known = None
             if known is None:
-                known = self._known[id] = KnownSession(id, life, store.clock())
+                known = self._known[id] = KnownSession(id, found, life, store.clock())
             known.used_at = known.told_at = store.clock()
             known.handles += 1
             self.look_again()
@@ -232,12 +235,18 @@ class SessionDirectory:
             await self._look_up(known)
         if known.ended is None:
             known.used_at = now
-            self._untold[known] = None
+            self._note(known)
             life = math.inf if known.ttl is None else known.ttl * _FINE
             if now - known.told_at > (min(life, _LOOK) if self._store.shared else life):
                 await self._tell([known])
         if known.ended is not None:
             raise session_not_found(known.id)
+
+    async def tell_of(self, id: str) -> None:
+        """Let the store hear of the last use of a session, before it is asked whether that is there."""
+        known = self._known.get(id)
+        if known is not None and known in self._untold:
+            await self._tell([known])
 
     def begin(self, known: KnownSession, call: object, cancel: Callable[[], object]) -> None:
         """A call is under way; ``cancel`` ends it for its caller.
@@ -248,12 +257,13 @@ class SessionDirectory:
         if known.ended is not None:
             raise session_not_found(known.id)
         known.calls[call] = cancel
+        self._note(known)
 
     def finish(self, known: KnownSession, call: object) -> None:
         """It is over."""
         if known.calls.pop(call, None) is not None and known.ended is None:
             known.used_at = self._store.clock()
-            self._untold[known] = None
+            self._note(known)
 
     def lost(self, known: KnownSession) -> None:
         """The store has it no more."""
@@ -266,7 +276,7 @@ class SessionDirectory:
         if known.ended is not None or known.handles:
             return
         if not detach:
-            await self.close(known.id)
+            await self.end(known.id, known.generation)
         elif known in self._untold:
             await self._tell([known])
 
@@ -289,6 +299,7 @@ class SessionDirectory:
         stuck = math.nan
         while True:
             self._changed = anyio.Event()
+            self._next_look = math.inf
             try:
                 due = await store.ask(store.tables.next_expiry)
                 # What stands there though everything that is due was ended just now is a row that makes no sense.
@@ -297,6 +308,7 @@ class SessionDirectory:
                     # Others sweep too: they hear of what is used here well before they would end it.
                     lives = [known.ttl for known in self._untold if known.ttl is not None]
                     wait = min([wait, _LOOK, *(life / 3 for life in lives)])
+                    self._next_look = store.clock() + wait
                 with anyio.move_on_after(max(wait, _SHORTEST)):
                     await self._changed.wait()
                     continue
@@ -326,7 +338,7 @@ class SessionDirectory:
             due = await store.ask(store.tables.due, now, _BATCH)
             used = [known for known in map(self._known.get, due) if known is not None and known.expires_at > now]
             await self._tell(used)
-            in_use = {known.id for known in used}
+            in_use = {known.id for known in used if known.ended is None}
             over = [id for id in due if id not in in_use]
             for id in await store.ask(store.tables.expire, over, now):
                 self._end(id)
@@ -335,13 +347,22 @@ class SessionDirectory:
                 return
             await anyio.lowlevel.checkpoint()
 
+    def _note(self, known: KnownSession) -> None:
+        """It is in use: the store has to hear of it, and where others sweep too, well before they would end it."""
+        if known not in self._untold:
+            self._untold[known] = None
+            store = self._store
+            if store.shared and known.ttl is not None and store.clock() + known.ttl / 3 < self._next_look:
+                self.look_again()
+
     async def _tell(self, sessions: Sequence[KnownSession]) -> None:
         """Let the store hear when these were last used; those that it has no more are at their end."""
         now = self._store.clock()
         told = [(known, now if known.calls else known.used_at) for known in sessions]
         for start in range(0, len(told), _BATCH):
             batch = told[start : start + _BATCH]
-            gone = set(await self._store.ask(self._store.tables.keep, [(known.id, at) for known, at in batch]))
+            uses = [(known.id, known.generation, at) for known, at in batch]
+            gone = set(await self._store.ask(self._store.tables.keep, uses))
             for known, at in batch:
                 known.told_at = max(known.told_at, at)
                 if known.id in gone:
@@ -352,15 +373,15 @@ class SessionDirectory:
     async def _look_up(self, known: KnownSession) -> None:
         """It has expired as far as is known here; somebody else may have used it."""
         found = await self._store.ask(self._store.tables.info, known.id, self._store.clock())
-        if found is None:
+        if found is None or found.generation != known.generation:
             self._forget(known)
             self.look_again()
         else:
             known.used_at = max(known.used_at, found.used_at)
 
-    def _end(self, id: str) -> None:
+    def _end(self, id: str, generation: str | None = None) -> None:
         known = self._known.get(id)
-        if known is not None:
+        if known is not None and generation in (None, known.generation):
             self._forget(known)
 
     def _forget(self, known: KnownSession) -> None:

@@ -53,7 +53,7 @@ class ProgramStore:
             SessionNotFound: There is no such session.
             InvalidParameter: An argument is refused.
         """
-        _check(name, session)
+        await self._check(name, session)
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidParameter(f"data must be bytes, not {type(data).__name__}", details={"path": "data"})
         life = check_ttl(self._ttl if ttl is None else ttl)
@@ -74,14 +74,14 @@ class ProgramStore:
     @operation
     async def get(self, name: str, session: str | None = None, *, default: Any = None) -> Any:
         """A program's bytes; ``default`` when there is none."""
-        _check(name, session)
+        await self._check(name, session)
         found = await self._store.ask(self._store.tables.program, session, name, self._store.clock())
         return default if found is None else found
 
     @operation
     async def delete(self, name: str, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one."""
-        _check(name, session)
+        await self._check(name, session)
         found: bool = await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
         if found:
             self._events.emit("program.deleted", None, **_names(name, session))
@@ -92,13 +92,14 @@ class ProgramStore:
         """The programs that belong to a session, or to none, by name."""
         if session is not None:
             check_name(session, "session")
+            await self._directory.tell_of(session)
         return tuple(await self._store.ask(self._store.tables.programs, session, self._store.clock()))
 
-
-def _check(name: str, session: str | None) -> None:
-    check_name(name, "name")
-    if session is not None:
-        check_name(session, "session")
+    async def _check(self, name: str, session: str | None) -> None:
+        check_name(name, "name")
+        if session is not None:
+            check_name(session, "session")
+            await self._directory.tell_of(session)
 
 
 def _names(name: str, session: str | None) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ __all__ = [
     "SessionInfo",
     "check_name",
     "check_ttl",
+    "new_generation",
     "over_quota",
     "session_not_found",
 ]
@@ -41,6 +43,7 @@ class SessionInfo:
         created_at, used_at: When it was opened, and last used.
         expires_in: Seconds until it expires unless it is used; None: never.
         entries, size: How many values it holds, and of how many bytes.
+        generation: Tells it from other sessions that have had its id, or will.
     """
 
     id: str
@@ -51,6 +54,7 @@ class SessionInfo:
     expires_in: float | None
     entries: int
     size: int
+    generation: str
 
 
 @attrs.frozen(kw_only=True)
@@ -125,6 +129,11 @@ def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
         f"{quota} is {limit}: {used} are used, {asked} more were asked for",
         details={"quota": quota, "limit": limit, "used": used, "asked": asked},
     )
+
+
+def new_generation() -> str:
+    """What tells a session from all others that have its id, before it and after it."""
+    return secrets.token_hex(8)
 
 
 def session_not_found(id: str) -> SessionNotFound:

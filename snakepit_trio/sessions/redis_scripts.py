@@ -33,10 +33,13 @@ local function number(value, pattern)
     return found and found > -1e300 and found < 1e300 and found
 end
 
+-- A session that was written before there were generations has the time of its creation in the place of one.
 local function row(id)
     local key = at .. 's:' .. id
-    local found = ask('HMGET', key, 'used', 'entries', 'size', 'writes', 'created', 'ttl', 'expires')
+    local found = ask('HMGET', key, 'used', 'entries', 'size', 'writes', 'created', 'ttl', 'expires', 'generation')
     local sound = found ~= nil
+    local generation = sound and (found[8] or found[5] and 'of ' .. found[5])
+    if sound and found[8] and not string.match(found[8], '^[0-9a-z]+$') then sound = false end
     for i = 1, sound and 7 or 0 do
         local whole = i > 1 and i < 5
         local value = number(found[i], whole and '^%-?%d+$' or '^%-?%d+%.?%d*[eE]?[+-]?%d*$')
@@ -44,7 +47,7 @@ local function row(id)
         if not value and (found[i] or i < 6) then sound = false end
         found[i] = value
     end
-    if sound then return {used = found[1], ttl = found[6] or nil, expires = found[7] or nil} end
+    if sound then return {used = found[1], ttl = found[6] or nil, expires = found[7] or nil, generation = generation} end
     if call('EXISTS', key) == 1 then note('session', id) end
     return nil
 end
@@ -54,9 +57,10 @@ local function alive(id)
     return found ~= nil and (not found.expires or found.expires > now)
 end
 
-local function keep(id, used)
+-- Of the session of this generation; of any, when it is empty.
+local function keep(id, used, generation)
     local key, found = at .. 's:' .. id, row(id)
-    if not found then return false end
+    if not found or (generation ~= '' and generation ~= found.generation) then return false end
     call('HSET', key, 'used', text(math.max(found.used, used)))
     if found.ttl then
         local expires = text(math.max(found.expires or 0, used + found.ttl))
@@ -66,7 +70,7 @@ local function keep(id, used)
     return true
 end
 
-local function touch(id) return alive(id) and keep(id, now) end
+local function touch(id, generation) return alive(id) and keep(id, now, generation) end
 
 -- A total that was lost is found anew; by then the tables have changed already.
 local function count()
@@ -154,24 +158,26 @@ return {result == nil and false or result, odd}
 _BODIES = {
     "open": """
 local id, ttl = ARGV[2], ARGV[3]
-if touch(id) then return {'ok', 0, call('HGET', at .. 's:' .. id, 'ttl')} end
+if touch(id, ARGV[6]) then return {'ok', 0, call('HGET', at .. 's:' .. id, 'ttl'), row(id).generation} end
+if ARGV[7] == '' then return {'session'} end
 remove(id)
 local refused = over('max_sessions', ARGV[5], call('SCARD', at .. 'sessions'), 1)
 if refused then return refused end
 local key = at .. 's:' .. id
 call('HSET', key, 'metadata', ARGV[4], 'created', text(now), 'used', text(now), 'entries', 0, 'size', 0, 'writes', 0)
+call('HSET', key, 'generation', ARGV[7])
 call('SADD', at .. 'sessions', id)
 if ttl ~= '' then
     local expires = text(now + tonumber(ttl))
     call('HSET', key, 'ttl', ttl, 'expires', expires)
     call('ZADD', at .. 'expiry', expires, id)
 end
-return {'ok', 1, ttl}
+return {'ok', 1, ttl, ARGV[7]}
 """,
     "keep": """
 local gone = {}
-for i = 2, #ARGV, 2 do
-    if not keep(ARGV[i], tonumber(ARGV[i + 1])) then gone[#gone + 1] = ARGV[i] end
+for i = 2, #ARGV, 3 do
+    if not keep(ARGV[i], tonumber(ARGV[i + 2]), ARGV[i + 1]) then gone[#gone + 1] = ARGV[i] end
 end
 return gone
 """,
@@ -183,7 +189,11 @@ for _, id in ipairs(call('SMEMBERS', at .. 'sessions')) do
 end
 return all
 """,
-    "remove": "return remove(ARGV[2])",
+    "remove": """
+local found = ARGV[3] ~= '' and row(ARGV[2])
+if ARGV[3] ~= '' and not (found and found.generation == ARGV[3]) then return 0 end
+return remove(ARGV[2])
+""",
     "due": "return call('ZRANGEBYSCORE', at .. 'expiry', '-inf', text(now), 'LIMIT', 0, ARGV[2])",
     "expire": """
 expire_programs()
@@ -210,7 +220,7 @@ return first
 """,
     "put": """
 local id, key, data, expect = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-if not touch(id) then return {'session'} end
+if not touch(id, ARGV[8]) then return {'session'} end
 local record, values, versions = at .. 's:' .. id, at .. 'v:' .. id, at .. 'n:' .. id
 clear(values, 'value', key, id)
 clear(versions, 'value', key, id)
@@ -235,7 +245,7 @@ call('HINCRBY', record, 'size', more)
 return {'ok', version}
 """,
     "read": """
-if not touch(ARGV[2]) then return {'session'} end
+if not touch(ARGV[2], ARGV[4]) then return {'session'} end
 local data, version = ask('HGET', at .. 'v:' .. ARGV[2], ARGV[3]), ask('HGET', at .. 'n:' .. ARGV[2], ARGV[3])
 if data == nil or version == nil or (data and not number(version, '^%d+$')) then
     note('value', ARGV[3], ARGV[2])
@@ -245,7 +255,7 @@ return {'ok', data, version}
 """,
     "discard": """
 local id, key = ARGV[2], ARGV[3]
-if not touch(id) then return {'session'} end
+if not touch(id, ARGV[4]) then return {'session'} end
 local size = ask('HSTRLEN', at .. 'v:' .. id, key)
 if not size then note('value', key, id) return {'ok', 0} end
 if call('HDEL', at .. 'v:' .. id, key) == 0 then return {'ok', 0} end
@@ -255,14 +265,14 @@ call('HINCRBY', at .. 's:' .. id, 'size', -(size + #key))
 return {'ok', 1}
 """,
     "keys": """
-if not touch(ARGV[2]) then return {'session'} end
+if not touch(ARGV[2], ARGV[3]) then return {'session'} end
 local keys = ask('HKEYS', at .. 'v:' .. ARGV[2])
 if not keys then note('values', ARGV[2]) end
 return {'ok', keys or {}}
 """,
     "put_program": """
 local session, name, data, ttl = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-if session ~= '' and not touch(session) then return {'session'} end
+if session ~= '' and not touch(session, '') then return {'session'} end
 local refused = over('program_max_bytes', ARGV[6], 0, #data)
 if refused then return refused end
 local key = at .. 'p:' .. session

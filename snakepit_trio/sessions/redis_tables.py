@@ -6,7 +6,7 @@ is not used, since it knows nothing of the books.
 
 Layout, below the prefix ``{snakepit}:`` (the braces keep all of it in one slot of a cluster)::
 
-    s:ID        hash: ttl, metadata, created, used, expires, entries, size, writes
+    s:ID        hash: ttl, metadata, created, used, expires, entries, size, writes, generation
     v:ID, n:ID  hashes: the session's values, and their versions, by key
     p:ID        hash: programs by name; of no session when ID is empty
     sessions    set of ids
@@ -26,7 +26,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from .records import Limits, OddRows, ProgramInfo, SessionInfo, over_quota, session_not_found
+from .records import Limits, OddRows, ProgramInfo, SessionInfo, new_generation, over_quota, session_not_found
 from .redis_scripts import SCRIPTS
 
 __all__ = ["RedisTables"]
@@ -95,13 +95,20 @@ class RedisTables:
 
     # ---- sessions ----------------------------------------------------------------------------------
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]:
+    def open(
+        self, id: str, ttl: float | None, metadata: dict[str, str], now: float, *, generation: str | None = None,
+        make: bool = True,
+    ) -> tuple[bool, float | None, str]:  # fmt: skip
         quota = _limit(self._limits.max_sessions)
-        made, life = self._do("open", id, now, _life(ttl), msgspec.json.encode(metadata), quota)
-        return bool(made), float(life) if life else None
+        fresh = new_generation() if make else ""
+        made, life, found = self._do(
+            "open", id, now, _life(ttl), msgspec.json.encode(metadata), quota, generation or "", fresh
+        )
+        return bool(made), float(life) if life else None, found.decode()
 
-    def keep(self, uses: list[tuple[str, float]]) -> list[str]:
-        return [id.decode() for id in self._run("keep", 0.0, *(part for id, at in uses for part in (id, repr(at))))]
+    def keep(self, uses: list[tuple[str, str, float]]) -> list[str]:
+        told = (part for id, generation, at in uses for part in (id, generation, repr(at)))
+        return [id.decode() for id in self._run("keep", 0.0, *told)]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         found = self._run("info", now, id)
@@ -111,8 +118,8 @@ class RedisTables:
         found = self._texts("session", self._run("sessions", now), lambda row: row[0])
         return sorted((self._session(id, flat, now) for id, (_, flat) in found), key=lambda info: info.id)
 
-    def remove(self, id: str) -> bool:
-        return bool(self._run("remove", 0.0, id))
+    def remove(self, id: str, *, generation: str | None = None) -> bool:
+        return bool(self._run("remove", 0.0, id, generation or ""))
 
     def due(self, now: float, most: int) -> list[str]:
         found = []
@@ -122,7 +129,7 @@ class RedisTables:
             except UnicodeDecodeError:
                 # Nobody can ask for it, and it has expired.
                 self._odd.tell("session", raw)
-                self._run("remove", now, raw)
+                self._run("remove", now, raw, "")
         return found
 
     def expire(self, ids: list[str], now: float) -> list[str]:
@@ -133,21 +140,25 @@ class RedisTables:
 
     # ---- their values --------------------------------------------------------------------------------
 
-    def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None:
+    def put(
+        self, id: str, key: str, data: bytes, expect: int | None, now: float, *, generation: str | None = None
+    ) -> int | None:
         limits = self._limits
         quotas = _limit(limits.session_max_entries), _limit(limits.session_max_bytes)
-        version: int = self._do("put", id, now, key, data, -1 if expect is None else expect, *quotas)[0]
+        wanted = -1 if expect is None else expect
+        version: int = self._do("put", id, now, key, data, wanted, *quotas, generation or "")[0]
         return version or None
 
-    def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None:
-        data, version = self._do("read", id, now, key)
+    def read(self, id: str, key: str, now: float, *, generation: str | None = None) -> tuple[bytes, int] | None:
+        data, version = self._do("read", id, now, key, generation or "")
         return None if data is None else (data, int(float(version)))
 
-    def discard(self, id: str, key: str, now: float) -> bool:
-        return bool(self._do("discard", id, now, key)[0])
+    def discard(self, id: str, key: str, now: float, *, generation: str | None = None) -> bool:
+        return bool(self._do("discard", id, now, key, generation or "")[0])
 
-    def keys(self, id: str, now: float) -> list[str]:
-        return sorted(key for key, _ in self._texts("value", self._do("keys", id, now)[0], lambda raw: raw, id))
+    def keys(self, id: str, now: float, *, generation: str | None = None) -> list[str]:
+        found = self._do("keys", id, now, generation or "")[0]
+        return sorted(key for key, _ in self._texts("value", found, lambda raw: raw, id))
 
     # ---- programs ------------------------------------------------------------------------------------
 
@@ -198,6 +209,7 @@ class RedisTables:
             expires_in=None if expires is None else float(expires) - now,
             entries=int(float(record[b"entries"])),
             size=int(float(record[b"size"])),
+            generation=record.get(b"generation", b"of " + record[b"created"]).decode(),
         )
 
 

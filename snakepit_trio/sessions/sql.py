@@ -4,6 +4,10 @@ Each method is one transaction: what it refuses has changed nothing. SQLite keep
 is not as it is written here is told of once, and is not there for anybody. What has expired is not there for its users; it counts
 against quotas until it is swept, which is its owner's part, who may know of a later use. The clock is the caller's: ``now``
 is in seconds, and only differences count.
+
+An id may be one session's after another's. Each of them has a *generation*, by which a handle asks for its own; whoever asks
+without one means the session that has the id now. A session that was written before there were generations has the time of
+its creation in the place of one.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import msgspec
 
 from snakepit_trio.errors import QuotaExceeded
 
-from .records import Limits, OddRows, ProgramInfo, SessionInfo, over_quota, session_not_found
+from .records import Limits, OddRows, ProgramInfo, SessionInfo, new_generation, over_quota, session_not_found
 
 __all__ = ["SqlTables"]
 
@@ -27,7 +31,7 @@ _BUSY = 5.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sessions (
     id TEXT PRIMARY KEY, ttl REAL, metadata BLOB NOT NULL, created REAL NOT NULL, used REAL NOT NULL, expires REAL,
-    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0, writes INTEGER NOT NULL DEFAULT 0
+    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0, writes INTEGER NOT NULL DEFAULT 0, generation TEXT
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires) WHERE expires IS NOT NULL;
 CREATE TABLE IF NOT EXISTS items (
@@ -39,15 +43,20 @@ CREATE TABLE IF NOT EXISTS programs (
 CREATE INDEX IF NOT EXISTS programs_expiry ON programs (expires) WHERE expires IS NOT NULL;
 CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
-PRAGMA user_version = 1;
 """
+_FORMAT = 2
+#: What makes the format of the index from the one before it.
+_CHANGES = {2: "ALTER TABLE sessions ADD COLUMN generation TEXT"}
 _NUMBER = "IN ('real', 'integer')"
 #: Whether a row of sessions is what this has written.
 _SOUND = (
     f"typeof(created) {_NUMBER} AND typeof(used) {_NUMBER} AND typeof(coalesce(ttl, 0)) {_NUMBER}"
     f" AND typeof(coalesce(expires, 0)) {_NUMBER} AND typeof(entries) = 'integer' AND typeof(size) = 'integer'"
     " AND typeof(writes) = 'integer'"
+    " AND (generation IS NULL OR (typeof(generation) = 'text' AND generation GLOB '?*'"
+    " AND generation NOT GLOB '*[^0-9a-z]*'))"
 )
+_GENERATION = "coalesce(generation, 'of ' || printf('%!.17g', created))"
 #: What each total is, counted anew.
 _COUNTS = {
     "sessions": "SELECT count(*) FROM sessions",
@@ -79,10 +88,7 @@ class SqlTables:
         try:
             if path != ":memory:":
                 self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            if version > 1:
-                raise sqlite3.DatabaseError(f"it was written by a later version of this library (format {version})")
-            self._db.executescript(_SCHEMA)
+            self._make()
         except BaseException:
             self._db.close()
             raise
@@ -90,6 +96,17 @@ class SqlTables:
     def close(self) -> None:
         """Close the file."""
         self._db.close()
+
+    def _make(self) -> None:
+        with self._transaction():
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > _FORMAT:
+                raise sqlite3.DatabaseError(f"it was written by a later version of this library (format {version})")
+            for step in range(version + 1, _FORMAT + 1) if version else ():
+                self._db.execute(_CHANGES[step])
+            for statement in _SCHEMA.split(";")[:-1]:
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {_FORMAT}")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -126,38 +143,57 @@ class SqlTables:
 
     # ---- sessions ----------------------------------------------------------------------------------
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]:
-        """Make a session, or use the one of that id. Returns whether it was made, and its TTL.
+    def open(
+        self, id: str, ttl: float | None, metadata: dict[str, str], now: float, *, generation: str | None = None,
+        make: bool = True,
+    ) -> tuple[bool, float | None, str]:  # fmt: skip
+        """Make a session, or use the one of that id. Returns whether it was made, its TTL, and its generation.
+
+        Args:
+            generation: Only the session of this generation is meant.
+            make: Whether one is made when there is none.
 
         Raises:
+            SessionNotFound: There is none, and it is not to be made.
             QuotaExceeded: There are as many as may be, and this is not one of them.
         """
         with self._transaction():
-            if self._touch(id, now):
-                return False, self._db.execute("SELECT ttl FROM sessions WHERE id = ?", (id,)).fetchone()[0]
+            if self._touch(id, now, generation):
+                query = f"SELECT ttl, {_GENERATION} FROM sessions WHERE id = ?"
+                return (False, *self._db.execute(query, (id,)).fetchone())
+            if not make:
+                raise session_not_found(id)
             self._remove(id)
             limit, used = self._limits.max_sessions, self._total("sessions")
             if limit is not None and used >= limit:
                 raise over_quota("max_sessions", limit, used, 1)
             self._db.execute(
-                "INSERT INTO sessions (id, ttl, metadata, created, used, expires) VALUES (?, ?, ?, ?, ?, ?)",
-                (id, ttl, msgspec.json.encode(metadata), now, now, None if ttl is None else now + ttl),
+                "INSERT INTO sessions (id, ttl, metadata, created, used, expires, generation) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    id,
+                    ttl,
+                    msgspec.json.encode(metadata),
+                    now,
+                    now,
+                    None if ttl is None else now + ttl,
+                    made := new_generation(),
+                ),
             )
             self._add("sessions", 1)
-            return True, ttl
+            return True, ttl, made
 
-    def keep(self, uses: list[tuple[str, float]]) -> list[str]:
-        """Sessions were used at these times, which gives them their TTL from then on, even if it was spent.
+    def keep(self, uses: list[tuple[str, str, float]]) -> list[str]:
+        """Sessions, by id and generation, were used at these times, which gives them their TTL from then, even if it was spent.
 
         Returns the ids of those that are no more.
         """
         with self._transaction():
-            return [id for id, at in uses if not self._keep(id, at)]
+            return [id for id, generation, at in uses if not self._keep(id, at, generation)]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         """What there is to say of a session. Does not count as a use."""
         row = self._db.execute(
-            f"SELECT * FROM sessions WHERE id = ? AND coalesce(expires > ?, 1) AND {_SOUND}", (id, now)
+            f"SELECT *, {_GENERATION} FROM sessions WHERE id = ? AND coalesce(expires > ?, 1) AND {_SOUND}", (id, now)
         ).fetchone()
         return None if row is None else self._session(row, now)
 
@@ -166,15 +202,16 @@ class SqlTables:
         for odd in self._db.execute(f"SELECT id FROM sessions WHERE NOT ({_SOUND}) OR typeof(id) != 'text'"):
             self._odd.tell("session", *odd)
         rows = self._db.execute(
-            f"SELECT * FROM sessions WHERE coalesce(expires > ?, 1) AND {_SOUND} AND typeof(id) = 'text' ORDER BY id",
+            f"SELECT *, {_GENERATION} FROM sessions"
+            f" WHERE coalesce(expires > ?, 1) AND {_SOUND} AND typeof(id) = 'text' ORDER BY id",
             (now,),
         )
         return [self._session(row, now) for row in rows]
 
-    def remove(self, id: str) -> bool:
+    def remove(self, id: str, *, generation: str | None = None) -> bool:
         """End a session, with its values and programs. Returns whether it was there."""
         with self._transaction():
-            return self._remove(id)
+            return (generation is None or self._is_of(id, generation)) and self._remove(id)
 
     def due(self, now: float, most: int) -> list[str]:
         """The ids of the sessions that have expired unless somebody knows of a later use, the earliest first."""
@@ -212,7 +249,9 @@ class SqlTables:
 
     # ---- their values --------------------------------------------------------------------------------
 
-    def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None:
+    def put(
+        self, id: str, key: str, data: bytes, expect: int | None, now: float, *, generation: str | None = None
+    ) -> int | None:
         """Store a value. Returns its version; None when ``expect`` is not the version that is there (0: none).
 
         Versions are counted over the whole session, so that no value has one that another had before it.
@@ -222,7 +261,7 @@ class SqlTables:
             QuotaExceeded: It does not fit into the session.
         """
         with self._transaction():
-            if not self._touch(id, now):
+            if not self._touch(id, now, generation):
                 raise session_not_found(id)
             old = self._db.execute(
                 "SELECT version, length(data) FROM items WHERE session = ? AND key = ?", (id, key)
@@ -251,14 +290,14 @@ class SqlTables:
             )
             return int(writes) + 1
 
-    def read(self, id: str, key: str, now: float) -> tuple[bytes, int] | None:
+    def read(self, id: str, key: str, now: float, *, generation: str | None = None) -> tuple[bytes, int] | None:
         """A value and its version; None when there is none.
 
         Raises:
             SessionNotFound: There is no such session.
         """
         with self._transaction():
-            if not self._touch(id, now):
+            if not self._touch(id, now, generation):
                 raise session_not_found(id)
             row: tuple[bytes, int] | None = self._db.execute(
                 "SELECT data, version FROM items WHERE session = ? AND key = ?", (id, key)
@@ -268,14 +307,14 @@ class SqlTables:
                 return None
             return row
 
-    def discard(self, id: str, key: str, now: float) -> bool:
+    def discard(self, id: str, key: str, now: float, *, generation: str | None = None) -> bool:
         """Delete a value. Returns whether it was there.
 
         Raises:
             SessionNotFound: There is no such session.
         """
         with self._transaction():
-            if not self._touch(id, now):
+            if not self._touch(id, now, generation):
                 raise session_not_found(id)
             row = self._db.execute(
                 "DELETE FROM items WHERE session = ? AND key = ? RETURNING length(data)", (id, key)
@@ -288,14 +327,14 @@ class SqlTables:
             )
             return True
 
-    def keys(self, id: str, now: float) -> list[str]:
+    def keys(self, id: str, now: float, *, generation: str | None = None) -> list[str]:
         """The keys of a session's values, sorted.
 
         Raises:
             SessionNotFound: There is no such session.
         """
         with self._transaction():
-            if not self._touch(id, now):
+            if not self._touch(id, now, generation):
                 raise session_not_found(id)
             rows = self._db.execute("SELECT CAST(key AS BLOB) FROM items WHERE session = ? ORDER BY key", (id,))
             found = []
@@ -381,20 +420,25 @@ class SqlTables:
 
     # ---- inside a transaction --------------------------------------------------------------------------
 
-    def _touch(self, id: str, now: float) -> bool:
-        return not self._expired(id, now) and self._keep(id, now)
+    def _touch(self, id: str, now: float, generation: str | None = None) -> bool:
+        return not self._expired(id, now) and self._keep(id, now, generation)
 
-    def _keep(self, id: str, at: float) -> bool:
+    def _keep(self, id: str, at: float, generation: str | None) -> bool:
         # A use that is told late never takes back what a later one has given.
         changed = self._db.execute(
-            f"UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl) WHERE id = :id AND {_SOUND}",
-            {"at": at, "id": id},
+            "UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl)"
+            f" WHERE id = :id AND {_SOUND} AND coalesce({_GENERATION} = :generation, 1)",
+            {"at": at, "id": id, "generation": generation},
         )
         if changed.rowcount == 1:
             return True
-        if self._db.execute("SELECT 1 FROM sessions WHERE id = ?", (id,)).fetchone() is not None:
+        if self._db.execute(f"SELECT 1 FROM sessions WHERE id = ? AND NOT ({_SOUND})", (id,)).fetchone() is not None:
             self._odd.tell("session", id)
         return False
+
+    def _is_of(self, id: str, generation: str) -> bool:
+        query = f"SELECT 1 FROM sessions WHERE id = ? AND {_GENERATION} = ?"
+        return self._db.execute(query, (id, generation)).fetchone() is not None
 
     def _expired(self, id: str, now: float) -> bool:
         row = self._db.execute("SELECT 1 FROM sessions WHERE id = ? AND expires <= ?", (id, now)).fetchone()
@@ -417,7 +461,7 @@ class SqlTables:
         return len(rows)
 
     def _session(self, row: Any, now: float) -> SessionInfo:
-        id, ttl, metadata, created, used, expires, entries, size, _ = row
+        id, ttl, metadata, created, used, expires, entries, size, *_, generation = row
         return SessionInfo(
             id=id,
             ttl=ttl,
@@ -427,4 +471,5 @@ class SqlTables:
             expires_in=None if expires is None else expires - now,
             entries=entries,
             size=size,
+            generation=generation,
         )

@@ -31,6 +31,7 @@ class ExecuteToolRequest(msgspec.Struct):
     idempotent: bool | None = None
     accept: int = 0
     unlimited: bool = False
+    generation: str = ""
 
     @classmethod
     def parse(cls, data: bytes) -> ExecuteToolRequest:
@@ -65,6 +66,8 @@ class ExecuteToolRequest(msgspec.Struct):
                     if inner in (0x0A, 0x12) and isinstance(text, bytes):
                         entry[inner >> 3] = text.decode()
                 made.metadata[entry[1]] = entry[2]
+            elif tag == 0x52:
+                made.generation = str(value, "utf-8")
         if payload is not None:
             made.payload = _payload(payload)
         return made
@@ -87,6 +90,8 @@ class ExecuteToolRequest(msgspec.Struct):
             parts.append(b"\x40" + varint(self.accept))
         if self.unlimited:
             parts.append(b"\x48\x01")
+        if self.generation:
+            parts.append(_text(b"\x52", self.generation))
         return b"".join(parts)
 
 

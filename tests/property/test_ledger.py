@@ -112,7 +112,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rejected = 0
         self.count = 0
         self.closed = False
-        self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
+        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
 
     def told_of_due(self, when: float) -> None:
         self.alarm = min(self.alarm, when)
@@ -160,6 +160,8 @@ class LedgerMachine(RuleBasedStateMachine):
             time_limit=time_limit,
             stream=stream,
         )
+        # Calls that wait, and calls that do not, by one tie.
+        request.fail_fast = session == "f" and number % 3 > 0
         before = self.ledger.queued
         try:
             self.ledger.submit(request, self.now)
@@ -346,7 +348,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def sessions_end(self) -> None:
-        self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
+        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
 
     @precondition(lambda self: not self.closed)
     @rule()
@@ -544,7 +546,7 @@ def test_the_first_calls_of_a_session_go_to_one_worker() -> None:
     workers = [ScriptedWorker(n, 2) for n in range(2)]
     for worker in workers:
         ledger.open(worker.seats, 0.0)
-    binding = Binding("strict_queue")
+    binding = Binding(strict=True)
     for number in range(2):
         ledger.submit(Request(number, "t", NOTHING, wake=lambda: None, session="s", binding=binding), 0.0)
     assert sorted(len(worker.holds) for worker in workers) == [0, 2]
@@ -729,14 +731,19 @@ def test_the_clock_is_told_when_a_line_is_to_be_looked_at() -> None:
 
 def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_found_busy() -> None:
     ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
-    binding = Binding("strict_fail_fast")
+    binding = Binding(strict=True)
     made = [Request(n, "t", NOTHING, wake=lambda: None, session="s", binding=binding) for n in range(3)]
     for request in made:
+        request.fail_fast = True
         ledger.submit(request, 0.0)
+    # A block of the session that waits has made this one.
+    patient = Request(9, "t", NOTHING, wake=lambda: None, session="s", binding=binding)
+    ledger.submit(patient, 0.0)
     # They were made when no worker was chosen yet.
     ledger.open(ScriptedWorker(1, 2).seats, 1.0)
     assert [request.phase for request in made] == [Phase.RUNNING, Phase.RUNNING, Phase.DONE]
     assert made[2].error is not None and made[2].error.code == "worker_busy"
+    assert patient.phase is Phase.QUEUED
 
 
 def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:

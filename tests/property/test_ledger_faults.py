@@ -149,7 +149,7 @@ class Walk:
         self.workers: list[Worker] = []
         self.answered: list[tuple[Worker, int]] = []
         self.ended_by_observer = 0
-        self.bindings = {"h": Binding("hint"), "q": Binding("strict_queue"), "f": Binding("strict_fail_fast")}
+        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
         self.errors = InternalErrors()
         self.ledger = Ledger(
             queue=RequestQueue(
@@ -236,6 +236,7 @@ class Walk:
             queue_deadline=self.now + rng.choice([1.0, math.inf]),
             priority=rng.choice([0, 0, 1]), idempotent=rng.random() < 0.5,
         )  # fmt: skip
+        request.fail_fast = session == "f" and number % 3 > 0
         try:
             ledger.submit(request, self.now)
         except SnakepitError:

@@ -44,8 +44,11 @@ class Model:
         found["used"] = max(found["used"], at)
         found["expires"] = max(found["expires"], at + found["ttl"])
 
-    def touch(self, id: str, now: float) -> None:
-        if not self.alive(id, now):
+    def meant(self, id: str, generation: str | None) -> bool:
+        return generation is None or generation == self.sessions[id]["generation"]
+
+    def touch(self, id: str, now: float, generation: str | None = None) -> None:
+        if not self.alive(id, now) or not self.meant(id, generation):
             raise SessionNotFound
         self.use(id, now)
 
@@ -59,24 +62,36 @@ class Model:
 
     # ---- as Tables -----------------------------------------------------------------------------------
 
-    def open(self, id: str, ttl: float | None, metadata: dict[str, str], now: float) -> tuple[bool, float | None]:
-        if self.alive(id, now):
+    def open(
+        self,
+        id: str,
+        ttl: float | None,
+        metadata: dict[str, str],
+        now: float,
+        generation: str | None = None,
+        make: bool = True,
+    ) -> tuple[bool, float | None, str]:
+        if self.alive(id, now) and self.meant(id, generation):
             self.use(id, now)
             life = self.sessions[id]["ttl"]
-            return False, None if life == math.inf else life
+            return False, None if life == math.inf else life, self.sessions[id]["generation"]
+        if not make:
+            raise SessionNotFound
         self.remove(id)
         self.check("max_sessions", len(self.sessions), 1)
         life = math.inf if ttl is None else ttl
         self.sessions[id] = {
             "ttl": life, "metadata": metadata, "created": now, "used": now, "expires": now + life, "items": {}, "writes": 0,
+            "generation": "",
         }  # fmt: skip
-        return True, ttl
+        return True, ttl, ""
 
-    def keep(self, uses: list[tuple[str, float]]) -> list[str]:
-        for id, at in uses:
-            if id in self.sessions:
+    def keep(self, uses: list[tuple[str, str, float]]) -> list[str]:
+        found = [id for id, generation, _ in uses if id in self.sessions and self.meant(id, generation)]
+        for id, _, at in uses:
+            if id in found:
                 self.use(id, at)
-        return [id for id, _ in uses if id not in self.sessions]
+        return [id for id, *_ in uses if id not in found]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
         if not self.alive(id, now):
@@ -86,13 +101,15 @@ class Model:
         return SessionInfo(
             id=id, ttl=None if endless else found["ttl"], metadata=found["metadata"], created_at=found["created"],
             used_at=found["used"], expires_in=None if endless else found["expires"] - now,
-            entries=len(found["items"]), size=self.size(id),
+            entries=len(found["items"]), size=self.size(id), generation=found["generation"],
         )  # fmt: skip
 
     def all(self, now: float) -> list[SessionInfo]:
         return [info for id in sorted(self.sessions) if (info := self.info(id, now)) is not None]
 
-    def remove(self, id: str) -> bool:
+    def remove(self, id: str, generation: str | None = None) -> bool:
+        if generation is not None and not (id in self.sessions and self.meant(id, generation)):
+            return False
         for place in [place for place in self.blobs if place[0] == id]:
             del self.blobs[place]
         return self.sessions.pop(id, None) is not None
@@ -106,8 +123,10 @@ class Model:
         times = [found["expires"] for found in self.sessions.values()] + [at for _, at in self.blobs.values()]
         return min(times, default=math.inf)
 
-    def put(self, id: str, key: str, data: bytes, expect: int | None, now: float) -> int | None:
-        self.touch(id, now)
+    def put(
+        self, id: str, key: str, data: bytes, expect: int | None, now: float, generation: str | None = None
+    ) -> int | None:
+        self.touch(id, now, generation)
         found = self.sessions[id]
         old = found["items"].get(key)
         if expect is not None and expect != (old[1] if old else 0):
@@ -120,16 +139,16 @@ class Model:
         found["items"][key] = data, found["writes"]
         return int(found["writes"])
 
-    def read(self, id: str, key: str, now: float) -> Any:
-        self.touch(id, now)
+    def read(self, id: str, key: str, now: float, generation: str | None = None) -> Any:
+        self.touch(id, now, generation)
         return self.sessions[id]["items"].get(key)
 
-    def discard(self, id: str, key: str, now: float) -> bool:
-        self.touch(id, now)
+    def discard(self, id: str, key: str, now: float, generation: str | None = None) -> bool:
+        self.touch(id, now, generation)
         return self.sessions[id]["items"].pop(key, None) is not None
 
-    def keys(self, id: str, now: float) -> list[str]:
-        self.touch(id, now)
+    def keys(self, id: str, now: float, generation: str | None = None) -> list[str]:
+        self.touch(id, now, generation)
         return sorted(self.sessions[id]["items"])
 
     def put_program(self, session: str | None, name: str, data: bytes, ttl: float | None, now: float) -> None:
@@ -181,16 +200,24 @@ class StoreWalk:
         self.limits = limits
         self.tables = make(limits)
         self.seen: Counter[str] = Counter()
+        self.generations: list[str] = []
         for _ in range(2):
             self.open()
             self.put()
             self.put_program()
 
-    def both(self, name: str, *arguments: Any) -> Any:
-        outcomes = []
-        for side in (self.model, self.tables):
+    def both(self, name: str, *arguments: Any, **options: Any) -> Any:
+        outcomes: list[tuple[str, Any]] = []
+        for side in (self.tables, self.model):
             try:
-                outcomes.append(("gave", getattr(side, name)(*arguments)))
+                outcomes.append(("gave", getattr(side, name)(*arguments, **options)))
+                if name == "open" and side is self.tables and outcomes[0][1][0]:
+                    self.made = outcomes[0][1][2]
+                    assert self.made not in self.generations
+                    self.generations.append(self.made)
+                elif name == "open" and side is self.model and outcomes[1][1][0]:
+                    self.model.sessions[arguments[0]]["generation"] = self.made
+                    outcomes[1] = "gave", (*outcomes[1][1][:2], self.made)
             except SessionNotFound:
                 outcomes.append(("no session", None))
             except QuotaExceeded as exc:
@@ -215,6 +242,14 @@ class StoreWalk:
     def id(self) -> str:
         return self.pick(self.model.sessions, IDS)
 
+    def generation(self, id: str) -> dict[str, str]:
+        """How a handle asks: of its own session, which may be over; none asks for whichever has the id."""
+        if self.rng.random() < 0.4 or not self.generations:
+            return {}
+        if id in self.model.sessions and self.rng.random() < 0.8:
+            return {"generation": self.model.sessions[id]["generation"]}
+        return {"generation": self.rng.choice(self.generations)}
+
     def owner(self) -> str | None:
         return self.id() if self.rng.random() < 0.6 else None
 
@@ -236,14 +271,19 @@ class StoreWalk:
     def open(self) -> None:
         metadata = {key: "x" * self.rng.randint(0, 3) for key in self.rng.sample(KEYS, self.rng.randint(0, 2))}
         id = self.rng.choice(IDS) if self.rng.random() < 0.5 else self.id()
-        self.both("open", id, self.rng.choice(TTLS), metadata, self.now)
+        options = {**self.generation(id), "make": False} if self.rng.random() < 0.2 else {}
+        self.both("open", id, self.rng.choice(TTLS), metadata, self.now, **options)
 
     def keep(self) -> None:
         ids = {self.id() for _ in range(self.rng.randint(0, 3))}
-        self.both("keep", [(id, self.now - self.rng.uniform(0, 2)) for id in sorted(ids)])
+        uses = [
+            (id, self.generation(id).get("generation", "none"), self.now - self.rng.uniform(0, 2)) for id in sorted(ids)
+        ]
+        self.both("keep", uses)
 
     def remove(self) -> None:
-        self.both("remove", self.id())
+        id = self.id()
+        self.both("remove", id, **self.generation(id))
 
     def expire(self) -> None:
         self.both("expire", self.rng.sample(IDS, self.rng.randint(0, len(IDS))), self.now)
@@ -261,19 +301,20 @@ class StoreWalk:
         key = self.key(id)
         version = self.model.sessions.get(id, {}).get("items", {}).get(key, (b"", 0))[1]
         expect = self.rng.choice([None, None, version, version, 7])
-        stored = self.both("put", id, key, self.data(), expect, self.now)
+        stored = self.both("put", id, key, self.data(), expect, self.now, **self.generation(id))
         self.seen["put: stored" if stored else "put: not stored"] += 1
 
     def read(self) -> None:
         id = self.id()
-        self.both("read", id, self.key(id), self.now)
+        self.both("read", id, self.key(id), self.now, **self.generation(id))
 
     def discard(self) -> None:
         id = self.id()
-        self.both("discard", id, self.key(id), self.now)
+        self.both("discard", id, self.key(id), self.now, **self.generation(id))
 
     def keys(self) -> None:
-        self.both("keys", self.id(), self.now)
+        id = self.id()
+        self.both("keys", id, self.now, **self.generation(id))
 
     def put_program(self) -> None:
         session = self.owner()
@@ -295,8 +336,8 @@ _STEPS = {
 }  # fmt: skip
 #: What each walk has to come to, so that it shows something.
 _MET = (
-    "open: found", "open: quota", "put: stored", "put: not stored", "put: quota", "put: no session", "read: found", "read: nothing",
-    "read: no session", "discard: found", "discard: nothing", "keys: found", "keys: nothing", "keep: found", "keep: nothing",
+    "open: found", "open: quota", "open: no session", "put: stored", "put: not stored", "put: quota", "put: no session", "read: found", "read: nothing",
+    "read: no session", "discard: found", "discard: nothing", "keys: found", "keys: nothing", "keys: no session", "discard: no session", "keep: found", "keep: nothing",
     "remove: found", "remove: nothing", "expire: found", "due: found", "put_program: quota", "program: found", "program: nothing",
     "programs: found", "discard_program: found", "discard_program: nothing",
 )  # fmt: skip
@@ -358,6 +399,69 @@ def test_a_sqlite_file_is_private_and_of_a_known_format(tmp_path: Path) -> None:
         SqlTables(str(path), Limits())
 
 
+def check_one_without_generation(tables: Tables, made_anew: Callable[[], None]) -> None:
+    """A session that was written before there were generations goes on, and is told from the next one of its id."""
+    made, life, generation = tables.open("a", 9.0, {}, 20.0)
+    assert (made, life) == (False, 50.0)
+    assert tables.info("a", 20.0).generation == generation  # type: ignore[union-attr]
+    assert tables.read("a", "k", 20.0, generation=generation) == (b"data", 1)
+    assert tables.put("a", "k", b"more", 1, 20.0, generation=generation) == 2
+    assert tables.keep([("a", generation, 30.0)]) == []
+    # By a host of an earlier version.
+    made_anew()
+    assert tables.keep([("a", generation, 30.0)]) == ["a"]
+    assert not tables.remove("a", generation=generation)
+    for call in (
+        lambda: tables.read("a", "k", 20.0, generation=generation),
+        lambda: tables.put("a", "k", b"x", None, 20.0, generation=generation),
+        lambda: tables.open("a", 1.0, {}, 20.0, generation=generation, make=False),
+    ):
+        with pytest.raises(SessionNotFound):
+            call()
+    other = tables.open("a", 9.0, {}, 20.0)[2]
+    assert other != generation
+    assert tables.remove("a", generation=other)
+
+
+_BEFORE_GENERATIONS = """
+CREATE TABLE sessions (
+    id TEXT PRIMARY KEY, ttl REAL, metadata BLOB NOT NULL, created REAL NOT NULL, used REAL NOT NULL, expires REAL,
+    entries INTEGER NOT NULL DEFAULT 0, size INTEGER NOT NULL DEFAULT 0, writes INTEGER NOT NULL DEFAULT 0
+) WITHOUT ROWID;
+CREATE TABLE items (
+    session TEXT NOT NULL, key TEXT NOT NULL, data BLOB NOT NULL, version INTEGER NOT NULL, PRIMARY KEY (session, key)
+) WITHOUT ROWID;
+CREATE TABLE programs (
+    session TEXT NOT NULL, name TEXT NOT NULL, data BLOB NOT NULL, expires REAL, PRIMARY KEY (session, name)
+);
+CREATE TABLE totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO totals VALUES ('sessions', 1), ('programs', 0), ('program_bytes', 0);
+INSERT INTO sessions VALUES ('a', 50.0, '{}', 10.1, 10.1, 60.1, 1, 5, 1);
+INSERT INTO items VALUES ('a', 'k', CAST('data' AS BLOB), 1);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_sqlite_file_from_before_generations(tmp_path: Path) -> None:
+    import sqlite3
+    from concurrent.futures import ThreadPoolExecutor
+
+    path = str(tmp_path / "store.db")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as db:
+        db.executescript(_BEFORE_GENERATIONS)
+        # Several runtimes may start at once.
+        with ThreadPoolExecutor(4) as threads:
+            opened = list(threads.map(lambda _: SqlTables(path, Limits()), range(4)))
+        for tables in opened[1:]:
+            tables.close()
+
+        def made_anew() -> None:
+            db.execute("UPDATE sessions SET created = 20.2, entries = 0, generation = NULL")
+
+        check_one_without_generation(opened[0], made_anew)
+        opened[0].close()
+
+
 # ---- Redis -----------------------------------------------------------------------------------------
 
 
@@ -407,3 +511,20 @@ def test_two_hosts_share_a_redis_and_its_quotas_are_exact(redis_url: str) -> Non
     assert hosts[1].read("s", "sum", 0.0) == (b"60", 60)
     for tables in hosts:
         tables.close()
+
+
+def test_a_session_on_redis_from_before_generations(redis_url: str) -> None:
+    from snakepit_trio.sessions.redis_tables import RedisTables
+
+    with contextlib.closing(RedisTables(redis_url, Limits())) as tables:
+        tables._redis.flushall()
+        tables.open("a", 50.0, {}, 10.1)
+        tables.put("a", "k", b"data", None, 10.1)
+        tables._redis.hdel("{snakepit}:s:a", "generation")
+
+        def made_anew() -> None:
+            tables.remove("a")
+            tables.open("a", 50.0, {}, 20.2)
+            tables._redis.hdel("{snakepit}:s:a", "generation")
+
+        check_one_without_generation(tables, made_anew)

@@ -34,6 +34,7 @@ requests = st.builds(
     idempotent=st.none() | st.booleans(),
     accept=st.sampled_from(list(v1.Encoding)),
     unlimited=st.booleans(),
+    generation=texts,
 )
 
 
@@ -48,7 +49,17 @@ def plain(payload: v1.Payload | None) -> Any:
 def test_a_request_is_read_as_the_library_wrote_it(request: v1.ExecuteToolRequest) -> None:
     found = ExecuteToolRequest.parse(bytes(request))
     assert found.payload == plain(request.payload)
-    for name in ("tool", "pool", "session_id", "metadata", "priority", "idempotent", "accept", "unlimited"):
+    for name in (
+        "tool",
+        "pool",
+        "session_id",
+        "metadata",
+        "priority",
+        "idempotent",
+        "accept",
+        "unlimited",
+        "generation",
+    ):
         assert getattr(found, name) == getattr(request, name), name
 
 
@@ -58,7 +69,7 @@ def test_a_request_is_read_as_the_library_wrote_it(request: v1.ExecuteToolReques
     )
 )
 def test_a_request_is_written_as_the_library_would(request: v1.ExecuteToolRequest) -> None:
-    names = ("tool", "pool", "session_id", "metadata", "priority", "idempotent", "accept", "unlimited")
+    names = ("tool", "pool", "session_id", "metadata", "priority", "idempotent", "accept", "unlimited", "generation")
     fields = {name: getattr(request, name) for name in names}
     made = ExecuteToolRequest(payload=plain(request.payload), **{**fields, "accept": int(request.accept)})
     assert bytes(made) == bytes(request)

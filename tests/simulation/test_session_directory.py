@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -39,7 +40,7 @@ class ThreadLike(Store):
         self.cancel_at = self.cancel_before = -1
         self.scope = anyio.CancelScope()
 
-    async def ask(self, method: Callable[..., Any], *arguments: Any) -> Any:
+    async def ask(self, method: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         if self.asked + 1 == self.cancel_before:
             self.cancel_before = -1
             self.scope.cancel()
@@ -49,7 +50,7 @@ class ThreadLike(Store):
             if self.asked == self.cancel_at:
                 self.scope.cancel()
             await anyio.sleep(0.001)
-            result = method(*arguments)
+            result = method(*arguments, **options)
             await anyio.sleep(0.001)
         return result
 
@@ -69,7 +70,8 @@ async def kept(store: Store) -> AsyncIterator[SessionDirectory]:
 
 def session(sessions: SessionDirectory, id: str, **options: Any) -> Any:
     given = {"affinity": "hint", "ttl": None, "metadata": {}, "on_lost": "error", "detach": False, **options}
-    return open_session(None, sessions, id, **given)  # type: ignore[arg-type]
+    pool: Any = SimpleNamespace(name="pool")
+    return open_session(pool, sessions, id, **given)
 
 
 def test_each_use_gives_it_its_whole_time() -> None:
@@ -136,6 +138,31 @@ def test_a_call_keeps_it_alive_and_the_store_hears_of_it(shared: bool) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("ttl", [0.5, 1.0, 4.0, 20.0])
+def test_a_use_keeps_it_alive_against_another_host(ttl: float) -> None:
+    """Another host ends what has expired as far as the store knows, to the moment."""
+
+    async def main(before: float, lasts: float) -> None:
+        store = ThreadLike(shared=True)
+        async with kept(store) as sessions, kept(store), session(sessions, "s", ttl=ttl) as opened:
+            await anyio.sleep(before * ttl)
+            await sessions.use(opened._known)
+            opened.begin("call", lambda: None)
+            await anyio.sleep(lasts * ttl)
+            assert opened._known.ended is None
+            opened.finish("call")
+            await anyio.sleep(0.8 * ttl)
+            await opened.put("k", 1)
+            await anyio.sleep(1.5 * ttl)
+            with pytest.raises(sp.SessionNotFound):
+                await opened.get("k")
+        store.tables.close()
+
+    for before in (0.0, 0.01, 0.2, 0.5, 0.7, 0.9):
+        for lasts in (0.0, 0.3, 3.0):
+            run(main, before, lasts)
+
+
 def test_what_another_process_does_to_a_shared_store() -> None:
     async def main() -> None:
         store = ThreadLike(shared=True)
@@ -146,7 +173,7 @@ def test_what_another_process_does_to_a_shared_store() -> None:
                 store.tables.remove("closed")
                 store.tables.remove("left")
                 await anyio.sleep(3.0)
-                store.tables.keep([("used", anyio.current_time())])
+                store.tables.keep([("used", used._known.generation, anyio.current_time())])
                 await anyio.sleep(3.0)
                 # It was used elsewhere, so it is alive here.
                 assert await used.get("k") is None

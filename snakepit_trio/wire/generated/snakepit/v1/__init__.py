@@ -328,6 +328,8 @@ default_message_pool.register_message("snakepit.v1", "ClientToolReply", ClientTo
 class CloseSessionRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
+    generation: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("snakepit.v1", "CloseSessionRequest", CloseSessionRequest)
 
@@ -385,6 +387,8 @@ class DeleteValueRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
+    generation: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("snakepit.v1", "DeleteValueRequest", DeleteValueRequest)
@@ -533,6 +537,8 @@ class ExecuteToolRequest(betterproto2.Message):
     Without a deadline of the RPC: no limit at all, instead of the pool's own.
     """
 
+    generation: "str" = betterproto2.field(10, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("snakepit.v1", "ExecuteToolRequest", ExecuteToolRequest)
 
@@ -566,6 +572,8 @@ default_message_pool.register_message("snakepit.v1", "GetProgramResponse", GetPr
 @dataclass(eq=False, repr=False)
 class GetSessionRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    generation: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("snakepit.v1", "GetSessionRequest", GetSessionRequest)
@@ -608,6 +616,8 @@ class GetValueRequest(betterproto2.Message):
     key: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
     accept: "Encoding" = betterproto2.field(3, betterproto2.TYPE_ENUM, default_factory=lambda: Encoding(0))
+
+    generation: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("snakepit.v1", "GetValueRequest", GetValueRequest)
@@ -708,6 +718,8 @@ default_message_pool.register_message("snakepit.v1", "HandshakeResponse", Handsh
 @dataclass(eq=False, repr=False)
 class HeartbeatRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+
+    generation: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("snakepit.v1", "HeartbeatRequest", HeartbeatRequest)
@@ -880,6 +892,8 @@ default_message_pool.register_message("snakepit.v1", "ListToolsResponse", ListTo
 class ListValuesRequest(betterproto2.Message):
     session_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
 
+    generation: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("snakepit.v1", "ListValuesRequest", ListValuesRequest)
 
@@ -958,7 +972,8 @@ default_message_pool.register_message("snakepit.v1", "Ping", Ping)
 @dataclass(eq=False, repr=False)
 class PingRequest(betterproto2.Message):
     """
-    In every message: an empty `pool` is the pool "default", or the only one there is; an empty `session_id` is none.
+    In every message: an empty `pool` is the pool "default", or the only one there is; an empty `session_id` is none. An id may be
+    one session's after another's: `generation`, from its SessionState, says which is meant; empty: whichever has the id.
     """
 
     message: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
@@ -1090,6 +1105,8 @@ class PutValueRequest(betterproto2.Message):
     Store only if the value has this version; 0: only if there is none.
     """
 
+    generation: "str" = betterproto2.field(5, betterproto2.TYPE_STRING)
+
 
 default_message_pool.register_message("snakepit.v1", "PutValueRequest", PutValueRequest)
 
@@ -1118,6 +1135,8 @@ class RegisterToolsRequest(betterproto2.Message):
     """
     Only this session's calls can call them; they go before the host's and end with the session.
     """
+
+    generation: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
 
 
 default_message_pool.register_message("snakepit.v1", "RegisterToolsRequest", RegisterToolsRequest)
@@ -1179,6 +1198,11 @@ class SessionState(betterproto2.Message):
     """
 
     size: "int" = betterproto2.field(6, betterproto2.TYPE_UINT64)
+
+    generation: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    Tells it from other sessions that have had its id, or will.
+    """
 
 
 default_message_pool.register_message("snakepit.v1", "SessionState", SessionState)
