@@ -93,9 +93,9 @@ class Session:
 
     @property
     def worker_id(self) -> str | None:
-        """The worker that it is tied to, once there is one."""
+        """The worker that it is tied to, while there is one."""
         binding = self._known.bindings.get(self.pool.name)
-        if binding is None or binding.seats is None or binding.lost or self._has_lost(binding):
+        if binding is None or binding.seats is None or binding.seats.over or self._has_lost(binding):
             return None
         found: str = binding.seats.port.worker.id
         return found
