@@ -7,7 +7,7 @@ import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from snakepit_trio.client.link import _STREAM_WINDOW as CLIENT_WINDOW
 from snakepit_trio.client.streams import _MANY as CLIENT_CHUNKS
 from snakepit_trio.pool.streams import STREAM_WINDOW
 from snakepit_trio.wire.generated.snakepit import v1
+from tests.redis_server import redis_server
 from tests.until import appears, settled
 
 pytestmark = pytest.mark.anyio
@@ -251,6 +252,52 @@ async def test_sessions() -> None:
         assert await client.get_program("p") == b"code"
         assert await client.delete_program("p")
         assert await client.get_program("p", default=b"") == b""
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
+async def test_a_handle_of_a_session_that_another_has_made_anew(kind: str, tmp_path: Path) -> None:
+    """By another host of the same store, or by another client of the same host."""
+    with anyio.fail_after(60), ExitStack() as stack:
+        store = {"memory": "memory", "sqlite": f"sqlite:{tmp_path}/store.db"}.get(kind) or stack.enter_context(
+            redis_server()
+        )
+        pools = [sp.PoolConfig(adapter=BASIC, size=1)]
+        config = sp.RuntimeConfig(pools=pools, bridge=sp.BridgeConfig(), store=store)
+        async with AsyncExitStack() as hosts:
+            one = await hosts.enter_async_context(sp.open_runtime(config))
+            two = one if kind == "memory" else await hosts.enter_async_context(sp.open_runtime(config))
+            here, there = [await hosts.enter_async_context(joined(runtime)) for runtime in (one, two)]
+            async with here.session("s", affinity="strict_queue") as old:
+                version = await old.put("who", "old user")
+                assert await old.execute("add", {"a": 1, "b": 2}) == 3
+                assert await two.sessions.close("s")
+                new = await hosts.enter_async_context(there.session("s", detach=True))
+                assert new.generation != old.generation
+                await new.put("who", "new user")
+
+                async def stream() -> None:
+                    async with old.stream("count", {"n": 1}) as chunks:
+                        await anext(chunks)
+
+                async def serve() -> None:
+                    async with here.serve_tools({"f": lambda: None}, session=old):
+                        pass
+
+                async def execute() -> None:
+                    await old.execute("add", {"a": 1, "b": 2})
+
+                for call in (
+                    execute, stream, serve, old.keys, old.heartbeat, lambda: old.get("who"), lambda: old.get_versioned("who"),
+                    lambda: old.put("who", "overwritten", expect=version), lambda: old.delete("who"),
+                    lambda: old.update("who", str),
+                ):  # fmt: skip
+                    with pytest.raises(sp.SessionNotFound):
+                        await call()
+            # Neither its end nor its block's is the new one's.
+            await old.close()
+            assert await new.get("who") == "new user"
+            assert await new.execute("add", {"a": 1, "b": 2}) == 3
+            assert (await two.sessions.get("s")).generation == new.generation
 
 
 async def test_tools_that_the_client_serves() -> None:

@@ -501,8 +501,15 @@ async def share(store: str) -> None:
                         # A call at one of them keeps it alive for the other.
                         assert (await two.sessions.get("s")).entries == 1
                     await there.close()
-                with pytest.raises(sp.SessionNotFound):
-                    await here.get("k")
+                async with two.pool().session("s", detach=True) as anew:
+                    await anew.put("k", 3)
+                    with pytest.raises(sp.SessionNotFound):
+                        await here.get("k")
+                    with pytest.raises(sp.SessionNotFound):
+                        await here.execute("nap", {"seconds": 0.0})
+                    await here.close()
+                    assert await anew.get("k") == 3
+                    await anew.close()
             # What they may have is counted together.
             async with one.pool().session("x"), two.pool().session("y"):
                 for runtime in (one, two):
