@@ -99,7 +99,7 @@ class OddRows:
         """Log a warning about a row, if it is the first.
 
         Args:
-            kind: What it is: ``"session"``, ``"value"``, ``"program"`` or ``"total"``.
+            kind: What it is: ``"session"``, ``"value"``, ``"program"``, ``"total"`` or ``"key"``.
             names: What it is kept under; text, or whatever stands in its place.
         """
         row = kind, " of ".join(ascii(_as_text(name))[:100] for name in names)

@@ -141,6 +141,32 @@ local function there(session, name)
     return not lapse or tonumber(lapse) > now
 end
 
+-- What all share: another type under such a key is in everybody's way. Which sessions there are, and when they expire, is found
+-- anew; a program whose time is lost lives until it is deleted.
+local function check_shared()
+    local lost = false
+    for name, kind in pairs({sessions = 'set', expiry = 'zset', lapse = 'zset'}) do
+        local found = call('TYPE', at .. name).ok
+        if found ~= kind and found ~= 'none' then
+            note('key', name)
+            call('DEL', at .. name)
+            lost = lost or name ~= 'lapse'
+        end
+    end
+    local cursor = '0'
+    while lost do
+        local page = call('SCAN', cursor, 'MATCH', at .. 's:*', 'COUNT', 1000)
+        for _, key in ipairs(page[2]) do
+            local id = string.sub(key, #at + 3)
+            local found = row(id)
+            if found then call('SADD', at .. 'sessions', id) end
+            if found and found.expires then call('ZADD', at .. 'expiry', text(found.expires), id) end
+        end
+        cursor = page[1]
+        lost = cursor ~= '0'
+    end
+end
+
 local function over(quota, limit, used, more)
     limit = tonumber(limit)
     if limit >= 0 and used + more > limit then return {'quota', quota, limit, used, more} end
@@ -150,6 +176,7 @@ local function main()
 """
 _END = """
 end
+check_shared()
 local result = main()
 return {result == nil and false or result, odd}
 """

@@ -543,6 +543,8 @@ async def test_odd_rows_of_a_store_are_in_nobodys_way(
 
                 with contextlib.closing(redis.Redis.from_url(url)) as client:
                     client.zadd("{snakepit}:expiry", {b"\xff\xfe": 1})
+                    client.delete("{snakepit}:sessions")
+                    client.set("{snakepit}:sessions", "abc")
                     client.hset("{snakepit}:s:odd", "used", "abc")
                     client.delete("{snakepit}:p:")
                     client.set("{snakepit}:p:", "abc")

@@ -14,7 +14,7 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from snakepit_trio.errors import SessionNotFound
+from snakepit_trio.errors import QuotaExceeded, SessionNotFound
 from snakepit_trio.sessions.records import Limits
 from snakepit_trio.sessions.sql import SqlTables
 from snakepit_trio.sessions.store import Tables
@@ -249,6 +249,53 @@ def test_keys_of_another_type(key: str, kind: str, server: Any) -> None:
 
     server._redis.flushall()
     check(server, spoil)
+
+
+WRITE: dict[str, Callable[[Any, str], object]] = {
+    "string": lambda redis, key: redis.set(key, b"x"),
+    "set": lambda redis, key: redis.sadd(key, b"x"),
+    "list": lambda redis, key: redis.lpush(key, b"x"),
+    "hash": lambda redis, key: redis.hset(key, b"x", b"y"),
+    "zset": lambda redis, key: redis.zadd(key, {b"x": 1}),
+    "stream": lambda redis, key: redis.xadd(key, {b"x": b"y"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "own"), [("sessions", "set"), ("expiry", "zset"), ("lapse", "zset"), ("totals", "hash")]
+)
+def test_keys_that_all_share_of_another_type(
+    name: str, own: str, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    redis = server._redis
+    for kind, write in WRITE.items():
+        if kind != own:
+            redis.flushall()
+            server._odd._told.clear()
+            caplog.clear()
+
+            def spoil(write: Callable[[Any, str], object] = write) -> None:
+                redis.delete(AT + name)
+                write(redis, AT + name)
+
+            check(server, spoil)
+            told = [record.message.partition("passed over: ")[2] for record in caplog.records]
+            assert told == ["'programs'" if name == "totals" else f"'{name}'"]
+
+
+def test_what_is_found_anew_of_sessions_is_all_of_them(server: Any) -> None:
+    redis = server._redis
+    redis.flushall()
+    for number in range(9):
+        server.open(f"s{number}", None if number % 2 else 10.0 + number, {}, NOW)
+    for name in ("sessions", "expiry"):
+        redis.set(AT + name, b"x")
+    assert [info.id for info in server.sessions(NOW)] == [f"s{number}" for number in range(9)]
+    assert server.next_expiry() == NOW + 10.0
+    server.open("one more", None, {}, NOW)
+    with pytest.raises(QuotaExceeded):
+        server.open("too many", None, {}, NOW)
+    assert sorted(server.due(NOW + 100.0, 100)) == ["s0", "s2", "s4", "s6", "s8"]
 
 
 @pytest.mark.parametrize(
