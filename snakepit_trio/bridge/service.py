@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
-from snakepit_trio.pool.session import AFFINITIES, resume_session
+from snakepit_trio.pool.session import resume_session
+from snakepit_trio.pool.ties import AFFINITIES
 from snakepit_trio.sessions.records import check_name
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer

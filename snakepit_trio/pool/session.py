@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 
 import anyio
 
 from snakepit_trio._bulkhead import operation
 from snakepit_trio._call_options import UNSET, CallOptions, StreamOptions, Unset
-from snakepit_trio._tasks import is_under
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import (
     InvalidParameter,
     QuotaExceeded,
     SessionNotFound,
-    SessionWorkerUnavailable,
     SnakepitError,
 )
 from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
-from snakepit_trio.tools.waits import current_chain
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 from .request import Binding
 from .streams import STREAM_BYTES, ChunkStream
+from .ties import AFFINITIES, Ties, affinity_in
 
 if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
@@ -38,18 +34,14 @@ if TYPE_CHECKING:
 
     from .pool import Pool
 
-__all__ = ["AFFINITIES", "OnLost", "Session", "open_session", "resume_session"]
+__all__ = ["OnLost", "Session", "open_session", "resume_session"]
 
-#: The strictest last.
-AFFINITIES = ("hint", "strict_queue", "strict_fail_fast")
 #: What becomes of a strict session whose worker has died; what a function returns is awaited if it can be.
 OnLost = str | Callable[["Session"], object]
 #: Values are stored in one piece.
 _ONE_PIECE: Final = 1 << 62
 #: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
 _LEAVE = 10.0
-#: The ties that this task, or one that it comes from, is rebuilding, each with the task that does it.
-_REBUILDING: ContextVar[tuple[tuple[Binding, int], ...]] = ContextVar("snakepit_rebuilding", default=())
 
 T = TypeVar("T")
 
@@ -71,11 +63,8 @@ class Session:
         self.affinity = affinity
         self._directory = directory
         self._known = known
-        self._on_lost = on_lost
-        # The tie that its calls went by.
-        self._relied_on: Binding | None = None
+        self._ties = Ties(self, known, on_lost)
         self._calls: dict[object, Callable[[], object]] = {}
-        self._raised_by_on_lost: BaseException | None = None
 
     def __repr__(self) -> str:
         state = "ended" if self._known.ended is not None else "open"
@@ -94,10 +83,11 @@ class Session:
     @property
     def worker_id(self) -> str | None:
         """The worker that it is tied to, while there is one."""
-        binding = self._known.bindings.get(self.pool.name)
-        if binding is None or binding.seats is None or binding.seats.over or self._has_lost(binding):
+        seats = self._ties.seats
+        if seats is None:
             return None
-        found: str = binding.seats.port.worker.id
+        port: Any = seats.port
+        found: str = port.worker.id
         return found
 
     @property
@@ -108,7 +98,7 @@ class Session:
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        self._check_open()
+        self.check_open()
         if self._known.tools is None:
             self._known.tools = ToolRegistry()
         found: ToolRegistry = self._known.tools
@@ -177,97 +167,23 @@ class Session:
         """
         try:
             await self._directory.use(self._known)
-            binding = self._tie()
+            binding = self._ties.tie()
             if binding is not None:
                 return binding, timeout
             limit = default if isinstance(timeout, Unset) else check_timeout(timeout)
             deadline = math.inf if limit is None else anyio.current_time() + limit
             with self.pool._calls.standing.wait(tool, self, deadline, "its session to be rebuilt"):
-                binding = await self._new_tie()
+                binding = await self._ties.rebuilt()
             return binding, None if limit is None else max(0.0, deadline - anyio.current_time())
         except SnakepitError:
             raise
         except Exception as exc:
-            if exc is self._raised_by_on_lost:
+            if exc is self._ties.raised:
                 raise
             raise self._errors.caller(exc) from exc
 
-    def _join(self) -> None:
-        """The session is tied as strictly as the strictest of its blocks wants, from where it is tied now."""
-        known, name = self._known, self.pool.name
-        known.affinities[name] = max(known.affinities.get(name, self.affinity), self.affinity, key=AFFINITIES.index)
-        binding: Binding | None = known.bindings.get(name)
-        if binding is not None and not binding.strict and self.affinity != "hint":
-            seats = binding.seats
-            known.bindings[name] = Binding(strict=True, seats=None if seats is None or seats.over else seats)
-
-    def _new(self, *, whole: bool) -> Binding:
-        name = self.pool.name
-        made = self._known.bindings[name] = Binding(strict=self._known.affinities[name] != "hint", whole=whole)
-        return made
-
-    def _has_lost(self, binding: Binding) -> bool:
-        """Whether another block has begun anew, by this tie, after the worker was lost that this block's calls went to."""
-        relied_on = self._relied_on
-        return self._on_lost == "error" and relied_on is not None and relied_on.lost and relied_on is not binding
-
-    def _tie(self) -> Binding | None:
-        """The tie of its calls; None while it has to be rebuilt, or is."""
-        binding: Binding | None = self._known.bindings.get(self.pool.name)
-        if binding is None:
-            binding = self._new(whole=True)
-        if binding.rebuilt is not None and _rebuilds(binding):
-            return binding
-        if self._has_lost(binding):
-            return self._relied_on
-        if binding.rebuilt is not None or (callable(self._on_lost) and (binding.lost or not binding.whole)):
-            return None
-        if binding.lost and self._on_lost == "rebind":
-            binding = self._new(whole=False)
-        self._relied_on = binding
-        return binding
-
-    async def _new_tie(self) -> Binding:
-        while (binding := self._tie()) is None:
-            rebuilt = self._known.bindings[self.pool.name].rebuilt
-            if rebuilt is not None:
-                await rebuilt.wait()
-            else:
-                assert callable(self._on_lost)
-                await self._rebuild(self._on_lost)
-            self._check_open()
-        return binding
-
-    async def _rebuild(self, on_lost: Callable[[Session], object]) -> None:
-        """Begin anew with another worker, or in the one with which another block has begun anew without this.
-
-        The session's other calls wait; when it fails, the next of them tries again.
-        """
-        bindings, name = self._known.bindings, self.pool.name
-        before = bindings[name]
-        made = self._new(whole=False) if before.lost else before
-        made.rebuilt = anyio.Event()
-        token = _REBUILDING.set((*_REBUILDING.get(), (made, anyio.get_current_task().id)))
-        try:
-            rebuilding = on_lost(self)
-            if inspect.isawaitable(rebuilding):
-                await rebuilding
-            if made.lost:
-                raise SessionWorkerUnavailable(
-                    f"the worker of session {self.id!r} died while it was rebuilt", details={"session": self.id}
-                )
-            made.whole = True
-        except BaseException as exc:
-            self._raised_by_on_lost = exc
-            if bindings.get(name) is made:
-                bindings[name] = before
-            raise
-        finally:
-            _REBUILDING.reset(token)
-            made.rebuilt.set()
-            made.rebuilt = None
-
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Raise SessionNotFound if it was closed, or has expired. For the pool."""
         if self._known.ended is not None:
             raise session_not_found(self.id)
 
@@ -410,6 +326,8 @@ class Session:
         """The block that opened it has ended."""
         for end in list(self._calls.values()):
             end()
+        if self._known.ended is None:
+            self._ties.leave(detach=detach)
         await self._directory.leave(self._known, detach=detach)
 
 
@@ -436,8 +354,12 @@ async def open_session(
         )
     id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
     known = await directory.open(id, check_ttl(ttl), dict(metadata))
-    async with _opened(Session(pool, directory, known, affinity=affinity, on_lost=on_lost), detach=detach) as session:
+    session = Session(pool, directory, known, affinity=affinity, on_lost=on_lost)
+    try:
+        session._ties.join()
         yield session
+    finally:
+        await _left(session, detach=detach)
 
 
 @asynccontextmanager
@@ -455,26 +377,16 @@ async def resume_session(
     """
     pool._crew.check_open()
     known = await directory.open(check_name(id, "id"), None, {}, generation=generation, make=False)
-    affinity = known.affinities.get(pool.name, pool.config.affinity)
-    async with _opened(Session(pool, directory, known, affinity=affinity, on_lost="error"), detach=True) as session:
-        yield session
-
-
-@asynccontextmanager
-async def _opened(session: Session, *, detach: bool) -> AsyncIterator[Session]:
+    session = Session(pool, directory, known, affinity=affinity_in(pool, known), on_lost="error")
     try:
-        session._join()
         yield session
     finally:
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
-            await session._leave(detach=detach)
+        await _left(session, detach=True)
 
 
-def _rebuilds(binding: Binding) -> bool:
-    """Whether this task works on the rebuilding of a tie, here or by way of a worker."""
-    if any(found is binding and is_under(task) for found, task in _REBUILDING.get()):
-        return True
-    return any(getattr(link, "binding", None) is binding for link in current_chain())
+async def _left(session: Session, *, detach: bool) -> None:
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+        await session._leave(detach=detach)
 
 
 def _decode(data: bytes) -> Any:

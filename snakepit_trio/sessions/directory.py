@@ -50,7 +50,7 @@ class KnownSession:
         handles: How many blocks have it open.
         calls: Its calls that are under way, and what ends each for its caller.
         bindings: Its tie to a worker, by pool.
-        affinities: The strictest with which a block has opened it, by pool.
+        affinities: With which it is open, by pool.
         tools: Its own host tools, once there are any.
         used_at: When it was last used.
         told_at: The last use that the store has heard of.
@@ -64,7 +64,7 @@ class KnownSession:
         self.handles = 0
         self.calls: dict[object, Callable[[], object]] = {}
         self.bindings: dict[str, Any] = {}
-        self.affinities: dict[str, str] = {}
+        self.affinities: dict[str, Any] = {}
         self.tools: Any = None
         self.used_at = self.told_at = now
 

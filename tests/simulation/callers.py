@@ -85,7 +85,11 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "WorkerBusy":
             return caller.kind == "session" and caller.affinity == "strict_fail_fast"
         case "SessionWorkerUnavailable":
-            return caller.kind == "session" and caller.affinity != "hint"
+            # The strictest of the blocks that have a session open counts for all.
+            sisters = [
+                c for c in simulation.scenario.callers if c.kind == "session" and _session_of(c) == _session_of(caller)
+            ]
+            return caller.kind == "session" and any(c.affinity != "hint" for c in sisters)
         case "WouldDeadlock":
             return caller.kind == "nested" or (simulation.closing and "nested" in kinds)
         case "InvalidParameter":
@@ -139,9 +143,12 @@ async def _map(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
         assert taken == caller.count
 
 
+def _session_of(caller: Caller) -> str:
+    return f"s{caller.number % 4}"
+
+
 async def _session(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    name = f"s{caller.number % 4}"
-    async with pool.session(name, affinity=caller.affinity, on_lost=caller.on_lost) as session:  # type: ignore[arg-type]
+    async with pool.session(_session_of(caller), affinity=caller.affinity, on_lost=caller.on_lost) as session:  # type: ignore[arg-type]
         for i in range(caller.count):
             params = {**caller.params, "i": i}
             found = await session.execute(caller.tool, params, timeout=caller.timeout)

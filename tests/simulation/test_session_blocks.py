@@ -48,11 +48,12 @@ class Workers(ScriptedWorkers):
 class Block:
     """One block that has the session open."""
 
-    def __init__(self, session: sp.Session, manager: Any, affinity: str, on_lost: str) -> None:
+    def __init__(self, session: sp.Session, manager: Any, affinity: str, on_lost: str, detach: bool) -> None:
         self.session = session
         self.manager = manager
         self.affinity = affinity
         self.on_lost = on_lost
+        self.detach = detach
         #: The eras in which its calls ran.
         self.eras: set[int] = set()
 
@@ -83,7 +84,8 @@ class Walk:
         self.died: dict[str, float] = {}
         self.gone: set[str] = set()
         self.rebuilt: list[str] = []
-        self.strict = False
+        #: A strict block has left the session to whoever resumes it.
+        self.kept = False
         #: The workers of the session, one after the other, from its first strict block on.
         self.eras: list[str] = []
         self.seen: Counter[str] = Counter()
@@ -106,26 +108,39 @@ class Walk:
             assert found is not None and found not in self.rebuilt, "rebuilt twice"
             self.rebuilt.append(found)
 
+        detach = self.rng.random() < 0.3
         tied_to = self.blocks[0].session.worker_id if self.blocks else None
         manager = self.pool.session(
-            "s", affinity=affinity, on_lost=rebuild if kind == "function" else kind, detach=True
+            "s", affinity=affinity, on_lost=rebuild if kind == "function" else kind, detach=detach
         )
-        block = Block(await manager.__aenter__(), manager, affinity, kind)
-        if self.blocks and affinity != "hint" and not self.strict and tied_to is not None and not self.under_way:
+        block = Block(await manager.__aenter__(), manager, affinity, kind, detach)
+        if self.blocks and affinity != "hint" and not self.is_strict and tied_to is not None and not self.under_way:
             assert block.session.worker_id == tied_to, "a strict block has moved the session"
             self.seen["a strict block joins"] += 1
-        self.strict = self.strict or affinity != "hint"
         self.blocks.append(block)
 
     async def leave(self) -> None:
         if len(self.blocks) > 1:
             await self.idle()
             block = self.blocks.pop(self.rng.randrange(1, len(self.blocks)))
+            self.kept = self.kept or (block.detach and block.affinity != "hint")
+            self.check()
+            was, tied_to = self.is_strict or block.affinity != "hint", self.blocks[0].session.worker_id
             await block.manager.__aexit__(None, None, None)
+            if was and not self.is_strict:
+                assert self.blocks[0].session.worker_id in (tied_to, None)
+                self.seen["the last strict block leaves"] += 1
+                self.eras = []
+                for block in self.blocks:
+                    block.eras.clear()
+
+    @property
+    def is_strict(self) -> bool:
+        return self.kept or any(block.affinity != "hint" for block in self.blocks)
 
     async def call(self, block: Block, *, rebuilds: bool = False) -> None:
         number = len(self.calls) + 1
-        call = self.calls[number] = Call(number, block, self.strict, rebuilds)
+        call = self.calls[number] = Call(number, block, self.is_strict, rebuilds)
         call.tied = call.tied and not self.rebuilding
         call.lost_before = block.on_lost == "error" and any(self.eras[era] in self.gone for era in block.eras)
         seconds = 0.0 if rebuilds else self.rng.choice([0.0, 0.01, 0.3])
@@ -238,7 +253,7 @@ _STEPS = {"open": 2, "leave": 1, "start_calls": 6, "load": 2, "kill": 1.5, "wait
 _MET = (
     "hint: done", "hint: crashed", "hint: lost", "strict_queue: done", "strict_queue: lost", "strict_fail_fast: done",
     "strict_fail_fast: busy", "strict_fail_fast: lost", "hint beside strict: done", "hint beside strict: lost",
-    "a strict block joins", "its worker dies", "another worker dies", "begins anew", "runs in what was rebuilt", "an error stays",
+    "a strict block joins", "the last strict block leaves", "its worker dies", "another worker dies", "begins anew", "runs in what was rebuilt", "an error stays",
     "a rebuild that fails",
 )  # fmt: skip
 
