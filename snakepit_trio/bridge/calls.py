@@ -310,18 +310,22 @@ class ServerCall:
         elif self._release is not None:
             self._leave = leave
 
-    def conclude(self, answer: Callable[[], bytes]) -> None:
-        """End a call that was begun without a task, by what this gives or the error that it raises. Raises nothing itself."""
+    def conclude(self, answer: Callable[[], bytes], error: SnakepitError | None) -> None:
+        """End a call that was begun without a task: by this error, else by what the function gives or the error that it raises.
+        Raises nothing itself."""
         self._leave = None
-        error = None
         try:
-            try:
-                self._reply(answer())
-            except Exception as exc:
-                error = self._told(exc)
+            if error is None:
+                try:
+                    self._reply(answer())
+                except Exception as exc:
+                    error = self._told(exc)
             self._settle(error)
         except Exception as exc:
             self._connection.fail(exc)
+        finally:
+            # Its traceback holds this frame, with the answer, which must not wait for a garbage collection.
+            del error
 
     def _settle(self, error: SnakepitError | None) -> None:
         if error is not None and not self.lost:
@@ -370,6 +374,8 @@ class ServerCall:
             if not self.lost:
                 await self._end(error)
         finally:
+            # Its traceback holds this frame, and those below it, with the request.
+            del error
             self.finish()
 
     async def _handle(self) -> None:
@@ -477,6 +483,7 @@ class ServerCall:
                     pass  # The connection is over.
                 finally:
                     self._received.clear()
+                    self._request = None
                     if self._room is not None:
                         self._room.set()
                     try:

@@ -28,6 +28,8 @@ from snakepit_trio.tools.registry import HostTool, ToolRegistry
 from snakepit_trio.wire import failures, frame_reading
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.worker.adapter import ToolOptions
+from snakepit_trio.worker.toolbox import Tool
 
 from .payloads import read, write
 
@@ -176,8 +178,10 @@ class ClientTools:
                         details={"path": f"tools[{index}]", "tool": spec.name},
                     )
                 _check_schema(index, spec)
-                tool = registry.register(
-                    spec.name, made.function(spec.name), description=spec.description, metadata=dict(spec.metadata)
+                metadata = dict(spec.metadata)
+                function = made.function(spec.name)
+                tool = registry.register_alike(
+                    spec.name, function, _TOOL, description=spec.description, metadata=metadata
                 ).tool
                 # Its function here takes anything: what the client says of it is what others are told.
                 tool.parameters_schema = spec.parameters_schema or tool.parameters_schema
@@ -252,6 +256,13 @@ class ClientTools:
         made = self._registrations.pop(id, None)
         if made is not None:
             made.end()
+
+
+async def _call_client(**params: Any) -> Any:
+    """What the functions of clients' tools look like."""
+
+
+_TOOL = Tool(_call_client, ToolOptions("client", "", False))
 
 
 def _check_schema(index: int, spec: v1.ToolSpec) -> None:

@@ -121,17 +121,18 @@ class BridgeService:
         params = params_of(request.payload, limit=limit)
         encoding = check_encoding(request.accept, request.payload)
 
-        def answer(result: Payload | None, error: SnakepitError | None) -> bytes:
-            if error is not None:
-                raise _in_our_words(error) from None
-            return payload_answer(in_encoding(result, encoding, limit=limit))
+        def on_end(result: Payload | None, error: SnakepitError | None) -> None:
+            call.conclude(
+                lambda: payload_answer(in_encoding(result, encoding, limit=limit)),
+                None if error is None else _in_our_words(error),
+            )
 
         try:
             return pool._calls.begin(
                 request.tool,
                 params,
                 request.payload,
-                on_end=lambda result, error: call.conclude(lambda: answer(result, error)),
+                on_end=on_end,
                 idempotent=request.idempotent,
                 **_options(call, request),
             )
@@ -161,6 +162,8 @@ class BridgeService:
         params = params_of(request.payload, limit=limit)
         encoding = check_encoding(request.accept, request.payload)
         options = _options(call, request)
+        # The traceback of a failed stream's error leads to the stream, and this frame is in it.
+        request.payload = None
         try:
             async with AsyncExitStack() as stack:
                 made: AbstractAsyncContextManager[ChunkStream]
@@ -169,6 +172,7 @@ class BridgeService:
                     made = session._stream(request.tool, params, cast("StreamOptions", options), _STREAM_BYTES)
                 else:
                     made = pool._calls.stream(request.tool, params, window_bytes=_STREAM_BYTES, **options)
+                del params
                 chunks = await stack.enter_async_context(made)
                 chunks.on_held = call.draw_from(lambda: chunks.held)
                 async for chunk in chunks:

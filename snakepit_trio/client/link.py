@@ -251,7 +251,11 @@ class Link:
                 error = failure(exc.status, exc.message, exc.trailers)
                 lost = isinstance(error, ConnectionLost) and not isinstance(error, ToolError)
                 if not (again and lost and attempt < _ATTEMPTS):
-                    raise error from None
+                    try:
+                        raise error from None
+                    finally:
+                        # Its traceback holds this frame, with the request, which must not wait for a garbage collection.
+                        del error
             else:
                 return _read(answer, reply)
             finally:

@@ -14,6 +14,7 @@ import attrs
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.errors import SnakepitError
+from snakepit_trio.wire.frames import NO_PAYLOAD
 
 from .admission import Admission
 from .cancel_set import CancelSet
@@ -306,6 +307,8 @@ class Books(ABC):
         request.outcome = outcome
         request.result = result
         request.error = error
+        # Whoever looks at it later, an error's traceback among them, keeps no arguments.
+        request.payload = NO_PAYLOAD
         self._ended[outcome._value_] += 1
         try:
             if request.deadline_node is not None:

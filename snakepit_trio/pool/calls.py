@@ -43,6 +43,10 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def _nothing() -> None:
+    """Nobody waits any more."""
+
+
 class Calls:
     """The calls of one pool.
 
@@ -163,7 +167,11 @@ class Calls:
                 if request.outcome is Outcome.CANCELLED:
                     # The worker saw the end of the caller's scope a moment before the scope itself does.
                     await anyio.sleep_until(request.until)
-                raise error
+                try:
+                    raise error
+                finally:
+                    # Its traceback holds this frame, with the arguments, which must not wait for a garbage collection.
+                    del error, request
             if request.trace is not None:
                 with request.trace.decode():
                     return self._submission.decode(request.result)
@@ -210,11 +218,14 @@ class Calls:
                 on_end(request.result, request.error)
                 # Only now: when that raises it is called once more.
                 wanted = False
+            # Request and function hold each other: what is large must not wait for a garbage collection.
+            request.wake, request.result = _nothing, None
 
         def leave() -> None:
             nonlocal wanted
             wanted = False
             self._ledger.cancel(request, self._loop.now())
+            request.wake, request.result = _nothing, None
 
         request = self._submission.make(
             tool,
@@ -312,6 +323,8 @@ class Calls:
             chunks.leave()
             running = request.phase is Phase.RUNNING
             self._ledger.cancel(request, anyio.current_time())
+            # Its traceback holds the frames that have read the stream, and these hold the stream and its request.
+            request.error = None
             if permits:
                 request.keep_permits()
             if running:

@@ -149,7 +149,11 @@ class Submission:
     def take(self, request: Request) -> Any:
         """The result of a request that has ended, or its error raised."""
         if request.error is not None:
-            raise request.error
+            try:
+                raise request.error
+            finally:
+                # Its traceback holds this frame.
+                del request
         return self.decode(request.result)
 
     def decode(self, payload: Payload | None) -> Any:

@@ -132,10 +132,18 @@ class ToolRegistry:
             InvalidParameter: An argument is refused; nothing was registered.
             ToolExists: There is one of that name.
         """
-        made = _make(name, fn, description, metadata, critical=critical)
-        self._check_place(name, replace=replace)
-        self._check_room(name not in self._tools)
-        self._tools[name] = made
+        return self._place(_make(name, fn, description, metadata, critical=critical), replace=replace)
+
+    def register_alike(
+        self, name: str, fn: Callable[..., Any], like: Tool, *, description: str, metadata: Mapping[str, str]
+    ) -> HostTool:
+        """The same, for a function with the signature of another one, for which there is a tool already."""
+        return self._place(_make(name, fn, description, metadata, critical=False, like=like), replace=False)
+
+    def _place(self, made: HostTool, *, replace: bool) -> HostTool:
+        self._check_place(made.name, replace=replace)
+        self._check_room(made.name not in self._tools)
+        self._tools[made.name] = made
         return made
 
     def register_many(self, functions: Mapping[str, Callable[..., Any]], *, replace: bool = False) -> None:
@@ -208,6 +216,7 @@ def _make(
     metadata: Mapping[str, str] | None,
     *,
     critical: bool,
+    like: Tool | None = None,
 ) -> HostTool:
     if not isinstance(name, str) or not TOOL_NAME.fullmatch(name):
         raise InvalidParameter(
@@ -236,8 +245,9 @@ def _make(
         raise InvalidParameter(
             f"host tool {name!r}: critical must be a bool, not {critical!r}", details={"path": "critical"}
         )
+    options = ToolOptions(name, description, critical)
     try:
-        tool = Tool(function, ToolOptions(name, description, critical))
+        tool = Tool(function, options) if like is None else like.alike(function, options)
     except (ConfigError, ValueError, TypeError) as exc:
         raise InvalidParameter(f"host tool {name!r}: {exc}", details={"path": "function"}) from exc
     if tool.takes_context:

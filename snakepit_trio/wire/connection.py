@@ -328,4 +328,5 @@ class Connection:
             raise RpcFailure(*status, rpc.trailers)
         if len(answers) != 1:
             raise RpcFailure(_UNKNOWN, f"{len(answers)} messages where one was due")
-        return answers[0]
+        # What still refers to the list, in a cycle, does not keep the message.
+        return answers.pop()

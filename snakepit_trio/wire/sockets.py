@@ -4,8 +4,9 @@ The engine does no I/O itself, and neither does :mod:`ssl` over memory buffers: 
 and what they write is sent at once. Only what the socket does not take is kept, for a second task to write when there is
 room. Nothing here knows asyncio or Trio: readiness is waited for by anyio.
 
-While more than a bound is unsent, nothing more is read: a peer that makes us write and does not read what we write
-gets no further (answers to PING and SETTINGS are written by the engine, unasked).
+While more than a bound is unsent, the engine sends no more data, and reading goes on: two ends that send each other much at
+once would wait for each other otherwise. A bound that only what the engine writes unasked gets beyond (answers to PING and
+SETTINGS, refusals) stops reading, too: a peer that makes us write and does not read what we write gets no further.
 """
 
 from __future__ import annotations
@@ -41,6 +42,8 @@ _FULL_PAUSE = 0.01
 #: connection, and the peer then may never see the GOAWAY that says why.
 _LINGER = 1.0
 _LINGER_BYTES = 4 * 1024 * 1024
+#: So many times ``high_water`` may be unsent before nothing is read any more; of data there is at most twice as much.
+_UNASKED = 4
 _CONNECTING = (BlockingIOError, InterruptedError)
 
 
@@ -56,8 +59,7 @@ class SocketTransport:
     Attributes:
         read_size: How much is read at once, in bytes.
         received: Bytes that have arrived so far.
-        high_water: Above this many unsent bytes the engine is told to hold back, and nothing is read; below a quarter of it
-            both go on.
+        high_water: Above this many unsent bytes the engine is told to hold back; below a quarter of it, to go on.
     """
 
     high_water = 256 * 1024
@@ -189,7 +191,6 @@ class SocketTransport:
         self._wake(self._wake_writer)
         if len(self._unsent) > self.high_water and not self._held_back:
             self._held_back = True
-            self._room = anyio.Event()
             if self._protocol is not None:
                 self._protocol.pause_writing()
 
@@ -287,7 +288,8 @@ class SocketTransport:
         protocol = self._protocol
         assert protocol is not None
         while not self._closed:
-            if self._held_back:
+            if len(self._unsent) > _UNASKED * self.high_water:
+                self._room = anyio.Event()
                 await self._room.wait()
             if self._unfinished or protocol.unfinished:
                 # Others have their turn first.
@@ -344,7 +346,8 @@ class SocketTransport:
         while True:
             await self._more.wait()
             self._more = anyio.Event()
-            while self._unsent:
+            # Who writes may have sent it all before this task goes on: the engine is told to go on all the same.
+            while self._unsent or self._held_back:
                 await anyio.wait_writable(self._sock)
                 if self._closed:
                     return
@@ -355,9 +358,10 @@ class SocketTransport:
                 except OSError:
                     self.abort()
                     return
+                if len(self._unsent) <= self.high_water:
+                    self._room.set()
                 if self._held_back and len(self._unsent) < self.high_water // 4:
                     self._held_back = False
-                    self._room.set()
                     assert self._protocol is not None
                     self._protocol.resume_writing()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc
+import copy
 import datetime as dt
 import decimal
 import inspect
@@ -123,6 +124,12 @@ class Tool:
 
     def __repr__(self) -> str:
         return f"<Tool {self.name!r} {self.kind.value}>"
+
+    def alike(self, function: Callable[..., Any], options: ToolOptions) -> Tool:
+        """A tool for a function with the same signature, which is not looked at: that takes longer than most calls."""
+        made = copy.copy(self)
+        made.function, made.options, made.name = function, options, options.name
+        return made
 
     @property
     def takes_context(self) -> bool:

@@ -93,6 +93,37 @@ async def test_what_waits_to_be_decoded_is_bounded_over_all_connections(tmp_path
                 await anyio.sleep(0.005)
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+async def test_much_in_both_directions_at_once(tmp_path: Path, secure: bool) -> None:
+    """Neither end stops reading because the other has not yet read what it has sent."""
+    options: dict[str, Any] = {"address": f"unix:{tmp_path}/door"}
+    if secure:
+        trustme = pytest.importorskip("trustme")
+        authority = trustme.CA()
+        made = authority.issue_cert("127.0.0.1")
+        made.private_key_pem.write_to_path(tmp_path / "key")
+        made.cert_chain_pems[0].write_to_path(tmp_path / "cert")
+        authority.cert_pem.write_to_path(tmp_path / "authority")
+        tls = sp.TlsConfig(cert=str(tmp_path / "cert"), key=str(tmp_path / "key"))
+        options = {"address": "tcp:127.0.0.1:0", "tls": tls}
+    config = sp.RuntimeConfig(
+        pools=[sp.PoolConfig(adapter="tests.adapters.evil", size=1)], bridge=sp.BridgeConfig(token="right", **options)
+    )
+    async with sp.open_runtime(config) as runtime:
+        assert runtime.bridge is not None
+        trusted = str(tmp_path / "authority") if secure else None
+        async with sp.connect(runtime.bridge.address, token="right", tls=trusted) as client:
+            data = bytes(4 * 1024 * 1024)
+
+            async def ask() -> None:
+                assert await client.execute("echo", {"value": data}) == data
+
+            with anyio.fail_after(60):
+                async with anyio.create_task_group() as nursery:
+                    for _ in range(6):
+                        nursery.start_soon(ask)
+
+
 async def test_a_client_that_is_stopped_is_noticed(tmp_path: Path) -> None:
     """Its socket is open and takes what we send: only that it does not answer tells."""
     code = (
