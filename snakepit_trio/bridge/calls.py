@@ -433,8 +433,8 @@ class ServerCall:
 
     def _answer(self) -> None:
         """Begin the answer, with whose next piece this leaves."""
-        self._answered = True
         self._connection.send_headers(self._stream, _ANSWER, flush=False)
+        self._answered = True
 
     def fail(self, error: SnakepitError) -> None:
         """End it with an error, after what has been sent."""

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import sniffio
 
-from snakepit_trio._bulkhead import InternalErrors, block, operation
+from snakepit_trio._bulkhead import block, operation
 from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
@@ -46,14 +46,12 @@ class Client:
         self.name = name
         self._link = link
         self._limit = limit
+        self._errors = link.errors
 
     def __repr__(self) -> str:
         return f"<Client pool={self.name!r} {self._link!r}>"
 
-    @property
-    def _errors(self) -> InternalErrors:
-        return self._link.errors
-
+    @operation
     def pool(self, name: str) -> Client:
         """The same connection, for another pool.
 

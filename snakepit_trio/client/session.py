@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Unpack
 
-from snakepit_trio._bulkhead import InternalErrors, block, operation
+from snakepit_trio._bulkhead import block, operation
 from snakepit_trio._call_options import CallOptions, StreamOptions
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
@@ -39,13 +39,10 @@ class RemoteSession:
         self._client = client
         self._link = link
         self._limit = limit
+        self._errors = link.errors
 
     def __repr__(self) -> str:
         return f"<RemoteSession {self.id!r}>"
-
-    @property
-    def _errors(self) -> InternalErrors:
-        return self._link.errors
 
     @operation
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:

@@ -30,8 +30,13 @@ class Descriptors:
         self.report_stays: bool = report is not None
         try:
             if marks:
-                self.marks_file = _forks.above_streams(marks_file())
-                self.marks = Marks(self.marks_file)
+                file = _forks.above_streams(marks_file())
+                try:
+                    self.marks = Marks(file)
+                except BaseException:
+                    os.close(file)
+                    raise
+                self.marks_file = file
             self.lifeline_read, self.lifeline_write = self._pipe()
             self.report_read, self.report_write = self._pipe() if report is None else self._named_pipe(report)
             self.stdout_read, self.stdout_write = self._pipe()

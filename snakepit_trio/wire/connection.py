@@ -198,11 +198,18 @@ class Rpc:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        self.pipe.close()
-        with suppress(KeyError, H2Error):
-            self._release()
-        if status is not None:
-            on_end(status, message)
+        # Whatever fails here, whoever waits is told: nobody else will.
+        try:
+            self.pipe.close()
+            with suppress(KeyError, H2Error):
+                self._release()
+        finally:
+            if status is not None:
+                try:
+                    on_end(status, message)
+                except Exception:
+                    on_end(status, message)
+                    raise
 
 
 class Connection:

@@ -93,13 +93,17 @@ def map_file(fd: int, offset: int, size: int, *, populate: bool = False) -> Mapp
         address = -(-room // _LARGE_PAGE) * _LARGE_PAGE
         try:
             _mmap(address, length, protection, share | _MAP_FIXED, fd, offset)
-        except OSError:
+        except BaseException:
             _libc.munmap(room, length + _LARGE_PAGE)
             raise
         for begin, end in ((room, address), (address + length, room + length + _LARGE_PAGE)):
             if begin < end:
                 _libc.munmap(begin, end - begin)
-    mapping = Mapping(address, size, length)
+    try:
+        mapping = Mapping(address, size, length)
+    except BaseException:
+        _libc.munmap(address, length)
+        raise
     if populate and _libc.madvise(address, size, _MADV_POPULATE_WRITE) and ctypes.get_errno() != errno.EINVAL:
         raise _error()
     return mapping

@@ -50,18 +50,15 @@ class Marks:
     """The table, on either side.
 
     Args:
-        fd: Its file; owned from here on.
+        fd: Its file; owned once this is made.
     """
 
     def __init__(self, fd: int) -> None:
-        self._fd: int | None = _forks.keep(fd)
+        self._fd: int | None = fd
         # Without it an older id might be written over a newer one that another thread has written meanwhile.
         self._lock = threading.Lock()
-        try:
-            self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
-        except BaseException:
-            _forks.close(fd)
-            raise
+        self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
+        _forks.keep(fd)
 
     def begin(self, call_id: int) -> None:
         """The call is about to run. May be called by several threads."""

@@ -239,25 +239,24 @@ class SharedMemory:
                 collapse(place.mapping, place.size)
             return best
         wanted = -(-size // _PAGE) * _PAGE
+        index = next((index for index in range(_PLACES) if index not in self._places), None)
+        if index is None:
+            return None
+        at = _start(self._own, index)
         if not self._budget.take(wanted):
             self._trim(free, 0)
             if not self._budget.take(wanted):
                 return None
         try:
-            index = next((index for index in range(_PLACES) if index not in self._places), None)
-            if index is not None:
-                assert self._own_table is not None
-                at = _start(self._own, index)
-                os.posix_fallocate(self._file, at, wanted)
-                mapping = map_file(self._file, at, wanted, populate=True)
-                self._places[index] = _Place(wanted, mapping, self._own_table.read(index))
-                return index
-        except OSError:
-            punch(self._file, at, wanted)
+            assert self._own_table is not None
+            os.posix_fallocate(self._file, at, wanted)
+            mapping = map_file(self._file, at, wanted, populate=True)
+            self._places[index] = _Place(wanted, mapping, self._own_table.read(index))
+        except BaseException:
             self._budget.give(wanted)
+            punch(self._file, at, wanted)
             raise
-        self._budget.give(wanted)
-        return None
+        return index
 
     def _is_free(self, index: int, place: _Place) -> bool:
         assert self._own_table is not None
@@ -360,7 +359,7 @@ class SharedMemory:
                 return False
             try:
                 self._own_table, self._theirs_table = _Table(fd, self._own), _Table(fd, self._theirs)
-            except OSError:
+            except BaseException:
                 os.close(fd)
                 raise
             self._fd = _forks.keep(fd)
@@ -375,20 +374,22 @@ class SharedMemory:
             if self._closed or os.getpid() != self._pid:
                 return
             self._closed = True
-            for place in self._places.values():
-                self._budget.give(place.size)
-            self._places.clear()
-            self._mapped.clear()
-            self._own_table = self._theirs_table = None
-            if self._fd is None:
-                return
-            # A fork of this process may have the file still, so it is not left to the last descriptor and mapping.
-            leased = sorted({_start(lease.owner, lease.index) for lease in self._leases.copy()})
-            for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
-                if begin < end:
-                    punch(self._fd, begin, end - begin)
-            _forks.close(self._fd)
-            self._fd = None
+            fd, self._fd = self._fd, None
+            try:
+                self._own_table = self._theirs_table = None
+                self._mapped.clear()
+                while self._places:
+                    self._budget.give(self._places.popitem()[1].size)
+                if fd is None:
+                    return
+                # A fork of this process may have the file still, so it is not left to the last descriptor and mapping.
+                leased = sorted({_start(lease.owner, lease.index) for lease in self._leases.copy()})
+                for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
+                    if begin < end:
+                        punch(fd, begin, end - begin)
+            finally:
+                if fd is not None:
+                    _forks.close(fd)
 
 
 def _start(owner: str, index: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from typing import Any
@@ -11,6 +12,9 @@ from snakepit_trio._bulkhead import InternalErrors
 from tests.injection.tracing import Injected
 
 __all__ = ["Sightings", "tells_of_it"]
+
+#: Its class, or what it says.
+_TEXT = re.compile(rf"\b{Injected.__name__}\b|\bon entry [0-9]+ to ")
 
 
 def tells_of_it(exc: BaseException | None) -> bool:
@@ -22,7 +26,7 @@ def tells_of_it(exc: BaseException | None) -> bool:
         if one is None or id(one) in seen:
             continue
         seen.add(id(one))
-        if isinstance(one, Injected) or Injected.__name__ in str(one):
+        if isinstance(one, Injected) or _TEXT.search(str(one)):
             return True
         left += [one.__cause__, one.__context__]
         if isinstance(one, BaseExceptionGroup):
@@ -62,7 +66,7 @@ class Sightings(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         raised = record.exc_info[1] if record.exc_info else None
-        if Injected.__name__ in record.getMessage() or tells_of_it(raised):
+        if _TEXT.search(record.getMessage()) or tells_of_it(raised):
             self.add(f"log: {record.name}")
 
     def _reported(self, exc: BaseException, ended: str) -> None:

@@ -39,9 +39,10 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("another result", "seat lost"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
     ),
+    ("_interrupts.py", "_Managed.__aexit__"): (("another result",), "The same."),
     ("_waiting.py", "_trio_waiter.<locals>.TrioWaiter._abort"): (
-        ("runtime ended",),
-        "Trio calls it in the middle of a cancellation.",
+        ("runtime ended", "hang"),
+        "Trio calls it in the middle of a cancellation; in a client, a thread waits for its event loop then.",
     ),
     ("_forks.py", "keep"): (("leak",), "Whoever keeps a descriptor has no other hold of it yet."),
     ("_forks.py", "above_streams"): (("leak",), "Whoever moves a descriptor has no other hold of it yet."),
@@ -80,6 +81,10 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/pool.py", "Pool.map"): "Pool.execute_many",
     ("pool/mapping.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
+    ("control/client.py", "ControlClient.__init__"): "connect, which is the command line's own",
+    ("control/client.py", "ControlClient._line"): "ControlClient.ask",
+    ("control/client.py", "ControlClient._send"): "ControlClient.ask",
+    ("control/client.py", "_result"): "ControlClient.ask",
 }
 
 

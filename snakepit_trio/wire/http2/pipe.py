@@ -213,7 +213,11 @@ class FramePipe:
     def _wake(self) -> None:
         if not self._flushing and not self._closed:
             self._flushing = True
-            self._call_soon(self._flush)
+            try:
+                self._call_soon(self._flush)
+            except BaseException:
+                self._flushing = False
+                raise
 
     def _flush(self) -> None:
         try:
