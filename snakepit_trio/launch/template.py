@@ -94,7 +94,8 @@ def _import(question: dict[str, Any]) -> dict[str, Any]:
         if _has_async_tools(module):
             # Importing an event loop takes longer than all the rest of a worker's start.
             backend = choose_backend(question["backend"], module, question["host_backend"])
-            for name in ("anyio", f"anyio._backends._{backend}", *(["uvloop"] if backend == "asyncio" else [])):
+            uvloop = ["uvloop"] if backend == "asyncio" else []
+            for name in ("snakepit_trio.worker.loop_runner", f"anyio._backends._{backend}", *uvloop):
                 with contextlib.suppress(ImportError):
                     importlib.import_module(name)
     _flush()

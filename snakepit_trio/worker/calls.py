@@ -130,7 +130,6 @@ class Call:
         "_credits",
         "_lock",
         "_room",
-        "_token",
         "cancelled",
         "channel",
         "context",
@@ -207,16 +206,10 @@ class Call:
     # ---- from the thread that runs the tool ----------------------------------------------------------
 
     def enter(self) -> None:
-        """Its tool is about to run in this task or thread: what is logged and traced here belongs to it."""
+        """Its tool is about to run in this context, which is its own: what is logged and traced here belongs to it."""
         self.context = ToolContext(self)
-        self._token = CURRENT.set(self.context)
+        CURRENT.set(self.context)
         self.span = begin_span(self.tool.name, self.context)
-
-    def leave(self) -> None:
-        """It has ended, and this task or thread goes on to something else."""
-        CURRENT.reset(self._token)
-        if self.span is not None:
-            self.span.leave()
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
         """Decode and bind the arguments; None when the call is refused instead, and has been answered: its caller is gone, its

@@ -27,7 +27,6 @@ from snakepit_trio.wire.offer import open_offered
 from .calls import Call, Channel, late
 from .failure import fatal
 from .host_calls import HostCalls
-from .runners import run_sync
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.marks import Marks
@@ -229,7 +228,7 @@ class Exchange:
         """Run a tool that is promised to be short here and now; its reply needs nobody to be woken."""
         waking, self._waking = self._waking, True
         try:
-            run_sync(call)
+            self._runner.run_sync(call)
         finally:
             self._waking = waking
             self._drain()

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .runners import WithoutLoop, run_sync
+from .runners import WithoutLoop
 from .shared_loop import SharedLoop
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ class LeadRunner(WithoutLoop):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.shared = SharedLoop(lambda: self.flush(), lambda: self.sweep())
         #: Writes what waits to be sent, and ends the calls that have waited too long; set by whoever knows how.
         self.flush: Callable[[], None] = lambda: None
@@ -42,6 +43,7 @@ class LeadRunner(WithoutLoop):
 
     def main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         before()
+        self.set_up()
         try:
             ready()
             self._work()
@@ -54,7 +56,7 @@ class LeadRunner(WithoutLoop):
 
     def _work(self) -> None:
         shared, line = self.shared, self._line
-        clock = time.monotonic
+        clock, run_sync = time.monotonic, self.run_sync
         step, leave, come_back = shared.step, shared.leave, shared.come_back
         while not self._stopping or line:
             step()

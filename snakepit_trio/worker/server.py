@@ -42,7 +42,7 @@ from .helpers import helpers_of_import
 from .importing import being_set_up
 from .lead import LeadRunner
 from .lifeline import end_children
-from .runners import LoopRunner, Runner, SyncRunner
+from .runners import Runner, SyncRunner
 from .service import PipeServer, WorkerService
 from .toolbox import find_tools, toolbox_is_async
 
@@ -143,6 +143,9 @@ class _Teardown:
 
 def _runner(is_async: bool, backend: str, threads: int) -> Runner:
     if is_async:
+        # Brings anyio along, which nothing else in a worker needs.
+        from .loop_runner import LoopRunner
+
         return LoopRunner(backend, threads)
     return LeadRunner() if threads == 1 else SyncRunner(threads)
 

@@ -19,13 +19,16 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from asyncio import _set_running_loop
+from asyncio import _get_running_loop, _set_running_loop, tasks
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 from . import failure
 
 __all__ = ["PATIENCE", "SharedLoop"]
+
+#: Since Python 3.14 a thread has one current task, whatever loops it runs; it has to be put aside with its loop.
+_SWAP: Callable[[asyncio.AbstractEventLoop, Any], Any] | None = getattr(tasks, "_swap_current_task", None)
 
 #: How long user code may run before the loop is driven beside it, in seconds.
 PATIENCE = 0.005
@@ -122,6 +125,10 @@ class SharedLoop:
 
     def wait(self, condition: Callable[[], bool], until: float | None) -> None:
         """In user code: drive the loop until the condition holds, or ``time.monotonic()`` has reached ``until``."""
+        with _Aside():
+            self._wait(condition, until)
+
+    def _wait(self, condition: Callable[[], bool], until: float | None) -> None:
         self.come_back()
         timer = None if until is None else self.loop.call_at(until, _nothing)
         self.in_user_code = True
@@ -154,12 +161,12 @@ class SharedLoop:
     def turn(self) -> None:
         """In user code: one iteration of the loop that does not wait, unless the relief thread drives it now."""
         if self._baton.acquire(blocking=False):
-            _set_running_loop(self.loop)
             try:
-                self._on_turn()
-                self.look()
+                with _Aside():
+                    _set_running_loop(self.loop)
+                    self._on_turn()
+                    self.look()
             finally:
-                _set_running_loop(None)
                 self._baton.release()
 
     # ---- any thread --------------------------------------------------------------------------------
@@ -215,6 +222,20 @@ class SharedLoop:
             self._relieving = self.in_user_code = False
             _set_running_loop(None)
             self._baton.release()
+
+
+class _Aside:
+    """A block in which this thread runs no loop of the user code's, which may be in the middle of one."""
+
+    def __enter__(self) -> None:
+        self._loop = _get_running_loop()
+        if self._loop is not None and _SWAP is not None:
+            self._task = _SWAP(self._loop, None)
+
+    def __exit__(self, *exc: object) -> None:
+        _set_running_loop(self._loop)
+        if self._loop is not None and _SWAP is not None:
+            _SWAP(self._loop, self._task)
 
 
 def _nothing() -> None:

@@ -20,14 +20,13 @@ _log = logging.getLogger(__name__)
 
 
 class CallSpan:
-    """The span of one call, current while its tool runs."""
+    """The span of one call, current in its context."""
 
     def __init__(self, tool: str, call: ToolContext) -> None:
         from opentelemetry import context, trace
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
         parent = TraceContextTextMapPropagator().extract(call.metadata)
-        self._context = context
         self._error = trace.StatusCode.ERROR
         self._span = trace.get_tracer("snakepit_trio.worker").start_span(
             tool,
@@ -40,7 +39,7 @@ class CallSpan:
                 "snakepit.worker_id": call.worker_id,
             },
         )
-        self._token = context.attach(trace.set_span_in_context(self._span, parent))
+        context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, error: BaseException | None, message: str = "") -> None:
         """The call has ended. ``message`` says how, without secrets."""
@@ -51,13 +50,6 @@ class CallSpan:
             self._span.end()
         except Exception:
             _log.warning("a call's span could not be ended", exc_info=True)
-
-    def leave(self) -> None:
-        """The tool's task or thread goes on to something else."""
-        try:
-            self._context.detach(self._token)
-        except Exception:
-            _log.warning("a call's span could not be left", exc_info=True)
 
 
 def begin_span(tool: str, call: ToolContext) -> CallSpan | None:

@@ -80,13 +80,15 @@ class Driver(Exchange):
 
 
 @asynccontextmanager
-async def driver(tmp_path: Path, backend: str, adapter: str = SHORT, **options: Any) -> AsyncIterator[Driver]:
+async def driver(
+    tmp_path: Path, backend: str, adapter: str = SHORT, made: type[Driver] = Driver, **options: Any
+) -> AsyncIterator[Driver]:
     with anyio.fail_after(60):
         async with (
             worker(tmp_path, adapter=adapter, **options) as (address, process),
             connected(backend, backend, address) as connection,
         ):
-            yield Driver(connection, process.pid)
+            yield made(connection, process.pid)
 
 
 async def test_all_is_served_while_a_tool_is_busy(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""The tasks of one event loop in which async tools run: one for each call, in a context of its own, under a scope of its own.
+
+They are the loop's own tasks and not those of an anyio task group, which cost several times as much, and of which one whose task
+ends by its own cancellation cancels all others. What a tool leaves behind in its task (a pending cancellation, an open scope, a
+timer that cancels it) ends with that.
+
+A scope is cancelled in the way of its loop. In Trio each wait of a cancelled scope raises, but for shielded ones. In asyncio the
+wait that is under way raises, once: what a tool awaits in its clean-up is not disturbed. A wait that is shielded by a scope of
+anyio's is left alone until it is over, in both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio
+
+from . import failure
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Scope", "Tasks", "open_tasks"]
+
+
+class Scope(AbstractContextManager["Scope", bool], Protocol):
+    """What a call is cancelled by."""
+
+    @property
+    def cancel_called(self) -> bool:
+        """Whether :meth:`cancel` was called, or the deadline has passed."""
+
+    def cancel(self) -> object:
+        """Cancel what runs in it."""
+
+
+class Tasks(Protocol):
+    """The tasks that are there while the block lasts; it ends when all of them have."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether they are cancelled: the loop itself is being torn down."""
+
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Start a task in the loop's thread. An exception that leaves the function ends this worker."""
+
+    def scope(self, timeout: float | None) -> Scope:
+        """A scope that lasts so many seconds at most, for one of the tasks to enter."""
+
+
+def open_tasks(backend: str, context: contextvars.Context) -> AbstractAsyncContextManager[Tasks]:
+    """The tasks of this loop.
+
+    Args:
+        backend: Whether it is ``"trio"`` or ``"asyncio"``.
+        context: What each task has a copy of.
+    """
+    return _open_trio(context) if backend == "trio" else _open_asyncio(context)
+
+
+class _TrioTasks:
+    def __init__(self, nursery: trio.Nursery, context: contextvars.Context) -> None:
+        import trio
+
+        self._nursery = nursery
+        self._run = context.run
+        self._scope = trio.CancelScope
+        self._time = trio.current_time
+
+    @property
+    def ending(self) -> bool:
+        return self._nursery.cancel_scope.cancel_called
+
+    def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        # Trio copies the context that is current here.
+        self._run(self._nursery.start_soon, failure.task, function, *args)
+
+    def scope(self, timeout: float | None) -> Scope:
+        return self._scope() if timeout is None else self._scope(deadline=self._time() + timeout)
+
+
+@asynccontextmanager
+async def _open_trio(context: contextvars.Context) -> AsyncIterator[Tasks]:
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        yield _TrioTasks(nursery, context)
+
+
+class _Task(asyncio.Task[None]):
+    """A task that tells its scope when it is cancelled."""
+
+    scope: _OnceScope | None = None
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.scope is not None:
+            self.scope.reached()
+        return super().cancel(msg)
+
+
+class _OnceScope:
+    """A scope whose cancellation reaches its task once.
+
+    anyio cancels each wait in a cancelled scope. So the task is in a second scope within it, which is shielded from the
+    moment on in which the cancellation has reached the task.
+    """
+
+    __slots__ = ("_inner", "_outer", "_task")
+
+    def __init__(self, deadline: float) -> None:
+        self._outer = anyio.CancelScope(deadline=deadline)
+        self._inner = anyio.CancelScope()
+
+    @property
+    def cancel_called(self) -> bool:
+        return self._outer.cancel_called
+
+    def cancel(self) -> None:
+        self._outer.cancel()
+
+    def reached(self) -> None:
+        """The task is being cancelled: whoever cancels it."""
+        if self._outer.cancel_called:
+            self._inner.shield = True
+
+    def __enter__(self) -> _OnceScope:
+        task = asyncio.current_task()
+        assert isinstance(task, _Task)
+        self._task = task
+        task.scope = self
+        self._outer.__enter__()
+        self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._task.scope = None
+        # It is never cancelled, so it swallows nothing.
+        self._inner.__exit__(kind, exc, traceback)
+        return self._outer.__exit__(kind, exc, traceback)
+
+
+class _AsyncioTasks:
+    def __init__(self, context: contextvars.Context) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._context = context
+        self._live: set[_Task] = set()
+        self._ended: asyncio.Future[None] | None = None
+        self.ending = False
+
+    def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        task = _Task(failure.task(function, *args), loop=self._loop, context=self._context.copy())
+        self._live.add(task)
+        task.add_done_callback(self._end)
+
+    def _end(self, task: _Task) -> None:
+        self._live.discard(task)
+        if not self._live and self._ended is not None and not self._ended.done():
+            self._ended.set_result(None)
+
+    def scope(self, timeout: float | None) -> Scope:
+        return _OnceScope(float("inf") if timeout is None else self._loop.time() + timeout)
+
+    async def ended(self) -> None:
+        """Wait until all have ended. A cancellation cancels them all, and leaves none behind."""
+        cancelled = False
+        while self._live:
+            self._ended = self._loop.create_future()
+            try:
+                await self._ended
+            except asyncio.CancelledError:
+                cancelled = True
+                self.cancel()
+        if cancelled:
+            raise asyncio.CancelledError
+
+    def cancel(self) -> None:
+        self.ending = True
+        for task in self._live:
+            task.cancel()
+
+
+@asynccontextmanager
+async def _open_asyncio(context: contextvars.Context) -> AsyncIterator[Tasks]:
+    tasks = _AsyncioTasks(context)
+    try:
+        yield tasks
+    except BaseException:
+        tasks.cancel()
+        raise
+    finally:
+        await tasks.ended()
