@@ -141,6 +141,8 @@ class _OnceScope:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._task.scope = None
+        # The call keeps this scope, and the task the call's context.
+        del self._task
         # It is never cancelled, so it swallows nothing.
         self._inner.__exit__(kind, exc, traceback)
         return self._outer.__exit__(kind, exc, traceback)
