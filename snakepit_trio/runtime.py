@@ -415,7 +415,7 @@ class _Root:
             if config.bridge is not None:
                 from snakepit_trio.bridge.server import bound_bridge
 
-                runtime.bridge = stack.enter_context(bound_bridge(runtime, str(run.run_dir), runtime._redactor))
+                runtime.bridge = stack.enter_context(bound_bridge(runtime, run, runtime._redactor))
             if runtime._telemetry is not None:
                 stack.callback(runtime._telemetry.close)
             stack.callback(runtime._report)
@@ -456,7 +456,7 @@ class _Root:
             await errors.serve(nursery, dump_on_signal, runtime.recorder)
         if config.control and self._run.control is not None:
             operations = Operations(runtime, runtime._redactor.value, self._backend)
-            control = ControlServer(operations, runtime.events, self._run.control, errors)
+            control = ControlServer(operations, runtime.events, self._run.control, errors, self._run.restore)
             await errors.serve(nursery, control.serve)
         await runtime._open(nursery, stack)
         if runtime.bridge is not None:

@@ -8,18 +8,21 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+import anyio
+
 from snakepit_trio import _forks
+from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import parse_address
 
 if TYPE_CHECKING:
     from snakepit_trio.config import BridgeConfig
 
-__all__ = ["listen", "tls_context"]
+__all__ = ["Door", "listen", "tls_context"]
 
 #: ``sun_path`` holds 107 bytes, see unix(7).
 _LONGEST_PATH = 107
@@ -32,51 +35,53 @@ def _refuse(key: str, message: str, expected: str) -> NoReturn:
     )
 
 
+class _TcpDoor:
+    """A listening TCP socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+
+    async def wait(self) -> None:
+        """Wait until a client may be there."""
+        await anyio.wait_readable(self.sock)
+
+
+Door = UnixDoor | _TcpDoor
+
+
 @contextmanager
-def listen(config: BridgeConfig, default: str) -> Iterator[tuple[socket.socket, str]]:
-    """Listen; gives the socket and the address that it has really got.
+def listen(config: BridgeConfig, default: str, restore: Callable[[], None]) -> Iterator[tuple[Door, str]]:
+    """Listen; gives what clients come in by, and the address that it has really got.
 
     Args:
         config: Where.
         default: The Unix socket's path when the configuration names none.
+        restore: Makes the default's directory again when a cleaner has taken it.
 
     Raises:
         ConfigError: The address can't be used, or others would reach it without TLS.
     """
     place = parse_address(config.address or f"unix:{default}")
     if isinstance(place, str):
-        yield from _listen_unix(place)
+        yield from _listen_unix(place, restore)
     else:
         with _bind_tcp(place, config) as sock:
             _forks.keep(sock.fileno())
             host, port = sock.getsockname()[:2]
-            yield sock, f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
+            yield _TcpDoor(sock), f"tcp:[{host}]:{port}" if ":" in host else f"tcp:{host}:{port}"
 
 
-def _listen_unix(path: str) -> Iterator[tuple[socket.socket, str]]:
+def _listen_unix(path: str, restore: Callable[[], None]) -> Iterator[tuple[Door, str]]:
     path = os.path.abspath(path)
     if len(os.fsencode(path)) > _LONGEST_PATH:
         _refuse("address", f"the path of a Unix socket may have {_LONGEST_PATH} bytes: {path}", "a shorter path")
     _clear(path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        _forks.keep(sock.fileno())
-        sock.setblocking(False)
-        try:
-            sock.bind(path)
-            # Nobody can connect before it listens, so there is no moment in which others could.
-            os.chmod(path, 0o600)
-            sock.listen(_BACKLOG)
-        except OSError as exc:
-            _refuse("address", f"can't listen on unix:{path}: {exc.strerror}", "a path that can be listened on")
-        mine = os.stat(path)
-        try:
-            yield sock, f"unix:{path}"
-        finally:
-            # Whoever has taken the path since keeps it.
-            with contextlib.suppress(FileNotFoundError):
-                found = os.stat(path)
-                if (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino):
-                    os.unlink(path)
+    try:
+        door = UnixDoor(path, backlog=_BACKLOG, restore=restore)
+    except OSError as exc:
+        _refuse("address", f"can't listen on unix:{path}: {exc.strerror}", "a path that can be listened on")
+    with contextlib.closing(door):
+        yield door, f"unix:{path}"
 
 
 def _clear(path: str) -> None:

@@ -22,7 +22,7 @@ from snakepit_trio.wire.sockets import SocketTransport
 
 from .connection import BridgeConnection, Limits
 from .health import HealthService
-from .listening import listen, tls_context
+from .listening import Door, listen, tls_context
 from .methods import Method
 from .reflection import ReflectionService
 from .service import BridgeService
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.observe.redaction import Redactor
     from snakepit_trio.runtime import Runtime
+    from snakepit_trio.workers.run import Run
 
 __all__ = ["Bridge", "bound_bridge"]
 
@@ -55,7 +56,7 @@ class Bridge:
         self,
         runtime: Runtime,
         redactor: Redactor,
-        sock: socket.socket,
+        door: Door,
         address: str,
         token: Token,
         tls: ssl.SSLContext | None,
@@ -65,7 +66,7 @@ class Bridge:
         self.address = address
         self._token = token
         self._config = config
-        self._sock = sock
+        self._door = door
         self._tls = tls
         self._events = runtime.events
         self.errors: InternalErrors = runtime.internal_errors
@@ -121,7 +122,7 @@ class Bridge:
                 with self._accepting:
                     while True:
                         with self.errors.bulkhead("connection") as turn:
-                            await anyio.wait_readable(self._sock)
+                            await self._door.wait()
                             await self._accept(nursery)
                         if turn.failed:
                             await anyio.sleep(_PAUSE)
@@ -133,7 +134,7 @@ class Bridge:
     async def _accept(self, nursery: anyio.abc.TaskGroup) -> None:
         for _ in range(64):
             try:
-                sock, _ = self._sock.accept()
+                sock, _ = self._door.sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
             except OSError as exc:
@@ -234,13 +235,13 @@ class Bridge:
 
 
 @contextmanager
-def bound_bridge(runtime: Runtime, directory: str, redactor: Redactor) -> Iterator[Bridge]:
+def bound_bridge(runtime: Runtime, run: Run, redactor: Redactor) -> Iterator[Bridge]:
     """Listen, and give the bridge that will serve there; until it does, clients wait.
 
     Args:
         runtime: What it is the door of.
+        run: In whose directory its Unix socket is, unless the configuration says where.
         redactor: What takes secrets out of the errors that clients get.
-        directory: Where its Unix socket is, unless the configuration says it.
 
     Raises:
         ConfigError: It can't listen as configured.
@@ -248,5 +249,6 @@ def bound_bridge(runtime: Runtime, directory: str, redactor: Redactor) -> Iterat
     config = runtime.config.bridge
     assert config is not None
     tls = tls_context(config)
-    with held_token(config) as token, listen(config, os.path.join(directory, "bridge.sock")) as (sock, address):
-        yield Bridge(runtime, redactor, sock, address, token, tls)
+    default = os.path.join(run.run_dir, "bridge.sock")
+    with held_token(config) as token, listen(config, default, run.restore) as (door, address):
+        yield Bridge(runtime, redactor, door, address, token, tls)

@@ -15,6 +15,7 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import anyio
@@ -23,6 +24,7 @@ import anyio.abc
 from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
+from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio.observe.events import Event, EventBus
 
 from . import protocol
@@ -119,9 +121,13 @@ class ControlServer:
         events: The runtime's events.
         path: Where the socket is made, in a directory that only this user can enter.
         errors: Where unexpected exceptions are told; one ends a client's connection.
+        restore: Makes the directory again when a cleaner has taken it.
     """
 
-    def __init__(self, operations: Operations, events: EventBus, path: Path, errors: InternalErrors) -> None:
+    def __init__(
+        self, operations: Operations, events: EventBus, path: Path, errors: InternalErrors, restore: Callable[[], None]
+    ) -> None:
+        self._restore = restore
         self._operations = operations
         self._events = events
         self._path = path
@@ -135,7 +141,8 @@ class ControlServer:
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Serve until cancelled; the socket is then gone. Where it can't be made, a warning says why, and nothing is served."""
         try:
-            listener = _listen(self._path)
+            self._path.unlink(missing_ok=True)
+            door = UnixDoor(self._path, backlog=_MOST, restore=self._restore)
         except OSError as exc:
             _log.warning("no control socket at %s: %s", self._path, exc)
             task_status.started()
@@ -145,18 +152,17 @@ class ControlServer:
                 task_status.started()
                 while True:
                     with self._errors.bulkhead("connection") as turn:
-                        await self._let_in(listener, nursery)
+                        await self._let_in(door, nursery)
                     if turn.failed:
                         await anyio.sleep(_NO_DESCRIPTORS)
         finally:
-            listener.close()
-            self._path.unlink(missing_ok=True)
+            door.close()
 
-    async def _let_in(self, listener: socket.socket, nursery: anyio.abc.TaskGroup) -> None:
+    async def _let_in(self, door: UnixDoor, nursery: anyio.abc.TaskGroup) -> None:
         """Wait for a client, and let it in."""
-        await anyio.wait_readable(listener)
+        await door.wait()
         try:
-            sock, _ = listener.accept()
+            sock, _ = door.sock.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError as exc:
@@ -253,24 +259,6 @@ class ControlServer:
                     if not await connection.send(b"".join(lines)):
                         break
                 nursery.cancel_scope.cancel()
-
-
-def _listen(path: Path) -> socket.socket:
-    with _forks.unforked():
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        _forks.keep(listener.fileno())
-    try:
-        # On Linux the file gets the socket's own mode, so that it is never open to others, not even for a moment.
-        os.fchmod(listener.fileno(), 0o600)
-        path.unlink(missing_ok=True)
-        listener.bind(os.fspath(path))
-        path.chmod(0o600)
-        listener.listen(_MOST)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener
 
 
 def _is_ours(sock: socket.socket) -> bool:

@@ -90,6 +90,13 @@ class Records:
                 self._begin_again()
             self._write(self._registry or self._open())
 
+    def restore(self) -> None:
+        """Register the run again if a cleaner has taken the state directory, or what is in it. Never raises."""
+        if not self._locks.stands(self._run_id, self._lock) and time.monotonic() >= self._next_try:
+            with self._told():
+                self._begin_again()
+                self._write(self._open())
+
     def row(self, process_id: str) -> ProcessRow | None:
         """How a process stands."""
         return self._book.get(process_id)
@@ -184,14 +191,23 @@ class Run:
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:
         """A process is about to be started. It finds the run's directory there."""
+        self._restore_directory()
+        if self._records is not None:
+            self._records.change(process_id, ProcessRow(kind, pool))
+
+    def restore(self) -> None:
+        """Make its directories again if a cleaner has taken them, and register it again. Never raises."""
+        self._restore_directory()
+        if self._records is not None:
+            self._records.restore()
+
+    def _restore_directory(self) -> None:
         if self._directory is not None:
             try:
                 self._directory.restore()
             except (OSError, ConfigError) as exc:
                 # What needs it fails, and names it.
                 _log.warning("the run's directory %s can't be made again: %s", self.run_dir, exc)
-        if self._records is not None:
-            self._records.change(process_id, ProcessRow(kind, pool))
 
     def begun(self, process_id: str, pid: int) -> None:
         """It exists."""

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio import _unix_door
+from snakepit_trio.control.client import connect as open_control
 from snakepit_trio.workers.runs import list_runs
 from tests.until import until
 
@@ -89,6 +92,59 @@ async def test_workers_go_on_and_dead_ones_are_replaced(method: str, tmp_path: P
         async with sp.open_runtime(config) as runtime:
             assert await runtime.pool().execute("add", {"a": 1, "b": 2}) == 3
             assert [run.run_id for run in list_runs(tmp_path / "state")] == [runtime.run_id]
+
+
+def no_run_and_no_sockets_of_control(run: Path, state: Path) -> AbstractContextManager[object]:
+    for path in (state / "runs").glob("*.sock"):
+        path.unlink()
+    return no_directory(run, state)
+
+
+@pytest.mark.anyio
+async def test_sockets_that_were_taken_are_bound_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Under a runtime that starts no process meanwhile; whoever is connected already stays so."""
+    monkeypatch.setattr(_unix_door, "_LOOK", 0.05)
+    pools = [sp.PoolConfig(adapter="tests.adapters.basic", size=1)]
+    config = sp.RuntimeConfig(state_dir=tmp_path / "state", pools=pools, bridge=sp.BridgeConfig())
+    params = {"a": 1, "b": 2}
+    with anyio.fail_after(60):
+        async with sp.open_runtime(config) as runtime:
+            bridge, control = runtime.bridge, runtime._run.control
+            assert bridge is not None and control is not None
+            place = Path(bridge.address.removeprefix("unix:"))
+            assert place.parent == runtime._run.run_dir
+            async with sp.connect(bridge.address, token=bridge.token) as earlier:
+                for harm in (no_sockets, no_directory, no_run_and_no_sockets_of_control, no_state, nothing_at_all):
+                    harm(runtime._run.run_dir, tmp_path / "state")
+                    await until(lambda: place.exists() and control.exists())
+                    assert stat.S_IMODE(place.stat().st_mode) == stat.S_IMODE(control.stat().st_mode) == 0o600
+                    [entry] = list_runs(tmp_path / "state")
+                    assert (entry.run_id, entry.alive) == (runtime.run_id, True), harm.__name__
+                    async with (
+                        sp.connect(bridge.address, token=bridge.token) as client,
+                        open_control(str(control)) as operator,
+                    ):
+                        assert await client.execute("add", params) == 3
+                        assert (await operator.ask("status"))["run_id"] == runtime.run_id
+                    assert await earlier.execute("add", params) == 3
+            # What somebody else has put there is theirs.
+            caplog.clear()
+            place.unlink()
+            place.touch()
+            await anyio.sleep(0.3)
+            assert place.is_file() and not caplog.records
+            # Where it can't be made, that is told of once.
+            place.unlink()
+            place.parent.rmdir()
+            place.parent.symlink_to(tmp_path / "nowhere")
+            await until(lambda: "can't be made again" in caplog.text)
+            await anyio.sleep(0.3)
+            assert sum(str(place) in record.getMessage() for record in caplog.records) == 1
+            assert await runtime.pool().execute("add", params) == 3
+            place.parent.unlink()
+    assert list_runs(tmp_path / "state") == []
 
 
 @pytest.mark.anyio
