@@ -86,7 +86,7 @@ async def driver(
     with anyio.fail_after(60):
         async with (
             worker(tmp_path, adapter=adapter, **options) as (address, process),
-            connected(backend, backend, address) as connection,
+            connected(backend, address) as connection,
         ):
             yield made(connection, process.pid)
 
@@ -340,7 +340,7 @@ async def test_an_idle_worker_sleeps(anyio_backend: str, tmp_path: Path) -> None
     with anyio.fail_after(60):
         async with (
             worker(tmp_path, adapter=SHORT) as (address, process),
-            connected(anyio_backend, anyio_backend, address) as connection,
+            connected(anyio_backend, address) as connection,
         ):
             host = Driver(connection, process.pid)
             for n in range(100):
