@@ -61,6 +61,7 @@ class Exchange:
     Attributes:
         calls: By number, those of the plain RPCs included.
         host_calls: Their calls to the host.
+        met: A host has come; one that makes plain calls opens no exchange.
         stopping: No more calls are taken.
         host_lost: The exchange has ended without a word from the host.
     """
@@ -92,6 +93,7 @@ class Exchange:
         self._flushing = False
         self._flushed_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
+        self.met = False
         self.stopping = False
         self._memory = SharedMemory("o", marks.share, Budget(boot.shm_limit), boot.max_payload)
         self._channel = Channel(
@@ -345,9 +347,9 @@ class Exchange:
             self._stop_all()
         self.note_drained()
 
-    def stop_unopened(self) -> None:
-        """No host has come in all this time."""
-        if self._pipe is None:
+    def stop_unmet(self) -> None:
+        """Stop, unless a host has come by now."""
+        if not self.met:
             self.stop(0.0)
 
     def _lose(self) -> None:

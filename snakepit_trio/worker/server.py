@@ -57,8 +57,8 @@ __all__ = ["EXIT_STUCK", "run"]
 
 #: How long tools may take to stop once the host is gone, in seconds.
 _GONE_GRACE = 5.0
-#: How long the host may take to open its exchange, in seconds.
-_OPEN_TIME = 60.0
+#: How long the host may take to come, in seconds. From then on it is missed by the lifeline and by the end of its exchange.
+_MEETING_TIME = 60.0
 
 
 def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int, bool]:
@@ -334,14 +334,14 @@ class _Io:
             await server.start(sock=sock, ssl=tls)
             self._address = f"tcp:{f'[{bind}]' if ':' in bind else bind}:{sock.getsockname()[1]}"
         self._exchange, self._loop = exchange, loop
-        unopened = loop.call_later(_OPEN_TIME, exchange.stop_unopened)
+        unmet = loop.call_later(_MEETING_TIME, exchange.stop_unmet)
         self._started.set()
         try:
             await self._done.wait()
             exchange.flush()
             await asyncio.sleep(0)
         finally:
-            unopened.cancel()
+            unmet.cancel()
             server.close()
             with suppress(TimeoutError):
                 await asyncio.wait_for(server.wait_closed(), _GONE_GRACE)

@@ -145,6 +145,7 @@ class WorkerService:
         given = (stream.metadata or {}).get("authorization", "")
         if not hmac.compare_digest(str(given).encode(), self._expected):
             raise GRPCError(Status.UNAUTHENTICATED, "the token is missing or wrong")
+        self._exchange.met = True
 
     async def _handshake(self, stream: Any) -> None:
         self._authenticate(stream)

@@ -17,6 +17,7 @@ import snakepit_trio as sp
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.wire import codec, frames
+from snakepit_trio.wire.connection import RpcFailure
 from tests.integration.test_wires import SERVICE, Exchange, connected, worker
 from tests.until import appears
 
@@ -318,6 +319,26 @@ async def test_plain_calls_beside_the_exchange(kind: dict[str, Any], anyio_backe
             assert reply.payload is not None
             assert codec.decode(frames.Payload(2, reply.payload.data)) == "plain"
             assert await host.value(id) == "framed"
+
+
+async def test_a_worker_waits_for_a_host_but_not_for_an_exchange(anyio_backend: str, tmp_path: Path) -> None:
+    from snakepit_trio.wire.generated.snakepit.v1 import ExecuteRequest, ExecuteResponse
+    from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+
+    params = codec.encode({"value": "plain"})
+    request = bytes(ExecuteRequest(tool="echo", payload=PayloadMessage(encoding=2, data=params.data)))
+    options = {"adapter": "tests.adapters.expecting"}
+    with anyio.fail_after(60):
+        async with worker(tmp_path, **options) as (served, _), connected(anyio_backend, served) as connection:
+            assert ExecuteResponse.parse(await connection.unary(SERVICE + "Execute", request)).payload is not None
+            # It has met its host first: when this one's time has passed, so has the other's.
+            async with worker(tmp_path, **options) as (unserved, process):
+                async with connected(anyio_backend, unserved, token="wrong") as stranger:
+                    with pytest.raises(RpcFailure):
+                        await stranger.unary(SERVICE + "Execute", request)
+                    assert (await process.wait()).code == 0
+            for _ in range(2):
+                assert ExecuteResponse.parse(await connection.unary(SERVICE + "Execute", request)).payload is not None
 
 
 async def test_a_worker_that_can_not_listen_says_so(kind: dict[str, Any], anyio_backend: str, tmp_path: Path) -> None:
