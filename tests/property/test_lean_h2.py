@@ -10,6 +10,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, Event, RequestReceived, ResponseReceived, StreamEnded, TrailersReceived
 from h2.exceptions import FlowControlError, NoSuchStreamError, ProtocolError, TooManyStreamsError
 from h2.settings import SettingCodes
+from hpack import Decoder
 from hpack.exceptions import HPACKDecodingError, OversizedHeaderListError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -284,6 +285,46 @@ def test_what_is_remembered_of_headers_is_not_trusted_too_far() -> None:
     assert decoder.decode(b"\xbe", raw=True) == decoder.decode(b"\xbe", raw=True) == [(b"a", b"1")]
     decoder.decode(entry % b"2", raw=True)
     assert decoder.decode(b"\xbe", raw=True) == [(b"a", b"2")]
+
+
+def test_only_what_differs_between_requests_is_decoded_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Decoder.decode
+    decoded: list[int] = []
+
+    def counting(self: Decoder, data: bytes, raw: bool = False) -> Any:
+        decoded.append(len(data))
+        return whole(self, data, raw)
+
+    monkeypatch.setattr(Decoder, "decode", counting)
+    decoder = RememberingDecoder(10_000)
+    fixed = FixedHeaders((":method", "POST"), ("x", "y" * 200))
+    timed = [fixed.and_one("grpc-timeout", f"{n}m") for n in range(3)]
+    tail = len(literal("grpc-timeout", "1m"))
+    for headers in timed:
+        decoder.decode(headers.block, raw=True)
+    assert decoded == [len(timed[0].block), tail, tail]
+    # What ends with anything else is remembered as a whole.
+    decoded.clear()
+    other = FixedHeaders((":status", "200"), ("y", "1"))
+    for _ in range(3):
+        assert len(list(decoder.decode(other.block, raw=True))) == 2
+    assert decoded == [len(other.block)]
+
+
+@pytest.mark.parametrize("room", [0, -1])
+def test_the_limit_of_a_header_list_counts_32_bytes_for_each(room: int) -> None:
+    """RFC 9113, 6.5.2; also for one that is put together from what is remembered and what is new."""
+    fixed = FixedHeaders((":method", "POST"), ("x", "y" * 50))
+    timed = fixed.and_one("grpc-timeout", "1m")
+    size = sum(len(name) + len(value) + 32 for name, value in timed)
+    decoder = RememberingDecoder(size + room)
+    decoder.decode(fixed.block, raw=True)
+    decoder._before = fixed.block
+    if room < 0:
+        with pytest.raises(OversizedHeaderListError):
+            decoder.decode(timed.block, raw=True)
+    else:
+        assert len(list(decoder.decode(timed.block, raw=True))) == 3
 
 
 def test_a_client_that_opens_streams_the_short_way_is_understood_and_keeps_to_the_limit() -> None:

@@ -52,3 +52,48 @@ def test_a_second_cancel_gives_no_more_time() -> None:
 
 def test_one_that_has_stopped_costs_nothing() -> None:
     assert over_at((1, 1, 5), (2, 1, None), (20, 2, 5)) == 25
+
+
+def stopped_at(held: list[int], *steps: tuple[float, int, float | None], threads: int = 1) -> tuple[float, bool]:
+    """When a worker that holds these calls has stopped all that was cancelled, or should have; and whether it has."""
+
+    async def main() -> tuple[float, bool]:
+        table, changed = dict.fromkeys(held), Bell()
+        grace = Grace(table, changed)
+        began = anyio.current_time()
+        for at, call_id, due in steps:
+            if not at and due is not None:
+                grace.begin(call_id, began + due)
+
+        async def later(at: float, call_id: int, due: float | None) -> None:
+            await anyio.sleep_until(began + at)
+            if due is None:
+                del table[call_id]
+                grace.end(call_id)
+                changed.ring()
+            else:
+                grace.begin(call_id, began + at + due)
+
+        with anyio.fail_after(1000):
+            async with anyio.create_task_group() as nursery:
+                for step in steps:
+                    if step[0]:
+                        nursery.start_soon(later, *step)
+                found = await grace.stopped(threads)
+                nursery.cancel_scope.cancel()
+        return round(anyio.current_time() - began, 6), found
+
+    return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+def test_a_neighbour_is_not_made_to_pay() -> None:
+    # A call that somebody waits for runs beside the one that hangs: it may end first.
+    assert stopped_at([1, 2], (0, 1, 3), (20, 2, None), threads=2) == (20, False)
+    # One that has not begun is none.
+    assert stopped_at([1, 2], (0, 1, 3), threads=1) == (3, False)
+
+
+def test_one_that_stops_after_all_saves_its_worker() -> None:
+    assert stopped_at([1, 2], (0, 1, 3), (7, 1, None), (20, 2, None), threads=2) == (7, True)
+    # A neighbour that is cancelled meanwhile has its own grace.
+    assert stopped_at([1, 2], (0, 1, 3), (5, 2, 3), threads=2) == (8, False)

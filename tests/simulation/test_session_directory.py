@@ -319,3 +319,28 @@ def test_a_row_that_is_always_due_costs_no_more_than_a_look_now_and_then(shared:
             assert await sessions.list() == ()
 
     run(main)
+
+
+def test_what_is_told_of_sessions_and_programs() -> None:
+    """Once, and only of what there was."""
+
+    async def main() -> None:
+        store, bus = ThreadLike(), EventBus(100)
+        async with anyio.create_task_group() as nursery:
+            sessions = SessionDirectory(store, bus)
+            nursery.start_soon(sessions.keep)
+            programs = ProgramStore(store, sessions, 60.0, bus)
+            await sessions.open("a", 5.0, {})
+            await sessions.open("b", 5.0, {})
+            assert [await sessions.close("a"), await sessions.close("a")] == [True, False]
+            await programs.put("p", b"data")
+            assert [await programs.delete("p"), await programs.delete("p")] == [True, False]
+            await anyio.sleep(6)
+            nursery.cancel_scope.cancel()
+        told = [(event.name, event.metadata.get("session_id", event.metadata.get("program"))) for event in bus.history]
+        assert told == [
+            ("session.opened", "a"), ("session.opened", "b"), ("session.closed", "a"), ("program.stored", "p"),
+            ("program.deleted", "p"), ("session.expired", "b"),
+        ]  # fmt: skip
+
+    run(main)

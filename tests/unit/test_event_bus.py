@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from snakepit_trio.errors import InvalidParameter
 from snakepit_trio.observe import events
 from snakepit_trio.observe.events import EventBus
 
@@ -54,3 +55,42 @@ async def test_the_oldest_are_dropped_and_counted() -> None:
         assert stream.dropped == 7
         with anyio.fail_after(5):
             assert [(await anext(stream)).measurements["n"] for _ in range(3)] == [7, 8, 9]
+
+
+async def test_what_is_refused() -> None:
+    bus = EventBus()
+    for prefixes, capacity in ((("a", 1), 1), ((), 0), ((), -1), ((), 1.0), ((), True)):
+        with pytest.raises(InvalidParameter):
+            async with bus.subscribe(*prefixes, capacity=capacity):  # type: ignore[arg-type]
+                pytest.fail("subscribed")
+    assert not bus.active
+    for name, measurements in (
+        ("worker.ready", {}), ("1a", {}), ("", {}), ("a b", {}), ("a" * 129, {}),
+        ("own", {"n": True}), ("own", {"n": "1"}), ("own", {1: 1}), ("own", {"n": None}),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=r"is no name|not numbers"):
+            bus.tell(name, measurements, {})  # type: ignore[arg-type]
+    async with bus.subscribe(capacity=1) as stream:
+        bus.tell("a" * 128, {"n": 1, "m": 1.5}, {"token": "secret"})
+        event = stream.receive_nowait()
+        assert event is not None and event.metadata == {"token": "[redacted]"}
+
+
+async def test_it_ends_after_what_still_waits() -> None:
+    bus = EventBus()
+    async with bus.subscribe() as early:
+        bus.tell("one", {}, {})
+        bus.close()
+        with anyio.fail_after(5):
+            assert [event.name async for event in early] == ["one"]
+            async with bus.subscribe() as stream:
+                assert [event async for event in stream] == []
+
+
+async def test_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EventBus, "check", None)
+    bus = EventBus(2)
+    for number in range(3):
+        bus.emit("pool.opened", {"size": number}, pool="p")
+        bus.publish("request.completed", {}, {})
+    assert [event.measurements["size"] for event in bus.history] == [1, 2]

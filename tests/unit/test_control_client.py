@@ -1,0 +1,92 @@
+"""What the commands make of a runtime's answers, or of none."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.abc
+import pytest
+
+from snakepit_trio.control import client as module
+from snakepit_trio.control.client import ControlClient, ControlError, connect
+
+pytestmark = pytest.mark.anyio
+
+
+class Peer(anyio.abc.ByteStream):
+    """Says what it is told to, then has closed."""
+
+    def __init__(self, *said: bytes) -> None:
+        self.said = list(said)
+        self.heard: list[dict[str, Any]] = []
+
+    async def send(self, item: bytes) -> None:
+        self.heard.append(json.loads(item))
+
+    async def receive(self, max_bytes: int = 65536) -> bytes:
+        await anyio.lowlevel.checkpoint()
+        if not self.said:
+            raise anyio.EndOfStream
+        return self.said.pop(0)
+
+    async def send_eof(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+
+def line(**fields: Any) -> bytes:
+    return json.dumps(fields).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "code", "words"),
+    [
+        ([], "unreachable", "closed the connection"),
+        ([b'{"ok": true'], "unreachable", "closed the connection"),
+        ([b"no json\n"], "unreachable", "can't be read"),
+        ([b"[1]\n"], "unreachable", "can't be read"),
+        ([line(ok=True, id=2, result={})], "unreachable", "none to our question"),
+        ([line(ok=1, id=1, result={})], "unreachable", "none to our question"),
+        ([line(ok=False, id=1, error="text")], "unreachable", "none to our question"),
+        ([line(ok=False, id=1, error={"code": "refused", "message": "no"})], "refused", "no"),
+        ([line(ok=False, id=1, error={})], "control", "^$"),
+    ],
+)
+async def test_what_is_no_answer(said: list[bytes], code: str, words: str) -> None:
+    with pytest.raises(ControlError, match=words) as raised:
+        await ControlClient(Peer(*said)).ask("status")
+    assert raised.value.code == code and raised.value.retryable is (code == "unreachable")
+
+
+async def test_an_answer_in_pieces_and_the_one_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = line(ok=True, id=1, result={"a": 1}), line(ok=True, id=2, result={"b": 2})
+    peer = Peer(one[:5], one[5:] + two)
+    client = ControlClient(peer)
+    assert await client.ask("status", window=2.0) == {"a": 1}
+    assert await client.ask("kill", worker="w") == {"b": 2}
+    assert [(said["id"], said["op"], said["params"]) for said in peer.heard] == [
+        (1, "status", {"window": 2.0}),
+        (2, "kill", {"worker": "w"}),
+    ]
+    monkeypatch.setattr(module, "ANSWER_LIMIT", 100)
+    with pytest.raises(ControlError, match="too long"):
+        await ControlClient(Peer(*itertools.repeat(b"x" * 60, 4))).ask("status")
+
+
+async def test_events_until_it_ends() -> None:
+    peer = Peer(
+        line(ok=True, id=1, result={}), line(event={"name": "a"}, dropped=0), line(event={"name": "b"}, dropped=2)
+    )
+    found = [one async for one in ControlClient(peer).events("worker.")]
+    assert [(one["event"]["name"], one["dropped"]) for one in found] == [("a", 0), ("b", 2)]
+    assert peer.heard[0]["params"] == {"prefixes": ["worker."]}
+
+
+async def test_where_nobody_listens(tmp_path: Path) -> None:
+    with pytest.raises(ControlError, match=r"can't be reached: .*No such file") as raised:
+        async with connect(str(tmp_path / "nothing")):
+            pytest.fail("connected")
+    assert raised.value.code == "unreachable"
