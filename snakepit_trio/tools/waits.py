@@ -16,7 +16,7 @@ takes one away asks for :meth:`Waits.check`.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -32,6 +32,8 @@ DEEPEST = 16
 CHAIN: ContextVar[tuple[Any, ...]] = ContextVar("snakepit_chain", default=())
 
 _Hopeless = Callable[[Container[object]], bool]
+#: A waiter's chain, whether it is hopeless while these are blocked, and how it is refused.
+_Wait = tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]
 
 
 class Permit:
@@ -84,7 +86,7 @@ class Waits:
     """The waiters of one runtime, oldest first."""
 
     def __init__(self) -> None:
-        self._waiters: dict[Any, tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]] = {}
+        self._waiters: dict[Any, _Wait] = {}
         self._links: Counter[Any] = Counter()
 
     def __repr__(self) -> str:
@@ -120,14 +122,15 @@ class Waits:
                     del links[link]
 
     def check(self) -> None:
-        """Something that was waited for has gone: refuse the newest of those that would wait for ever, until none would."""
+        """Something that was waited for has gone: refuse, of those that would wait for ever, the newest for which others wait,
+        until none would. Whoever only waits behind them goes on."""
         while self._waiters and (stuck := self._stuck()):
-            waiter = next(reversed(stuck))
+            waiter = _newest_in_the_way(stuck)
             refuse = stuck[waiter][2]
             self.remove(waiter)
             refuse()
 
-    def _stuck(self) -> dict[Any, tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]]:
+    def _stuck(self) -> dict[Any, _Wait]:
         stuck = dict(self._waiters)
         while stuck:
             blocked = {link for chain, _, _ in stuck.values() for link in chain}
@@ -137,3 +140,12 @@ class Waits:
             for waiter in free:
                 del stuck[waiter]
         return stuck
+
+
+def _newest_in_the_way(stuck: Mapping[Any, _Wait]) -> Any:
+    """The newest of these waiters that holds something, itself or by those who wait for it, which one of them waits for."""
+    blocked = {link for chain, _, _ in stuck.values() for link in chain}
+    needed = {link for link in blocked if any(not hopeless(blocked - {link}) for _, hopeless, _ in stuck.values())}
+    return next(
+        (waiter for waiter in reversed(stuck) if not needed.isdisjoint(stuck[waiter][0])), next(reversed(stuck))
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Container
 from copy import deepcopy
 
@@ -18,8 +20,10 @@ POOLS = 2
 class Call:
     """A request of one pool."""
 
-    def __init__(self, number: int, pool: int, parent: Call | None) -> None:
+    def __init__(self, number: int, pool: int, parent: Call | None, permit: bool = False) -> None:
         self.number = number
+        #: It holds a permit, which makes it a waiter; nobody waits for that.
+        self.permit = permit
         self.pool = pool
         self.parent = parent
         self.running = False
@@ -28,7 +32,8 @@ class Call:
 
     @property
     def chain(self) -> tuple[Call, ...]:
-        return () if self.parent is None else (*self.parent.chain, self.parent)
+        waits = () if self.parent is None else (*self.parent.chain, self.parent)
+        return (*waits, ("permit", self.number)) if self.permit else waits  # type: ignore[return-value]
 
 
 class System:
@@ -74,6 +79,7 @@ class WaitsMachine(RuleBasedStateMachine):
         self.system = System()
         self.waits = Waits()
         self.count = 0
+        self.refused = 0
         self.calls: list[Call] = []
 
     def hopeless(self, call: Call, blocked: Container[object]) -> bool:
@@ -84,18 +90,19 @@ class WaitsMachine(RuleBasedStateMachine):
         assert not self.system.comes_to_an_end(), "it would have ended"
         self.system.queue[call.pool].remove(call)
         call.over = True
-        assert call.parent is not None
+        assert call.parent is not None, "nobody waits for what it holds"
         call.parent.waits_for = None
+        self.refused += 1
 
-    def add(self, pool: int, parent: Call | None) -> None:
+    def add(self, pool: int, parent: Call | None, permit: bool = False) -> None:
         self.count += 1
-        call = Call(self.count, pool, parent)
+        call = Call(self.count, pool, parent, permit)
         self.calls.append(call)
         if parent is not None:
             parent.waits_for = call
         self.system.queue[pool].append(call)
         self.system.fill(pool)
-        if parent is not None and not call.running:
+        if call.chain and not call.running:
             hopeless, refuse = lambda blocked: self.hopeless(call, blocked), lambda: self.refuse(call)
             self.waits.add(call, call.chain, hopeless, refuse)
 
@@ -103,9 +110,9 @@ class WaitsMachine(RuleBasedStateMachine):
         for call in calls:
             self.waits.remove(call)
 
-    @rule(pool=st.integers(0, POOLS - 1))
-    def call(self, pool: int) -> None:
-        self.add(pool, None)
+    @rule(pool=st.integers(0, POOLS - 1), permit=st.booleans())
+    def call(self, pool: int, permit: bool) -> None:
+        self.add(pool, None, permit)
 
     @precondition(lambda self: self.system.free())
     @rule(data=st.data(), pool=st.integers(0, POOLS - 1))
@@ -145,7 +152,7 @@ class WaitsMachine(RuleBasedStateMachine):
 
     @invariant()
     def it_knows_who_waits(self) -> None:
-        queued = [call for calls in self.system.queue for call in calls if call.parent is not None]
+        queued = [call for calls in self.system.queue for call in calls if call.chain]
         assert len(self.waits) == len(queued)
         assert bool(self.waits._links) == bool(queued)
 
@@ -158,3 +165,55 @@ def test_depth() -> None:
     with pytest.raises(WouldDeadlock) as raised:
         check_depth((object(),) * (2 * DEEPEST), "tool")
     assert raised.value.details == {"tool": "tool", "depth": DEEPEST, "limit": DEEPEST}
+
+
+def test_who_only_waits_behind_others_is_not_refused() -> None:
+    """A worker with one seat is left. Its call waits for another, and one that holds a permit waits behind that one, and is newer."""
+    machine = WaitsMachine()
+    machine.system.capacity = [2, 1]
+    machine.add(0, None)
+    machine.add(0, None)
+    outer, neighbour = machine.calls
+    machine.add(0, outer)
+    machine.add(0, None, permit=True)
+    nested, behind = machine.calls[2:]
+    # The neighbour's worker goes away, and the neighbour with it.
+    machine.system.capacity[0] = 1
+    machine.begun(machine.system.finish(neighbour))
+    machine.waits.check()
+    assert (nested.over, behind.over) == (True, False)
+    machine.begun(machine.system.finish(outer))
+    assert behind.running
+
+
+def test_the_machine_meets_what_it_is_for() -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(60):
+        rng = random.Random(seed)
+        machine = WaitsMachine()
+        for _ in range(60):
+            free = machine.system.free()
+            step = rng.choice(["call", "nest", "nest", "finish", "grow", "shrink", "lose"])
+            before, waiting = machine.refused, len(machine.waits)
+            if step == "nest" and free:
+                machine.add(rng.randrange(POOLS), rng.choice(free))
+            elif step == "finish" and free:
+                machine.begun(machine.system.finish(rng.choice(free)))
+            elif step == "call":
+                machine.add(rng.randrange(POOLS), None, rng.random() < 0.5)
+            elif step in ("grow", "shrink", "lose"):
+                getattr(machine, step)(rng.randrange(POOLS))
+            seen[f"{step}: refused"] += machine.refused > before
+            seen[f"{step}: waits"] += len(machine.waits) > waiting
+            seen[f"{step}: waits no longer"] += len(machine.waits) < waiting and machine.refused == before
+            machine.it_comes_to_an_end()
+            machine.it_knows_who_waits()
+    for met in (
+        "nest: refused",
+        "nest: waits",
+        "call: waits",
+        "finish: waits no longer",
+        "grow: waits no longer",
+        "lose: refused",
+    ):
+        assert seen[met] >= 3, seen

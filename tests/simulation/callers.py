@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncIterator, Iterator
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -14,7 +16,12 @@ from .scenario import START_FAULTS, Caller
 if TYPE_CHECKING:
     from .simulator import Simulation
 
-__all__ = ["call", "explained"]
+__all__ = ["Boom", "call", "explained"]
+
+
+class Boom(Exception):
+    """What a caller's own code raises."""
+
 
 #: Faults that can cost a worker that is up.
 _DEADLY = {"crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall", "leave"}
@@ -36,6 +43,8 @@ async def call(simulation: Simulation, caller: Caller) -> None:
         try:
             await _KINDS[caller.kind](simulation, pool, caller)
             outcome = "completed"
+        except Boom:
+            outcome = "Boom"
         except sp.SnakepitError as exc:
             outcome, details = type(exc).__name__, {"code": exc.code, **exc.details}
         except Injected as exc:
@@ -65,12 +74,23 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "cancelled":
             return spent >= caller.patience - _LATE
         case "RequestTimeout":
-            return caller.timeout is not None and (caller.kind != "execute" or spent >= caller.timeout - _LATE)
+            if caller.timeout is None:
+                return False
+            # A limit says so as soon as it is known that there will be no token in time.
+            early = any(limit.rate is not None for limit in options.limits)
+            return caller.kind != "execute" or early or spent >= caller.timeout - _LATE
         case "QueueTimeout":
             waited = spent >= options.queue_timeout - _LATE
             return waited or (options.reject_hopeless and bool(details.get("hopeless")))
         case "QueueFull":
-            return options.max_queue is not None and options.max_queue < 1000
+            waiting = [limit.max_waiting for limit in options.limits]
+            return min([*waiting, 1000 if options.max_queue is None else options.max_queue]) < 1000
+        case "QuotaExceeded":
+            return not all(limit.wait for limit in options.limits)
+        case "CircuitOpen":
+            return options.circuit is not None
+        case "Boom":
+            return caller.raises is not None
         case "WorkerCrashed":
             # A worker that is at work is not dead, however long it answers nothing.
             found_dead = details.get("reason") == "heartbeat"
@@ -93,36 +113,40 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
         case "WouldDeadlock":
             return caller.kind == "nested" or (simulation.closing and "nested" in kinds)
         case "InvalidParameter":
-            return caller.kind == "operate"
+            return caller.kind == "operate" or caller.more == "surrogate"
         case "RequestCancelled":
             return caller.kind in ("nested", "session")
+        case "SessionNotFound":
+            return caller.kind == "session" and any(c.ttl is not None or c.ends for c in simulation.scenario.callers)
         case "SnakepitError":
             return raised and details["code"] == "internal"
         case "itself":
             return raised
         case "ToolError":
             # Of a host tool that could not be called, or whose answer could not be given.
-            return raised and caller.kind == "nested"
+            return bool(caller.params.get("fails")) or (raised and caller.kind == "nested")
     return False
 
 
 async def _execute(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    found = await pool.execute(caller.tool, caller.params, timeout=caller.timeout, priority=caller.priority)
-    assert found == caller.params, f"{caller} got the answer of another: {found}"
+    found = await pool.execute(caller.tool, caller.sent, timeout=caller.timeout, priority=caller.priority)
+    assert found == caller.sent, f"{caller} got the answer of another: {found}"
 
 
 async def _nested(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    params = {**caller.params, "tool": caller.tool}
+    params = {**caller.sent, "tool": caller.tool}
     found = await pool.execute("nested", params, timeout=caller.timeout, priority=caller.priority)
-    assert found == caller.params, f"{caller} got the answer of another: {found}"
+    assert found == caller.sent, f"{caller} got the answer of another: {found}"
 
 
 async def _stream(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    params = {**caller.params, "n": caller.count}
+    params = {**caller.sent, "n": caller.count}
     async with pool.stream("stream", params, timeout=caller.timeout, priority=caller.priority) as chunks:
         taken = 0
         async for chunk in chunks:
             assert chunk == taken, f"{caller}: chunk {chunk} in the place of {taken}"
+            if taken == caller.raises:
+                raise Boom
             if taken == caller.leave_at:
                 return
             taken += 1
@@ -132,15 +156,42 @@ async def _stream(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None
 
 
 async def _map(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    inputs = [{**caller.params, "i": i} for i in range(caller.count)]
-    async with pool.map(caller.tool, inputs, limit=3, timeout=caller.timeout, priority=caller.priority) as results:
-        taken = 0
+    inputs = [{**caller.sent, "i": i} for i in range(caller.count)]
+
+    def given() -> Iterator[dict[str, Any]]:
+        for number, one in enumerate(inputs):
+            if number == caller.raises:
+                raise Boom
+            yield one
+
+    async def slowly() -> AsyncIterator[dict[str, Any]]:
+        for one in given() if caller.inputs == "raising" else inputs:
+            await anyio.sleep(caller.pause)
+            yield one
+
+    source: Any = (
+        slowly() if caller.pause or caller.inputs == "slow" else given() if caller.inputs == "raising" else inputs
+    )
+    options: dict[str, Any] = {"limit": caller.limit, "ordered": caller.ordered, "return_errors": caller.errors}
+    async with pool.map(caller.tool, source, timeout=caller.timeout, priority=caller.priority, **options) as results:
+        taken: set[int] = set()
         async for found in results:
-            assert found == inputs[taken], f"{caller}: {found} in the place of {inputs[taken]}"
-            if taken == caller.leave_at:
+            assert results.index not in taken, f"{caller}: two results of input {results.index}"
+            assert not caller.ordered or results.index == len(taken), f"{caller}: {results.index} after {taken}"
+            taken.add(results.index)
+            if isinstance(found, sp.SnakepitError):
+                details = {"code": found.code, **found.details}
+                assert caller.errors and explained(simulation, caller, type(found).__name__, details, math.inf), repr(
+                    found
+                )
+                simulation.outcomes[f"map input:{type(found).__name__}"] += 1
+            else:
+                assert found == inputs[results.index], f"{caller}: {found} in the place of {inputs[results.index]}"
+            if len(taken) - 1 == caller.raises and caller.inputs != "raising":
+                raise Boom
+            if len(taken) - 1 == caller.leave_at:
                 return
-            taken += 1
-        assert taken == caller.count
+        assert len(taken) == caller.count, f"{caller}: {len(taken)} results"
 
 
 def _session_of(caller: Caller) -> str:
@@ -148,12 +199,18 @@ def _session_of(caller: Caller) -> str:
 
 
 async def _session(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    async with pool.session(_session_of(caller), affinity=caller.affinity, on_lost=caller.on_lost) as session:  # type: ignore[arg-type]
+    name = _session_of(caller)
+    options: dict[str, Any] = {"affinity": caller.affinity, "on_lost": caller.on_lost, "ttl": caller.ttl}
+    async with pool.session(name, **options) as session:
         for i in range(caller.count):
-            params = {**caller.params, "i": i}
+            params = {**caller.sent, "i": i}
             found = await session.execute(caller.tool, params, timeout=caller.timeout)
             assert found == params, f"{caller} got the answer of another: {found}"
             await session.put("k", i)
+            if i == caller.raises:
+                raise Boom
+            if caller.ends:
+                await simulation.runtime.sessions.close(name)
 
 
 async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:

@@ -26,6 +26,8 @@ _GRIND = 1.5
 
 
 async def work(**params: Any) -> dict[str, Any]:
+    if params.get("fails"):
+        raise OSError("it fails")
     if params.get("deaf"):
         with anyio.CancelScope(shield=True):
             await anyio.sleep(params["seconds"])
@@ -117,7 +119,8 @@ class FaultyWorker(ScriptedWorker):
 
     # ---- the wire ----------------------------------------------------------------------------------
 
-    def send(self, message: bytes) -> None:
+    def send(self, *pieces: bytes) -> None:
+        message = b"".join(pieces)
         frame = frame_reading.decode_host_frame(message)
         if isinstance(frame, frames.Cancel) and not frame.recall:
             self.told_to_cancel[frame.id] = anyio.current_time()

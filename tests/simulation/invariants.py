@@ -99,7 +99,9 @@ class Invariants:
         if free and len(ledger._queue):
             for request in ledger._queue:
                 # One that may have ended workers runs where nothing else does.
-                may_take = [seats for seats in free if not (request.suspect and seats.load)]
+                may_take = [
+                    seats for seats in free if not (request.suspect and seats.load) and not request.avoids(seats)
+                ]
                 assert request.pin is not None or not may_take, f"{request!r} waits while a seat is free"
                 assert request.pin not in may_take, f"{request!r} waits while a seat of its own worker is free"
         for request in self.open.values():
@@ -119,9 +121,18 @@ class Invariants:
             up = [worker for worker in pool._roster.seats if not worker.state.over]
             offers = {frozenset(tool.name for tool in worker.tools) for worker in up}
             assert len(offers) <= 1, f"workers that differ take calls: {offers}"
+        self._no_limit_is_passed()
         if not ledger.closed:
             self._every_place_is_kept(now)
             self._nobody_is_stranded(now)
+
+    def _no_limit_is_passed(self) -> None:
+        guard = self.pool._guard
+        for limit in guard._limits if guard is not None else ():
+            most = limit._config.concurrency
+            for gate in limit._gates.values():
+                assert most is None or len(gate.holders) <= most, f"{len(gate.holders)} permits of {limit._config}"
+                assert not gate.queue or len(gate.holders) == most, "somebody waits for a permit that is free"
 
     def _every_place_is_kept(self, now: float) -> None:
         """Idle + busy + starting + stopping = size: each slot has a worker, or knows when it will have one."""
@@ -170,6 +181,14 @@ class Invariants:
         assert not any(seats.load or seats.ahead for seats in ledger.seats), "a seat never came back"
         assert not ledger._places._priorities, "priorities are kept of nobody"
         assert len(self.pool._parts.waits) == 0, "a wait is kept of nobody"
+        guard = self.pool._guard
+        for limit in guard._limits if guard is not None else ():
+            for gate in limit._gates.values():
+                left = (gate.inside, gate.waiting, len(gate.holders), len(gate.queue), len(gate.line))
+                assert not any(left), f"left at a limit: {left}"
+                assert gate.bucket is None or not gate.bucket.reserved, "a token is reserved for nobody"
+        for circuit in guard._circuits.values() if guard is not None else ():
+            assert not circuit._probing, "a probe was lost"
 
     def after_the_end(self) -> None:
         """Raise AssertionError unless a closed pool is empty."""

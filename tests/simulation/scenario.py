@@ -10,12 +10,23 @@ from typing import Any
 
 import attrs
 
-__all__ = ["FRAME_FAULTS", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"]
+import snakepit_trio as sp
+
+__all__ = ["FRAME_FAULTS", "MORE", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"]
 
 #: What happens at one frame of a worker, its host's or its own; beside that, "leave".
 FRAME_FAULTS = ("crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall")
 #: What happens when a worker starts.
 START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails", "odd")
+
+#: What users send, by name; the first can't be sent.
+MORE: dict[str, dict[str, Any]] = {
+    "surrogate": {"text": "\ud800"},
+    "text": {"text": ["", "\0", "e\u0301", "\u00e9", "E\u0301"], "huge": 10**400},
+    "long": {"text": "x" * 70_000},
+    "data": {"data": b"\0x" * 40_000},
+    "megabytes": {"data": bytearray(2_000_000)},
+}
 
 _OPERATIONS = ("resize", "recycle", "rolling_restart", "cordon", "drain", "kill")
 
@@ -32,7 +43,15 @@ class Fault:
 
 @attrs.frozen(kw_only=True)
 class Caller:
-    """One task that uses the pool: what it does, when it begins, and all that it has drawn beforehand."""
+    """One task that uses the pool: what it does, when it begins, and all that it has drawn beforehand.
+
+    Attributes:
+        raises: Its block, or what gives a map its inputs, raises at this item.
+        inputs: How a map gets its inputs: ``"list"``, ``"slow"`` or ``"raising"``.
+        limit, ordered, errors: A map's options; ``errors`` is ``return_errors``.
+        more: What it sends beside its parameters; the name of one of :data:`MORE`.
+        ttl, ends: Of a session: how long it lives unused, and whether the caller ends it for everybody.
+    """
 
     number: int
     kind: str
@@ -47,6 +66,19 @@ class Caller:
     pause: float = 0.0
     affinity: str = "hint"
     on_lost: str = "error"
+    raises: int | None = None
+    inputs: str = "list"
+    limit: int | None = 3
+    ordered: bool = True
+    errors: bool = False
+    ttl: float | None = None
+    ends: bool = False
+    more: str = ""
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The arguments."""
+        return {**self.params, **MORE.get(self.more, {})}
 
 
 @attrs.frozen(kw_only=True)
@@ -123,6 +155,64 @@ def _unruly(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> 
     return tuple(found)
 
 
+def _more_options(seed: int, options: dict[str, Any]) -> dict[str, Any]:
+    """Options of some scenarios beside the usual ones, and policies."""
+    rng = random.Random(f"{seed}:options")
+    more: dict[str, Any] = {}
+    if rng.random() < 0.2:
+        more["threads"] = rng.choice([2, 4])
+    if rng.random() < 0.4 and not options["fair"]:
+        more["aging"] = rng.choice([None, 0.005])
+    if rng.random() < 0.3:
+        more["poison_limit"] = rng.choice([None, 1, 3])
+    if rng.random() < 0.15:
+        # A pool without workers could take nothing, ever.
+        more["max_queue"] = None if options.get("min_size") == 0 else rng.choice([None, 0])
+    if rng.random() < 0.4:
+        more["limits"] = [_limit(rng) for _ in range(rng.choice([0, 1, 1, 2]))]
+        more["retry"] = rng.choice([None, sp.RetryConfig(attempts=3, delay=0.02, on=["OSError"])])
+        more["hedge"] = rng.choice([None, sp.HedgeConfig(delay=0.005, max_share=1.0)])
+        more["circuit"] = rng.choice([None, None, sp.CircuitConfig(min_calls=4, open_for=0.1, window=1.0)])
+    return more
+
+
+def _limit(rng: random.Random) -> sp.LimitConfig:
+    rate = rng.choice([None, 20.0, 200.0])
+    return sp.LimitConfig(
+        tools=rng.choice([(), (), ("work",), ("again", "stream")]),
+        per=rng.choice(["tool", "session", "pool"]),
+        rate=rate,
+        burst=None if rate is None else rng.choice([None, 1, 3]),
+        concurrency=rng.choice([1, 2, 3]) if rate is None or rng.random() < 0.5 else None,
+        wait=rng.random() < 0.85,
+        max_waiting=rng.choice([1, 1000, 1000]),
+    )
+
+
+def _odd_ones(seed: int, callers: tuple[Caller, ...]) -> tuple[Caller, ...]:
+    """Callers of every scenario send what users send: much data, odd text, huge numbers; their tools and blocks fail; their maps
+    and sessions have other options."""
+    rng = random.Random(f"{seed}:odd")
+    found = []
+    for caller in callers:
+        chance = rng.random()
+        if caller.kind != "operate" and chance < 0.06:
+            caller = attrs.evolve(caller, params={**caller.params, "fails": True})
+        caller = attrs.evolve(
+            caller,
+            raises=rng.choice([None] * 8 + [0, 1]),
+            inputs=rng.choice(["list", "list", "slow", "raising"]),
+            limit=rng.choice([None, 1, 3]),
+            ordered=rng.random() < 0.6,
+            errors=rng.random() < 0.4,
+            ttl=rng.choice([None, None, None, 0.02, 0.5]),
+            ends=rng.random() < 0.15,
+            more=rng.choice([*MORE, *[""] * 30]),
+        )
+        found.append(caller)
+    return tuple(found)
+
+
 def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
     """Workers of some scenarios that somebody else asks to end."""
     rng = random.Random(f"{seed}:leave")
@@ -171,6 +261,7 @@ def draw(seed: int) -> Scenario:
     if rng.random() < 0.25:
         options |= {"min_size": rng.choice([0, 1]), "max_size": 6, "target_wait": 0.02, "scale_down_after": 0.2}
     callers = tuple(_caller(rng, number, quick) for number in range(rng.randint(10, 35)))
+    options |= _more_options(seed, options)
     faults = []
     for number in range(rng.choice([0, 1, 2, 4, 8])):
         starting = rng.random() < 0.3
@@ -182,10 +273,14 @@ def draw(seed: int) -> Scenario:
                 frame=0 if starting else rng.choice([1, 2, 3, rng.randint(1, 60)]),
             )
         )
+    callers = _odd_ones(seed, _unruly(seed, callers, options))
+    if options.get("poison_limit", 1) is None and any(caller.params.get("lethal") for caller in callers):
+        # It would be run again for ever.
+        del options["poison_limit"]
     return Scenario(
         seed=seed,
         options=options,
-        callers=_unruly(seed, callers, options),
+        callers=callers,
         faults=(*(_odd(seed, fault) for fault in faults), *_asked_to_end(seed, size, len(faults))),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
