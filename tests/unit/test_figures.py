@@ -14,7 +14,7 @@ from snakepit_trio.cli.bench import latency, throughput
 from snakepit_trio.cli.measure import how_many
 from snakepit_trio.cli.status import _request, _show, count
 from snakepit_trio.cli.words import duration, quantile, size
-from snakepit_trio.control.operations import _latency
+from snakepit_trio.control.operations import _latency, _tasks
 from tests.unit.test_status_table import REQUEST, STATUS
 
 
@@ -168,3 +168,23 @@ def test_the_figures_of_a_status() -> None:
         _request(more)
         == "request bcb2c3adb4-627107: measure, 2.0 s old, running for 1.5 s, 500.0 ms left, attempt 2, session s"
     )
+
+
+@pytest.mark.anyio
+async def test_the_tasks_of_a_tree() -> None:
+    """The library's, and what they have started; not those of the application beside it."""
+
+    async def parent(*, task_status: Any) -> None:
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(anyio.sleep_forever, name="of.theirs")
+            nursery.start_soon(anyio.sleep_forever, name="snakepit_trio.pool.clock")
+            task_status.started()
+
+    async with anyio.create_task_group() as nursery:
+        nursery.start_soon(anyio.sleep_forever, name="the application's")
+        await nursery.start(parent, name="snakepit_trio.runtime.root")
+        found = {task["name"]: task for task in _tasks()}
+        nursery.cancel_scope.cancel()
+    assert found.keys() == {"of.theirs", "snakepit_trio.pool.clock", "snakepit_trio.runtime.root"}
+    root = found["snakepit_trio.runtime.root"]["id"]
+    assert found["of.theirs"]["parent"] == found["snakepit_trio.pool.clock"]["parent"] == root
