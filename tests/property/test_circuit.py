@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
+from collections import Counter
 
 import hypothesis.strategies as st
 import pytest
@@ -34,9 +36,13 @@ class Breaker(RuleBasedStateMachine):
         self.era = 0
         self.out: dict[Permit, int] = {}
         self.passed = 0
+        #: What has come about.
+        self.met: Counter[str] = Counter()
 
     def note_change(self) -> None:
         if len(self.changes) > self.era:
+            before = self.changes[-2][0] if len(self.changes) > 1 else State.CLOSED
+            self.met[f"{before.value} to {self.changes[-1][0].value}"] += 1
             self.era = len(self.changes)
             self.since = self.now
             self.log.clear()
@@ -59,6 +65,7 @@ class Breaker(RuleBasedStateMachine):
         if permit is None:
             assert refusal is not None
             assert before is not State.CLOSED
+            self.met[f"refused, {before.value}"] += 1
             if before is State.OPEN:
                 assert refusal.details["retry_after"] == pytest.approx(left)
                 assert left > 0
@@ -82,6 +89,7 @@ class Breaker(RuleBasedStateMachine):
             permit.settle(Verdict.FAILURE, self.now)
         if era != self.era or verdict is Verdict.NONE:
             assert len(self.changes) == self.era, "what comes late, or says nothing, changes nothing"
+            self.met["late" if era != self.era else f"nothing said, {before.value}"] += 1
             return
         if before is State.CLOSED:
             self.log.append((self.now, verdict))
@@ -92,6 +100,7 @@ class Breaker(RuleBasedStateMachine):
             assert self.circuit.state is (State.CLOSED if self.passed == CONFIG.probes else wanted)
         if before is State.CLOSED:
             ends = [v for at, v in self.log if at >= self.now - CONFIG.window]
+            self.met["forgotten"] += len(ends) < len(self.log)
             bad = ends.count(Verdict.FAILURE)
             enough = len(ends) >= CONFIG.min_calls and bad >= CONFIG.failure_rate * len(ends)
             # The window moves in steps: what is at its very edge may be out of it.
@@ -117,6 +126,35 @@ class Breaker(RuleBasedStateMachine):
 
 
 TestBreaker = Breaker.TestCase
+
+
+def test_the_circuit_goes_all_its_ways() -> None:
+    """Walks from seeds, in which calls do well for a while and then badly, as they do."""
+    met: Counter[str] = Counter()
+    for seed in range(60):
+        rng, breaker = random.Random(seed), Breaker()
+        out: list[Permit] = []
+        well = 0.9
+        for _ in range(80):
+            if rng.random() < 0.1:
+                well = rng.choice([0.1, 0.6, 0.95])
+            step = rng.random()
+            if step < 0.2:
+                breaker.wait(rng.choice([0.0, 0.1, 1.0, 4.9, 5.0, 12.0]))
+            elif step < 0.6:
+                out.append(breaker.ask())
+            elif out:
+                good = rng.choices([Verdict.SUCCESS, Verdict.FAILURE], [well, 1 - well])[0]
+                verdict = Verdict.NONE if rng.random() < 0.1 else good
+                breaker.end(out.pop(rng.randrange(len(out))), verdict, rng.random() < 0.2)
+            breaker.the_states_follow_each_other()
+        breaker.teardown()
+        met += breaker.met
+    for what in (
+        "closed to open", "open to half_open", "half_open to closed", "half_open to open", "refused, open", "refused, half_open",
+        "late", "nothing said, closed", "nothing said, half_open", "forgotten",
+    ):  # fmt: skip
+        assert met[what] >= 10, met
 
 
 @given(rate=st.floats(0.1, 100), burst=st.integers(1, 10), gaps=st.lists(st.floats(0, 3), min_size=1, max_size=60))

@@ -21,9 +21,9 @@ from snakepit_trio.sessions.sql import SqlTables
 from snakepit_trio.sessions.store import Tables
 from tests.redis_server import redis_server
 
-IDS = ["a", "A", "c d", "\u20ac'\"{}", "x" * 256]
-#: The last two are the same letter, composed and not.
-KEYS = ["k", "K", "\u00e9", "e\u0301"]
+IDS = ["a", "A", "c d", "\u20ac'\"{}", "x" * 256, "a\0", "\0a", "\U0001f600"]
+#: Two of them are the same letter, composed and not.
+KEYS = ["k", "K", "\u00e9", "e\u0301", "k\0", "\0", "%", "*"]
 TTLS = [None, 1.0, 3.5]
 
 
@@ -195,7 +195,10 @@ class StoreWalk:
                 max_sessions=2, session_max_entries=2, session_max_bytes=30, max_programs=4, program_max_bytes=30,
                 programs_max_bytes=60,
             )  # fmt: skip
-        self.now = rng.choice([0.0, 1.7e9])
+        self.time = rng.choice([0.0, 1.7e9])
+        # Two hosts ask in turns, and their clocks differ.
+        self.apart = rng.choice([0.0, 0.0, 0.3, -2.0])
+        self.host = 0
         self.model = Model(limits)
         self.limits = limits
         self.tables = make(limits)
@@ -205,6 +208,11 @@ class StoreWalk:
             self.open()
             self.put()
             self.put_program()
+
+    @property
+    def now(self) -> float:
+        """The time on the clock of the host that asks."""
+        return self.time + self.host * self.apart
 
     def both(self, name: str, *arguments: Any, **options: Any) -> Any:
         outcomes: list[tuple[str, Any]] = []
@@ -228,6 +236,7 @@ class StoreWalk:
         return value
 
     def step(self) -> None:
+        self.host = self.rng.randrange(2)
         kind, weight = zip(*_STEPS.items(), strict=True)
         getattr(self, self.rng.choices(kind, weight)[0])()
         assert self.tables.sessions(self.now) == self.model.all(self.now)
@@ -266,7 +275,7 @@ class StoreWalk:
     # ---- steps -------------------------------------------------------------------------------------
 
     def time_passes(self) -> None:
-        self.now += self.rng.choice([0.1, 0.7, 1.0, 2.9])
+        self.time += self.rng.choice([0.1, 0.7, 1.0, 2.9])
 
     def open(self) -> None:
         metadata = {key: "x" * self.rng.randint(0, 3) for key in self.rng.sample(KEYS, self.rng.randint(0, 2))}
@@ -331,8 +340,8 @@ class StoreWalk:
 
 
 _STEPS = {
-    "time_passes": 4, "open": 4, "keep": 3, "remove": 1, "expire": 2, "due": 2, "put": 8, "read": 5, "discard": 3, "keys": 3,
-    "put_program": 4, "discard_program": 2, "program": 5,
+    "time_passes": 4, "open": 4, "keep": 3, "remove": 2, "expire": 2, "due": 2, "put": 8, "read": 5, "discard": 3, "keys": 3,
+    "put_program": 6, "discard_program": 2, "program": 5,
 }  # fmt: skip
 #: What each walk has to come to, so that it shows something.
 _MET = (

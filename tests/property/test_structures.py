@@ -386,3 +386,62 @@ def test_sessions_take_turns_whatever_ties_them_to_a_worker() -> None:
     queue.push(Entry(6, session="tied", pin="a"), 0.0)
     order = [queue.pop(0.0, "a").number for _ in range(7)]  # type: ignore[union-attr]
     assert order == [0, 6, 1, 2, 3, 4, 5]
+
+
+def test_the_wheel_against_a_dictionary_in_the_middle() -> None:
+    """Walks from seeds over a wheel that is never empty for long, so that whatever is asked of it finds something."""
+    met: Counter[str] = Counter()
+    for seed in range(20):
+        rng, machine = random.Random(seed), WheelMachine()
+        for _ in range(150):
+            before = len(machine.model)
+            step = "add" if before < 3 else rng.choice(["add", "add", "remove", "move", "move", "expire"])
+            data: Any = Drawn(rng)
+            if step == "add":
+                machine.add(rng.choice([0.0, 0.001, 0.0015, 0.5, 5.0, 300.0, math.inf]))
+            elif step == "expire":
+                machine.expire(rng.choice([0.0, 0.0005, 0.001, 0.3, 2.0]))
+                met["expired" if len(machine.model) < before else "none is due"] += 1
+            elif step == "move":
+                machine.move(data, rng.choice([0.0, 0.001, 1.0, 300.0]))
+            else:
+                machine.remove(data)
+            met[step] += 1
+            met["never"] += step == "add" and len(machine.wheel) == before
+            machine.the_next_deadline_is_right_within_the_grain()
+    for what in ("add", "remove", "move", "expire", "expired", "none is due", "never"):
+        assert met[what] >= 10, met
+
+
+def test_the_cancel_set_against_a_list_in_the_middle() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(30):
+        rng, machine = random.Random(seed), CancelSetMachine()
+        machine.begin(rng.choice([0, 1, 4, 4]), rng.choice([0.0, 1.0, 5.0]))
+        for _ in range(80):
+            known = [id for id, _ in machine.model]
+            id = rng.choice(known) if known and rng.random() < 0.6 else rng.randrange(7)
+            step, before = rng.choice(["add", "add", "look", "expire", "discard"]), len(known)
+            if step == "expire":
+                machine.expire(rng.choice([0.0, 0.5, 2.0]))
+            else:
+                getattr(machine, step)(id)
+            met[f"{step}: {'known' if id in known else 'unknown'}" if step != "expire" else "expire"] += 1
+            met["expired"] += step == "expire" and len(machine.model) < before
+            met["the oldest goes"] += step == "add" and id not in known and before == machine.capacity > 0
+            machine.bounded()
+    for what in (
+        "add: known", "add: unknown", "look: known", "look: unknown", "discard: known", "discard: unknown", "expired",
+        "the oldest goes",
+    ):  # fmt: skip
+        assert met[what] >= 10, met
+
+
+class Drawn:
+    """Stands where hypothesis gives its data."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self.rng = rng
+
+    def draw(self, strategy: Any) -> Any:
+        return self.rng.choice(list(strategy.elements))

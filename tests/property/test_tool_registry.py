@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import random
 import string
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -14,8 +16,14 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 import snakepit_trio as sp
 from snakepit_trio.tools.registry import ToolRegistry
 
-GOOD = st.sampled_from(["a", "b", "Tool.c", "d-1"])
-BAD = st.sampled_from(["", "1a", "a b", "snakepit.x", "SnakePit.x", "x" * 65, "a\n", None, 5, "\u00e9"])
+#: Two of them differ by case.
+NAMES = ["a", "b", "B", "Tool.c", "d-1", "x" * 64]
+WRONG: list[Any] = [
+    "", "1a", "a b", "snakepit.x", "SnakePit.x", "x" * 65, "x" * 5000, "a\n", "a\0", "\0", None, 5, b"a", "\u00e9", "e\u0301",
+    "a\ud800", "\u212a", "a" + chr(0x660), 10**400,
+]  # fmt: skip
+GOOD = st.sampled_from(NAMES)
+BAD = st.sampled_from(WRONG)
 
 
 def make(number: int) -> Any:
@@ -48,7 +56,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(names=st.lists(GOOD | BAD, max_size=4, unique=True), replace=st.booleans())
     def register_many(self, names: list[Any], replace: bool) -> None:
         batch = {name: make(1) for name in names}
-        good = all(isinstance(name, str) and name in ("a", "b", "Tool.c", "d-1") for name in names)
+        good = all(name in NAMES for name in names)
         free = all(n not in self.model or (replace and not self.model[n][1]) for n in names)
         if good and free:
             self.registry.register_many(batch, replace=replace)
@@ -168,3 +176,29 @@ def test_a_full_registry_replaces_what_it_has(monkeypatch: pytest.MonkeyPatch) -
     registry.register_many({"t1": make(-2)}, replace=True)
     assert [registry.get(name).tool.function() for name in ("t0", "t1", "t2")] == [-1, -2, 2]
     assert len(registry) == 100
+
+
+def test_the_machine_meets_every_end() -> None:
+    met: Counter[str] = Counter()
+    for seed in range(15):
+        rng, machine = random.Random(seed), RegistryMachine()
+        for _ in range(60):
+            step = rng.choice(["register", "register", "register_many", "unregister", "bad_name"])
+            name, before = rng.choice(NAMES), dict(machine.model)
+            if step == "register":
+                machine.register(name, rng.random() < 0.2, rng.random() < 0.4, rng.randrange(10))
+            elif step == "register_many":
+                names = rng.sample([*NAMES, *([rng.choice(WRONG)] if rng.random() < 0.2 else [])], rng.randint(0, 2))
+                machine.register_many(names, rng.random() < 0.7)
+            elif step == "unregister":
+                machine.unregister(name)
+            else:
+                machine.bad_name(rng.choice(WRONG))
+            kept = machine.model == before
+            met[f"{step}: {'refused' if kept else 'replaced' if len(before) == len(machine.model) else 'done'}"] += 1
+            machine.same()
+    for what in (
+        "register: done", "register: refused", "register: replaced", "register_many: done", "register_many: refused",
+        "register_many: replaced", "unregister: done", "unregister: refused", "bad_name: refused",
+    ):  # fmt: skip
+        assert met[what] >= 5, met

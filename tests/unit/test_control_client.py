@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 
 from snakepit_trio.control import client as module
 from snakepit_trio.control.client import ControlClient, ControlError, connect
+from snakepit_trio.control.server import _is_ours
 
 pytestmark = pytest.mark.anyio
 
@@ -90,3 +94,14 @@ async def test_where_nobody_listens(tmp_path: Path) -> None:
         async with connect(str(tmp_path / "nothing")):
             pytest.fail("connected")
     assert raised.value.code == "unreachable"
+
+
+async def test_who_is_at_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert _is_ours(ours)
+        monkeypatch.setattr(os, "geteuid", lambda: 4321)
+        assert not _is_ours(ours)
+        # Where the system does not tell, the mode of the directory has to do.
+        monkeypatch.setattr(sys, "platform", "darwin")
+        assert _is_ours(ours)
