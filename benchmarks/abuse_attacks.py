@@ -63,7 +63,8 @@ async def chunk_beyond_credit(runtime: sp.Runtime, size: int, ended: Ended) -> N
         try:
             params = {"size": min(size, MIB), "count": 10**6}
             async with runtime.pool().stream("chunks_beyond_credit", params, timeout=60) as chunks:
-                await anyio.sleep(0.2)
+                while chunks.request is None or chunks.request.error is None:
+                    await anyio.sleep(0.01)
                 async for _ in chunks:
                     pass
         except sp.SnakepitError as exc:

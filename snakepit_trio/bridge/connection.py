@@ -29,6 +29,7 @@ from snakepit_trio._interrupts import protected
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClosed, RequestTimeout, SnakepitError
 from snakepit_trio.observe.redaction import Redactor
+from snakepit_trio.pool.request import CLIENT
 from snakepit_trio.wire import status
 from snakepit_trio.wire.sockets import SocketTransport
 
@@ -297,6 +298,8 @@ class BridgeConnection(AbstractHandler):
 
     async def serve(self) -> None:
         """Serve it until it is over. A cancellation closes it."""
+        # What reads from the connection makes its requests, and starts their tasks.
+        CLIENT.set(self)
         try:
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(self._watch)

@@ -61,7 +61,8 @@ class PoolConfig(_Remembers):
             request wakes it. Workers that strict sessions are tied to stay.
         target_wait: A request that has waited so long for a worker gets the pool another one.
         scale_down_after: Workers that the load of so many seconds did not need go.
-        max_queue: How many requests may wait; more are refused at once. None: no limit.
+        max_queue: How many requests may wait; more are refused at once. None: no limit. Of one connection of the bridge no more
+            wait than it leaves places for others: half of them when it is alone.
         timeouts: The profile that the next three come from where they are not given; see docs/resilience.md.
         queue_timeout: How long a request may wait for a worker.
         timeout: For a whole call, waiting included, when the caller gives none.

@@ -14,6 +14,10 @@ that are waiting), which is O(1) in the number of requests.
 Requests of one session never overtake each other. When a session's turn comes through a request that has an older sister
 in the same session, the older one takes the turn.
 
+Of a *client*, a connection of the bridge, no more requests wait than it leaves places: half of them when it is alone, each of
+two a third, each of nine a tenth, so that none of them fills the queue for the others, nor for the host's own callers. (The
+dynamic threshold by which switches share their buffers: Choudhury and Hahne, https://doi.org/10.1109/90.664262)
+
 Removing marks a place as dead; a level drops its dead places when they outnumber the living ones, so memory is bounded by
 what waits.
 """
@@ -39,6 +43,7 @@ class Queued(Protocol):
     share: str | None
     binding: Any
     pin: Any
+    client: Hashable | None
     queue_node: Any
 
 
@@ -158,6 +163,8 @@ class RequestQueue(Generic[E]):
         self._numbers = itertools.count()
         self._turns = itertools.count()
         self._live = 0
+        # How many wait of each client.
+        self._clients: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
         return self._live
@@ -181,18 +188,18 @@ class RequestQueue(Generic[E]):
             others: How many wait elsewhere and count too.
 
         Raises:
-            QueueFull: As many wait as may; nothing is changed.
+            QueueFull: As many wait as may, of all or of its client; nothing is changed.
         """
-        self._check_room(others)
+        self._check_room(entry.client, others)
         self._put(_Node(entry, next(self._numbers), now), entry)
 
     def admit(self, entry: E, now: float, *, others: int = 0) -> None:
         """Give a request a place that waits elsewhere, so that it can come back to it with :meth:`push_front`.
 
         Raises:
-            QueueFull: As many wait as may.
+            QueueFull: As :meth:`push`.
         """
-        self._check_room(others)
+        self._check_room(entry.client, others)
         node = entry.queue_node = _Node(entry, next(self._numbers), now)
         node.entry = None
 
@@ -200,12 +207,21 @@ class RequestQueue(Generic[E]):
         """Whether one more may wait, beside so many that wait elsewhere."""
         return self._live + others < self._limit
 
-    def _check_room(self, others: int) -> None:
+    def _check_room(self, client: Hashable | None, others: int) -> None:
         waiting = self._live + others
         if waiting >= self._limit:
             raise QueueFull(
                 f"{waiting} requests wait already, which is the limit (max_queue)",
                 details={"limit": self._limit, "queued": waiting, "option": "max_queue"},
+            )
+        if client is None:
+            return
+        its, left = self._clients.get(client, 0), self._limit - waiting - 1
+        if its >= left and self._limit > 1:
+            raise QueueFull(
+                f"{its} requests of this client wait already, and the {left + 1} places that are left of {self._limit} "
+                "(max_queue) are for others, too",
+                details={"limit": self._limit, "queued": waiting, "option": "max_queue", "client_queued": its},
             )
 
     def push_front(self, entry: E, now: float) -> None:
@@ -309,6 +325,7 @@ class RequestQueue(Generic[E]):
         self._any = _Lane()
         self._pinned.clear()
         self._sessions.clear()
+        self._clients.clear()
         self._live = 0
 
         def number(entry: E) -> int:
@@ -363,6 +380,8 @@ class RequestQueue(Generic[E]):
         entry.queue_node = node
         lane.live += 1
         self._live += 1
+        if entry.client is not None:
+            self._clients[entry.client] = self._clients.get(entry.client, 0) + 1
         if entry.session is not None:
             sisters = self._sessions.get(entry.session)
             if sisters is None:
@@ -388,6 +407,11 @@ class RequestQueue(Generic[E]):
         level.drop()
         lane.live -= 1
         self._live -= 1
+        client = entry.client
+        if client is not None:
+            self._clients[client] -= 1
+            if not self._clients[client]:
+                del self._clients[client]
         if not level.live:
             lane.levels.pop(entry.priority, None)
         if not lane.live and entry.pin is not None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
     from .seats import Seats
 
-__all__ = ["Binding", "Outcome", "Phase", "Request"]
+__all__ = ["CLIENT", "Binding", "Outcome", "Phase", "Request"]
+
+#: Whose requests are made in this context; see :class:`Request`.
+CLIENT: ContextVar[Hashable | None] = ContextVar("snakepit_client", default=None)
 
 
 class Phase(Enum):
@@ -73,6 +77,7 @@ class Request:
         until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
         chain: Whoever waits for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
         permits: What it holds of limits, until it ends.
+        client: Whoever is to have no more than a share of the queue; None: the host itself.
         time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
     """
 
@@ -82,6 +87,7 @@ class Request:
         "binding",
         "chain",
         "chunk",
+        "client",
         "credit_bytes",
         "credits",
         "deadline",
@@ -143,6 +149,7 @@ class Request:
         time_limit: float | None = None,
         chain: tuple[Any, ...] = (),
         permits: tuple[Any, ...] = (),
+        client: Hashable | None = None,
     ) -> None:
         self.id: int = id
         self.tool: str = tool
@@ -167,6 +174,7 @@ class Request:
         self.time_limit = time_limit
         self.chain = chain
         self.permits = permits
+        self.client: Hashable | None = client
         #: Those that run for the same call, itself among them: none runs in the worker of another. None: it runs alone.
         self.beside: list[Request] | None = None
         self.phase = Phase.NEW

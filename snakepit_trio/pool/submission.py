@@ -13,7 +13,7 @@ from snakepit_trio.tools.waits import Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import Payload
 
-from .request import Binding, Phase, Request
+from .request import CLIENT, Binding, Phase, Request
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
@@ -121,6 +121,7 @@ class Submission:
             time_limit=timeout if batch else None,
             chain=chain,
             permits=permits,
+            client=CLIENT.get(),
         )
         if stream is not None:
             request.stream = True

@@ -21,12 +21,20 @@ from snakepit_trio.pool.queue import RequestQueue
 class Entry:
     """What waits."""
 
-    def __init__(self, number: int, priority: int = 0, session: str | None = None, pin: str | None = None) -> None:
+    def __init__(
+        self,
+        number: int,
+        priority: int = 0,
+        session: str | None = None,
+        pin: str | None = None,
+        client: str | None = None,
+    ) -> None:
         self.number = number
         self.priority = priority
         self.session = session
         self.share = session
         self.pin = pin
+        self.client = client
         self.binding: Any = None
         self.queue_node: Any = None
         self.deadline_node: Any = None
@@ -56,13 +64,18 @@ class QueueMachine(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         session=st.none() | st.sampled_from(["s", "t"]),
         pin=st.none() | st.sampled_from(["a", "b"]),
+        client=st.none() | st.sampled_from(["c", "d"]),
     )
-    def push(self, priority: int, session: str | None, pin: str | None) -> None:
-        entry = Entry(self.count, priority, session, pin)
-        if self.limit is not None and len(self.model) >= self.limit:
-            with pytest.raises(QueueFull):
-                self.queue.push(entry, self.now)
-            return
+    def push(self, priority: int, session: str | None, pin: str | None, client: str | None) -> None:
+        entry = Entry(self.count, priority, session, pin, client)
+        if self.limit is not None:
+            left = self.limit - len(self.model)
+            its = sum(e.client == client for e in self.model)
+            # With itself, a client has no more than it leaves.
+            if left <= 0 or (client is not None and self.limit > 1 and its + 1 > left - 1):
+                with pytest.raises(QueueFull):
+                    self.queue.push(entry, self.now)
+                return
         self.count += 1
         entry.arrival = self.now
         self.queue.push(entry, self.now)
