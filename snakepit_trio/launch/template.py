@@ -177,6 +177,8 @@ def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[
             finally:
                 try:
                     _flush()
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     os._exit(code)
         pidfd = os.pidfd_open(pid)

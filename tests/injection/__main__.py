@@ -44,7 +44,8 @@ def main() -> int:
             found[what] += 1
         if options.json:
             with open(options.json, "a") as out:
-                out.write(json.dumps({"outcome": what, "side": options.side, "once": not good and not last, **result}))
+                kind = {"side": options.side, "phase": options.phase, "backend": options.backend}
+                out.write(json.dumps({"outcome": what, **kind, "once": not good and not last, **result}))
                 out.write("\n")
 
     with trying(Settings(options.side, options.phase, options.backend, options.store)) as tries:

@@ -44,6 +44,14 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("runtime ended", "hang"),
         "Trio calls it in the middle of a cancellation; in a client, a thread waits for its event loop then.",
     ),
+    ("wire/transports/trio_socket.py", "_Tick.before_io_wait"): (
+        ("hang", "runtime ended"),
+        "It is the boundary: Trio takes an instrument away that raises.",
+    ),
+    ("wire/http2/pipe.py", "FramePipe.unacked_size"): (
+        ("swallowed",),
+        "In a worker grpclib asks for it when an RPC is over, and keeps what its task raises to itself.",
+    ),
     ("_forks.py", "keep"): (("leak",), "Whoever keeps a descriptor has no other hold of it yet."),
     ("_forks.py", "above_streams"): (("leak",), "Whoever moves a descriptor has no other hold of it yet."),
     ("_forks.py", "close"): (

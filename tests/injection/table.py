@@ -1,0 +1,84 @@
+"""Prints a table of what has come of tries: ``python -m tests.injection.table out.json ...``, with files that ``--json`` has written.
+
+A function that was tried again, as after it was mended, counts as it came out last.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.injection.verdict import EXCEPTED, is_good, outcome
+
+_ENDED = ("runtime ended", "hang", "process died")
+#: What may become of a try, in the order of the columns.
+_COLUMNS = {
+    "survived": ("survived", "not reached"),
+    "the caller's error": (
+        "internal error for its caller", "raised by the function that was called", "call failed", "raised to the application",
+        "worker not replaced at its owner's request",
+    ),
+    "worker replaced": ("worker replaced",),
+    "connection closed": ("connection closed",),
+}  # fmt: skip
+
+
+def last(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The last of each function's entry: of those of one name in one file, as many as were tried together."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        file, name, line, entry = row["target"]
+        kind = row["side"], row["phase"], row["backend"], file, name, entry
+        if not is_good(row, row["phase"]):
+            found[*kind, line] = row
+            continue
+        # Its line may have moved since it was bad.
+        for other in [key for key in found if key[:-1] == kind and not is_good(found[key], row["phase"])]:
+            del found[other]
+        found[*kind, line] = row
+    return [*found.values()]
+
+
+def lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
+    """The table, in Markdown."""
+    kinds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in last(rows):
+        kinds.setdefault((row["side"], row["phase"], row["backend"]), []).append(row)
+    yield f"| side | phase | event loop | functions | tries | {' | '.join(_COLUMNS)} | excepted | faults | ended the runtime |"
+    yield "|---" * (8 + len(_COLUMNS)) + "|"
+    for (side, phase, backend), found in kinds.items():
+        outcomes = Counter(outcome(row) for row in found if is_good(row, phase))
+        excepted = sum(outcomes.values())
+        cells = [str(sum(outcomes[name] for name in names)) for names in _COLUMNS.values()]
+        excepted -= sum(map(int, cells))
+        bad = [row for row in found if not is_good(row, phase)]
+        functions = len({tuple(row["target"][:3]) for row in found})
+        ended = sum(outcome(row) in _ENDED for row in bad)
+        yield f"| {side} | {phase} | {backend} | {functions} | {len(found)} | {' | '.join(cells)} | {excepted} | {len(bad)} | {ended} |"
+
+
+def _rows(paths: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for path in paths:
+        for line in Path(path).read_text().splitlines():
+            yield json.loads(line)
+
+
+def main() -> None:
+    """Print the table, then what was excepted, and faults."""
+    rows = list(_rows(sys.argv[1:]))
+    print("\n".join(lines(rows)))
+    for row in last(rows):
+        file, name, line, entry = row["target"]
+        words = f"{outcome(row)}: {file}:{line} {name} #{entry} ({row['side']}, {row['phase']}, {row['backend']})"
+        if not is_good(row, row["phase"]):
+            print(f"fault: {words}")
+        elif (file, name) in EXCEPTED and outcome(row) in EXCEPTED[file, name][0]:
+            print(f"excepted: {words}: {EXCEPTED[file, name][1]}")
+
+
+if __name__ == "__main__":
+    main()
