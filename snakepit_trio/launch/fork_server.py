@@ -100,6 +100,8 @@ class _Template:
         self._received = b""
         self._closed = False
         self.lost = False
+        self.why = "it has ended"
+        self._seen = 0
 
     @classmethod
     def start(cls, spec: WorkerSpec, book: ProcessBook) -> _Template:
@@ -153,11 +155,17 @@ class _Template:
         """Whether it has not ended."""
         return not self._closed and self._popen.poll() is None
 
-    def output(self) -> list[str]:
-        """The lines that it has printed, the last ones when there are many."""
+    def output(self, begin: int = 0) -> list[str]:
+        """The lines that it has printed from this byte on, the last ones when there are many."""
         size = os.fstat(self._output).st_size
-        data = os.pread(self._output, _OUTPUT, max(0, size - _OUTPUT))
+        data = os.pread(self._output, _OUTPUT, max(begin, size - _OUTPUT))
         return [printable(line) for line in data.decode(errors="backslashreplace").splitlines()]
+
+    def news(self) -> list[str]:
+        """Those since anybody has looked; none once it is closed."""
+        size = 0 if self._closed else os.fstat(self._output).st_size
+        begin, self._seen = self._seen, max(size, self._seen)
+        return self.output(begin) if size > begin else []
 
     async def ask(self, question: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a question, wait for its answer and the descriptors with it. One at a time.
@@ -176,8 +184,9 @@ class _Template:
                     await self._send(question, fds)
                     answer = await self._receive()
             except (OSError, ValueError, EOFError) as exc:
+                self.why = "it does not answer" if isinstance(exc, TimeoutError) else str(exc)
                 self.lose()
-                raise _TemplateLost("it does not answer" if isinstance(exc, TimeoutError) else str(exc)) from exc
+                raise _TemplateLost(self.why) from exc
             except BaseException:
                 # How far it has come is not known.
                 self.lose()
@@ -356,10 +365,13 @@ class ForkServerLauncher(LocalLauncher):
 
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
         kind = _Kind.of(spec)
+        template = await self._template(kind, spec)
         try:
-            return await self._fork(await self._template(kind, spec), spec, hold)
-        except _TemplateLost as exc:
-            _log.warning("the process that forks workers for %s is lost: %s", spec.adapter, exc)
+            return await self._fork(template, spec, hold)
+        except _TemplateLost:
+            pass
+        finally:
+            self._log_output(template, spec)
         # It died under us: once more with a new one, whose failure then counts.
         try:
             await self._fork(await self._template(kind, spec), spec, hold)
@@ -379,6 +391,8 @@ class ForkServerLauncher(LocalLauncher):
                 return template
             if template is not None:
                 del self._templates[kind]
+                why = self._with_output(template.why, template)
+                _log.warning("the process that forks workers for %s is lost: %s", spec.adapter, why)
                 if template.has_helpers:
                     self._lost.append(template)
                 await template.aclose()
@@ -407,12 +421,19 @@ class ForkServerLauncher(LocalLauncher):
         try:
             return await template.hello(spec)
         except _TemplateLost as exc:
-            said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
-            raise _TemplateLost(f"{exc}; it said: {said}" if said else str(exc)) from exc
+            raise _TemplateLost(self._with_output(str(exc), template)) from exc
         finally:
-            fields = {"pool": spec.pool, "stream": "template"}
-            for line in map(LineRedactor(self._redact), template.output()):
-                _worker_log.info("%s", line, extra=fields)
+            self._log_output(template, spec)
+
+    def _log_output(self, template: _Template, spec: WorkerSpec) -> None:
+        fields = {"pool": spec.pool, "stream": "template"}
+        for line in map(LineRedactor(self._redact), template.news()):
+            _worker_log.info("%s", line, extra=fields)
+
+    def _with_output(self, why: str, template: _Template) -> str:
+        """Why a template is lost, and what it has said last."""
+        said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
+        return f"{why}; it said: {said}" if said else why
 
     @staticmethod
     async def _fork(template: _Template, spec: WorkerSpec, hold: Hold) -> None:

@@ -78,8 +78,6 @@ def _of_the_host(target: Target) -> bool:
 class _Below:
     """Processes that this one starts from now on."""
 
-    spent = False
-
     def __init__(self, side: str) -> None:
         self._side = side
         place = Path(tempfile.mkdtemp(prefix="plan-"))
@@ -100,6 +98,11 @@ class _Below:
     def hit(self) -> list[str] | None:
         found = self._plan.claimed()
         return None if found is None else found.get("path", [])
+
+    @property
+    def spent(self) -> bool:
+        # A template in which it raised is not traced any more, and no other comes unless it has ended.
+        return self._side == "template" and self.hit is not None
 
 
 def side_of(name: str) -> Side:
