@@ -8,11 +8,13 @@ import os
 import socket
 import ssl
 import stat
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
+from h2.errors import ErrorCodes
 
 from snakepit_trio import _forks
 from snakepit_trio._unix_door import UnixDoor
@@ -22,11 +24,15 @@ from snakepit_trio.wire.addresses import parse_address
 if TYPE_CHECKING:
     from snakepit_trio.config import BridgeConfig
 
-__all__ = ["Door", "listen", "tls_context"]
+__all__ = ["Door", "listen", "peer_of", "tls_context", "turn_away"]
 
 #: ``sun_path`` holds 107 bytes, see unix(7).
 _LONGEST_PATH = 107
 _BACKLOG = 1024
+#: ``struct ucred``, see unix(7).
+_CREDENTIALS = struct.Struct("3i")
+#: An empty SETTINGS frame, with which a server begins, and what follows the length of a GOAWAY frame.
+_SETTINGS, _GOAWAY = b"\0\0\0\4\0\0\0\0\0", b"\7\0\0\0\0\0"
 
 
 def _refuse(key: str, message: str, expected: str) -> NoReturn:
@@ -47,6 +53,28 @@ class _TcpDoor:
 
 
 Door = UnixDoor | _TcpDoor
+
+
+def peer_of(sock: socket.socket) -> Hashable:
+    """Who is at the other end: an address for TCP, a process for a Unix socket; None where that can't be told."""
+    try:
+        if sock.family != socket.AF_UNIX:
+            return str(sock.getpeername()[0])
+        return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+    except (OSError, AttributeError):
+        return None
+
+
+def turn_away(sock: socket.socket, reason: str, *, secured: bool) -> None:
+    """Close a connection that was just accepted; without TLS its client is told why, as HTTP/2 has it (RFC 9113, 6.8)."""
+    with sock:
+        if not secured:
+            body = bytes(4) + ErrorCodes.ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
+            with contextlib.suppress(OSError):
+                sock.send(_SETTINGS + len(body).to_bytes(3, "big") + _GOAWAY + body)
+                sock.shutdown(socket.SHUT_WR)
+                # To close a socket with unread data may take back what was sent.
+                sock.recv(64 * 1024)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,7 @@ from snakepit_trio.wire.sockets import SocketTransport
 
 from .connection import BridgeConnection, Limits
 from .health import HealthService
-from .listening import Door, listen, tls_context
+from .listening import Door, listen, peer_of, tls_context, turn_away
 from .methods import Method
 from .reflection import ReflectionService
 from .service import BridgeService
@@ -91,16 +91,16 @@ class Bridge:
             keepalive_interval=config.keepalive_interval,
             keepalive_timeout=config.keepalive_timeout,
         )
-        # Scopes of the clients that have not shown the token, the oldest first, and how many there are of all.
+        # Scopes of all clients, with where each comes from, and of those that have not shown the token; the oldest first.
+        self._clients: dict[anyio.CancelScope, Hashable] = {}
         self._strangers: dict[anyio.CancelScope, None] = {}
         self._connections: set[BridgeConnection] = set()
-        self._count = 0
         self._accepting = anyio.CancelScope()
         # Sockets whose task has not begun, and never will when the runtime is cancelled at that moment.
         self._unclaimed: set[socket.socket] = set()
 
     def __repr__(self) -> str:
-        return f"<Bridge {self.address} connections={self._count}>"
+        return f"<Bridge {self.address} connections={self.connections}>"
 
     @property
     def token(self) -> str:
@@ -110,7 +110,7 @@ class Bridge:
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return self._count
+        return len(self._clients)
 
     @protected
     async def serve(self) -> None:
@@ -144,32 +144,48 @@ class Bridge:
                 self._make_room()
                 await anyio.sleep(_PAUSE)
                 return
-            sock.setblocking(False)
-            if self._count >= self._config.max_connections and not self._make_room():
+            try:
+                sock.setblocking(False)
+                peer = peer_of(sock)
+                if not self._has_room(peer):
+                    turn_away(sock, f"max_connections is {self._config.max_connections}", secured=self._tls is not None)
+                    self._events.publish("bridge.client_refused", {"connections": self.connections}, {})
+                    continue
+            except BaseException:
                 sock.close()
-                self._events.publish("bridge.client_refused", {"connections": self._count}, {})
-                continue
+                raise
             scope = anyio.CancelScope()
+            self._clients[scope] = peer
             self._strangers[scope] = None
-            self._count += 1
             self._unclaimed.add(sock)
             dismiss = functools.partial(self._dismiss, sock, scope)
             self.errors.start(nursery, self._welcome, sock, scope, ended="connection", on_error=dismiss)
 
+    def _has_room(self, peer: Hashable) -> bool:
+        """Whether one more may come from there; a client that has not shown the token makes room.
+
+        From one place no more come than it leaves for others: half of them when it is alone, and one in any case.
+        """
+        left = self._config.max_connections - len(self._clients) - 1
+        if left < 0:
+            return self._make_room()
+        its = 0 if peer is None else list(self._clients.values()).count(peer)
+        return not its or its < left or self._make_room(peer)
+
     def _dismiss(self, sock: socket.socket, scope: anyio.CancelScope, exc: Exception) -> None:
         """An unexpected exception has ended a client's task, perhaps before it has begun."""
-        if sock in self._unclaimed:
-            self._unclaimed.discard(sock)
-            self._strangers.pop(scope, None)
-            self._count -= 1
+        self._unclaimed.discard(sock)
+        self._strangers.pop(scope, None)
+        self._clients.pop(scope, None)
         sock.close()
 
-    def _make_room(self) -> bool:
-        """Send the oldest client away that has not shown the token."""
+    def _make_room(self, peer: Hashable = None) -> bool:
+        """Send the oldest client away that has not shown the token, of those that come from there (None: from anywhere)."""
         for scope in self._strangers:
-            del self._strangers[scope]
-            scope.cancel()
-            return True
+            if peer is None or self._clients.get(scope) == peer:
+                del self._strangers[scope]
+                scope.cancel()
+                return True
         return False
 
     @protected
@@ -190,14 +206,14 @@ class Bridge:
         finally:
             known = scope not in self._strangers and not scope.cancel_called
             self._strangers.pop(scope, None)
-            self._count -= 1
-            counts = {"duration": anyio.current_time() - began, "connections": self._count}
+            self._clients.pop(scope, None)
+            counts = {"duration": anyio.current_time() - began, "connections": self.connections}
             self._events.publish("bridge.client_left", counts, {"known": known})
 
     def _know(self, scope: anyio.CancelScope) -> None:
         """A client has shown the token."""
         self._strangers.pop(scope, None)
-        self._events.publish("bridge.client_joined", {"connections": self._count}, {})
+        self._events.publish("bridge.client_joined", {"connections": self.connections}, {})
 
     async def _serve(self, transport: SocketTransport, sock: socket.socket, scope: anyio.CancelScope) -> None:
         connection = None

@@ -21,6 +21,7 @@ from .calls import ServerCall
 from .client_tools import ClientTools, spec_of
 from .methods import Method
 from .payloads import check_encoding, encode, in_encoding, params_of, read, write
+from .session_shares import SessionShares
 
 if TYPE_CHECKING:
     from snakepit_trio._call_options import StreamOptions
@@ -57,6 +58,7 @@ class BridgeService:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._client_tools = ClientTools(runtime)
+        self._session_shares = SessionShares(runtime)
         self.keep = self._client_tools.keep
         small = functools.partial(Method, longest=_SMALL)
         methods: dict[str, Method] = {
@@ -218,14 +220,15 @@ class BridgeService:
                 details={"path": "affinity"},
             )
         ttl: Any = UNSET if request.ttl is None else None if request.ttl == 0 else request.ttl
-        async with pool.session(
-            request.session_id or None,
-            affinity=request.affinity or None,
-            ttl=ttl,
-            metadata=dict(request.metadata),
-            detach=True,
-        ) as session:
-            return v1.OpenSessionResponse(session=_state(await session.info()))
+        id = request.session_id or None
+        with self._session_shares.opening(call.client, id) as opened:
+            async with pool.session(
+                id, affinity=request.affinity or None, ttl=ttl, metadata=dict(request.metadata), detach=True
+            ) as session:
+                known = self._runtime.sessions.known(session.id)
+                if known is not None:
+                    opened.append(known)
+                return v1.OpenSessionResponse(session=_state(await session.info()))
 
     async def _get_session(self, call: ServerCall, request: v1.GetSessionRequest) -> v1.GetSessionResponse:
         id, generation = check_name(request.session_id, "id"), request.generation or None

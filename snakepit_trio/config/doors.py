@@ -43,7 +43,8 @@ class BridgeConfig:
             on must show what it holds now. One that does not exist is made (0600), with a new token, and removed at the end.
         tls: For TCP.
         allow_plaintext: Listen without TLS on an address that other machines reach: the token then travels in the clear.
-        max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room.
+        max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room. From one
+            address (TCP) or process (Unix socket) no more come than it leaves for others: half of them when it is alone.
         max_streams: Requests of one connection at once.
         max_message: Largest request; None: as large as the largest ``max_payload`` of the pools allows.
         max_buffered: Bytes of requests, until they are answered, and of answers, until they are read, over all connections.

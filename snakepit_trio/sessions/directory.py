@@ -113,6 +113,10 @@ class SessionDirectory:
     def __repr__(self) -> str:
         return f"<SessionDirectory known={len(self._known)}>"
 
+    def __len__(self) -> int:
+        """How many this process has something of."""
+        return len(self._known)
+
     @property
     def store(self) -> Store:
         """Where they are kept."""

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 from hpack.exceptions import HPACKError
@@ -68,6 +70,11 @@ class Processor(EventsProcessor):
     def close(self, reason: str = "Connection closed") -> None:
         self.streams = dict(self.streams)
         super().close(reason)
+
+    def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        """The peer ends the connection, and may say why."""
+        said = ascii((event.additional_data or b"").decode("ascii", "replace"))[1:-1][:100]
+        self.close(f"the other side ended the connection: {said or ErrorCodes(event.error_code or 0).name}")
 
 
 class PipeProtocol(H2Protocol):
