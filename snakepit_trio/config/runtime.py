@@ -30,8 +30,8 @@ class RuntimeConfig:
         state_dir: Where runs are registered; None: the user's state directory.
         store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
             ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
-        max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives. One connection of the bridge opens
-            no more than it leaves for others: half of them when it is alone.
+        max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives. One connection of the bridge
+            opens no more than it leaves for others: half of them when it is alone.
         session_max_entries, session_max_bytes: What one session may hold.
         max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
             large one, how large all, how long.
