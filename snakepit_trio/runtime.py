@@ -109,7 +109,7 @@ class Runtime:
         wire.errors = self.internal_errors
         self.sessions: SessionDirectory = SessionDirectory(store, self.events)
         self.programs: ProgramStore = ProgramStore(store, self.sessions, config.program_ttl, self.events)
-        self.tools: ToolRegistry = ToolRegistry()
+        self.tools: ToolRegistry = ToolRegistry(self.internal_errors)
         self.recorder: FlightRecorder = FlightRecorder(
             self.events, self._look, functools.partial(_dumps, config.state_dir), self._redactor, run.run_id
         )

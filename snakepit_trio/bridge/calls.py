@@ -366,9 +366,9 @@ class ServerCall:
                 try:
                     await self._handle()
                 except Exception as exc:
+                    error = self._told(exc)
                     if self.lost:
                         return
-                    error = self._told(exc)
             if scope.cancelled_caught:
                 error = self._refusal or RequestTimeout("the deadline has passed", details={"phase": "running"})
             if not self.lost:

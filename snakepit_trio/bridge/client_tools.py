@@ -110,12 +110,11 @@ class _Registration:
 
     def end(self) -> None:
         """Take the tools out of the registry; the calls that wait fail. Idempotent."""
-        if self._ended:
-            return
         self._ended = True
-        for name in self.names:
-            if name in self.registry:
-                self.registry.unregister(name)
+        while self.names:
+            if self.names[-1] in self.registry:
+                self.registry.unregister(self.names[-1])
+            self.names.pop()
         for answered, _ in self._waiting.values():
             answered.set()
 
@@ -151,7 +150,7 @@ class ClientTools:
                 "the session was opened by another host; open it here first", details={"path": "session_id"}
             )
         if known.tools is None:
-            known.tools = ToolRegistry()
+            known.tools = ToolRegistry(self._runtime.internal_errors)
         tools: ToolRegistry = known.tools
         return tools
 
@@ -231,7 +230,12 @@ class ClientTools:
                     raise InvalidPayload("after the first message, each is a reply", details={"path": "frame"})
                 made.answer(frame.reply)
         finally:
-            self._drop(id)
+            try:
+                self._drop(id)
+            except Exception:
+                # Once more, for nobody else ends what is served: its names would stay taken.
+                self._drop(id)
+                raise
 
     @protected
     async def keep(self) -> None:
@@ -253,9 +257,10 @@ class ClientTools:
                 self._drop(id)
 
     def _drop(self, id: str) -> None:
-        made = self._registrations.pop(id, None)
+        made = self._registrations.get(id)
         if made is not None:
             made.end()
+            del self._registrations[id]
 
 
 async def _call_client(**params: Any) -> Any:

@@ -97,6 +97,7 @@ class Metrics:
             ) from exc
         try:
             async with listener:
+                _keep(listener)
                 task_status.started()
                 while True:
                     try:
@@ -117,11 +118,9 @@ class Metrics:
         found = _TCP.fullmatch(address)
         if found is None:
             unix = await anyio.create_unix_listener(address.removeprefix("unix:"), mode=0o600)
-            _keep(unix)
             self.address = address
             return unix
         tcp = await anyio.create_tcp_listener(local_host=found[1], local_port=int(found[2]))
-        _keep(tcp)
         host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
         self.address = f"tcp:[{host}]:{port}" if ":" in str(host) else f"tcp:{host}:{port}"
         return tcp

@@ -100,7 +100,7 @@ class Session:
         """
         self.check_open()
         if self._known.tools is None:
-            self._known.tools = ToolRegistry()
+            self._known.tools = ToolRegistry(self._errors)
         found: ToolRegistry = self._known.tools
         return found
 

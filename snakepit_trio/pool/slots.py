@@ -228,10 +228,10 @@ class Slots:
             rng=self._rng,
             errors=self._parts.errors,
         )
-        places.append(slot)
         assert self._nursery is not None
         # It ends when the slot is retired; until then a slot without it would stay empty.
         self._parts.errors.keep(self._nursery, slot.run, pool=self._name)
+        places.append(slot)
 
     def _start(
         self,

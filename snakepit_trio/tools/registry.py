@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 import attrs
 
+from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio._call_options import check_metadata
 from snakepit_trio.errors import ConfigError, InvalidParameter, ToolExists, ToolNotFound
 from snakepit_trio.worker.adapter import TOOL_NAME, ToolOptions, options_of
@@ -48,9 +49,14 @@ class HostTool:
 
 
 class ToolRegistry:
-    """Host tools by name. A session's registry holds that session's own, which go before the runtime's."""
+    """Host tools by name. A session's registry holds that session's own, which go before the runtime's.
 
-    def __init__(self) -> None:
+    Args:
+        errors: Where unexpected exceptions are told.
+    """
+
+    def __init__(self, errors: InternalErrors | None = None) -> None:
+        self._errors = errors or InternalErrors()
         self._tools: dict[str, HostTool] = {}
 
     def __repr__(self) -> str:
@@ -105,6 +111,7 @@ class ToolRegistry:
 
         return mark if function is None else mark(function)
 
+    @operation
     def register(
         self,
         name: str,
@@ -146,6 +153,7 @@ class ToolRegistry:
         self._tools[made.name] = made
         return made
 
+    @operation
     def register_many(self, functions: Mapping[str, Callable[..., Any]], *, replace: bool = False) -> None:
         """Register functions by name: all of them, or, when one is refused, none.
 
@@ -163,6 +171,7 @@ class ToolRegistry:
         self._check_room(len(made.keys() - self._tools.keys()))
         self._tools.update(made)
 
+    @operation
     def unregister(self, name: str) -> None:
         """Remove a tool; calls of it that are under way go on.
 

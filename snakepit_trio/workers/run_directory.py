@@ -41,7 +41,11 @@ class RunDirectory:
     def __init__(self, run_id: str) -> None:
         # The pid is for whoever finds it: a run that is only starting has no other sign of whose it is.
         self.path = _make(f"snakepit-{run_id}-{os.getpid()}-")
-        self._fd = self._hold()
+        try:
+            self._fd = self._hold()
+        except BaseException:
+            shutil.rmtree(self.path, ignore_errors=True)
+            raise
 
     def __repr__(self) -> str:
         return f"<RunDirectory {str(self.path)!r}>"
@@ -72,8 +76,10 @@ class RunDirectory:
 
     def close(self) -> None:
         """Remove it, with all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        _forks.close(self._fd)
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+        finally:
+            _forks.close(self._fd)
 
     def _hold(self) -> int:
         with _forks.unforked():

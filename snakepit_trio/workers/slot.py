@@ -138,6 +138,7 @@ class Slot:
 
     async def run(self) -> None:
         """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""
+        self._clear()
         async with anyio.create_task_group() as nursery:
             self._nursery = nursery
             while not self._retiring:
@@ -149,6 +150,17 @@ class Slot:
                     with anyio.CancelScope(deadline=self.next_attempt or 0.0):
                         await self._until(lambda: self._retiring or self._renewing)
                     await self._until(lambda: not self._alive)
+
+    def _clear(self) -> None:
+        """Give up what an exception that has ended an earlier run of this has left: nothing sees to it any more."""
+        for worker in list(self._alive):
+            worker.fail(RuntimeError("its slot has begun anew"))
+            if not worker.ready.is_set():
+                worker.bury()
+        self._alive.clear()
+        self._successor = None
+        if self._change is not None:
+            self._settle(self._change)
 
     async def _keep_one(self) -> None:
         """Keep one worker, from its start to the end of the pause after it."""

@@ -22,7 +22,7 @@ GOOD = frozenset(
 #: Functions that may do more harm, or tell nobody, by file and name: what may become of a try, and why.
 EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("_bulkhead.py", "InternalErrors._run"): (
-        ("runtime ended", "calls fail after it"),
+        ("runtime ended", "hang", "calls fail after it"),
         "It is the boundary: what is raised before it has begun, nothing stops. In a client that ends the connection for good.",
     ),
     ("_bulkhead.py", "InternalErrors._keep"): (("runtime ended",), "It is the boundary."),
@@ -75,6 +75,7 @@ MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
     ): "It asks an exception about itself, which may raise anything: that is left out then.",
     ("worker/runners.py", "run_sync"): "What a call raises is its answer; a caller who has left hears none.",
     ("worker/runners.py", "LoopRunner._run_entered"): "The same.",
+    ("bridge/client_tools.py", "_Registration._ask"): "The same: it is a host tool's call.",
     ("worker/toolbox.py", "_result_schema"): "What a result may be is left open when its type can't be described.",
 }
 #: Functions that do all that the one that somebody calls does: what they raise on entry, its caller gets as what that has raised.
