@@ -15,8 +15,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "integration/test_operating.py", "integration/test_top.py",
     ),
     "client/": ("unit/test_call_options.py", "property/test_tool_messages.py", "integration/test_connect.py"),
-    "config/": ("unit/test_config.py", "unit/test_timeouts.py", "unit/test_surface.py", "integration/test_default_timeout.py"),
-    "control/": ("unit/test_figures.py", "integration/test_control.py"),
+    "config/": ("unit/test_options.py", "unit/test_config.py", "unit/test_timeouts.py", "unit/test_surface.py", "integration/test_default_timeout.py"),
+    "control/": ("unit/test_figures.py", "unit/test_control_client.py", "integration/test_control.py"),
     "launch/": (
         "unit/test_handle.py", "unit/test_futures.py", "unit/test_interpreter.py", "unit/test_reseeding.py",
         "unit/test_leftovers.py", "integration/test_launchers.py", "integration/test_helpers.py",
@@ -35,7 +35,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "simulation/test_repertoire.py", "simulation/test_simulator.py", "integration/test_main_path.py",
     ),
     "sessions/": (
-        "property/test_stores.py", "property/test_odd_rows.py", "simulation/test_session_directory.py",
+        "unit/test_names.py", "property/test_stores.py", "property/test_odd_rows.py", "simulation/test_session_directory.py",
         "integration/test_host_programs.py",
     ),
     "testing/": ("unit/test_scripted.py", "simulation/test_simulator.py", "integration/test_testing.py"),
@@ -48,7 +48,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "wire/http2/": ("property/test_lean_h2.py", "property/test_pipe.py", "integration/test_wires.py"),
     "wire/": (
-        "property/test_frames.py", "property/test_messages.py", "property/test_failures.py", "property/test_memory.py",
+        "property/test_frames.py", "property/test_messages.py", "property/test_failures.py", "property/test_memory.py", "unit/test_mapping.py",
         "property/test_tool_messages.py", "property/test_stream_credit.py", "unit/test_marks.py", "unit/test_handshake.py",
         "unit/test_exceptions.py", "integration/test_wires.py", "integration/test_shared_memory.py",
     ),
@@ -72,15 +72,21 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: The same for files whose tests are others than those of their room; they still belong to it.
 OTHERS: dict[str, tuple[str, ...]] = {
+    "bridge/engine.py": (
+        "unit/test_bridge_engine.py",
+        "integration/test_bridge.py",
+        "integration/test_bridge_abuse.py",
+    ),
     "bridge/mcp": ("integration/test_mcp.py",),
     "bridge/tokens.py": ("unit/test_tokens.py", "integration/test_security.py"),
     "bridge/listening.py": ("integration/test_bind.py", "integration/test_security.py"),
     "cli/new.py": ("integration/test_new.py",),
     "client/host_tools.py": ("integration/test_connect.py", "integration/test_bridge_clients.py"),
     "launch/reseeding.py": ("unit/test_reseeding.py",),
-    "observe/cpu.py": ("simulation/test_heartbeats.py", "integration/test_supervision.py"),
+    "observe/cpu.py": ("unit/test_cpu.py", "simulation/test_heartbeats.py", "integration/test_supervision.py"),
     "observe/recorder.py": ("unit/test_dump.py", "integration/test_recorder.py"),
     "pool/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
+    "worker/tracing.py": ("integration/test_tracing.py",),
     "workers/plain.py": ("integration/test_foreign.py",),
     "workers/answers.py": ("unit/test_status_table.py", "integration/test_foreign.py"),
     "workers/health.py": ("simulation/test_health.py", "integration/test_supervision.py"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -63,6 +64,8 @@ class FaultyWorker(ScriptedWorker):
         self.faults = [fault for fault in world.scenario.faults if fault.worker == number]
         self.delay = world.scenario.delay * self.rng.choice([0.1, 1, 1, 3])
         self.frames = 0
+        #: The kind of the frame that is carried just now.
+        self.at = ""
         self.sending = 0
         self.muted = False
         #: It answers nothing, and is at work, until then.
@@ -77,10 +80,12 @@ class FaultyWorker(ScriptedWorker):
     def fault(self, *kinds: str) -> Fault | None:
         """The fault that is to happen now, if any of these kinds is; it is written down and never happens again."""
         for fault in self.faults:
-            if fault.kind in kinds and fault.frame <= self.frames:
+            if fault.kind in kinds and fault.frame <= self.frames and fault.at in ("", self.at):
                 self.faults.remove(fault)
                 self.world.note(f"fault {fault.number}: {fault.kind} of worker #{self.number} at frame {self.frames}")
                 self.world.happened.append(fault.kind)
+                if fault.frame:
+                    self.world.happened_at[self.at] += 1
                 return fault
         return None
 
@@ -144,6 +149,7 @@ class FaultyWorker(ScriptedWorker):
                 frame = self._outbox.pop(0)
                 self.sending = getattr(frame, "id", 0)
                 self.frames += 1
+                self.at = type(frame).__name__
                 data = frame_writing.encode(frame)
                 reply = isinstance(frame, frames.Reply)
                 if self.muted or self.fault("mute"):
@@ -179,6 +185,7 @@ class FaultyWorker(ScriptedWorker):
                 await anyio.sleep_until(self.grinds_until)
                 frame = frame_reading.decode_host_frame(self._inbox.pop(0))
                 self.frames += 1
+                self.at = type(frame).__name__
                 if self.fault("leave"):
                     self.leave()
                 if self.fault("crash_before"):
@@ -247,6 +254,8 @@ class FaultyWorkers(ScriptedWorkers):
         self.note = note
         #: The kinds of the faults that have happened.
         self.happened: list[str] = []
+        #: How many of them there were at each kind of frame.
+        self.happened_at: Counter[str] = Counter()
         #: What the workers did that must not be, found outside of the host.
         self.wrong: list[str] = []
         self._started = 0

@@ -12,10 +12,23 @@ import attrs
 
 import snakepit_trio as sp
 
-__all__ = ["FRAME_FAULTS", "MORE", "START_FAULTS", "Caller", "Fault", "Scenario", "draw"]
+__all__ = [
+    "FRAME_FAULTS",
+    "HOST_FRAMES",
+    "MORE",
+    "START_FAULTS",
+    "WORKER_FRAMES",
+    "Caller",
+    "Fault",
+    "Scenario",
+    "draw",
+]
 
 #: What happens at one frame of a worker, its host's or its own; beside that, "leave".
 FRAME_FAULTS = ("crash_before", "crash_after", "cut", "torn", "garbage", "twice", "stray", "mute", "stall")
+#: The kinds of frames that a host sends, but for Stop, after which nothing happens; and those of workers, but for a tool's events.
+HOST_FRAMES = ("Call", "Cancel", "Credit", "Ping", "HostReply")
+WORKER_FRAMES = ("Reply", "Chunk", "Pong", "HostCall", "HostCancel", "Leaving")
 #: What happens when a worker starts.
 START_FAULTS = ("launch_fails", "start_fails", "start_dies", "start_hangs", "start_slow", "connect_fails", "odd")
 
@@ -33,12 +46,13 @@ _OPERATIONS = ("resize", "recycle", "rolling_restart", "cordon", "drain", "kill"
 
 @attrs.frozen(kw_only=True)
 class Fault:
-    """One fault: of the ``worker``-th start of the simulation, at its ``frame``-th frame."""
+    """One fault: of the ``worker``-th start of the simulation, at its ``frame``-th frame, or the next one of the kind ``at``."""
 
     number: int
     kind: str
     worker: int
     frame: int = 0
+    at: str = ""
 
 
 @attrs.frozen(kw_only=True)
@@ -227,6 +241,18 @@ def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
     ]
 
 
+def _at_some_kind(seed: int, size: int, number: int) -> list[Fault]:
+    """Faults of some scenarios that happen at a frame of one kind, so that each kind has its share."""
+    rng = random.Random(f"{seed}:at")
+    found = []
+    for i in range(rng.choice([0, 0, 1, 3])):
+        inward = rng.random() < 0.5
+        kinds = ("crash_before", "crash_after", "leave") if inward else (*FRAME_FAULTS, "leave")
+        at = rng.choice(HOST_FRAMES if inward else WORKER_FRAMES)
+        found.append(Fault(number=number + i, kind=rng.choice(kinds), worker=rng.randint(1, size + 1), frame=1, at=at))
+    return found
+
+
 def _odd(seed: int, fault: Fault) -> Fault:
     """Some workers that do not start offer something else than the others instead."""
     odd = fault.kind == "start_fails" and random.Random(f"{seed}:{fault.number}").random() < 0.5
@@ -281,7 +307,11 @@ def draw(seed: int) -> Scenario:
         seed=seed,
         options=options,
         callers=callers,
-        faults=(*(_odd(seed, fault) for fault in faults), *_asked_to_end(seed, size, len(faults))),
+        faults=(
+            *(_odd(seed, fault) for fault in faults),
+            *(asked := _asked_to_end(seed, size, len(faults))),
+            *_at_some_kind(seed, size, len(faults) + len(asked)),
+        ),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
     )

@@ -37,11 +37,13 @@ _ATTEMPTS = 200
 
 @attrs.frozen(kw_only=True)
 class Result:
-    """How a simulation went: what happened with its times, how callers and requests ended, and what did not hold."""
+    """How a simulation went: what happened with its times, how callers and requests ended, at which kinds of frames there were
+    faults, and what did not hold."""
 
     history: tuple[str, ...]
     outcomes: Counter[str]
     faults: Counter[str]
+    at: Counter[str]
     checks: int
     failure: BaseException | None
 
@@ -182,6 +184,7 @@ def run(scenario: Scenario, injection: Injection | None = None) -> Result:
         history=tuple(simulation.history),
         outcomes=simulation.outcomes,
         faults=Counter(simulation.world.happened),
+        at=simulation.world.happened_at,
         checks=simulation.checks,
         failure=failure,
     )

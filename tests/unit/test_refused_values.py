@@ -173,3 +173,43 @@ def test_a_header_that_promises_gigabytes_allocates_nothing(header: bytes) -> No
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+class Wrapped:
+    """Says by its own means what it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def to_dict(self) -> Any:
+        return self.value
+
+
+class Circle:
+    def to_dict(self) -> Any:
+        return Circle()
+
+
+def test_what_is_converted_by_its_own_means() -> None:
+    class Number(int): ...
+
+    class Words(list[Any]): ...
+
+    convert = {"what": "result", "limit": 1 << 20}
+    for value, wanted in (
+        (Wrapped({"a": Wrapped([1])}), {"a": [1]}), (Number(3), 3), (Words([Number(1)]), [1]), (Colour2.BLUE, "blue"),
+        (fractions.Fraction(1, 2), None), (collections.OrderedDict(a=1), {"a": 1}),
+    ):  # fmt: skip
+        if wanted is None:
+            with pytest.raises(InvalidPayload):
+                codec.encode_result(value, **convert)  # type: ignore[arg-type]
+        else:
+            found = codec.decode(codec.encode_result(value, **convert))  # type: ignore[arg-type]
+            assert found == wanted and type(found) is type(wanted)
+    # What converts to itself has no end.
+    with pytest.raises(InvalidPayload, match="Circle can't be sent"):
+        codec.encode_result(Circle(), **convert)  # type: ignore[arg-type]
+
+
+class Colour2(enum.Enum):
+    BLUE = "blue"
