@@ -49,7 +49,7 @@ from snakepit_trio.errors import SnakepitError, WorkerCrashed
 from .books import release
 from .endings import copy_error, deadline_passed, overdue, worker_lost
 from .incarnations import Incarnations
-from .request import Outcome, Phase, Request
+from .request import Binding, Outcome, Phase, Request
 from .seats import Seats
 
 if TYPE_CHECKING:
@@ -130,6 +130,16 @@ class Ledger(Incarnations):
     def end(self, request: Request, error: SnakepitError, now: float) -> None:
         """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
         self._put_out(request, Outcome.FAILED, copy_error(error), now)
+
+    @protected
+    def untie(self, session: str, binding: Binding, now: float) -> None:
+        """A session is no longer tied strictly: what waits for its worker may go to any. Its order is kept."""
+        binding.strict = False
+        try:
+            self._queue.pin(session, binding, None)
+            self._fill_all(now)
+        except Exception as exc:
+            self._recover(exc, now)
 
     def hopeless(self, request: Request, blocked: Container[object]) -> bool:
         """Whether no open seat that a waiting request may take can come free: each is held by one of these."""

@@ -284,7 +284,7 @@ class RequestQueue(Generic[E]):
         return True
 
     def pin(self, session: str, binding: Any, worker: Any) -> list[E]:
-        """From now on only this worker may run what waits of a session and has this binding. Its order is kept.
+        """From now on only this worker (None: any) may run what waits of a session and has this binding. Its order is kept.
 
         Returns those requests, in their order.
         """

@@ -114,11 +114,15 @@ class Ties:
         """The session is tied as strictly as the strictest of its blocks wants, from where it is tied now."""
         binding: Binding | None = self._known.bindings.get(self._pool)
         strict = self._affinities.strictest != "hint"
-        if binding is not None and binding.strict is not strict:
+        if binding is None or binding.strict is strict:
+            return
+        if strict:
+            # Another, so that what waits already, and may run anywhere, moves nothing.
             seats = binding.seats
-            self._known.bindings[self._pool] = Binding(
-                strict=strict, seats=None if seats is None or seats.over else seats
-            )
+            made = Binding(strict=True, seats=None if seats is None or seats.over else seats)
+            self._known.bindings[self._pool] = made
+        else:
+            self._session.pool._ledger.untie(self._known.id, binding, anyio.current_time())
 
     def _new(self, *, whole: bool) -> Binding:
         strict = self._affinities.strictest != "hint"

@@ -350,6 +350,20 @@ class LedgerMachine(RuleBasedStateMachine):
     def sessions_end(self) -> None:
         self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
 
+    @rule()
+    def sessions_are_untied(self) -> None:
+        """The last strict blocks leave, and others come."""
+        for name in "qf":
+            binding = self.bindings[name]
+            pinned = [
+                request for request in self.requests if request.binding is binding and request.phase is Phase.QUEUED
+            ]
+            self.ledger.untie(name, binding, self.now)
+            assert all(request.pin is None for request in pinned)
+            self.met["untied while it waits"] += sum(request.phase is Phase.QUEUED for request in pinned)
+            self.met["untied and runs"] += sum(request.phase is Phase.RUNNING for request in pinned)
+            self.bindings[name] = Binding(strict=True)
+
     @precondition(lambda self: not self.closed)
     @rule()
     def close(self) -> None:
@@ -638,6 +652,8 @@ def walk(seed: int, steps: int) -> LedgerMachine:
             rng.choice([machine.cordon, machine.cordon, machine.uncordon, machine.uncordon, machine.retire])(data)
             if rng.random() < 0.2:
                 machine.sessions_end()
+            elif rng.random() < 0.3:
+                machine.sessions_are_untied()
         machine.conserved()
         machine.each_has_one_end()
         machine.seats_are_neither_lost_nor_shared()
@@ -653,6 +669,7 @@ MET = (
     "refused: worker_busy", "cancelled: QUEUED", "cancelled: RUNNING", "cancelled: DONE", "given back",
     "given back, nobody waits", "late reply", "confirmed", "a reply more", "a reply more, remembered", "runs again",
     "runs elsewhere", "ended with its worker", "stream ended with its worker", "poison",
+    "untied while it waits", "untied and runs",
 )  # fmt: skip
 
 

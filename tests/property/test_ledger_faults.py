@@ -29,6 +29,7 @@ NOTHING = Payload(MSGPACK, b"\xc0")
 _OUTSIDE = {"submit", "cancel", "end", "expire", "replied", "returned", "open", "cordon", "retire", "uncordon", "gone"}
 _OUTSIDE |= {
     "stopped",
+    "untie",
     "refuse",
     "fail_all",
     "hope",
@@ -207,8 +208,9 @@ class Walk:
                 "refuse",
                 "reply_twice",
                 "fail",
+                "untie",
             ],
-            [8, 40, 10, 10, 40, 25, 3, 2, 1, 3, 12, 3, 1],
+            [8, 40, 10, 10, 40, 25, 3, 2, 1, 3, 12, 3, 1, 2],
         )[0]
         getattr(self, kind)()
 
@@ -289,6 +291,11 @@ class Walk:
                     w.seats, n, self.now, result=NOTHING, error=None
                 ))  # fmt: skip
                 return
+
+    def untie(self) -> None:
+        for name in "qf":
+            self.ledger.untie(name, self.bindings[name], self.now)
+            self.bindings[name] = Binding(strict=True)
 
     def fail(self) -> None:
         """For a moment no worker can serve."""

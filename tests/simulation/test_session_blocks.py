@@ -90,6 +90,8 @@ class Walk:
         self.eras: list[str] = []
         self.seen: Counter[str] = Counter()
         self.checked = 0
+        #: When its calls began here, and when they were made.
+        self.order: list[tuple[float, float]] = []
 
     async def open(self) -> None:
         affinity = self.rng.choice(["hint", "hint", "strict_queue", "strict_fail_fast"])
@@ -213,6 +215,9 @@ class Walk:
         for number, worker, at in self.workers.ran[self.checked :]:
             self.checked += 1
             call = self.calls.get(number)
+            if call is not None and call.tied:
+                assert not any(start < at and begun > call.begun for start, begun in self.order), "overtaken"
+                self.order.append((at, call.begun))
             if call is None or not call.strict:
                 continue
             if not self.eras or self.eras[-1] != worker:
@@ -287,3 +292,31 @@ def test_nothing_moves_silently() -> None:
     assert all(seen[outcome] >= 3 for outcome in _MET), {
         outcome: seen[outcome] for outcome in _MET if seen[outcome] < 3
     }
+
+
+def test_what_waits_for_a_worker_goes_to_any_when_the_last_strict_block_has_left() -> None:
+    """Its order is kept: a call that comes later does not begin earlier, in another worker."""
+
+    async def main() -> None:
+        workers = Workers()
+        async with workers, workers.open_pool(size=2, prefetch=0) as pool, trio.open_nursery() as nursery:
+            with trio.fail_after(100):
+                async with pool.session("s") as hint:
+                    async with pool.session("s", affinity="strict_queue") as strict:
+                        await strict.execute("work", {"number": 1, "seconds": 0})
+                        for number in (2, 3, 4):
+                            # The first of them occupies the worker.
+                            nursery.start_soon(hint.execute, "work", {"number": number, "seconds": 1})
+                            await trio.sleep(0.01)
+                        assert [number for number, *_ in workers.ran] == [1, 2]
+                    # The other worker takes one at once, in its turn.
+                    await trio.sleep(0.01)
+                    nursery.start_soon(hint.execute, "work", {"number": 5, "seconds": 0})
+                    await trio.sleep(0.01)
+                    assert [number for number, *_ in workers.ran] == [1, 2, 3]
+                    while len(workers.ran) < 5:
+                        await trio.sleep(0.01)
+                    assert [number for number, *_ in workers.ran] == [1, 2, 3, 4, 5]
+                    await trio.sleep(2)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
