@@ -11,7 +11,11 @@ from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
-__all__ = ["check_encoding", "encode", "in_encoding", "params_of", "read", "write"]
+__all__ = ["check_encoding", "encode", "in_encoding", "may_stay_unread", "params_of", "read", "write"]
+
+#: Arguments with more bytes than this, those of binary values not counted, go to the worker unread: they may be millions of values,
+#: and what decodes them does nothing else meanwhile.
+_READ = 256 * 1024
 
 
 def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
@@ -27,11 +31,28 @@ def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
     return _decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
 
 
-def _decode(payload: Payload, *, what: str, limit: int) -> Any:
+def may_stay_unread(payload: Payload | None, *, limit: int) -> bool:
+    """Whether arguments are too many to look at here: the worker looks at them, and refuses what is none.
+
+    Raises:
+        InvalidPayload: They are larger than the limit, or refer to shared memory.
+    """
+    if payload is None or len(payload.data) <= _READ:
+        return False
+    _check_buffers(payload, "payload")
+    codec.check_size(payload, what="payload", limit=limit)
+    return True
+
+
+def _check_buffers(payload: Payload, what: str) -> None:
     for index, buffer in enumerate(payload.buffers):
         if isinstance(buffer, SharedBlock):
             path = f"{what}.buffers[{index}]"
             raise InvalidPayload(f"{path} has no inline bytes", details={"path": path})
+
+
+def _decode(payload: Payload, *, what: str, limit: int) -> Any:
+    _check_buffers(payload, what)
     try:
         return codec.decode(payload, what=what, limit=limit)
     except InvalidPayload as exc:

@@ -20,7 +20,7 @@ from snakepit_trio.wire.version import PROTOCOL_VERSION
 from .calls import ServerCall
 from .client_tools import ClientTools, spec_of
 from .methods import Method
-from .payloads import check_encoding, encode, in_encoding, params_of, read, write
+from .payloads import check_encoding, encode, in_encoding, may_stay_unread, params_of, read, write
 from .session_shares import SessionShares
 
 if TYPE_CHECKING:
@@ -120,8 +120,9 @@ class BridgeService:
             return None
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
-        params = params_of(request.payload, limit=limit)
         encoding = check_encoding(request.accept, request.payload)
+        unread = may_stay_unread(request.payload, limit=limit) and pool._calls.reads(request.payload)
+        params = None if unread else params_of(request.payload, limit=limit)
 
         def on_end(result: Payload | None, error: SnakepitError | None) -> None:
             call.conclude(

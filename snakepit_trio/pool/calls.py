@@ -181,10 +181,14 @@ class Calls:
         except Exception as exc:
             raise self._errors.caller(exc) from exc
 
+    def reads(self, payload: Payload | None) -> bool:
+        """Whether the workers read a payload as it is."""
+        return payload is not None and payload.encoding == self._roster.repertoire.encoding
+
     def begin(
         self,
         tool: str,
-        params: Mapping[str, Any],
+        params: Mapping[str, Any] | None,
         payload: Payload | None,
         *,
         on_end: Callable[[Payload | None, SnakepitError | None], None],
@@ -198,6 +202,7 @@ class Calls:
         None: it needs a task, for the pool has policies.
 
         Args:
+            params: None when the workers read the payload, and nobody has looked at it before.
             payload: The arguments as they came, which are sent on in the place of ``params`` if the workers read that encoding.
             on_end: Called once when the call has ended, with its result as the worker has encoded it, or the error. It is
                 called in the middle of the ledger's work: it must neither raise nor wait.

@@ -81,7 +81,8 @@ class Submission:
         Args:
             batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
             permits: What it holds of limits.
-            payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding.
+            payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding. Without ``params``, in
+                that encoding, it is left to the worker to look at it.
             alone: It has no task: no scope ends it, and its result is not decoded here.
         """
         config = self._config
@@ -92,10 +93,11 @@ class Submission:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
-        params = check_params(params)
-        check = self._roster.repertoire.checks[tool]
-        if check is not None:
-            check(params)
+        if params is not None or payload is None:
+            params = check_params(params)
+            check = self._roster.repertoire.checks[tool]
+            if check is not None:
+                check(params)
         if payload is None or payload.encoding != self._roster.repertoire.encoding:
             payload = codec.encode(params, limit=config.max_payload, encoding=self._roster.repertoire.encoding)
         timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)

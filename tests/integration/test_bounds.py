@@ -421,3 +421,44 @@ async def test_a_request_of_more_parts_than_any_has_is_refused_unread(monkeypatc
     async with bridged(EVIL) as (_, address):
         found = await anyio.to_thread.run_sync(ask, address)
         assert found == {"RegisterTools": "3", "PutValue": "3", "ExecuteTool": "3", "Ping": "8"}
+
+
+async def test_arguments_of_very_many_values_are_the_workers_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    count = 400_000
+    many = b"\xdd" + count.to_bytes(4, "big") + b"\x01" * count
+    odd = {
+        "a list": (many, "3", "expected object, got array"),
+        "a name that is none": (b"\x81\x01" + many, "3", "expected str, got int"),
+        "a name that is not known": (b"\x82\xa5value\x01\xa4more" + many, "3", 'params["more"]'),
+        "half a map": (b"\x82\xa5value" + many, "3", "does not decode"),
+        "deeper than can be": (b"\x81\xa5value" + b"\x91" * count + b"\x01", "3", "does not decode"),
+    }
+
+    def ask(address: str) -> dict[str, dict[str, str]]:
+        found = {}
+        with Raw(address) as raw:
+            while raw.h2.remote_settings.initial_window_size < 1 << 20:
+                assert raw.read()
+            for name, (data, _, _) in odd.items():
+                payload = v1.Payload(encoding=v1.Encoding(frames.MSGPACK), data=data)
+                message = bytes(v1.ExecuteToolRequest(tool="echo", payload=payload))
+                stream = raw.headers()
+                whole = b"\0" + len(message).to_bytes(4, "big") + message
+                for at in range(0, len(whole), 16_384):
+                    raw.h2.send_data(stream, whole[at : at + 16_384], end_stream=at + 16_384 >= len(whole))
+                raw.flush()
+                found[name] = raw.trailers(stream)
+        return found
+
+    async with bridged(EVIL) as (runtime, address), sp.connect(address, token="right") as client:
+        (before,) = runtime.pool().workers()
+        with monkeypatch.context() as patch:
+            patch.setattr("snakepit_trio.bridge.payloads._decode", lambda *_, **__: pytest.fail("it was read here"))
+            found = await anyio.to_thread.run_sync(ask, address)
+            value = ["x", 1] * (count // 2)
+            assert await client.execute("echo", {"value": value}) == value
+        for name, (_, status, text) in odd.items():
+            assert found[name]["grpc-status"] == status, found
+            assert text in found[name].get("grpc-message", ""), found
+        (after,) = runtime.pool().workers()
+        assert after.pid == before.pid
