@@ -13,8 +13,8 @@ from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
 __all__ = ["check_encoding", "encode", "in_encoding", "may_stay_unread", "params_of", "read", "write"]
 
-#: Arguments with more bytes than this, those of binary values not counted, go to the worker unread: they may be millions of values,
-#: and what decodes them does nothing else meanwhile.
+#: Arguments with more bytes than this, those of binary values not counted, go to the worker unread: they may be millions of
+#: values, and what decodes them does nothing else meanwhile.
 _READ = 256 * 1024
 
 

@@ -428,7 +428,7 @@ async def test_arguments_of_very_many_values_are_the_workers_work(monkeypatch: p
     many = b"\xdd" + count.to_bytes(4, "big") + b"\x01" * count
     odd = {
         "a list": (many, "3", "expected object, got array"),
-        "a name that is none": (b"\x81\x01" + many, "3", "expected str, got int"),
+        "a name that is none": (b"\x81\x01" + many, "3", "expected str"),
         "a name that is not known": (b"\x82\xa5value\x01\xa4more" + many, "3", 'params["more"]'),
         "half a map": (b"\x82\xa5value" + many, "3", "does not decode"),
         "deeper than can be": (b"\x81\xa5value" + b"\x91" * count + b"\x01", "3", "does not decode"),
