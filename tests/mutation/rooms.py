@@ -86,6 +86,8 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "observe/cpu.py": ("unit/test_cpu.py", "simulation/test_heartbeats.py", "integration/test_supervision.py"),
     "observe/recorder.py": ("unit/test_dump.py", "integration/test_recorder.py"),
     "pool/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
+    "launch/choice.py": ("unit/test_choice.py", "integration/test_launchers.py"),
+    "worker/context.py": ("unit/test_context.py", "integration/test_main_path.py"),
     "worker/tracing.py": ("integration/test_tracing.py",),
     "workers/plain.py": ("integration/test_foreign.py",),
     "workers/answers.py": ("unit/test_status_table.py", "integration/test_foreign.py"),

@@ -132,7 +132,7 @@ def test_a_fault_at_each_kind_of_frame() -> None:
                         "threads": 2,
                         "cancel_grace": 0.2,
                         "heartbeat_interval": 0.2,
-                        "cancel_set_ttl": 1.0,
+                        "cancel_set_ttl": 0.2,
                     },
                     callers=tuple(callers),
                     faults=tuple(faults),
