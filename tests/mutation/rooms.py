@@ -7,7 +7,7 @@ __all__ = ["ROOMS", "room_of", "files_for"]
 #: By the beginning of a file's path in the package, the tests of it, the longest beginning counts. Paths are below ``tests``.
 ROOMS: dict[str, tuple[str, ...]] = {
     "bridge/": (
-        "unit/test_printable.py", "integration/test_bridge_calls.py", "integration/test_bridge.py",
+        "unit/test_printable.py", "unit/test_payloads.py", "integration/test_bridge_calls.py", "integration/test_bridge.py",
         "integration/test_bridge_clients.py", "integration/test_bridge_abuse.py", "integration/test_security.py",
     ),
     "cli/": (
