@@ -111,7 +111,9 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
             ]
             return caller.kind == "session" and any(c.affinity != "hint" for c in sisters)
         case "WouldDeadlock":
-            return caller.kind == "nested" or (simulation.closing and "nested" in kinds)
+            # Of others only those that hold a permit which a nested call may wait for, while that one has the seat.
+            held = simulation.closing or any(limit.concurrency for limit in options.limits)
+            return caller.kind == "nested" or (held and "nested" in kinds)
         case "InvalidParameter":
             return caller.kind == "operate" or caller.more == "surrogate"
         case "RequestCancelled":
