@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -85,6 +87,32 @@ def test_no_view_ever_changes(steps: list[Any]) -> None:
             getattr(both, name)(*arguments)
             both.check()
         both.close()
+
+
+def test_the_sides_meet_what_they_are_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Walks from seeds: what is sent goes through shared memory or, when there is no room, beside it; blocks are used again."""
+    monkeypatch.setattr(shared, "THRESHOLD", SMALL)
+    met: Counter[str] = Counter()
+    for seed in range(40):
+        rng, both = random.Random(seed), Sides()
+        for _ in range(60):
+            step = rng.choice(["send", "send", "send_on", "let_go", "let_go"])
+            held, blocks = len(both.held), sum(len(memory.sizes) for memory in both.sides.values())
+            if step == "send":
+                both.send(rng.choice("io"), rng.randint(SMALL - 1, 3 * SMALL))
+            elif step == "send_on":
+                both.send_on(rng.randrange(30), rng.randrange(2 * SMALL))
+            else:
+                both.let_go(rng.randrange(30))
+            more = sum(len(memory.sizes) for memory in both.sides.values()) > blocks
+            met[
+                f"{step}: {'shared' if len(both.held) > held else 'let go' if len(both.held) < held else 'inline'}"
+            ] += 1
+            met["used again"] += len(both.held) > held and not more
+            both.check()
+        both.close()
+    for what in ("send: shared", "send: inline", "send_on: shared", "send_on: inline", "let_go: let go", "used again"):
+        assert met[what] >= 10, met
 
 
 @pytest.mark.parametrize("with_numpy", [True, False])
