@@ -416,7 +416,7 @@ async def until_async(condition: Callable[[], Awaitable[bool]]) -> None:
 
 async def in_host(runtime: sp.Runtime, record: Record) -> None:
     """The steps of the host's own callers, in three lines at once; the last does what ends workers."""
-    main, tasks, by = (runtime.pool(name) for name in ("main", "tasks", "by"))
+    main, tasks, by = (runtime.pools[name] for name in ("main", "tasks", "by"))
     over = anyio.Event()
 
     async def quick() -> None:

@@ -39,7 +39,12 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("another result", "seat lost"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
     ),
-    ("_interrupts.py", "_Managed.__aexit__"): (("another result",), "The same."),
+    ("_interrupts.py", "_Managed.__aexit__"): (("another result", "leak"), "The same."),
+    ("launch/fork_server.py", "ForkServerLauncher.__aexit__"): (("leak",), "The same."),
+    ("_user_code.py", "Raised.__exit__"): (
+        ("swallowed",),
+        "What it raises is a host tool's answer, which nobody may wait for.",
+    ),
     ("_waiting.py", "_trio_waiter.<locals>.TrioWaiter._abort"): (
         ("runtime ended", "hang"),
         "Trio calls it in the middle of a cancellation; in a client, a thread waits for its event loop then.",
@@ -89,6 +94,7 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
     ("pool/pool.py", "Pool.map"): "Pool.execute_many",
     ("pool/mapping.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
+    ("observe/events.py", "EventBus.subscribe"): "entering its block",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
     ("control/client.py", "ControlClient.__init__"): "connect, which is the command line's own",
     ("control/client.py", "ControlClient._line"): "ControlClient.ask",
