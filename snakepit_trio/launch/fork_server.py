@@ -347,7 +347,8 @@ class ForkServerLauncher(LocalLauncher):
         async with contextlib.AsyncExitStack() as steps:
             for template in [*templates, *self._lost]:
                 steps.push_async_callback(template.end_helpers)
-            for template in templates:
+            # Twice, for nobody else ends one whose end has failed; after one that has not it is nothing.
+            for template in [*templates, *templates]:
                 steps.push_async_callback(template.aclose)
             steps.push_async_callback(super().__aexit__, *exc)
             steps.push_async_callback(self._spawn.__aexit__, *exc)
