@@ -78,8 +78,8 @@ MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
         "_exceptions.py",
         "attempt",
     ): "It asks an exception about itself, which may raise anything: that is left out then.",
-    ("worker/runners.py", "run_sync"): "What a call raises is its answer; a caller who has left hears none.",
-    ("worker/runners.py", "LoopRunner._run_entered"): "The same.",
+    ("worker/runners.py", "_run"): "What a call raises is its answer; a caller who has left hears none.",
+    ("worker/loop_runner.py", "LoopRunner._run"): "The same.",
     ("bridge/client_tools.py", "_Registration._ask"): "The same: it is a host tool's call.",
     ("worker/toolbox.py", "_result_schema"): "What a result may be is left open when its type can't be described.",
 }
