@@ -250,6 +250,7 @@ class Books(ABC):
                         self._queue.discard(other)
                         self._finish(other, Outcome.FAILED, None, worker_busy(other), now)
             binding.seats = seats
+        # As in _tell, whose own call would be a seventh of what the books cost.
         try:
             self._observe("dispatched", request, now)
         except Exception as exc:
