@@ -73,7 +73,7 @@ def quick(session: nox.Session) -> None:
 def mutations(session: nox.Session) -> None:
     """Sixty small breakages of the package, one at a time in a copy of it: do the tests notice? An hour or more; ``-- --seed 2``
     for others."""
-    session.install(".[numpy,trio-asyncio,mcp]", *group("test", "protos", "clients", "redis", "tables"))
+    session.install(".[numpy,mcp]", *group("test", "protos", "clients", "redis", "tables"))
     session.run("python", "-m", "tests.mutation", "--named")
     session.run("python", "-m", "tests.mutation", *session.posargs)
 
