@@ -39,8 +39,14 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("another result", "seat lost"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
     ),
-    ("_interrupts.py", "_Managed.__aexit__"): (("another result", "leak"), "The same."),
-    ("launch/fork_server.py", "ForkServerLauncher.__aexit__"): (("leak",), "The same."),
+    ("_interrupts.py", "_Managed.__aexit__"): (
+        ("another result", "leak"),
+        "The interpreter calls it, and the block inside it is not left.",
+    ),
+    ("launch/fork_server.py", "ForkServerLauncher.__aexit__"): (
+        ("leak",),
+        "It is what ends the templates at the end of a runtime; nobody else has them.",
+    ),
     ("_user_code.py", "Raised.__exit__"): (
         ("swallowed",),
         "What it raises is a host tool's answer, which nobody may wait for.",
@@ -74,10 +80,7 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
 }
 #: Functions that answer for what is raised below them, and need tell nobody, and why.
 MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
-    (
-        "_exceptions.py",
-        "attempt",
-    ): "It asks an exception about itself, which may raise anything: that is left out then.",
+    ("_exceptions.py", "attempt"): "It asks an exception about itself, which may raise anything: it is left out then.",
     ("worker/runners.py", "_run"): "What a call raises is its answer; a caller who has left hears none.",
     ("worker/loop_runner.py", "LoopRunner._run"): "The same.",
     ("bridge/client_tools.py", "_Registration._ask"): "The same: it is a host tool's call.",
