@@ -102,14 +102,20 @@ class Records:
         return self._book.get(process_id)
 
     def close(self) -> None:
-        """The run has ended: remove what is written of it, and give the lock back."""
-        try:
+        """The run has ended: remove what is written of it, and give the lock back. Idempotent."""
+        if self._lock < 0:
+            return
+        # Whatever becomes of one step, the others are made.
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._give_lock_back)
+            steps.callback(self._close_registry)
+            steps.callback(self._locks.remove, self._run_id)
             with contextlib.suppress(*_FAILURES):
                 (self._registry or self._open()).end_run(self._run_id)
-            self._locks.remove(self._run_id)
-        finally:
-            self._close_registry()
-            _forks.close(self._lock)
+
+    def _give_lock_back(self) -> None:
+        lock, self._lock = self._lock, -1
+        _forks.close(lock)
 
     def _open(self, *, hurried: bool = True) -> Registry:
         registry = Registry(self._directory, hurried=hurried)
@@ -249,6 +255,9 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
     finally:
         # A fork of the host has no run to end.
         if os.getpid() == host:
-            if records is not None:
-                records.close()
-            directory.close()
+            with contextlib.ExitStack() as steps:
+                steps.callback(directory.close)
+                if records is not None:
+                    # Twice, for nobody else gives its lock back if the first time it has failed.
+                    steps.callback(records.close)
+                    steps.callback(records.close)

@@ -50,6 +50,7 @@ class Sightings(logging.Handler):
         logger = logging.getLogger("snakepit_trio")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
+        logging.getLogger("trio").addHandler(self)
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.WARNING)
         InternalErrors.check = staticmethod(self._reported)
