@@ -280,7 +280,15 @@ class _Template:
             # Cut last: while it lives this would be its death.
             steps.callback(_forks.close, self._lifeline)
             steps.push_async_callback(self._see_off)
-            steps.callback(self._channel.close)
+            steps.push_async_callback(self._hang_up)
+
+    async def _hang_up(self) -> None:
+        # Whoever waits for an answer hears that there will be none. A descriptor that is closed under a waiter would leave it
+        # waiting, and its number to the next file.
+        with contextlib.suppress(OSError):
+            self._channel.shutdown(socket.SHUT_RDWR)
+        async with self._turn:
+            self._channel.close()
 
     async def _see_off(self) -> None:
         if not await self._ended():

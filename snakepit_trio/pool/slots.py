@@ -170,6 +170,10 @@ class Slots:
         self._events.emit("slot.restarted", None, pool=self._name, slot=slot.index, reason=slot.reason)
 
     def slot_settled(self, slot: Slot) -> None:
+        worker = slot.current
+        if worker is not None and worker.due is not None and not worker.state.over:
+            # It became due on its way here.
+            self._replace_soon(worker, worker.due)
         self.settled.ring()
         self._parts.waits.check()
         if slot.failed != (slot in self._failed):
@@ -262,7 +266,7 @@ class Slots:
 
     def _replace_soon(self, worker: Worker, reason: str) -> None:
         for slot in [*self.kept, *self.spares]:
-            if slot.current is worker and worker not in self._replacing and self._nursery is not None:
+            if slot.holds(worker) and worker not in self._replacing and self._nursery is not None:
                 self._replacing.add(worker)
                 self.tell_recycled(worker, reason)
                 self._start(self._replace, slot, worker, reason)

@@ -314,7 +314,7 @@ class Slot:
         """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
         worker = self.current
         # Given away already: it is still the current one until this slot's task has run.
-        if worker is None or worker is self._given:
+        if worker is None or not self.holds(worker) or worker.due is not None or worker.tainted:
             return None
         if self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
             return None
@@ -322,6 +322,10 @@ class Slot:
         self._alive.pop(worker, None)
         self._changed.ring()
         return worker
+
+    def holds(self, worker: Worker) -> bool:
+        """Whether this is the worker that serves here; one that was given away is the current one for a moment longer."""
+        return worker is self.current and worker is not self._given
 
     # ---- inside ----------------------------------------------------------------------------------
 

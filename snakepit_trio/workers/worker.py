@@ -82,6 +82,7 @@ class Worker:
         ended: Set when :meth:`run` is about to return.
         exit: How it ended; None before.
         renews: It may be of another version than the pool's other workers.
+        due: Why it is to be replaced; None when it is not.
         killed_on_demand: Somebody on this side wanted it to end at once.
         unbegun: After its end: the calls that it held and had not begun to run.
     """
@@ -117,6 +118,7 @@ class Worker:
         self.ended: anyio.Event = anyio.Event()
         self.exit: Exit | None = None
         self.renews = False
+        self.due: str | None = None
         self.killed_on_demand = False
         self.unbegun: frozenset[int] = frozenset()
         self._settings = settings
@@ -398,7 +400,7 @@ class Worker:
     async def _age(self, limit: float) -> None:
         # Workers that were started together are not all replaced at once.
         await anyio.sleep(limit * random.uniform(1 - _AGE_JITTER, 1))
-        self._host.worker_due(self, "max_age")
+        self._become_due("max_age")
 
     @protected
     async def _watch_grace(self) -> None:
@@ -411,7 +413,7 @@ class Worker:
                 self._end("cancel_grace", "did not stop a cancelled call in time")
                 return
             # It did stop in the end, but others were told already that it takes no more.
-            self._host.worker_due(self, "cancel_grace")
+            self._become_due("cancel_grace")
 
     @protected
     async def _health(self, interval: float) -> None:
@@ -425,6 +427,7 @@ class Worker:
         if not self.tainted:
             _log.warning("worker %s %s", self.id, one_line(words), extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
+            self.due = "unhealthy"
             self._host.worker_tainted(self, "unhealthy")
 
     # ---- what its link tells: the interface LinkOwner ------------------------------------------------
@@ -443,7 +446,7 @@ class Worker:
             self._host.worker_stopped_call(self, reply.id)
         limit = self._settings.max_requests
         if limit is not None and self.served >= limit:
-            self._host.worker_due(self, "max_requests")
+            self._become_due("max_requests")
         if not self._held and self.state is WorkerState.BUSY:
             self._become(WorkerState.READY)
         self._emptied.ring()
@@ -461,7 +464,7 @@ class Worker:
         self._leaving = True
         if self.state in (_READY, _BUSY):
             self._become(WorkerState.DRAINING)
-            self._host.worker_due(self, "leaving")
+            self._become_due("leaving")
 
     def link_alive(self, rss: int, lag: float) -> None:
         self.rss = rss
@@ -470,7 +473,7 @@ class Worker:
         self._alive_at = anyio.current_time()
         limit = self._settings.max_rss
         if limit is not None and self.rss > limit:
-            self._host.worker_due(self, "max_rss")
+            self._become_due("max_rss")
 
     def link_missed(self, silence: float) -> None:
         self._missed_at = anyio.current_time()
@@ -496,6 +499,11 @@ class Worker:
             self._end("connection_lost", f"lost its connection: {message}")
 
     # ---- its end -------------------------------------------------------------------------------------
+
+    def _become_due(self, reason: str) -> None:
+        """It is to be replaced, in whichever slot it serves."""
+        self.due = self.due or reason
+        self._host.worker_due(self, reason)
 
     def _become(self, state: WorkerState) -> None:
         old = self.state

@@ -20,7 +20,7 @@ from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch import template
 from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerProcess, WorkerSpec
 from snakepit_trio.launch.choice import local_launcher
-from snakepit_trio.launch.fork_server import ForkServerLauncher, _Template
+from snakepit_trio.launch.fork_server import _ANSWER_TIME, ForkServerLauncher, _Template, _TemplateLost
 from tests.until import gone
 
 pytestmark = pytest.mark.anyio
@@ -243,6 +243,34 @@ async def test_a_template_that_stops_answering_holds_nothing_up(
             second = await launcher.start(spec(tmp_path))
             assert (await second.report()).address
             assert not template.is_running() or template.status() == psutil.STATUS_ZOMBIE
+
+
+async def test_whoever_waits_for_a_template_that_is_closed_hears_so(tmp_path: Path) -> None:
+    with anyio.fail_after(60):
+        async with local_launcher("fork_server") as launcher:
+            assert isinstance(launcher, ForkServerLauncher)
+            first = await launcher.start(spec(tmp_path))
+            await first.report()
+            ((kind, template),) = launcher._templates.items()
+            os.kill(template._popen.pid, signal.SIGSTOP)
+            heard = []
+
+            async def ask(number: int) -> None:
+                with pytest.raises(_TemplateLost):
+                    await template.ask({"reap": number})
+                heard.append(number)
+
+            with anyio.fail_after(_ANSWER_TIME - 2):
+                async with anyio.create_task_group() as nursery:
+                    for number in range(3):
+                        nursery.start_soon(ask, number)
+                    await anyio.wait_all_tasks_blocked()
+                    await template.aclose()
+            assert sorted(heard) == [0, 1, 2]
+            # Numbers of descriptors are free again, and nobody waits on them.
+            second = await launcher.start(spec(tmp_path))
+            assert (await second.report()).address
+            assert launcher._templates[kind] is not template
 
 
 async def test_its_block_ends_what_it_holds(launcher: Launcher, tmp_path: Path) -> None:

@@ -322,3 +322,45 @@ def test_a_worker_that_dies_while_it_drains_is_not_waited_for() -> None:
         assert took is not None and took < 1
 
     simulate(body, size=1, stop_grace=50.0)
+
+
+def test_a_spare_that_is_to_be_replaced_is_given_to_no_slot() -> None:
+    async def body(pool: sp.Pool) -> None:
+        await trio.sleep(1)
+        world_of(pool).behaviour.start_failure = 1.0
+        (spare,) = [place.current for place in pool._crew._slots.spares]
+        assert spare is not None
+        spare.link_alive(1 << 40, 0.0)
+        await trio.sleep(0.01)
+        pool.kill_worker(pool._crew.slots[0].current.id)  # type: ignore[union-attr]
+        await trio.sleep(5)
+        assert spare.slot == -1
+        world_of(pool).behaviour.start_failure = 0.0
+        await trio.sleep(60)
+        assert spare.ended.is_set()
+        assert [info.state for info in pool.workers()] == ["ready", "spare"]
+
+    simulate(body, size=1, spares=1, max_rss=1 << 30)
+
+
+def test_a_worker_that_becomes_due_on_its_way_to_a_slot_is_replaced_there() -> None:
+    async def body(pool: sp.Pool) -> None:
+        await trio.sleep(1)
+        slots = pool._crew._slots
+        take, taken = slots.take_spare, []
+
+        def take_and_grow(slot: int, incarnation: int) -> object:
+            worker = take(slot, incarnation)
+            if worker is not None and not taken:
+                taken.append(worker)
+                worker.link_alive(1 << 40, 0.0)
+            return worker
+
+        slots.take_spare = take_and_grow  # type: ignore[method-assign, assignment]
+        assert await pool.recycle(pool.workers()[0].id)
+        await trio.sleep(10)
+        assert taken[0].ended.is_set()
+        assert sorted((info.slot, info.incarnation) for info in pool.workers()) == [(-1, 2), (0, 3)]
+        assert [info.state for info in pool.workers()] == ["ready", "spare"]
+
+    simulate(body, size=1, spares=1, max_rss=1 << 30)
