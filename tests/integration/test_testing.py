@@ -67,6 +67,11 @@ import os, pytest
 async def test_without_a_mark(snakepit_pool):
     pass
 
+@pytest.mark.anyio
+@pytest.mark.snakepit_pool("one", "another", adapter="third")
+async def test_with_several(snakepit_pool):
+    pass
+
 def test_a_leak(snakepit_leaks):
     os.open(os.devnull, os.O_RDONLY)
 
@@ -99,7 +104,7 @@ def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     (tmp_path / "test_wrong.py").write_text(WRONG)
     done = run(tmp_path)
     assert done.returncode == 1
-    assert 'say which adapter: @pytest.mark.snakepit_pool("my_module:Math", size=2)' in done.stdout
+    assert done.stdout.count('say which adapter: @pytest.mark.snakepit_pool("my_module:Math", size=2)') >= 4
     assert "left behind: file descriptor" in done.stdout
     assert "/dev/null" in done.stdout
 

@@ -143,6 +143,8 @@ def test_pyproject(tmp_path: Path) -> None:
         ('[[pools]]\nadapter = "m"\n', {"SNAKEPIT_POLS": "0"}, "SNAKEPIT_POLS", "pols", "did you mean 'pools'"),
         ("x =", {}, "snakepit.toml", "file", "valid TOML"),
         ("pools = [1]\n", {}, "snakepit.toml", "pools", "[[pools]] tables"),
+        ('[[pools]]\nadapter = "m"\nlimits = [1]\n', {}, "snakepit.toml", "pools[0].limits", "[[limits]] tables"),
+        ('[[pools]]\nadapter = "m"\nlimits = 1\n', {}, "snakepit.toml", "pools[0].limits", "[[limits]] tables"),
         ("pools = 1\n", {}, "snakepit.toml", "pools", "[[pools]] tables"),
         ('[pools]\nadapter = "m"\n', {}, "snakepit.toml", "pools", "[[pools]] tables"),
         ("", {}, "snakepit.toml", "pools", "at least one [[pools]] table"),

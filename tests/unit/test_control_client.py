@@ -96,6 +96,16 @@ async def test_where_nobody_listens(tmp_path: Path) -> None:
     assert raised.value.code == "unreachable"
 
 
+async def test_who_does_not_take_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(path: str) -> None:
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(anyio, "connect_unix", never)
+    with pytest.raises(ControlError, match=r"can't be reached: no connection within 0.01 s"):
+        async with connect("/somewhere", timeout=0.01):
+            pytest.fail("connected")
+
+
 async def test_who_is_at_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
