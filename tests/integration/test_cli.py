@@ -351,3 +351,18 @@ def test_serve_and_call(tmp_path: Path) -> None:
     assert not file.exists()
     assert file.name not in stderr
     assert snakepit("serve", "--config", "nowhere.toml").returncode == 2
+
+
+def test_adapters_are_looked_for_in_the_current_directory_first(tmp_path: Path) -> None:
+    """A console script's own directory is the first of its path, and the current one is in none."""
+    code = (
+        "import sys; sys.path[:] = [p for p in sys.path if p]; sys.argv = ['snakepit', '--version']\n"
+        "from snakepit_trio.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(sys.path[0] == '', sys.path.count(''))\n"
+        "try:\n    main()\nexcept SystemExit:\n    print(sys.path[0] == '', sys.path.count(''))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.splitlines()[1::2] == ["True 1", "True 1"], done.stdout + done.stderr
