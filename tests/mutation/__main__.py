@@ -1,7 +1,7 @@
 """Break the package in many small ways, one at a time, and see whether the tests of its rooms notice.
 
 ``python -m tests.mutation`` tries sixty, spread over all rooms, by a seed: ``--seed 2`` tries others, ``--room pool/`` those of
-one room, ``--only pool/queue.py:120`` those of one line. ``--named`` tries those that were found by hand (``breakages.toml``).
+one room, ``--only pool/queue.py:120`` those of one line, ``--again REPORT`` those that survived before. ``--named`` tries those that were found by hand (``breakages.toml``).
 It exits with 1 when fewer than nine in ten are noticed, or when one of those by hand is not.
 """
 
@@ -49,6 +49,15 @@ def explained(mutant: Mutant, diff: str, kept: list[dict[str, Any]]) -> str | No
 def chosen(given: argparse.Namespace) -> Iterator[Mutant]:
     root = ROOT / PACKAGE
     rooms = {room: paths for room, paths in files().items() if not given.room or room in given.room}
+    if given.again:
+        report = given.again.read_text().splitlines()
+        for number, line in enumerate(report):
+            if line.startswith("survived: "):
+                path, lines = line.split()[1].rpartition(":")[0], report[number + 1 : number + 7]
+                source = (root / path).read_bytes()
+                made = [mutant for mutant in mutants_of(root, path) if mutant.diff(source).splitlines() == lines[:2]]
+                yield from made[:1]
+        return
     if not given.only:
         yield from sample(root, rooms, given.count, given.seed)
         return
@@ -118,6 +127,9 @@ parser.add_argument("--seed", type=int, default=1, help="which")
 parser.add_argument("--room", action="append", help="only of this room")
 parser.add_argument(
     "--only", nargs="+", metavar="FILE[:LINE]", help="all of this file or line, by its path in the package"
+)
+parser.add_argument(
+    "--again", type=Path, metavar="REPORT", help="those that survived, by what an earlier run has printed"
 )
 parser.add_argument("--named", action="store_true", help="those of breakages.toml")
 parser.add_argument("--whole", action="store_true", help="run the rooms' tests without any")

@@ -79,7 +79,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     ),
     "bridge/mcp": ("integration/test_mcp.py",),
     "bridge/tokens.py": ("unit/test_tokens.py", "integration/test_security.py"),
-    "bridge/listening.py": ("integration/test_bind.py", "integration/test_security.py"),
+    "bridge/listening.py": ("unit/test_tls_files.py", "integration/test_bind.py", "integration/test_security.py"),
     "cli/new.py": ("integration/test_new.py",),
     "client/host_tools.py": ("integration/test_connect.py", "integration/test_bridge_clients.py"),
     "launch/reseeding.py": ("unit/test_reseeding.py",),
