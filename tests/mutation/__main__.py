@@ -17,18 +17,18 @@ from typing import Any
 
 from .mutants import Mutant, mutants_of, sample
 from .rooms import OTHERS, ROOMS, files_for, room_of
-from .trying import PACKAGE, ROOT, Copy, copied
+from .trying import PACKAGE, Copy, copied
 
 HERE = Path(__file__).parent
 #: The part of all breakages that has to be noticed; those that change nothing do not count.
 ENOUGH = 0.9
 
 
-def files() -> dict[str, list[str]]:
+def files(root: Path) -> dict[str, list[str]]:
     """The files of each room."""
     found: dict[str, list[str]] = {room: [] for room in ROOMS}
-    for file in sorted((ROOT / PACKAGE).rglob("*.py")):
-        path = str(file.relative_to(ROOT / PACKAGE))
+    for file in sorted(root.rglob("*.py")):
+        path = str(file.relative_to(root))
         room = room_of(path)
         if room is not None:
             found[room].append(path)
@@ -46,9 +46,8 @@ def explained(mutant: Mutant, diff: str, kept: list[dict[str, Any]]) -> str | No
     return next((one["why"] for one in kept if one["file"] == mutant.path and one["becomes"] in lines), None)
 
 
-def chosen(given: argparse.Namespace) -> Iterator[Mutant]:
-    root = ROOT / PACKAGE
-    rooms = {room: paths for room, paths in files().items() if not given.room or room in given.room}
+def chosen(root: Path, given: argparse.Namespace) -> Iterator[Mutant]:
+    rooms = {room: paths for room, paths in files(root).items() if not given.room or room in given.room}
     if given.again:
         report = given.again.read_text().splitlines()
         for number, line in enumerate(report):
@@ -56,7 +55,9 @@ def chosen(given: argparse.Namespace) -> Iterator[Mutant]:
                 path, lines = line.split()[1].rpartition(":")[0], report[number + 1 : number + 7]
                 source = (root / path).read_bytes()
                 made = [mutant for mutant in mutants_of(root, path) if mutant.diff(source).splitlines() == lines[:2]]
-                yield from made[:1]
+                yield from sorted(made, key=lambda mutant: abs(mutant.line - int(line.split()[1].rpartition(":")[2])))[
+                    :1
+                ]
         return
     if not given.only:
         yield from sample(root, rooms, given.count, given.seed)
@@ -68,8 +69,10 @@ def chosen(given: argparse.Namespace) -> Iterator[Mutant]:
 
 def try_mutants(copy: Copy, given: argparse.Namespace) -> bool:
     kept, noticed, survived, harmless = read("equivalent.toml"), 0, [], 0
-    for number, mutant in enumerate(chosen(given), 1):
-        source = (ROOT / PACKAGE / mutant.path).read_bytes()
+    # All from the copy: the tree may change meanwhile.
+    root = copy.place / PACKAGE
+    for number, mutant in enumerate(list(chosen(root, given)), 1):
+        source = (root / mutant.path).read_bytes()
         diff = mutant.diff(source)
         print(f"{number}. {mutant}\n{diff}", flush=True)
         why = explained(mutant, diff, kept)
@@ -92,14 +95,14 @@ def try_mutants(copy: Copy, given: argparse.Namespace) -> bool:
     tried = noticed + len(survived)
     print(f"\n{tried} tried, {noticed} noticed, {len(survived)} survived; {harmless} more are equivalent")
     for mutant in survived:
-        print(f"survived: {mutant}\n{mutant.diff((ROOT / PACKAGE / mutant.path).read_bytes())}")
+        print(f"survived: {mutant}\n{mutant.diff((root / mutant.path).read_bytes())}")
     return noticed >= ENOUGH * tried
 
 
 def try_named(copy: Copy, given: argparse.Namespace) -> bool:
     well = True
     for one in read("breakages.toml"):
-        source = (ROOT / PACKAGE / one["file"]).read_text()
+        source = (copy.place / PACKAGE / one["file"]).read_text()
         assert source.count(one["old"]) == 1, f"{one['file']} has {one['old']!r} {source.count(one['old'])} times"
         with copy.broken(one["file"], source.replace(one["old"], one["new"]).encode()):
             trial = copy.test(one["tests"], given.timeout)
