@@ -85,6 +85,7 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "launch/reseeding.py": ("unit/test_reseeding.py",),
     "observe/cpu.py": ("unit/test_cpu.py", "simulation/test_heartbeats.py", "integration/test_supervision.py"),
     "observe/recorder.py": ("unit/test_dump.py", "integration/test_recorder.py"),
+    "policies/options.py": ("unit/test_options.py", "unit/test_config.py", "simulation/test_policies.py"),
     "pool/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
     "launch/choice.py": ("unit/test_choice.py", "integration/test_launchers.py"),
     "worker/context.py": ("unit/test_context.py", "integration/test_main_path.py"),

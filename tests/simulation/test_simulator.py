@@ -119,8 +119,8 @@ def test_a_fault_at_each_kind_of_frame() -> None:
     ]
     met: Counter[str] = Counter()
     for number, kind in enumerate((*HOST_FRAMES, *WORKER_FRAMES)):
-        every_other = (*FRAME_FAULTS, "leave")[number % 2 :: 2]
-        for fault in ("crash_before", "crash_after", "leave") if kind in HOST_FRAMES else every_other:
+        every_third = (*FRAME_FAULTS, "leave")[number % 3 :: 3]
+        for fault in ("crash_before", "crash_after", "leave") if kind in HOST_FRAMES else every_third:
             faults = [Fault(number=n, kind=fault, worker=n + 1, frame=1, at=kind) for n in range(2)]
             if kind == "Leaving":
                 faults += [Fault(number=n + 2, kind="leave", worker=n + 1, frame=3) for n in range(2)]
