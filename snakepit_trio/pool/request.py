@@ -48,7 +48,7 @@ class Binding:
         strict: Only the worker that it is tied to may run the session's requests.
         seats: The incarnation that the session is tied to, None before the first dispatch.
         whole: The worker has what the session had in the one before it: there was none, or it has been rebuilt.
-        rebuilt: While that is done: set when it is.
+        rebuilt: While that is done: held by the task that does it.
     """
 
     __slots__ = ("rebuilt", "seats", "strict", "whole")
@@ -57,7 +57,7 @@ class Binding:
         self.strict = strict
         self.seats = seats
         self.whole = whole
-        self.rebuilt: anyio.Event | None = None
+        self.rebuilt: anyio.Lock | None = None
 
     @property
     def lost(self) -> bool:

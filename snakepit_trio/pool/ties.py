@@ -163,7 +163,9 @@ class Ties:
         while (binding := self.tie()) is None:
             rebuilt = self._known.bindings[self._pool].rebuilt
             if rebuilt is not None:
-                await rebuilt.wait()
+                # One after the other, in the order in which they came.
+                async with rebuilt:
+                    pass
             else:
                 assert callable(self._on_lost)
                 await self._rebuild(self._on_lost)
@@ -178,7 +180,8 @@ class Ties:
         bindings, name = self._known.bindings, self._pool
         before: Binding = bindings[name]
         made = self._new(whole=False) if before.lost else before
-        made.rebuilt = anyio.Event()
+        lock = made.rebuilt = anyio.Lock()
+        lock.acquire_nowait()
         token = _REBUILDING.set((*_REBUILDING.get(), (made, anyio.get_current_task().id)))
         try:
             rebuilding = on_lost(self._session)
@@ -197,8 +200,8 @@ class Ties:
             raise
         finally:
             _REBUILDING.reset(token)
-            made.rebuilt.set()
             made.rebuilt = None
+            lock.release()
 
 
 def _rebuilds(binding: Binding) -> bool:

@@ -10,6 +10,7 @@ import math
 import random
 from collections import Counter
 from typing import Any
+from unittest import mock
 
 import anyio
 import pytest
@@ -130,7 +131,7 @@ class Walk:
             was, tied_to = self.is_strict or block.affinity != "hint", self.blocks[0].session.worker_id
             await block.manager.__aexit__(None, None, None)
             if was and not self.is_strict:
-                assert self.blocks[0].session.worker_id in (tied_to, None)
+                assert tied_to is None or self.blocks[0].session.worker_id == tied_to
                 self.seen["the last strict block leaves"] += 1
                 self.eras = []
                 for block in self.blocks:
@@ -320,3 +321,39 @@ def test_what_waits_for_a_worker_goes_to_any_when_the_last_strict_block_has_left
                     await trio.sleep(2)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_calls_that_wait_for_a_rebuild_begin_in_their_order(fails: bool) -> None:
+    async def main() -> None:
+        workers, attempts = Workers(), 0
+
+        async def rebuild(session: sp.Session) -> None:
+            nonlocal attempts
+            attempts += 1
+            await trio.sleep(1)
+            if fails and attempts == 1:
+                raise OSError("not now")
+
+        async def call(session: sp.Session, number: int) -> None:
+            try:
+                await session.execute("work", {"number": number, "seconds": 0.1})
+            except OSError:
+                assert number == 1
+
+        async with workers, workers.open_pool(size=2, prefetch=0) as pool:
+            async with pool.session("s", affinity="strict_queue", on_lost=rebuild) as session:
+                await session.execute("work", {"number": 0, "seconds": 0})
+                assert session.worker_id is not None
+                pool.kill_worker(session.worker_id)
+                await trio.sleep(0.5)
+                async with trio.open_nursery() as nursery:
+                    for number in range(1, 8):
+                        nursery.start_soon(call, session, number)
+                        await trio.sleep(0.01)
+        assert [number for number, *_ in workers.ran] == [0, *range(2 if fails else 1, 8)]
+
+    for seed in range(5):
+        # Trio shuffles the tasks that can run.
+        with mock.patch.object(trio._core._run, "_r", random.Random(seed)):
+            trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
