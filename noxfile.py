@@ -175,8 +175,8 @@ def docs(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def soak(session: nox.Session, backend: str) -> None:
-    """Property tests and the decoder's fuzzer at length, an exception in each function, deaths at each step, a million calls
-    while everything is broken."""
+    """Property tests and the decoder's fuzzer at length, an exception in each function, deaths at each step, abuses, a million
+    calls while everything is broken."""
     session.install(".", *group("test", "protos", "bench"))
     session.run(
         "pytest", "tests/property", "--backend", backend, "--timeout", "3600", *session.posargs,
@@ -212,5 +212,6 @@ def soak(session: nox.Session, backend: str) -> None:
     session.run("pytest", "tests/chaos", "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_CHAOS_STEPS": "10"})
     load = "tests/integration/test_bridge_load.py"
     session.run("pytest", load, "--backend", backend, "--timeout", "3600", env={"SNAKEPIT_BRIDGE_ROUNDS": "50"})
+    session.run("python", "benchmarks/abuse.py", "--backend", backend)
     record = f"benchmarks/results/soak-{backend}.json"
     session.run("python", "benchmarks/soak.py", "--backend", backend, "--json", record)

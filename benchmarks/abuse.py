@@ -361,9 +361,9 @@ def main() -> int:
             record = drive(name, backend, options.quiet, options.seconds, size)
             found.setdefault(backend, {})[name] = record
             print(show(name, record), flush=True)
+            if options.json:
+                options.json.write_text(json.dumps(found, indent=1) + "\n")
     print(machine)
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
     return int(
         any(
             each["bystander"]["abused"]["failed"]
