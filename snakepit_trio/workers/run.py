@@ -256,8 +256,9 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
         # A fork of the host has no run to end.
         if os.getpid() == host:
             with contextlib.ExitStack() as steps:
-                steps.callback(directory.close)
+                # Each twice, for nobody else does it if the first time it has failed.
+                ends = [directory.close, directory.close]
                 if records is not None:
-                    # Twice, for nobody else gives its lock back if the first time it has failed.
-                    steps.callback(records.close)
-                    steps.callback(records.close)
+                    ends += [records.close, records.close]
+                for end in ends:
+                    steps.callback(end)

@@ -75,11 +75,14 @@ class RunDirectory:
         _forks.close(fd)
 
     def close(self) -> None:
-        """Remove it, with all that is in it."""
+        """Remove it, with all that is in it. Idempotent."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
         try:
             shutil.rmtree(self.path, ignore_errors=True)
         finally:
-            _forks.close(self._fd)
+            _forks.close(fd)
 
     def _hold(self) -> int:
         with _forks.unforked():

@@ -50,7 +50,8 @@ class Sightings(logging.Handler):
         logger = logging.getLogger("snakepit_trio")
         logger.setLevel(logging.INFO)
         logger.addHandler(self)
-        logging.getLogger("trio").addHandler(self)
+        for loop in ("trio", "asyncio"):
+            logging.getLogger(loop).addHandler(self)
         for handler in logging.getLogger().handlers:
             handler.setLevel(logging.WARNING)
         InternalErrors.check = staticmethod(self._reported)

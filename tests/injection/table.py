@@ -28,18 +28,11 @@ _COLUMNS = {
 
 
 def last(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The last of each function's entry: of those of one name in one file, as many as were tried together."""
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    """The last of each function's entry. Lines move, so they only tell functions apart that have no name."""
+    found = {}
     for row in rows:
         file, name, line, entry = row["target"]
-        kind = row["side"], row["phase"], row["backend"], file, name, entry
-        if not is_good(row, row["phase"]):
-            found[*kind, line] = row
-            continue
-        # Its line may have moved since it was bad.
-        for other in [key for key in found if key[:-1] == kind and not is_good(found[key], row["phase"])]:
-            del found[other]
-        found[*kind, line] = row
+        found[row["side"], row["phase"], row["backend"], file, name, entry, line if name.endswith(">") else 0] = row
     return [*found.values()]
 
 
