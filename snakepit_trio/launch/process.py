@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import struct
 from abc import abstractmethod
@@ -226,17 +227,22 @@ class LocalProcess(Handle):
     def _signal(self, number: signal.Signals) -> None:
         if self._status is not None or os.getpid() != self._host:
             return  # It is gone, or not ours: this is a fork of its host.
-        try:
-            # Until it leads a group of its own, the group of that number does not exist and only it is hit.
-            signal.pidfd_send_signal(self._pidfd, number)
-        except ProcessLookupError:
-            pass
-        # A group whose leader is not reaped can't be a stranger's.
-        if self._reaper.alive():
+        # A group whose leader is not reaped can't be a stranger's. Without the reaper that is so while the leader lives, so the
+        # group comes first. Until it leads a group of its own, the group of that number does not exist and only it is hit.
+        if self._reaper.alive() or not self._dead():
             try:
                 os.killpg(self.pid, number)
             except (ProcessLookupError, PermissionError):
                 pass
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            pass
+
+    def _dead(self) -> bool:
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     def _release(self) -> None:
         self._descriptors.close_all()

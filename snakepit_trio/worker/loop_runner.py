@@ -22,7 +22,7 @@ from snakepit_trio.errors import RequestTimeout
 from .failure import run
 from .lines import Line, Threads
 from .runners import Answer, SyncCalls
-from .tasks import Tasks, open_tasks
+from .tasks import Scope, Tasks, open_tasks
 from .toolbox import Kind
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ class LoopRunner(SyncCalls):
         self._tasks: Tasks
         self._stopped: anyio.Event
         self._stopping = False
+        #: What the questions under way are cancelled by.
+        self._asking: set[Scope] = set()
         self._probe_at: float | None = None
         self._last_lag = 0.0
 
@@ -94,6 +96,9 @@ class LoopRunner(SyncCalls):
     def _stop(self) -> None:
         self._stopping = True
         self._stopped.set()
+        # Nobody wants the answers, and the end does not wait for them.
+        for scope in self._asking:
+            scope.cancel()
 
     def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
         self._soon(functools.partial(self._begin_answer, function, answer))
@@ -179,14 +184,20 @@ class LoopRunner(SyncCalls):
         self._run_soon(functools.partial(run, callback))
 
     async def _answer(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
+        scope = self._tasks.scope(None)
+        raised = Raised()
+        value = None
+        self._asking.add(scope)
         try:
-            value = await function()
+            with scope, raised:
+                value = await function()
         except BaseException as exc:
             if self._tasks.ending:
                 raise
-            answer(None, exc)
-        else:
-            answer(value, None)
+            raised.exc = exc
+        finally:
+            self._asking.discard(scope)
+        answer(value, raised.exc)
 
     async def _run(self, call: Call) -> None:
         if not call.claim():

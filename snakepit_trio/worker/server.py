@@ -8,6 +8,7 @@ it also does the I/O between them, and the I/O thread only relieves it (:mod:`.s
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import errno
 import functools
 import inspect
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from snakepit_trio._processes import Identity
 
+    from .runners import Answer
     from .toolbox import Tool
 
 __all__ = ["EXIT_STUCK", "run"]
@@ -196,12 +198,13 @@ def _check_private(directory: str) -> None:
         raise PermissionError(errno.EPERM, f"not a directory of user {os.geteuid()} alone", directory)
 
 
-def _ask(health: Callable[[], object]) -> bool:
+def _ask(health: Callable[[], object], answer: Answer) -> None:
     try:
-        return health() is not False
+        value = health()
     except BaseException as exc:
-        # SystemExit would end the loop that waits for the answer.
-        raise _unwell(exc) from None
+        answer(None, exc)
+    else:
+        answer(value, None)
 
 
 def _unwell(exc: BaseException) -> GRPCError:
@@ -234,6 +237,7 @@ class _Io:
         self._address = ""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._exchange: Exchange | None = None
+        self._asked: asyncio.Future[bool] | None = None
 
     @property
     def host_lost(self) -> bool:
@@ -351,6 +355,9 @@ class _Io:
 
     def _on_stop(self) -> None:
         assert self._exchange is not None and self._loop is not None
+        if self._asked is not None and not self._asked.done():
+            # Who ends is not well, and does not wait to hear so.
+            self._asked.set_result(False)
         # A tool that never returns keeps the main thread for ever; the host kills us then, if there is one.
         self._loop.call_later(_GONE_GRACE, self._give_up, self._exchange)
 
@@ -361,21 +368,36 @@ class _Io:
             os._exit(EXIT_STUCK)
 
     async def _check_health(self) -> bool:
-        """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread."""
+        """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread.
+
+        It is asked once at a time: whoever asks meanwhile gets the same answer.
+        """
+        if self._asked is None or self._asked.done():
+            self._asked = asyncio.get_running_loop().create_future()
+            # Perhaps nobody waits for it any more.
+            self._asked.add_done_callback(asyncio.Future.exception)
+            self._ask_adapter(functools.partial(self._answered, self._asked))
+        return await asyncio.shield(self._asked)
+
+    def _ask_adapter(self, answer: Answer) -> None:
         assert self._health is not None
-        if not self._asks_loop:
-            return await asyncio.to_thread(_ask, self._health)
-        answered: asyncio.Future[bool] = self._loop.create_future()  # type: ignore[union-attr]
+        if self._asks_loop:
+            self._runner.ask(self._health, answer)
+            return
+        # Nobody waits for the end of the thread: a hook that never returns ends with the process.
+        ask = functools.partial(contextvars.copy_context().run, _ask, self._health, answer)
+        threading.Thread(target=ask, name="snakepit-health", daemon=True).start()
 
-        def answer(value: object, error: BaseException | None) -> None:
-            def settle() -> None:
-                if not answered.done():
-                    if error is None:
-                        answered.set_result(value is not False)
-                    else:
-                        answered.set_exception(_unwell(error))
+    def _answered(self, asked: asyncio.Future[bool], value: object, error: BaseException | None) -> None:
+        """The adapter has answered. From any thread."""
 
-            self._loop.call_soon_threadsafe(settle)  # type: ignore[union-attr]
+        def settle() -> None:
+            if asked.done():
+                return
+            if error is None:
+                asked.set_result(value is not False)
+            else:
+                asked.set_exception(_unwell(error))
 
-        self._runner.ask(self._health, answer)
-        return await answered
+        with suppress(RuntimeError):  # The loop has ended meanwhile.
+            asked.get_loop().call_soon_threadsafe(settle)

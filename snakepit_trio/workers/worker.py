@@ -424,7 +424,8 @@ class Worker:
             return bool(self._held) and (self._alive_at < asked or self._missed_at >= asked)
 
         words = await unhealthy(self._resources.connection, interval, excused)
-        if not self.tainted:
+        # One that ends says so, and is not unwell by that.
+        if not (self.tainted or self._stopping or self._leaving):
             _log.warning("worker %s %s", self.id, one_line(words), extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
             self.due = "unhealthy"

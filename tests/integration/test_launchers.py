@@ -114,6 +114,21 @@ async def test_its_children_go_with_it(launcher: Launcher, tmp_path: Path) -> No
                 await gone(child)
 
 
+async def test_its_children_go_with_it_when_its_template_is_gone(tmp_path: Path) -> None:
+    with anyio.fail_after(60):
+        async with local_launcher("fork_server") as launcher:
+            async with started(launcher, spec(tmp_path, adapter="tests.adapters.has_children")) as process:
+                await process.report()
+                (child,) = psutil.Process(process.pid).children()
+                template = psutil.Process(process.pid).parent()
+                assert template is not None
+                template.kill()
+                await gone(template)
+                process.kill()
+                await process.wait()
+                await gone(child)
+
+
 async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: Launcher, tmp_path: Path) -> None:
     """Its host may be killed before it has seen the end, and then there is nobody left to do it."""
     with anyio.fail_after(60):
