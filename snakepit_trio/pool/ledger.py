@@ -229,6 +229,9 @@ class Ledger(Incarnations):
     def _go_back(self, request: Request, seats: Seats, now: float) -> None:
         if request.binding is not None and request.binding.lost:
             self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
+        elif self._admission.closed is not None:
+            # No worker gets anything more.
+            self._finish(request, Outcome.FAILED, None, copy_error(self._admission.closed), now)
         else:
             request.attempt -= 1
             self._queue_again(request, now)

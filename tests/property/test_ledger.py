@@ -381,6 +381,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert t.accepted == len(self.requests)
         assert t.rejected == self.rejected
         assert t.cancel_set_size <= 3
+        assert not (self.closed and t.queued), "it waits in a closed pool"
         assert len(self.ledger._wheel) <= t.in_flight + t.queued
 
     @invariant()
@@ -840,3 +841,14 @@ def test_a_wait_in_a_line_that_was_too_long_is_not_to_be_tried_again() -> None:
     line, queue = requests[1].error, requests[2].error
     assert isinstance(line, QueueTimeout) and not line.retryable
     assert isinstance(queue, QueueTimeout) and queue.retryable
+
+
+def test_a_call_that_is_given_back_to_a_closed_pool_ends() -> None:
+    """It was taken to run when the pool closed, and its worker, which was asked to end, had not begun it."""
+    ledger = poison_ledger()
+    worker, request = several(ledger, 1, 1), Request(1, "t", NOTHING, wake=lambda: None)
+    ledger.submit(request, 0.0)
+    ledger.close(PoolClosed("closed"), 1.0)
+    assert request.phase is Phase.RUNNING
+    ledger.returned(worker.seats, worker.release(1).id, 2.0)
+    assert isinstance(request.error, PoolClosed) and ledger.queued == ledger.in_flight == 0

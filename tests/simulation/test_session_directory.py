@@ -334,7 +334,7 @@ def test_what_is_told_of_sessions_and_programs() -> None:
             await sessions.open("b", 5.0, {})
             assert [await sessions.close("a"), await sessions.close("a")] == [True, False]
             await programs.put("p", b"data")
-            assert [await programs.delete("p"), await programs.delete("p")] == [True, False]
+            assert [await programs.delete(name) for name in ("q", "p", "p")] == [False, True, False]
             await anyio.sleep(6)
             nursery.cancel_scope.cancel()
         told = [(event.name, event.metadata.get("session_id", event.metadata.get("program"))) for event in bus.history]
