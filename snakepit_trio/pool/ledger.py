@@ -47,7 +47,7 @@ from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import SnakepitError, WorkerCrashed
 
 from .books import release
-from .endings import copy_error, deadline_passed, overdue, worker_lost
+from .endings import copy_error, deadline_passed, no_worker, overdue, worker_lost
 from .incarnations import Incarnations
 from .request import Binding, Outcome, Phase, Request
 from .seats import Seats
@@ -232,6 +232,10 @@ class Ledger(Incarnations):
         elif self._admission.closed is not None:
             # No worker gets anything more.
             self._finish(request, Outcome.FAILED, None, copy_error(self._admission.closed), now)
+        elif self._admission.broken is not None:
+            # Whoever waits has been told already that no worker can be had for now.
+            error = no_worker(self._admission.broken, self._admission.next_attempt, now)
+            self._finish(request, Outcome.FAILED, None, error, now)
         else:
             request.attempt -= 1
             self._queue_again(request, now)

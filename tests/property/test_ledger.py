@@ -13,7 +13,15 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from snakepit_trio.errors import PoolClosed, QueueTimeout, RequestCancelled, SnakepitError, ToolError, WorkerCrashed
+from snakepit_trio.errors import (
+    PoolClosed,
+    QueueTimeout,
+    RequestCancelled,
+    SnakepitError,
+    ToolError,
+    WorkerCrashed,
+    WorkerStartupError,
+)
 from snakepit_trio.pool.cancel_set import CancelSet
 from snakepit_trio.pool.ledger import Ledger, UnexpectedReply
 from snakepit_trio.pool.places import PATIENCE
@@ -852,3 +860,14 @@ def test_a_call_that_is_given_back_to_a_closed_pool_ends() -> None:
     assert request.phase is Phase.RUNNING
     ledger.returned(worker.seats, worker.release(1).id, 2.0)
     assert isinstance(request.error, PoolClosed) and ledger.queued == ledger.in_flight == 0
+
+
+def test_a_call_that_is_given_back_while_no_worker_can_start_is_told_so() -> None:
+    ledger = poison_ledger()
+    worker, request = several(ledger, 1, 1), Request(1, "t", NOTHING, wake=lambda: None)
+    ledger.submit(request, 0.0)
+    ledger.retire(worker.seats, 1.0)
+    ledger.fail_all(WorkerStartupError("no worker starts"), 9.0, 1.0)
+    ledger.returned(worker.seats, worker.release(1).id, 2.0)
+    assert isinstance(request.error, WorkerStartupError) and request.error.details["retry_after"] == 7.0
+    assert ledger.queued == ledger.in_flight == 0
