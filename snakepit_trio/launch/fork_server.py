@@ -156,7 +156,9 @@ class _Template:
         return not self._closed and self._popen.poll() is None
 
     def output(self, begin: int = 0) -> list[str]:
-        """The lines that it has printed from this byte on, the last ones when there are many."""
+        """The lines that it has printed from this byte on, the last ones when there are many; none once it is closed."""
+        if self._closed:
+            return []
         size = os.fstat(self._output).st_size
         data = os.pread(self._output, _OUTPUT, max(begin, size - _OUTPUT))
         return [printable(line) for line in data.decode(errors="backslashreplace").splitlines()]
@@ -373,22 +375,25 @@ class ForkServerLauncher(LocalLauncher):
             return await self._spawn.start(spec)
 
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
-        kind = _Kind.of(spec)
-        template = await self._template(kind, spec)
         try:
-            return await self._fork(template, spec, hold)
+            return await self._fork_from_template(spec, hold)
         except _TemplateLost:
             pass
-        finally:
-            self._log_output(template, spec)
         # It died under us: once more with a new one, whose failure then counts.
         try:
-            await self._fork(await self._template(kind, spec), spec, hold)
+            await self._fork_from_template(spec, hold)
         except _TemplateLost as exc:
             raise WorkerStartupError(
                 f"the process that imports the adapter {spec.adapter!r} and forks its workers is lost: {exc}",
                 details={"reason": str(exc), "adapter": spec.adapter},
             ) from exc
+
+    async def _fork_from_template(self, spec: WorkerSpec, hold: Hold) -> None:
+        template = await self._template(_Kind.of(spec), spec)
+        try:
+            await self._fork(template, spec, hold)
+        finally:
+            self._log_output(template, spec)
 
     async def _template(self, kind: _Kind, spec: WorkerSpec) -> _Template:
         lock = self._starting.setdefault(kind, anyio.Lock())

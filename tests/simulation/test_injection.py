@@ -37,7 +37,7 @@ def test_an_exception_ends_no_more_than_what_it_ran_for(internal_errors: list[Ba
     assert all(isinstance(one, Injected) for error in internal_errors for one in leaves(error))
 
 
-@pytest.mark.parametrize("name", ["Books._finish", "Incarnations._advance"])
+@pytest.mark.parametrize("name", ["Books._finish", "Incarnations._settle"])
 def test_books_that_are_not_put_in_order_are_found(
     name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
 ) -> None:
