@@ -239,6 +239,9 @@ class Ledger(Incarnations):
         else:
             request.attempt -= 1
             self._queue_again(request, now)
+            if request.phase is Phase.QUEUED and min(request.deadline, request.queue_deadline) <= now:
+                # It was never begun, so it has waited all the time.
+                self._leave(request, Outcome.EXPIRED, overdue(request, now), now)
 
     @protected
     def stopped(self, seats: Seats, call_id: int, error: WorkerCrashed, now: float) -> None:

@@ -17,6 +17,7 @@ from snakepit_trio.errors import (
     PoolClosed,
     QueueTimeout,
     RequestCancelled,
+    RequestTimeout,
     SnakepitError,
     ToolError,
     WorkerCrashed,
@@ -268,6 +269,7 @@ class LedgerMachine(RuleBasedStateMachine):
         else:
             again = request.seats is not None
             assert request.phase is not Phase.DONE or request.outcome is Outcome.EXPIRED
+            assert request.phase is Phase.DONE or min(request.deadline, request.queue_deadline) > self.now
             assert request.attempt == attempt - (not again)
 
     def answer(self, worker: ScriptedWorker, number: int, how: str) -> None:
@@ -726,9 +728,36 @@ def test_the_clock_is_told_of_an_id_that_is_to_be_forgotten() -> None:
     assert min(told) == ledger.next_deadline() == 13.0
 
 
-def test_the_clock_is_told_of_a_call_that_is_given_back_after_it_should_have_begun() -> None:
+def test_the_clock_is_told_of_a_call_that_is_given_back_and_waits_again() -> None:
     told: list[float] = []
     ledger, worker, submit = line_of_two(told)
+    back = submit(2, 0.0, queue_deadline=0.5)
+    ledger.cordon(worker.seats, 0.0)
+    assert back.phase is Phase.RUNNING and ledger.next_deadline() == math.inf
+    told.clear()
+    ledger.returned(worker.seats, worker.release(2).id, 0.4)
+    assert back.phase is Phase.QUEUED and min(told) == 0.5
+    ledger.expire(0.502)
+    assert isinstance(back.error, QueueTimeout)
+
+
+@pytest.mark.parametrize("limits", [{"queue_deadline": 0.5}, {"deadline": 0.6995}])
+def test_a_call_that_is_given_back_when_its_time_is_spent_ends_at_once(limits: dict[str, float]) -> None:
+    """It was given to a free worker, which has not begun it: it has waited all the time."""
+    ledger, worker, submit = line_of_two([])
+    back = submit(2, 0.0, **limits)
+    ledger.cordon(worker.seats, 0.0)
+    ledger.expire(0.6)
+    assert back.phase is Phase.RUNNING
+    ledger.returned(worker.seats, worker.release(2).id, 0.7)
+    assert back.outcome is Outcome.EXPIRED and back.attempt == 0
+    assert isinstance(back.error, QueueTimeout if "queue_deadline" in limits else RequestTimeout)
+    assert back.error.retryable == ("queue_deadline" in limits)
+    assert ledger.queued == ledger.in_flight == len(ledger._wheel) == 0
+
+
+def test_a_call_that_is_given_back_after_it_should_have_begun_ends_at_once() -> None:
+    ledger, worker, submit = line_of_two([])
     submit(2, 0.0)
     back = submit(3, 0.0, queue_deadline=0.5)
     ledger.cordon(worker.seats, 0.0)
@@ -738,10 +767,7 @@ def test_the_clock_is_told_of_a_call_that_is_given_back_after_it_should_have_beg
     assert back.phase is Phase.RUNNING
     ledger.expire(0.6)
     assert ledger.next_deadline() == math.inf
-    told.clear()
     ledger.returned(worker.seats, worker.release(3).id, 0.7)
-    assert min(told) <= 0.7
-    ledger.expire(0.7)
     assert back.outcome is Outcome.EXPIRED
 
 
