@@ -95,7 +95,7 @@ class Walk:
         self.order: list[tuple[float, float]] = []
 
     async def open(self) -> None:
-        affinity = self.rng.choice(["hint", "hint", "strict_queue", "strict_fail_fast"])
+        affinity = self.rng.choice(["hint", "hint", "hint", "strict_queue", "strict_fail_fast"])
         kind = self.rng.choice(["error", "rebind", "function"])
 
         async def rebuild(session: sp.Session) -> None:
@@ -112,6 +112,8 @@ class Walk:
             self.rebuilt.append(found)
 
         detach = self.rng.random() < 0.3
+        if self.blocks and self.rng.random() < 0.5:
+            await self.idle()
         tied_to = self.blocks[0].session.worker_id if self.blocks else None
         manager = self.pool.session(
             "s", affinity=affinity, on_lost=rebuild if kind == "function" else kind, detach=detach
@@ -255,7 +257,7 @@ class Walk:
                 self.calls[number].lost_before = False
 
 
-_STEPS = {"open": 2, "leave": 1, "start_calls": 6, "load": 2, "kill": 1.5, "wait": 5}
+_STEPS = {"open": 2, "leave": 2, "start_calls": 6, "load": 2, "kill": 1.5, "wait": 5}
 _MET = (
     "hint: done", "hint: crashed", "hint: lost", "strict_queue: done", "strict_queue: lost", "strict_fail_fast: done",
     "strict_fail_fast: busy", "strict_fail_fast: lost", "hint beside strict: done", "hint beside strict: lost",
