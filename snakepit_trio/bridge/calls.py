@@ -408,7 +408,7 @@ class ServerCall:
                 self._answer()
             self._succeed()
         if self._is_unread():
-            await self._drain()
+            await self._drain(error)
 
     def _is_unread(self) -> bool:
         """Whether the client still has to read of the answer; one for which there is no room is replaced by an error."""
@@ -416,16 +416,25 @@ class ServerCall:
             return False
         if self._count_unread() and not self._over:
             return True
-        self._connection.send_headers(self._stream, self._trailers(self._too_much()), end=True)
-        self._pipe.close(ErrorCodes.NO_ERROR)
+        self._cut_off(self._too_much())
         return False
 
-    async def _drain(self) -> None:
-        """Wait until all is out: a client that reads slowly gets all of its answer."""
+    def _cut_off(self, error: SnakepitError) -> None:
+        """End it with an error instead of what is unsent."""
+        self._connection.send_headers(self._stream, self._trailers(error), end=True)
+        self._pipe.close(ErrorCodes.NO_ERROR)
+
+    async def _drain(self, error: SnakepitError | None = None) -> None:
+        """Wait until all is out: a client that reads slowly gets all of its answer, or hears why not, or of this error."""
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
             while self._pipe.unsent and not self.lost:
                 await self._drained()
+        if scope.cancelled_caught and not self.lost:
+            late = RequestTimeout(
+                "the deadline has passed, and not all of the answer had left", details={"phase": "running"}
+            )
+            self._cut_off(error or self._refusal or late)
 
     def _succeed(self) -> None:
         self._finished = True

@@ -18,6 +18,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.bridge import service
+from snakepit_trio.client.link import failure
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec.extensions import TUPLE
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
@@ -163,20 +164,42 @@ async def test_an_answer_that_is_read_slowly_is_not_cut_off(tmp_path: Path) -> N
             for one in (raw, other, late):
                 await settings(one)
             streams = [one.request(plain("echo", text)) for one in (raw, other)]
-            late.request(plain("echo", text), **{"grpc-timeout": "1500m"})
+            late_stream = late.request(plain("echo", text), **{"grpc-timeout": "1500m"})
             await until(lambda: pool.stats().completed == 3)
             reset(other, streams[1])
             status, data = await anyio.to_thread.run_sync(answer, raw, streams[0])
             assert (status, value(data)) == ("0", (JSON, "x" * 200_000))
 
-            def cut_off() -> None:
-                while not any(isinstance(e, h2.events.StreamReset) for e in late.events):
-                    assert late.read()
-
-            await anyio.to_thread.run_sync(cut_off)
+            assert (await anyio.to_thread.run_sync(answer, late, late_stream))[0] == "4"
             bridge = runtime.bridge
             assert bridge is not None
             await until(lambda: not any(connection.calls for connection in bridge._connections))
+
+
+async def test_a_client_that_has_not_read_all_of_its_answer_by_the_deadline_is_told_so(tmp_path: Path) -> None:
+    """The answer is cut off in the middle of its message, and what ends it is not a lost connection."""
+    text = json.dumps({"value": "x" * 3_000_000}).encode()
+    told: list[tuple[int, str]] = []
+    ended = anyio.Event()
+
+    def on_end(status: int, reason: str) -> None:
+        told.append((status, reason))
+        ended.set()
+
+    async with door(tmp_path) as runtime:
+        assert runtime.bridge is not None
+        async with sp.connect(runtime.bridge.address, token="right") as client:
+            link = client._link
+            async with link.streaming("ExecuteTool", on_message=lambda _: None, on_end=on_end, timeout=1.0) as rpc:
+                rpc.pipe.hold()
+                rpc.pipe.send_last(message("echo", text, JSON))
+                with anyio.fail_after(10):
+                    await ended.wait()
+                error = failure(*told[0], rpc.trailers)
+            assert runtime.pool().stats().completed == 1
+            assert isinstance(error, sp.RequestTimeout)
+            assert error.details["phase"] == "running"
+            assert await client.execute("add", {"a": 1, "b": 2}) == 3
 
 
 @pytest.mark.parametrize("policies", [{}, {"retry": sp.RetryConfig()}], ids=["plain", "policies"])
