@@ -202,6 +202,25 @@ async def test_a_client_that_has_not_read_all_of_its_answer_by_the_deadline_is_t
             assert await client.execute("add", {"a": 1, "b": 2}) == 3
 
 
+async def test_streams_that_fill_the_socket_end_as_they_should(tmp_path: Path) -> None:
+    """One whose chunks have all left, while the socket takes no more, still has its status to send."""
+    read: list[int] = []
+
+    async with door(tmp_path, max_queue=200) as runtime:
+        assert runtime.bridge is not None
+        async with sp.connect(runtime.bridge.address, token="right") as client:
+
+            async def follow() -> None:
+                params = {"n": 4, "marker": "/dev/null", "size": 100_000}
+                async with client.stream("count_and_note", params) as chunks:
+                    read.append(sum([len(chunk) async for chunk in chunks]))
+
+            async with anyio.create_task_group() as nursery:
+                for _ in range(60):
+                    nursery.start_soon(follow)
+    assert read == [400_000] * 60
+
+
 @pytest.mark.parametrize("policies", [{}, {"retry": sp.RetryConfig()}], ids=["plain", "policies"])
 @pytest.mark.parametrize("session", [False, True])
 async def test_each_encoding_in_and_out(policies: dict[str, Any], session: bool, tmp_path: Path) -> None:

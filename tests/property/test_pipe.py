@@ -25,12 +25,14 @@ class ScriptedStream:
             write_ready=Ready(), turn=self.turn, is_closing=lambda: False, flush=lambda: None, fail=None
         )
         self.frames: list[bytes] = []
+        self.trailers: list[Any] = []
         self.room = 1 << 30
         self._h2_connection = types.SimpleNamespace(
             acknowledge_received_data=lambda size, stream: None,
             local_flow_control_window=lambda stream: self.room,
             max_outbound_frame_size=100,
             send_data=lambda stream, data, last=False: self.frames.append(bytes(data)),
+            send_headers=lambda stream, headers, end_stream: self.trailers.append(headers),
         )
         empty = types.SimpleNamespace(empty=lambda: True)
         self.buffer: Any = types.SimpleNamespace(_unacked=empty, _eof=False)
@@ -132,6 +134,26 @@ def test_what_is_sent_is_cut_to_fit_the_frames_and_the_windows(sent: list[list[b
         assert pipe.unsent == len(expected) - len(b"".join(stream.frames))
     assert b"".join(stream.frames) == expected
     assert all(0 < len(frame) <= 100 for frame in stream.frames)
+
+
+def test_a_socket_that_takes_no_more_holds_back_data_and_what_ends_it_but_not_an_end_alone() -> None:
+    """Whoever has nothing left to send closes the pipe, which would take an end along that had not left."""
+    pipe, stream, _, _ = open_pipe()
+    ready = stream.connection.write_ready
+    ready.set()
+    pipe.send(b"first")
+    pipe.flush()
+    ready.clear()
+    pipe.send(b"second")
+    pipe.flush()
+    assert b"".join(stream.frames) == framed(b"first")
+    ready.set()
+    pipe.flush()
+    ready.clear()
+    pipe.end([("grpc-status", "0")])
+    pipe.flush()
+    assert b"".join(stream.frames) == framed(b"first") + framed(b"second")
+    assert stream.trailers == [[("grpc-status", "0")]]
 
 
 @given(st.lists(st.binary(max_size=30), max_size=3), st.binary(min_size=1, max_size=40), st.data())

@@ -228,7 +228,8 @@ class FramePipe:
     def flush(self) -> None:
         """Write what may be written now."""
         self._flushing = False
-        if self._closed or not self._ready.is_set():
+        # An end goes out behind the last of the data, whether the socket takes more or not: nothing but data is held back.
+        if self._closed or (self.unsent and not self._ready.is_set()):
             return
         if self._connection.is_closing():
             return
