@@ -119,7 +119,9 @@ def run(
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("runner", [*RUNNERS, "trio, with policies"])
 @pytest.mark.filterwarnings("ignore")
-def test_an_interrupt_at_any_line(runner: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_at_any_line(
+    runner: str, times: int, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
     runner, _, policies = runner.partition(",")
     options = POLICIES if policies else {}
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,8 +140,10 @@ def test_an_interrupt_at_any_line(runner: str, times: int, monkeypatch: pytest.M
             interrupter, ended = run(runner, *steps, workers=workers, options=options)
             assert type(ended) is KeyboardInterrupt, (SEED, interrupter.where, ended)
             if runner == "trio" or times == 1:
-                # The second one stops asyncio's loop wherever it is, and what is left of its tasks is cancelled at once.
+                # The second one strikes asyncio's loop wherever it is: a scope that it keeps from being left is an internal error,
+                # and what is left of its tasks is cancelled at once.
                 assert not workers.alive, (SEED, interrupter.where)
+                assert not internal_errors, (SEED, interrupter.where)
             # With its traceback, which holds all that was under way.
             ended = workers = None
             gc.collect()
