@@ -80,8 +80,6 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         errors: Where the unexpected exceptions of its connections are told; the runtime puts its own here.
     """
 
-    name: str
-
     def __init__(self) -> None:
         self.errors = InternalErrors()
 

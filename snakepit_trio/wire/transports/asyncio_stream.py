@@ -9,15 +9,14 @@ from typing import Any, cast
 
 from sniffio import current_async_library_cvar
 
-from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Wire, client_protocol
 from snakepit_trio.wire.http2.engine import LoopProtocol
 
-__all__ = ["AsyncioTransport", "AsyncioWire", "open_protocol"]
+__all__ = ["AsyncioWire"]
 
 
-class AsyncioTransport:
+class _Transport:
     """A connected asyncio transport and the moment of its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, lost: asyncio.Event) -> None:
@@ -62,43 +61,30 @@ def _tell_the_library() -> None:
         current_async_library_cvar.set("asyncio")
 
 
-async def open_protocol(
-    address: str, tls: ssl.SSLContext | None, name: str, errors: InternalErrors
-) -> tuple[_Protocol, AsyncioTransport]:
-    """Connect.
-
-    Raises:
-        OSError: Nobody listens there, or somebody else does.
-    """
-    loop = asyncio.get_running_loop()
-    lost = asyncio.Event()
-
-    def factory() -> _Protocol:
-        protocol = client_protocol(_Protocol, errors=errors)
-        protocol.lost = lost
-        return protocol
-
-    place = parse_address(address)
-    transport: Any
-    if isinstance(place, str):
-        transport, protocol = await loop.create_unix_connection(factory, place)
-    else:
-        if tls is not None:
-            # Where asyncio is refused this, the socket is open already, and stays so.
-            tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
-        transport, protocol = await loop.create_connection(
-            factory, *place, ssl=tls, server_hostname=name if tls is not None else None
-        )
-    return protocol, AsyncioTransport(loop, cast("asyncio.Transport", transport), lost)
-
-
 class AsyncioWire(Wire):
     """Connections of a running asyncio event loop (uvloop's too)."""
-
-    name = "asyncio"
 
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
     ) -> Connection:
-        protocol, transport = await open_protocol(address, tls, name, self.errors)
+        loop = asyncio.get_running_loop()
+        lost = asyncio.Event()
+
+        def factory() -> _Protocol:
+            protocol = client_protocol(_Protocol, errors=self.errors)
+            protocol.lost = lost
+            return protocol
+
+        place = parse_address(address)
+        made: Any
+        if isinstance(place, str):
+            made, protocol = await loop.create_unix_connection(factory, place)
+        else:
+            if tls is not None:
+                # Where asyncio is refused this, the socket is open already, and stays so.
+                tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
+            made, protocol = await loop.create_connection(
+                factory, *place, ssl=tls, server_hostname=name if tls is not None else None
+            )
+        transport = _Transport(loop, cast("asyncio.Transport", made), lost)
         return Connection(protocol, transport, token=token, max_message=max_message, secure=tls is not None)

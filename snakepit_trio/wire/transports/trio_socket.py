@@ -139,8 +139,6 @@ class _TlsTransport(SocketTransport):
 class TrioWire(Wire):
     """Connections of a Trio run."""
 
-    name = "trio"
-
     _tick: _Tick
 
     async def __aenter__(self) -> Wire:
