@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from types import TracebackType
@@ -69,6 +70,7 @@ class _TrioTasks:
 
         self._nursery = nursery
         self._run = context.run
+        self._current = trio.lowlevel.current_task
         self._scope = trio.CancelScope
         self._time = trio.current_time
 
@@ -78,10 +80,29 @@ class _TrioTasks:
 
     def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         # Trio copies the context that is current here.
-        self._run(self._nursery.start_soon, failure.task, function, *args)
+        self._run(self._nursery.start_soon, self._task, function, *args)
+
+    async def _task(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        await failure.task(function, *args)
+        while left := self._current().child_nurseries:
+            await _close_nursery(left[-1])
 
     def scope(self, timeout: float | None) -> Scope:
         return self._scope() if timeout is None else self._scope(deadline=self._time() + timeout)
+
+
+async def _close_nursery(nursery: trio.Nursery) -> None:
+    """Cancel and await what runs in a nursery that a tool has opened and not closed: its task could not end with it, and would end
+    all others. The call has failed by that already; what the nursery's tasks raise besides is printed."""
+    import trio
+
+    nursery.cancel_scope.cancel()
+    # What leaving its block would do: there is no block any more.
+    raised = await nursery._nested_child_finished(None)
+    if isinstance(raised, BaseExceptionGroup):
+        raised = raised.split(trio.Cancelled)[1]
+    if raised is not None and not isinstance(raised, trio.Cancelled):
+        traceback.print_exception(raised)
 
 
 @asynccontextmanager

@@ -64,6 +64,22 @@ class Mixed(isolated.Plain):
         return "left"
 
     @sp.tool
+    async def leaves_a_nursery(self, tasks: int, fails: bool) -> str:
+        nursery = anyio.create_task_group()
+        _kept.append(nursery)
+        await nursery.__aenter__()
+        for _ in range(tasks):
+            nursery.start_soon(self._sleep, fails)
+        await anyio.sleep(0.001)
+        return "left"
+
+    async def _sleep(self, fails: bool) -> None:
+        await anyio.lowlevel.checkpoint()
+        if fails:
+            raise LookupError("left behind")
+        await anyio.sleep(60)
+
+    @sp.tool
     async def leaves_a_timer(self, seconds: float) -> str:
         """For asyncio: a timer that cancels the task which it was made in."""
         task = asyncio.current_task()
