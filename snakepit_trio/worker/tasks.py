@@ -92,12 +92,15 @@ class _TrioTasks:
 
 
 async def _close_nursery(nursery: trio.Nursery) -> None:
-    """Cancel and await what runs in a nursery that a tool has opened and not closed: its task could not end with it, and would end
-    all others. The call has failed by that already; what the nursery's tasks raise besides is printed."""
+    """Cancel and await the tasks of a nursery that a tool has opened and not closed.
+
+    A Trio task that ends with an open nursery fails, and would cancel all other tasks of this loop. The call has failed by
+    then; what the nursery's tasks raise is printed.
+    """
     import trio
 
     nursery.cancel_scope.cancel()
-    # What leaving its block would do: there is no block any more.
+    # What leaving the nursery's block does; the tool has left that block without leaving the nursery.
     raised = await nursery._nested_child_finished(None)
     if isinstance(raised, BaseExceptionGroup):
         raised = raised.split(trio.Cancelled)[1]
