@@ -15,15 +15,14 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
-from grpclib.protocol import Stream
-from h2.errors import ErrorCodes
-from h2.exceptions import H2Error
 
 from snakepit_trio._bulkhead import internal_error
 from snakepit_trio._exceptions import is_a
 from snakepit_trio.errors import InvalidPayload, QuotaExceeded, RequestTimeout, SnakepitError
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders
+from snakepit_trio.wire.http2.lean_stream import Stream
 from snakepit_trio.wire.http2.pipe import FramePipe
+from snakepit_trio.wire.http2.rules import ErrorCodes, H2Error
 from snakepit_trio.wire.messages import read_message
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest
 

@@ -18,10 +18,6 @@ import anyio
 import anyio.abc
 import attrs
 import sniffio
-from grpclib.protocol import AbstractHandler, Stream
-from h2.errors import ErrorCodes
-from h2.exceptions import H2Error, ProtocolError
-from h2.utilities import HeaderValidationFlags, validate_headers
 
 from snakepit_trio._bulkhead import InternalErrors, internal_error
 from snakepit_trio._fair_budget import Share
@@ -31,11 +27,13 @@ from snakepit_trio.errors import AuthenticationFailed, InvalidParameter, PoolClo
 from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.pool.request import CLIENT
 from snakepit_trio.wire import status
+from snakepit_trio.wire.http2.lean_stream import Stream
+from snakepit_trio.wire.http2.rules import ErrorCodes, find_flaw
+from snakepit_trio.wire.http2.server_engine import ConnectionHandler, ServerProtocol
 from snakepit_trio.wire.sockets import SocketTransport
 
 from .calls import ServerCall
-from .engine import BridgeProtocol
-from .guard import REFUSED, Flooded, Guard
+from .guard import COSTS, EMPTY_DATA, REFUSED, Flooded, Guard
 from .methods import Method, Unimplemented, error_trailers, read_timeout
 
 __all__ = ["BridgeConnection", "Limits", "Services"]
@@ -47,16 +45,6 @@ _FIRST_READS = 4 * 1024
 
 
 _Headers = list[tuple[bytes, bytes]]
-
-
-def _flaw(headers: _Headers, trailers: bool) -> str:
-    """What HTTP/2 forbids in them."""
-    try:
-        for _ in validate_headers(headers, HeaderValidationFlags(False, trailers, False, False)):
-            pass
-    except ProtocolError as exc:
-        return str(exc)
-    return ""
 
 
 @attrs.frozen(kw_only=True)
@@ -81,7 +69,7 @@ class Services(Protocol):
     errors: InternalErrors
 
 
-class BridgeConnection(AbstractHandler):
+class BridgeConnection(ConnectionHandler):
     """A connection that was accepted.
 
     Args:
@@ -110,7 +98,7 @@ class BridgeConnection(AbstractHandler):
         on_expelled: Callable[[str], object],
     ) -> None:
         self.transport = transport
-        self.limits = limits
+        self.limits: Limits = limits
         self.share = share
         self.clock = event_loop(sniffio.current_async_library()).now
         now = self.clock()
@@ -133,7 +121,7 @@ class BridgeConnection(AbstractHandler):
         # The headers, but for time-outs, that were looked at last.
         self._seen: list[tuple[bytes, bytes]] = []
         transport.read_size = _FIRST_READS
-        self._protocol = BridgeProtocol(self)
+        self._protocol = ServerProtocol(self, COSTS, empty_data=EMPTY_DATA)
         self.errors = self._protocol.errors = services.errors
         transport.attach(self._protocol)
 
@@ -149,7 +137,7 @@ class BridgeConnection(AbstractHandler):
     @property
     def trailer_room(self) -> int:
         """Bytes of trailers that the client takes."""
-        theirs = self._protocol.connection._connection.remote_settings.max_header_list_size
+        theirs = self._protocol.peers_header_limit
         return status.DEFAULT_ROOM if theirs is None else max(min(theirs // 2, 24 * 1024), 1024)
 
     # ---- requests, as the engine tells of them -----------------------------------------------------
@@ -196,9 +184,9 @@ class BridgeConnection(AbstractHandler):
         same = [item for item in headers if item[0] != b"grpc-timeout"]
         if same == self._seen and len(headers) - len(same) < 2 and not trailers:
             return headers
-        if _flaw(headers, trailers):
+        if find_flaw(headers, trailers=trailers):
             headers = [(name, value if name.startswith(b":") else value.strip(b" \t")) for name, value in headers]
-            flaw = _flaw(headers, trailers)
+            flaw = find_flaw(headers, trailers=trailers)
             if flaw:
                 self._goodbye(ErrorCodes.PROTOCOL_ERROR, flaw)
                 return None
@@ -255,15 +243,7 @@ class BridgeConnection(AbstractHandler):
         self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False, flush: bool = True
     ) -> None:
         """Send headers, or an answer that is nothing but its trailers; without ``flush``, when more is sent."""
-        connection = self._protocol.connection
-        if connection.is_closing() or stream.id not in connection._connection.streams:
-            return
-        try:
-            connection._connection.send_headers(stream.id, headers, end_stream=end)
-        except H2Error:
-            return  # The stream is over.
-        if flush:
-            connection.flush()
+        self._protocol.send_headers(stream, headers, end=end, flush=flush)
 
     def arrived(self, call: ServerCall) -> None:
         """A request is whole, or needs not be."""
@@ -330,13 +310,8 @@ class BridgeConnection(AbstractHandler):
         self._goodbye(ErrorCodes.NO_ERROR, reason)
 
     def _goodbye(self, code: ErrorCodes, reason: str) -> None:
-        connection = self._protocol.connection
-        if not self._over and not connection.is_closing():
-            try:
-                connection._connection.close_connection(error_code=code, additional_data=reason.encode()[:100])
-                connection.flush()
-            except H2Error:
-                pass
+        if not self._over:
+            self._protocol.say_goodbye(code, reason)
         self._protocol.processor.close(reason)
 
     @protected
@@ -386,12 +361,6 @@ class BridgeConnection(AbstractHandler):
                     due.append(heard_at + self._keepalive)
                     if now >= due[-1]:
                         pinged = now
-                        self._ping()
+                        self._protocol.ping()
                         continue
             await anyio.sleep_until(min(due))
-
-    def _ping(self) -> None:
-        connection = self._protocol.connection
-        if not connection.is_closing():
-            connection._connection.ping(b"snakepit")
-            connection.flush()

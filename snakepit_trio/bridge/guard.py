@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import h2.events
+from snakepit_trio.wire.http2.rules import events
 
 __all__ = ["COSTS", "CRUMB", "CRUMB_COST", "EMPTY_DATA", "REFUSED", "Flooded", "Guard"]
 
@@ -18,15 +18,15 @@ _BURST = 2000.0
 _PER_SECOND = 400.0
 #: What each of the engine's events costs; those that are not here cost nothing.
 COSTS: Mapping[type, float] = {
-    h2.events.PingReceived: 1.0,
-    h2.events.PingAckReceived: 0.5,
-    h2.events.RemoteSettingsChanged: 4.0,
-    h2.events.SettingsAcknowledged: 1.0,
-    h2.events.PriorityUpdated: 1.0,
-    h2.events.StreamReset: 4.0,
-    h2.events.UnknownFrameReceived: 1.0,
+    events.PingReceived: 1.0,
+    events.PingAckReceived: 0.5,
+    events.RemoteSettingsChanged: 4.0,
+    events.SettingsAcknowledged: 1.0,
+    events.PriorityUpdated: 1.0,
+    events.StreamReset: 4.0,
+    events.UnknownFrameReceived: 1.0,
     # An honest reader of small messages sends one for each.
-    h2.events.WindowUpdated: 0.02,
+    events.WindowUpdated: 0.02,
 }
 EMPTY_DATA = 1.0
 #: A DATA frame of so few bytes that neither begins nor ends a message; and what it costs.

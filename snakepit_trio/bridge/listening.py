@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
-from h2.errors import ErrorCodes
 
 from snakepit_trio import _forks
 from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import parse_address
+from snakepit_trio.wire.http2.rules import ErrorCodes
 
 if TYPE_CHECKING:
     from snakepit_trio.config import BridgeConfig

@@ -21,7 +21,8 @@ from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.wire import sockets
 from snakepit_trio.wire.addresses import parse_address
-from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure, client_protocol
+from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure
+from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import PipeProtocol
 from snakepit_trio.wire.status import error_from_trailers
 

@@ -10,38 +10,29 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import TYPE_CHECKING, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Protocol
+from urllib.parse import unquote
 
 import sniffio
-from grpclib.client import Handler
-from grpclib.config import Configuration
-from grpclib.metadata import decode_grpc_message
-from h2.config import H2Configuration
-from h2.exceptions import H2Error
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._waiting import event_loop
 
 from .http2.engine import PipeProtocol
-from .http2.lean_h2 import LeanH2Connection
 from .http2.lean_hpack import FixedHeaders
 from .http2.lean_stream import LeanStream, Notice
 from .http2.pipe import FramePipe
+from .http2.rules import H2Error
 
 if TYPE_CHECKING:
     import ssl
 
-    from grpclib.protocol import Stream
 
-__all__ = ["Connection", "Rpc", "RpcFailure", "Transport", "Wire", "client_protocol"]
-
-_P = TypeVar("_P", bound=PipeProtocol)
+__all__ = ["Connection", "Rpc", "RpcFailure", "Transport", "Wire"]
 
 _OK = 0
 _UNKNOWN = 2
 _UNAVAILABLE = 14
-#: What one side may have in flight before the other takes it, in bytes.
-_WINDOW = 16 * 1024 * 1024
 
 
 class RpcFailure(Exception):
@@ -107,27 +98,6 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         """
 
 
-def client_protocol(
-    kind: type[_P], *, errors: InternalErrors | None = None, window: int = _WINDOW, stream_window: int = _WINDOW
-) -> _P:
-    """grpclib's engine for the client's side of one connection."""
-    protocol = kind(
-        Handler(),
-        Configuration(http2_connection_window_size=window, http2_stream_window_size=stream_window).__for_client__(),
-        H2Configuration(
-            client_side=True,
-            header_encoding="ascii",
-            validate_inbound_headers=False,
-            validate_outbound_headers=False,
-            normalize_inbound_headers=False,
-            normalize_outbound_headers=False,
-        ),
-    )
-    if errors is not None:
-        protocol.errors = errors
-    return protocol
-
-
 class Rpc:
     """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first.
 
@@ -138,7 +108,7 @@ class Rpc:
     def __init__(
         self,
         connection: Connection,
-        stream: Stream,
+        stream: LeanStream,
         release: Callable[[], None],
         on_message: Callable[[bytes], None],
         on_end: Callable[[int, str], None],
@@ -186,7 +156,7 @@ class Rpc:
         except ValueError:
             self._finish(_UNKNOWN, "no grpc-status in the trailers")
         else:
-            self._finish(status, decode_grpc_message(headers.get("grpc-message", "")))
+            self._finish(status, unquote(headers.get("grpc-message", ""), errors="replace"))
 
     def _closed(self, reason: str) -> None:
         # The trailers come with the end of the stream and are looked at first; an end without them is a fault.
@@ -248,13 +218,12 @@ class Connection:
     @property
     def lost(self) -> bool:
         """Whether the connection is over."""
-        return bool(self._protocol.handler.connection_lost) or self._protocol.connection.is_closing()  # type: ignore[attr-defined]
+        return self._protocol.is_lost
 
     @property
     def max_streams(self) -> int:
         """How many RPCs the server takes at once, as far as it has said so."""
-        found: int = self._protocol.connection._connection.remote_settings.max_concurrent_streams
-        return found
+        return self._protocol.peers_max_streams
 
     async def serve(self) -> None:
         """Move bytes until the connection is over; a cancellation closes it. To be run in the nursery of its owner."""
@@ -286,8 +255,8 @@ class Connection:
         Raises:
             RpcFailure: The connection is over, or the server's limit of streams is reached.
         """
-        engine = self._protocol.connection
-        if self.lost:
+        protocol = self._protocol
+        if protocol.is_lost:
             raise RpcFailure(_UNAVAILABLE, "the connection is closed")
         headers = self._headers.get(path)
         if headers is None:
@@ -295,18 +264,15 @@ class Connection:
         if timeout != math.inf:
             # At most 8 digits: https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md
             headers = headers.and_one("grpc-timeout", f"{min(max(int(timeout * 1000), 1), 99_999_999)}m")
-        h2 = cast("LeanH2Connection", engine._connection)
         try:
-            stream_id = h2.open_stream(headers)
+            stream, release = protocol.open_stream(headers)
         except H2Error as exc:
             raise RpcFailure(_UNAVAILABLE, str(exc) or type(exc).__name__) from exc
-        stream = LeanStream(engine, stream_id)
-        release = self._protocol.processor.register(stream)
         rpc = Rpc(self, stream, release, on_message, on_end)
         rpc.pipe.start()
         if message is not None:
             rpc.pipe.send_last(message)
-        engine.flush()
+        protocol.connection.flush()
         return rpc
 
     async def unary(self, path: str, request: bytes, *, timeout: float = math.inf) -> bytes:

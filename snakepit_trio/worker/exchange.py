@@ -14,12 +14,10 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
-
 from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
 from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
+from snakepit_trio.wire.http2.grpc_server import GRPCError, Status, stream_below
 from snakepit_trio.wire.http2.pipe import FramePipe
 from snakepit_trio.wire.memory import Budget, SharedMemory
 from snakepit_trio.wire.offer import open_offered
@@ -140,7 +138,7 @@ class Exchange:
             raise GRPCError(Status.FAILED_PRECONDITION, "this worker has its host already")
         closed = asyncio.Event()
         self._pipe = FramePipe(
-            stream._stream,
+            stream_below(stream),
             on_message=self._on_message,
             on_close=lambda reason: closed.set(),
             max_message=self._boot.max_payload + frames.FRAME_OVERHEAD,

@@ -6,12 +6,11 @@ import asyncio
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from grpclib.const import Status
-
 from snakepit_trio.errors import SnakepitError, ToolNotFound, WorkerCrashed
 from snakepit_trio.wire import failures, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+from snakepit_trio.wire.http2.grpc_server import Status
 
 from .calls import Call, Channel
 

@@ -12,7 +12,6 @@ import contextvars
 import errno
 import functools
 import inspect
-import logging
 import os
 import secrets
 import signal
@@ -23,15 +22,13 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
-from grpclib.const import Status
-from grpclib.exceptions import GRPCError
-
 from snakepit_trio import _forks
 from snakepit_trio._exceptions import is_a, one_line
 from snakepit_trio.errors import SnakepitError
 from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
+from snakepit_trio.wire.http2.grpc_server import GRPCError, PipeServer, Status, silence
 from snakepit_trio.wire.marks import Marks
 from snakepit_trio.wire.startup import Boot, Credentials, Report
 
@@ -44,7 +41,7 @@ from .importing import being_set_up
 from .lead import LeadRunner
 from .lifeline import end_children
 from .runners import Runner, SyncRunner
-from .service import PipeServer, WorkerService
+from .service import WorkerService
 from .toolbox import find_tools, toolbox_is_async
 
 if TYPE_CHECKING:
@@ -73,8 +70,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int
     """
     # The terminal's Ctrl-C is the host's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("grpclib.server", "grpclib.protocol"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    silence()
     in_worker()
     with helpers_of_import() as helpers:
         try:
@@ -320,7 +316,7 @@ class _Io:
             self._runner.sweep = exchange.sweep
         health = None if self._health is None else self._check_health
         service = WorkerService(self._boot, self._tools, self._runner, exchange, backend=self._backend, health=health)
-        server = PipeServer([service])
+        server = PipeServer([service], fatal)
         directory = self._boot.socket_dir
         if directory is not None:
             _check_private(directory)

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 import os
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
-
-import grpclib.server
-from grpclib.const import Cardinality, Status
-from grpclib.const import Handler as RpcHandler
-from grpclib.encoding.proto import ProtoCodec
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from snakepit_trio._exceptions import bare_name
 from snakepit_trio.wire.generated.snakepit.v1 import (
@@ -24,61 +17,29 @@ from snakepit_trio.wire.generated.snakepit.v1 import (
     SettleResponse,
     ToolSpec,
 )
-from snakepit_trio.wire.http2.engine import LoopProtocol
+from snakepit_trio.wire.http2.grpc_server import (
+    RPC_ENDED,
+    GRPCError,
+    Handler,
+    RawMessage,
+    Status,
+    duplex,
+    server_stream,
+    unary,
+)
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from . import failure
 from .plain import PlainCalls
 
 if TYPE_CHECKING:
-    from grpclib._typing import IServable
-
     from snakepit_trio.wire.startup import Boot
 
     from .exchange import Exchange
     from .runners import Runner
     from .toolbox import Tool
 
-__all__ = ["PipeServer", "WorkerService", "warm_up"]
-
-
-class PipeServer(grpclib.server.Server):
-    """grpclib's server on connections that a FramePipe can take over."""
-
-    def __init__(self, handlers: Collection[IServable]) -> None:
-        # Without a codec it imports Google's messages where they are installed: nothing here uses them, and each start would
-        # take longer by a tenth.
-        super().__init__(handlers, codec=ProtoCodec())
-
-    def _protocol_factory(self) -> LoopProtocol:
-        try:
-            made = super()._protocol_factory()
-            return LoopProtocol(made.handler, made.config, made.h2_config)
-        except Exception as exc:
-            # asyncio would say nothing, and the worker wait for a host that it has turned away.
-            failure.fatal(exc)
-
-    async def wait_closed(self) -> None:
-        """Wait until what handles requests has ended.
-
-        Not for the connections to end, which since Python 3.12 asyncio's server waits for: the host hangs up when its worker
-        has ended.
-        """
-        await asyncio.gather(*(handler.wait_closed() for handler in self._handlers))
-
-
-class _Bytes:
-    """Raw messages for grpclib's codec, which asks its messages for these two methods."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def SerializeToString(self) -> bytes:
-        return self.data
-
-    @classmethod
-    def FromString(cls, data: bytes) -> _Bytes:
-        return cls(data)
+__all__ = ["WorkerService", "warm_up"]
 
 
 class WorkerService:
@@ -111,19 +72,16 @@ class WorkerService:
         self._health = health
         self._expected = f"Bearer {boot.token}".encode()
 
-    def __mapping__(self) -> dict[str, RpcHandler]:
+    def __mapping__(self) -> dict[str, Handler]:
         service = "/snakepit.v1.WorkerService/"
         behind = self._behind
-        unary, server_stream, both = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM, Cardinality.STREAM_STREAM
         return {
-            service + "Handshake": RpcHandler(behind(self._handshake), unary, HandshakeRequest, HandshakeResponse),
-            service + "Exchange": RpcHandler(behind(self._open_exchange), both, _Bytes, _Bytes),
-            service + "Execute": RpcHandler(behind(self._execute), unary, ExecuteRequest, ExecuteResponse),
-            service + "ExecuteStream": RpcHandler(
-                behind(self._execute_stream), server_stream, ExecuteRequest, ExecuteResponse
-            ),
-            service + "Settle": RpcHandler(behind(self._settle), unary, SettleRequest, SettleResponse),
-            "/grpc.health.v1.Health/Check": RpcHandler(behind(self._check_health), unary, _Bytes, _Bytes),
+            service + "Handshake": unary(behind(self._handshake), HandshakeRequest, HandshakeResponse),
+            service + "Exchange": duplex(behind(self._open_exchange), RawMessage, RawMessage),
+            service + "Execute": unary(behind(self._execute), ExecuteRequest, ExecuteResponse),
+            service + "ExecuteStream": server_stream(behind(self._execute_stream), ExecuteRequest, ExecuteResponse),
+            service + "Settle": unary(behind(self._settle), SettleRequest, SettleResponse),
+            "/grpc.health.v1.Health/Check": unary(behind(self._check_health), RawMessage, RawMessage),
         }
 
     @staticmethod
@@ -133,7 +91,7 @@ class WorkerService:
         async def rpc(stream: Any) -> None:
             try:
                 await handler(stream)
-            except (GRPCError, ProtocolError, StreamTerminatedError, OSError):
+            except RPC_ENDED:
                 raise
             except Exception as exc:
                 failure.tell(exc, "RPC")
@@ -175,13 +133,13 @@ class WorkerService:
         well = not self._exchange.stopping
         if well and self._health is not None:
             well = bool(await self._health())
-        await stream.send_message(_Bytes(b"\x08\x01" if well else b"\x08\x02"))
+        await stream.send_message(RawMessage(b"\x08\x01" if well else b"\x08\x02"))
 
     async def _open_exchange(self, stream: Any) -> None:
         self._authenticate(stream)
         try:
             await self._exchange.serve(stream)
-        except (GRPCError, ProtocolError, StreamTerminatedError, OSError):
+        except RPC_ENDED:
             raise
         except Exception as exc:
             # Without its exchange it would wait for nothing.

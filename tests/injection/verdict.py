@@ -69,7 +69,7 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("leak",),
         "What could not be closed is not closed again: by then the number may be another's.",
     ),
-    ("worker/service.py", "PipeServer._protocol_factory"): (
+    ("wire/http2/grpc_server.py", "PipeServer._protocol_factory"): (
         ("swallowed",),
         "asyncio calls it, and tells of what it raises in its debug mode only.",
     ),

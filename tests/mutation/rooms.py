@@ -72,8 +72,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 #: The same for files whose tests are others than those of their room; they still belong to it.
 OTHERS: dict[str, tuple[str, ...]] = {
-    "bridge/engine.py": (
-        "unit/test_bridge_engine.py",
+    "wire/http2/server_engine.py": (
+        "unit/test_server_engine.py",
         "integration/test_bridge.py",
         "integration/test_bridge_abuse.py",
     ),

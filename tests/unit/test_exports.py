@@ -43,7 +43,7 @@ def test_the_adapters_side_imports_nothing_of_the_host() -> None:
 
 def test_a_workers_server_imports_nothing_of_google() -> None:
     code = (
-        "import sys\nfrom snakepit_trio.worker.service import PipeServer\nPipeServer([])\n"
+        "import sys\nfrom snakepit_trio.wire.http2.grpc_server import PipeServer\nimport snakepit_trio.worker.server\nPipeServer([], exit)\n"
         "sys.exit('google.protobuf' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -10,7 +10,8 @@ import h2.connection
 import h2.settings
 import pytest
 
-from snakepit_trio.wire.connection import Connection, client_protocol
+from snakepit_trio.wire.connection import Connection
+from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import _SLOW, _TURN, PipeProtocol
 
 

@@ -23,6 +23,8 @@ from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 
 from .lean_h2 import LeanH2Connection
+from .lean_hpack import FixedHeaders
+from .lean_stream import LeanStream
 from .pipe import FramePipe, Ready, Turn
 
 if TYPE_CHECKING:
@@ -129,6 +131,27 @@ class PipeProtocol(H2Protocol):
         self.connection.flush()
         self.connection.initialize()
         self.processor = self.make_processor()
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the connection is over."""
+        return self.connection.is_closing()
+
+    @property
+    def peers_max_streams(self) -> int:
+        """How many streams the peer takes at once, as far as it has said so."""
+        found: int = self.connection._connection.remote_settings.max_concurrent_streams
+        return found
+
+    def open_stream(self, headers: FixedHeaders) -> tuple[LeanStream, Callable[[], None]]:
+        """Open a stream by a request's headers; returns it with what releases it.
+
+        Raises:
+            H2Error: The peer takes no more.
+        """
+        connection = self.connection
+        stream = LeanStream(connection, cast("LeanH2Connection", connection._connection).open_stream(headers))
+        return stream, self.processor.register(stream)
 
     def data_received(self, data: bytes) -> None:
         """Take as much of this as one turn allows."""

@@ -10,7 +10,7 @@ from grpclib.protocol import Stream
 if TYPE_CHECKING:
     from grpclib.protocol import Connection
 
-__all__ = ["NOTHING", "LeanStream", "Notice"]
+__all__ = ["NOTHING", "LeanStream", "Notice", "Stream"]
 
 
 class _Nothing:

@@ -10,7 +10,8 @@ from typing import Any, cast
 from sniffio import current_async_library_cvar
 
 from snakepit_trio.wire.addresses import parse_address
-from snakepit_trio.wire.connection import Connection, Wire, client_protocol
+from snakepit_trio.wire.connection import Connection, Wire
+from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import LoopProtocol
 
 __all__ = ["AsyncioWire"]

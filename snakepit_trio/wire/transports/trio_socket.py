@@ -20,7 +20,8 @@ import trio
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.addresses import parse_address
-from snakepit_trio.wire.connection import Connection, Wire, client_protocol
+from snakepit_trio.wire.connection import Connection, Wire
+from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import PipeProtocol
 from snakepit_trio.wire.sockets import SocketTransport
 from snakepit_trio.wire.sockets import connect as connect_socket

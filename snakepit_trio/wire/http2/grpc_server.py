@@ -1,0 +1,110 @@
+"""grpclib's server, for a worker: RPCs as coroutines, on connections whose streams a pipe can take over."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Collection
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import grpclib.server
+from grpclib.const import Cardinality, Handler, Status
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from .engine import LoopProtocol
+
+if TYPE_CHECKING:
+    from grpclib._typing import IServable
+    from grpclib.protocol import Stream
+
+__all__ = [
+    "RPC_ENDED",
+    "GRPCError",
+    "Handler",
+    "PipeServer",
+    "RawMessage",
+    "Status",
+    "duplex",
+    "server_stream",
+    "silence",
+    "stream_below",
+    "unary",
+]
+
+_Rpc = Callable[[Any], Awaitable[None]]
+
+#: What an RPC's coroutine may raise when its client, or itself, has ended it.
+RPC_ENDED = (GRPCError, ProtocolError, StreamTerminatedError, OSError)
+
+
+class PipeServer(grpclib.server.Server):
+    """grpclib's server on connections that a FramePipe can take over.
+
+    Args:
+        handlers: Its services.
+        on_failure: Called with an exception in whose stead there would be a connection; never returns.
+    """
+
+    def __init__(self, handlers: Collection[IServable], on_failure: Callable[[Exception], NoReturn]) -> None:
+        # Without a codec it imports Google's messages where they are installed: nothing here uses them, and each start would
+        # take longer by a tenth.
+        super().__init__(handlers, codec=ProtoCodec())
+        self._on_failure = on_failure
+
+    def _protocol_factory(self) -> LoopProtocol:
+        try:
+            made = super()._protocol_factory()
+            return LoopProtocol(made.handler, made.config, made.h2_config)
+        except Exception as exc:
+            # asyncio would say nothing, and the worker wait for a host that it has turned away.
+            self._on_failure(exc)
+
+    async def wait_closed(self) -> None:
+        """Wait until what handles requests has ended.
+
+        Not for the connections to end, which since Python 3.12 asyncio's server waits for: the host hangs up when its worker
+        has ended.
+        """
+        await asyncio.gather(*(handler.wait_closed() for handler in self._handlers))
+
+
+class RawMessage:
+    """The bytes of a message, for grpclib's codec, which asks its messages for these two methods."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def SerializeToString(self) -> bytes:
+        return self.data
+
+    @classmethod
+    def FromString(cls, data: bytes) -> RawMessage:
+        return cls(data)
+
+
+def unary(rpc: _Rpc, request: type, answer: type) -> Handler:
+    """An RPC of one message each way."""
+    return Handler(rpc, Cardinality.UNARY_UNARY, request, answer)
+
+
+def server_stream(rpc: _Rpc, request: type, answer: type) -> Handler:
+    """An RPC of one message, and an answer of many."""
+    return Handler(rpc, Cardinality.UNARY_STREAM, request, answer)
+
+
+def duplex(rpc: _Rpc, request: type, answer: type) -> Handler:
+    """An RPC of many messages each way."""
+    return Handler(rpc, Cardinality.STREAM_STREAM, request, answer)
+
+
+def stream_below(stream: Any) -> Stream:
+    """The HTTP/2 stream of an RPC, for a pipe to take over."""
+    found: Stream = stream._stream
+    return found
+
+
+def silence() -> None:
+    """Have grpclib log nothing: what it would tell is told elsewhere."""
+    for name in ("grpclib.server", "grpclib.protocol"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,0 +1,184 @@
+"""The protocol engine for the server's side of a connection whose client is not trusted: limits, and accounts of what arrives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+from grpclib.config import Configuration
+from grpclib.protocol import AbstractHandler, EventsProcessor
+from h2.config import H2Configuration
+from h2.errors import ErrorCodes
+from h2.events import DataReceived, Event, RequestReceived, TrailersReceived, UnknownFrameReceived
+from h2.exceptions import H2Error
+from h2.settings import SettingCodes
+
+from .engine import PipeProtocol, Processor
+from .lean_stream import LeanStream, Stream
+
+__all__ = ["ConnectionHandler", "ServerLimits", "ServerProtocol"]
+
+#: What a client may have in flight before we take it, in bytes: in one stream, and in all.
+_STREAM_WINDOW = 1024 * 1024
+_WINDOW = 4 * 1024 * 1024
+_MAX_FRAME = 256 * 1024
+_HEADERS, _CONTINUATION = 1, 9
+
+
+class ServerLimits(Protocol):
+    """What one connection may do."""
+
+    @property
+    def max_streams(self) -> int:
+        """Requests at once."""
+
+    @property
+    def max_header_size(self) -> int:
+        """Bytes of one request's headers."""
+
+
+class ConnectionHandler(AbstractHandler):
+    """What the engine tells of, on the server's side."""
+
+    limits: ServerLimits
+
+    def charge(self, cost: float) -> None:
+        """Something came that costs the client some of its budget."""
+        raise NotImplementedError
+
+    def check_trailers(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """A client has ended a request with trailers."""
+        raise NotImplementedError
+
+    def expel(self, reason: str) -> None:
+        """The client does what no honest one does."""
+        raise NotImplementedError
+
+    def fail(self, exc: Exception) -> None:
+        """End the connection by an exception that nobody expected."""
+        raise NotImplementedError
+
+
+class _Processor(Processor):
+    """grpclib's processor, which also keeps accounts of what arrives."""
+
+    def __init__(self, handler: ConnectionHandler, connection: Any, costs: Mapping[type, float], empty: float) -> None:
+        super().__init__(handler, connection)
+        self._owner = handler
+        self._costs = costs
+        self._empty = empty
+
+    def process(self, event: Event) -> None:
+        owner = self._owner
+        cost = self._costs.get(type(event), 0.0)
+        if isinstance(event, DataReceived) and not event.data and event.stream_ended is None:
+            cost = self._empty
+        if cost:
+            owner.charge(cost)
+        elif isinstance(event, TrailersReceived):
+            owner.check_trailers(event.headers)
+        if not isinstance(event, UnknownFrameReceived) and type(event) in getattr(self, "processors", ()):
+            super().process(event)
+
+    def process_request_received(self, event: RequestReceived) -> None:
+        stream = LeanStream(self.connection, event.stream_id)
+        try:
+            self.handler.accept(stream, cast("Any", event.headers), self.register(stream))
+        except Exception as exc:
+            self._owner.fail(exc)
+
+
+class ServerProtocol(PipeProtocol):
+    """The engine with this connection's limits.
+
+    Args:
+        owner: Hears of what arrives.
+        costs: What each kind of event costs the client.
+        empty_data: What a DATA frame costs that has nothing in it and ends nothing.
+    """
+
+    max_frame = _MAX_FRAME
+
+    def __init__(self, owner: ConnectionHandler, costs: Mapping[type, float], *, empty_data: float) -> None:
+        super().__init__(
+            owner,
+            # With its defaults for servers grpclib asks for an asyncio loop, for a keepalive of its own.
+            Configuration(
+                http2_connection_window_size=_WINDOW, http2_stream_window_size=_STREAM_WINDOW
+            ).__for_client__(),
+            H2Configuration(
+                client_side=False,
+                # Bytes: what a client puts into its headers need not be text.
+                header_encoding=None,
+                # By ourselves, and once for headers that are the same in each request: it costs as much as reading them.
+                validate_inbound_headers=False,
+                validate_outbound_headers=False,
+                normalize_outbound_headers=False,
+            ),
+        )
+        self._owner = owner
+        self._costs = costs
+        self._empty_data = empty_data
+
+    def settings(self) -> dict[SettingCodes | int, int]:
+        limits = self._owner.limits
+        return {
+            **super().settings(),
+            SettingCodes.MAX_CONCURRENT_STREAMS: limits.max_streams,
+            SettingCodes.MAX_HEADER_LIST_SIZE: limits.max_header_size,
+        }
+
+    def make_processor(self) -> EventsProcessor:
+        h2 = self.connection._connection
+        h2.decoder.max_header_list_size = self._owner.limits.max_header_size
+        return _Processor(self._owner, self.connection, self._costs, self._empty_data)
+
+    def proceed(self) -> None:
+        super().proceed()
+        owner = self._owner
+        frames = self.connection._connection.incoming_buffer
+        # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.
+        waiting = frames._data
+        kept = sum(len(frame.data) for frame in frames._headers_buffer)
+        if len(waiting) >= 9 and waiting[3] in (_HEADERS, _CONTINUATION):
+            kept += int.from_bytes(waiting[:3], "big")
+        if kept > 2 * owner.limits.max_header_size:
+            owner.expel("headers are too long")
+
+    @property
+    def peers_header_limit(self) -> int | None:
+        """Bytes of headers that the client takes; None: it has not said."""
+        found: int | None = self.connection._connection.remote_settings.max_header_list_size
+        return found
+
+    def send_headers(
+        self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False, flush: bool = True
+    ) -> None:
+        """Send headers, or an answer that is nothing but its trailers; without ``flush``, when more is sent. Nothing is sent
+        on a stream that is over."""
+        connection = self.connection
+        if connection.is_closing() or stream.id not in connection._connection.streams:
+            return
+        try:
+            connection._connection.send_headers(stream.id, headers, end_stream=end)
+        except H2Error:
+            return  # The stream is over.
+        if flush:
+            connection.flush()
+
+    def say_goodbye(self, code: ErrorCodes, reason: str) -> None:
+        """Tell the client that the connection ends, and why, as far as it still listens."""
+        connection = self.connection
+        if not connection.is_closing():
+            try:
+                connection._connection.close_connection(error_code=code, additional_data=reason.encode()[:100])
+                connection.flush()
+            except H2Error:
+                pass
+
+    def ping(self) -> None:
+        """Ask the client for a sign of life."""
+        connection = self.connection
+        if not connection.is_closing():
+            connection._connection.ping(b"snakepit")
+            connection.flush()
