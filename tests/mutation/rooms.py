@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ["ROOMS", "room_of", "files_for"]
 
+#: What is about every file.
+EVERYWHERE = ("unit/test_numbers.py",)
 #: By the beginning of a file's path in the package, the tests of it, the longest beginning counts. Paths are below ``tests``.
 ROOMS: dict[str, tuple[str, ...]] = {
     "bridge/": (
@@ -117,4 +119,5 @@ def room_of(path: str) -> str | None:
 def files_for(path: str) -> list[str]:
     """The tests of a file, in the order in which they are run."""
     tables = {**ROOMS, **OTHERS}
-    return [f"tests/{name}" for name in tables[max((start for start in tables if path.startswith(start)), key=len)]]
+    own = tables[max((start for start in tables if path.startswith(start)), key=len)]
+    return [f"tests/{name}" for name in (*EVERYWHERE, *own)]
