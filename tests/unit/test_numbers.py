@@ -93,7 +93,7 @@ def lines() -> list[str]:
 
 
 def test_no_number_changes_unnoticed() -> None:
-    assert KEPT.read_text().splitlines() == lines(), f"python -m {__name__} > {KEPT}, if it is meant to"
+    assert KEPT.read_text().splitlines() == lines(), f"if it is meant to: python -m {__name__} > tests/unit/{KEPT.name}"
 
 
 if __name__ == "__main__":
