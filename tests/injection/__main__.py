@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 from tests.injection.sides import SIDES
@@ -26,6 +27,7 @@ def main() -> int:
     parser.add_argument("--entries", default="1,3", help="which entries of each function")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th function")
     parser.add_argument("--json", help="a file that a line for each try is added to")
+    parser.add_argument("--resume", action="store_true", help="leave out what that file tells of already")
     options = parser.parse_args()
     begun, found, bad = time.monotonic(), Counter[str](), []
     again: list[tuple[Target, int]] = []
@@ -57,6 +59,9 @@ def main() -> int:
             for target in functions[:: options.every]
             if counts[target] >= entry
         ]
+        if options.resume:
+            done = _done(Path(options.json))
+            targets = [(target, entry) for target, entry in targets if (target.file, target.name, entry) not in done]
         print(f"{len(counts)} functions, {len(targets)} tries", file=sys.stderr)
         for result in tries.run(targets):
             note(result, last=False)
@@ -71,6 +76,12 @@ def main() -> int:
         print(f"\n{len(bad)} of them are faults:")
         print("\n".join(bad))
     return 1 if bad else 0
+
+
+def _done(path: Path) -> set[tuple[str, str, int]]:
+    """What has been tried, and need not be again; lines move, and don't count."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {(file, name, entry) for row in rows if not row["once"] for file, name, _, entry in [row["target"]]}
 
 
 if __name__ == "__main__":
