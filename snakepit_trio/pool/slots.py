@@ -161,7 +161,12 @@ class Slots:
             worker = place.give()
             if worker is not None:
                 worker.slot, worker.incarnation = slot, incarnation
-                self.roster.admit(worker)
+                try:
+                    self.roster.admit(worker)
+                except Exception as exc:
+                    # Its old place has given it away, and the new one does not have it.
+                    worker.fail(exc)
+                    raise
                 return worker
         return None
 

@@ -318,9 +318,9 @@ class Slot:
             return None
         if self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
             return None
+        self._changed.ring()
         self._given = worker
         self._alive.pop(worker, None)
-        self._changed.ring()
         return worker
 
     def holds(self, worker: Worker) -> bool:
@@ -347,7 +347,11 @@ class Slot:
         self.incarnation += 1
         spare = None if renew else self._host.take_spare(self.index, self.incarnation)
         if spare is not None:
-            self._keep(spare, self._follow)
+            try:
+                self._keep(spare, self._follow)
+            except Exception as exc:
+                spare.fail(exc)
+                raise
             return spare
         worker = self._host.make_worker(self.index, self.incarnation)
         worker.renews = renew

@@ -7,6 +7,10 @@ import pytest
 import trio
 
 import snakepit_trio as sp
+from snakepit_trio._bell import Bell
+from snakepit_trio.pool.incarnations import Incarnations
+from snakepit_trio.pool.roster import Roster
+from snakepit_trio.workers.slot import Slot
 from tests.simulation.test_scaling import simulate, world_of
 
 
@@ -364,3 +368,40 @@ def test_a_worker_that_becomes_due_on_its_way_to_a_slot_is_replaced_there() -> N
         assert [info.state for info in pool.workers()] == ["ready", "spare"]
 
     simulate(body, size=1, spares=1, max_rss=1 << 30)
+
+
+@pytest.mark.parametrize(("kind", "name"), [(Roster, "admit"), (Incarnations, "hope"), (Slot, "_keep"), (Bell, "ring")])
+def test_a_spare_that_is_lost_on_its_way_to_a_slot_ends(
+    kind: type, name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    async def body(pool: sp.Pool) -> None:
+        await trio.sleep(1)
+        slots, plain = pool._crew._slots, getattr(kind, name)
+        take = slots.take_spare
+
+        def fail_once(*args: object) -> object:
+            monkeypatch.setattr(kind, name, plain)
+            raise RuntimeError("on the way")
+
+        def take_and_fail(slot: int, incarnation: int) -> object:
+            monkeypatch.setattr(slots, "take_spare", take)
+            if kind is Slot:
+                worker = take(slot, incarnation)
+                monkeypatch.setattr(kind, name, fail_once)
+                return worker
+            monkeypatch.setattr(kind, name, fail_once)
+            return take(slot, incarnation)
+
+        monkeypatch.setattr(slots, "take_spare", take_and_fail)
+        pool.kill_worker(pool.workers()[0].id)
+        await trio.sleep(60)
+        assert [str(error) for error in internal_errors] == ["on the way"]
+        assert sorted(info.state for info in pool.workers()) == ["ready", "spare"]
+        assert len(world_of(pool).alive) == 2
+        # The one that is there now serves in its turn.
+        ids = {info.state: info.id for info in pool.workers()}
+        pool.kill_worker(ids["ready"])
+        await trio.sleep(60)
+        assert {info.state: info.id for info in pool.workers()}["ready"] == ids["spare"]
+
+    simulate(body, size=1, spares=1)
