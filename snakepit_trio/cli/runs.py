@@ -84,12 +84,13 @@ async def look(entries: list[Any], *, tree: bool = False) -> list[Found]:
     found: dict[str, Found] = {}
 
     async def one(entry: Any) -> None:
-        from snakepit_trio.control.client import ControlError, connect
+        from snakepit_trio.control.client import connect
+        from snakepit_trio.errors import SnakepitError
 
         try:
             async with connect(entry.control) as client:
                 found[entry.run_id] = Found(entry, await client.ask("status", timeout=_PATIENCE, tree=tree), "")
-        except ControlError as exc:
+        except SnakepitError as exc:
             found[entry.run_id] = Found(entry, None, exc.message)
 
     async with anyio.create_task_group() as nursery:

@@ -15,7 +15,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Label, RichLog, Static
 
-from snakepit_trio.control.client import ControlError, connect
+from snakepit_trio.control.client import connect
+from snakepit_trio.errors import SnakepitError
 
 from .status import count, state_of
 from .words import cell, duration, size
@@ -140,7 +141,7 @@ class Screen(App[int]):
                     self._show(status)
                     self.looks += 1
                     await anyio.sleep(self._interval)
-        except ControlError as exc:
+        except SnakepitError as exc:
             self.exit(1, message=f"snakepit: {cell(exc.message)}")
 
     async def _listen(self) -> None:
@@ -149,7 +150,7 @@ class Screen(App[int]):
             async with connect(self._path) as client:
                 async for line in client.events(*_EVENTS):
                     log.write(_event(line["event"]))
-        except ControlError:
+        except SnakepitError:
             return  # The other connection says so.
 
     def _show(self, status: dict[str, Any]) -> None:
@@ -253,7 +254,7 @@ class Screen(App[int]):
             async with connect(self._path) as client:
                 more = {"timeout_seconds": _ACTION} if op == "drain" else {}
                 await client.ask(op, timeout=_ACTION + 5.0, worker=worker, **more)
-        except ControlError as exc:
+        except SnakepitError as exc:
             self.notify(cell(exc.message), title=f"{op} {worker}", severity="error", markup=False)
         else:
             self.notify("done", title=f"{op} {worker}")

@@ -54,9 +54,11 @@ def connect(
         ConfigError: An argument can't be used.
     """
     errors = InternalErrors()
-    return errors.block(
-        _connect(errors, address, token, token_file, pool, tls, connect_timeout, max_payload), "connection"
-    )
+    try:
+        opening = _connect(errors, address, token, token_file, pool, tls, connect_timeout, max_payload)
+    except Exception as exc:
+        raise errors.caller(exc, "connection") from exc
+    return errors.block(opening, "connection")
 
 
 @managed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
@@ -12,6 +12,7 @@ import anyio.abc
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
+from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio.errors import SnakepitError
 
 from .protocol import ANSWER_LIMIT, VERSION
@@ -30,9 +31,11 @@ class ControlClient:
 
     def __init__(self, stream: anyio.abc.ByteStream) -> None:
         self._stream = stream
+        self._errors = InternalErrors()
         self._lines = BufferedByteReceiveStream(stream)
         self._ids = itertools.count(1)
 
+    @operation
     async def ask(self, op: str, *, timeout: float = 10.0, **params: Any) -> dict[str, Any]:
         """Ask for one operation, and wait ``timeout`` seconds for its answer.
 
@@ -51,16 +54,33 @@ class ControlClient:
 
     async def events(self, *prefixes: str) -> AsyncIterator[dict[str, Any]]:
         """The runtime's events, each with ``dropped`` beside ``event``, until it ends. The connection serves nothing else
-        afterwards."""
+        afterwards.
+
+        Raises:
+            ControlError: It was refused, or failed later (the code is the runtime's), or there was no answer (``unreachable``).
+        """
+        id = await self._subscribe(prefixes)
+        while (line := await self._event(id)) is not None:
+            yield line
+
+    @operation
+    async def _subscribe(self, prefixes: tuple[str, ...]) -> int:
         id = next(self._ids)
         await self._send("events", id, {"prefixes": list(prefixes)})
         _result(await self._line(), id)
-        while True:
-            try:
-                line = await self._line()
-            except ControlError:
-                return
-            yield line
+        return id
+
+    @operation
+    async def _event(self, id: int) -> dict[str, Any] | None:
+        """The next event; None at the end."""
+        try:
+            line = await self._line()
+        except ControlError:
+            return None
+        if "event" not in line:
+            _result(line, id)
+            raise _unreachable("its answer is none to our question")
+        return line
 
     async def _send(self, op: str, id: int, params: dict[str, Any]) -> None:
         request = {"v": VERSION, "id": id, "op": op, "params": params}
@@ -97,13 +117,17 @@ def _unreachable(why: str) -> ControlError:
     return ControlError(f"the runtime can't be reached: {why}", code="unreachable", retryable=True)
 
 
-@asynccontextmanager
-async def connect(path: str, *, timeout: float = 2.0) -> AsyncIterator[ControlClient]:
+def connect(path: str, *, timeout: float = 2.0) -> AbstractAsyncContextManager[ControlClient]:
     """Connect to a runtime's control socket.
 
     Raises:
         ControlError: Nobody listens there.
     """
+    return InternalErrors().block(_connect(path, timeout), "connection")
+
+
+@asynccontextmanager
+async def _connect(path: str, timeout: float) -> AsyncIterator[ControlClient]:
     try:
         with anyio.fail_after(timeout):
             stream = await anyio.connect_unix(path)

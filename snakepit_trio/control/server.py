@@ -193,10 +193,10 @@ class ControlServer:
             del self._connections[longest]
             longest.scope.cancel()
         connection = _Connection(sock)
-        self._connections[connection] = None
         self._errors.start(
             nursery, self._converse, connection, ended="connection", on_error=lambda exc: self._dismiss(connection)
         )
+        self._connections[connection] = None
 
     def _dismiss(self, connection: _Connection) -> None:
         self._connections.pop(connection, None)

@@ -171,8 +171,10 @@ class Clients:
             await client.ask("ping")
             status = await client.ask("status", tree=True)
             worker = next(pool for pool in status["pools"] if pool["name"] == "by")["workers"][0]["id"]
-            await client.ask("cordon", worker=worker)
-            await self._uncordon(worker)
+            try:
+                await client.ask("cordon", worker=worker)
+            finally:
+                await self._uncordon(worker)
             try:
                 await client.ask("drain", worker=worker, timeout_seconds=2.0)
             finally:

@@ -35,6 +35,7 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("_bulkhead.py", "_Block.__init__"): (("raw error for its caller",), "It makes the boundary."),
     ("_bulkhead.py", "block.<locals>.mark.<locals>.opened"): (("raw error for its caller",), "It makes the boundary."),
     ("_bulkhead.py", "operation.<locals>.plain"): (("raw error for its caller",), "It is the boundary."),
+    ("_bulkhead.py", "operation.<locals>.behind"): (("raw error for its caller",), "It is the boundary."),
     ("_bulkhead.py", "_Block.__aexit__"): (
         ("another result", "seat lost"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
@@ -99,10 +100,6 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("pool/mapping.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventBus.subscribe"): "entering its block",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
-    ("control/client.py", "ControlClient.__init__"): "connect, which is the command line's own",
-    ("control/client.py", "ControlClient._line"): "ControlClient.ask",
-    ("control/client.py", "ControlClient._send"): "ControlClient.ask",
-    ("control/client.py", "_result"): "ControlClient.ask",
 }
 
 

@@ -290,3 +290,64 @@ async def test_it_can_be_left_out(tmp_path: Path) -> None:
     async with sp.open_runtime(config):
         (run,) = list_runs(tmp_path)
         assert not os.path.exists(run.control)
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "code"),
+    [
+        (server._Connection, "send", "unreachable"),
+        (server.protocol, "success", "internal"),
+        (server.protocol, "encoded", "internal"),
+        (server._Connection, "line", "unreachable"),
+        (operations.Operations, "run", "internal"),
+        (server.ControlServer, "_answer", "unreachable"),
+    ],
+)
+async def test_an_answer_that_can_not_be_given_is_told_at_once(
+    place: Any,
+    name: str,
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    internal_errors: list[BaseException],
+) -> None:
+    def fail(*args: object) -> None:
+        monkeypatch.setattr(place, name, plain)
+        raise RuntimeError(name)
+
+    plain = getattr(place, name)
+    async with running(tmp_path) as (runtime, path):
+        monkeypatch.setattr(place, name, fail)
+        with anyio.fail_after(5):
+            async with connect(path) as control:
+                with pytest.raises(ControlError) as raised:
+                    await control.ask("ping", timeout=60)
+                assert raised.value.code == code
+                if code == "internal":
+                    assert (await control.ask("ping", timeout=60))["run_id"] == runtime.run_id
+            async with connect(path) as control:
+                assert (await control.ask("ping", timeout=60))["run_id"] == runtime.run_id
+    assert [str(error) for error in internal_errors] == [name]
+
+
+async def test_events_that_can_not_be_told_end_in_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    def fail(*args: object) -> None:
+        raise RuntimeError("told")
+
+    monkeypatch.setattr(server.protocol, "event_line", fail)
+    async with client(tmp_path) as (runtime, control):
+        events = control.events("request.")
+
+        async def call() -> None:
+            while True:
+                await runtime.pool().execute("whoami")
+
+        async with anyio.create_task_group() as nursery:
+            nursery.start_soon(call)
+            with anyio.fail_after(5), pytest.raises(ControlError) as raised:
+                await anext(events)
+            nursery.cancel_scope.cancel()
+        assert raised.value.code == "internal"
+    assert len(internal_errors) == 1

@@ -12,6 +12,8 @@ import anyio.abc
 import anyio.lowlevel
 import pytest
 
+import snakepit_trio as sp
+from snakepit_trio import _interrupts
 from snakepit_trio._bulkhead import InternalErrors, internal_error, operation
 from snakepit_trio.errors import InvalidParameter, SnakepitError
 from snakepit_trio.observe.events import EventBus
@@ -217,6 +219,19 @@ async def test_an_interrupt_that_struck_inside_leaves_as_itself(internal_errors:
             async with Thing._errors.block(opened(None), "block"):
                 raise ValueError from None
     assert len(internal_errors) == 2
+
+
+def test_a_connection_that_can_not_be_made_ready_is_an_internal_error(
+    monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError("made")
+
+    monkeypatch.setattr(_interrupts, "_Managed", fail)
+    with pytest.raises(SnakepitError) as caught:
+        sp.connect("unix:/somewhere", token="t")
+    assert caught.value.code == "internal"
+    assert [str(error) for error in internal_errors] == ["made"]
 
 
 @pytest.mark.parametrize("anyio_backend", ["trio"])

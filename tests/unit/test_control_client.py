@@ -14,6 +14,7 @@ import anyio
 import anyio.abc
 import pytest
 
+import snakepit_trio as sp
 from snakepit_trio.control import client as module
 from snakepit_trio.control.client import ControlClient, ControlError, connect
 from snakepit_trio.control.server import _is_ours
@@ -87,6 +88,59 @@ async def test_events_until_it_ends() -> None:
     found = [one async for one in ControlClient(peer).events("worker.")]
     assert [(one["event"]["name"], one["dropped"]) for one in found] == [("a", 0), ("b", 2)]
     assert peer.heard[0]["params"] == {"prefixes": ["worker."]}
+
+
+async def test_events_that_fail_in_the_middle() -> None:
+    said = line(ok=False, id=1, error={"code": "internal", "message": "it has failed"})
+    events = ControlClient(Peer(line(ok=True, id=1, result={}), line(event={"name": "a"}, dropped=0), said)).events()
+    assert (await anext(events))["event"]["name"] == "a"
+    with pytest.raises(ControlError, match="it has failed") as raised:
+        await anext(events)
+    assert raised.value.code == "internal"
+    events = ControlClient(Peer(line(ok=True, id=1, result={}), line(ok=True, id=1, result={}))).events()
+    with pytest.raises(ControlError, match="none to our question"):
+        await anext(events)
+
+
+@pytest.mark.parametrize("name", ["_send", "_line", "_result"])
+async def test_what_nobody_expected_is_an_internal_error(
+    name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    def fail(*args: Any) -> None:
+        raise RuntimeError(name)
+
+    monkeypatch.setattr(module if name == "_result" else ControlClient, name, fail)
+    client = ControlClient(Peer(line(ok=True, id=1, result={}), line(ok=True, id=2, result={})))
+    for ask in (lambda: client.ask("status"), lambda: anext(client.events())):
+        with pytest.raises(sp.SnakepitError) as raised:
+            await ask()
+        assert raised.value.code == "internal"
+    assert [str(error) for error in internal_errors] == [name, name]
+
+
+async def test_a_client_that_can_not_be_made_leaves_no_connection(
+    monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    class Stream(Peer):
+        closed = False
+
+        async def aclose(self) -> None:
+            self.closed = True
+
+    async def connected(path: str) -> Stream:
+        return stream
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("made")
+
+    stream = Stream()
+    monkeypatch.setattr(anyio, "connect_unix", connected)
+    monkeypatch.setattr(ControlClient, "__init__", fail)
+    with pytest.raises(sp.SnakepitError) as raised:
+        async with connect("/somewhere"):
+            pytest.fail("made")
+    assert raised.value.code == "internal" and stream.closed
+    assert [str(error) for error in internal_errors] == ["made"]
 
 
 async def test_where_nobody_listens(tmp_path: Path) -> None:
