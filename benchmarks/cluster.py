@@ -30,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from snakepit_trio.errors import WorkerCrashed
-from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.ledger import Ledger
-from snakepit_trio.pool.queue import RequestQueue
-from snakepit_trio.pool.request import Outcome, Request
-from snakepit_trio.pool.seats import Seats
+from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.queue import RequestQueue
+from snakepit_trio.pool.scheduling.request import Outcome, Request
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
+from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 POLICIES = ("random", "two_choices", "least")
@@ -83,7 +83,7 @@ class Host:
         self.cluster = cluster
         self.alive = True
         self.reported = 0
-        self.ledger = Ledger(
+        self.ledger = Scheduler(
             queue=RequestQueue(max_queue=None, aging=30.0), cancel_set=CancelSet(1024, 60.0), observer=cluster.observe
         )
         self.workers: list[Worker] = []

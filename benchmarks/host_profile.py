@@ -28,7 +28,7 @@ ROOMS = [
     ("Trio, asyncio, anyio, sniffio", r"/(trio|asyncio|anyio|sniffio|outcome)/|contextvars|_asyncio"),
     ("snakepit_trio.wire", r"/snakepit_trio/wire/"),
     ("snakepit_trio.pool", r"/snakepit_trio/pool/"),
-    ("snakepit_trio.workers", r"/snakepit_trio/workers/"),
+    ("snakepit_trio.supervision", r"/snakepit_trio/supervision/"),
 ]
 
 

@@ -12,10 +12,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.ledger import Ledger
-from snakepit_trio.pool.queue import RequestQueue
-from snakepit_trio.pool.request import Request
+from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.queue import RequestQueue
+from snakepit_trio.pool.scheduling.request import Request
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 SIZES = (1_000, 10_000, 100_000)
@@ -40,14 +40,14 @@ def timed(work: Callable[[], object], count: int) -> float:
 def measure(count: int) -> dict[str, float]:
     """Cost per entry of each operation on a ledger without workers, and of taking entries out of the queue."""
     found = {}
-    ledger = Ledger(queue=RequestQueue(aging=30.0), cancel_set=CancelSet(1024, 60.0))
+    scheduler = Scheduler(queue=RequestQueue(aging=30.0), cancel_set=CancelSet(1024, 60.0))
     waiting = requests(count)
-    found["enqueue"] = timed(lambda: [ledger.submit(r, 0.0) for r in waiting], count)
-    found["cancel"] = timed(lambda: [ledger.cancel(r, 0.0) for r in waiting], count)
+    found["enqueue"] = timed(lambda: [scheduler.submit(r, 0.0) for r in waiting], count)
+    found["cancel"] = timed(lambda: [scheduler.cancel(r, 0.0) for r in waiting], count)
     waiting = requests(count)
     for request in waiting:
-        ledger.submit(request, 0.0)
-    found["expire"] = timed(lambda: ledger.expire(1000.0), count)
+        scheduler.submit(request, 0.0)
+    found["expire"] = timed(lambda: scheduler.expire(1000.0), count)
     queue: RequestQueue[Request] = RequestQueue(aging=30.0)
     for request in requests(count):
         queue.push(request, 0.0)

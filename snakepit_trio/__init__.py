@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from snakepit_trio.errors import remote as remote
     from snakepit_trio.observe.correlation import CorrelationFilter as CorrelationFilter
     from snakepit_trio.observe.events import Event as Event
+    from snakepit_trio.pool.calls.session import Session as Session
     from snakepit_trio.pool.pool import Pool as Pool
-    from snakepit_trio.pool.session import Session as Session
     from snakepit_trio.pool.stats import PoolStats as PoolStats
     from snakepit_trio.pool.stats import WorkerInfo as WorkerInfo
     from snakepit_trio.runtime import Runtime as Runtime
@@ -83,7 +83,7 @@ _MODULES = {
     "observe.correlation": ["CorrelationFilter"],
     "observe.events": ["Event"],
     "pool.pool": ["Pool"],
-    "pool.session": ["Session"],
+    "pool.calls.session": ["Session"],
     "pool.stats": ["PoolStats", "WorkerInfo"],
     "sessions.records": ["ProgramInfo", "SessionInfo"],
     "runtime": ["Runtime", "open_pool", "open_runtime"],

@@ -35,29 +35,29 @@ from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.observe.timings import RequestTimings
 from snakepit_trio.observe.tracing import Telemetry
 from snakepit_trio.policies.options import TIMEOUTS
-from snakepit_trio.pool.parts import PoolParts
 from snakepit_trio.pool.pool import Pool
+from snakepit_trio.pool.services import PoolServices
 from snakepit_trio.sessions.directory import SessionDirectory
 from snakepit_trio.sessions.programs import ProgramStore
 from snakepit_trio.sessions.records import Limits
 from snakepit_trio.sessions.store import open_store
+from snakepit_trio.supervision.run import open_run
+from snakepit_trio.supervision.state_directory import private_directory, state_directory
 from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.tools.serving import HostThreads
 from snakepit_trio.tools.waits import Waits
 from snakepit_trio.wire.transports import make_wire
 from snakepit_trio.worker.importing import refuse_tower
-from snakepit_trio.workers.run import open_run
-from snakepit_trio.workers.state_directory import private_directory, state_directory
 
 if TYPE_CHECKING:
     from snakepit_trio.bridge.server import Bridge
     from snakepit_trio.config import MetricsConfig
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.http import Metrics
-    from snakepit_trio.pool.request import Request
+    from snakepit_trio.pool.scheduling.request import Request
     from snakepit_trio.sessions.store import Store
+    from snakepit_trio.supervision.run import Run
     from snakepit_trio.wire.connection import Wire
-    from snakepit_trio.workers.run import Run
 
 __all__ = ["Runtime", "open_pool", "open_runtime"]
 
@@ -195,7 +195,7 @@ class Runtime:
         host_call_bytes = FairBudget(room_for(largest, self.config.max_host_call_bytes), _WORKERS, largest)
         for config in self.config.pools:
             launcher = await stack.enter_async_context(self._launcher(config, self._run))
-            parts = PoolParts(
+            parts = PoolServices(
                 run_id=self.run_id,
                 token=self._token,
                 socket_dir=str(self._run.run_dir) if hasattr(os, "fork") else None,

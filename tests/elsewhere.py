@@ -11,8 +11,8 @@ import sniffio
 import snakepit_trio as sp
 from snakepit_trio.launch.spawn import SpawnLauncher
 from snakepit_trio.runtime import assemble
+from snakepit_trio.supervision.run import open_run
 from snakepit_trio.wire.transports import make_wire
-from snakepit_trio.workers.run import open_run
 
 __all__ = ["open_pool_elsewhere"]
 

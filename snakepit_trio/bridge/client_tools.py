@@ -36,7 +36,7 @@ from .payloads import read, write
 if TYPE_CHECKING:
     from snakepit_trio.runtime import Runtime
 
-    from .calls import ServerCall
+    from .server_call import ServerCall
 
 __all__ = ["ClientTools", "spec_of"]
 

@@ -15,8 +15,8 @@ from snakepit_trio.wire.generated.grpc.health.v1 import (
     HealthCheckResponseServingStatus,
 )
 
-from .calls import ServerCall
 from .methods import Method
+from .server_call import ServerCall
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool

@@ -13,7 +13,7 @@ from snakepit_trio.observe.redaction import Redactor
 from snakepit_trio.wire import failures, status
 
 if TYPE_CHECKING:
-    from .calls import ServerCall
+    from .server_call import ServerCall
 
 __all__ = ["Method", "Unimplemented", "error_trailers", "read_timeout"]
 

@@ -15,8 +15,8 @@ import attrs
 from snakepit_trio.wire.fields import read_fields
 from snakepit_trio.wire.generated.grpc.reflection import v1, v1alpha
 
-from .calls import ServerCall
 from .methods import Method
+from .server_call import ServerCall
 
 __all__ = ["Descriptors", "ReflectionService", "load_descriptors"]
 

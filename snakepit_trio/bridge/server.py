@@ -20,7 +20,7 @@ from snakepit_trio._interrupts import protected
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.sockets import SocketTransport
 
-from .connection import BridgeConnection, Limits
+from .client_connection import BridgeConnection, Limits
 from .health import HealthService
 from .listening import Door, listen, peer_of, tls_context, turn_away
 from .methods import Method
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio.observe.redaction import Redactor
     from snakepit_trio.runtime import Runtime
-    from snakepit_trio.workers.run import Run
+    from snakepit_trio.supervision.run import Run
 
 __all__ = ["Bridge", "bound_bridge"]
 

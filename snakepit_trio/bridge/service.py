@@ -10,24 +10,24 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
-from snakepit_trio.pool.session import resume_session
-from snakepit_trio.pool.ties import AFFINITIES
+from snakepit_trio.pool.calls.affinity import AFFINITIES
+from snakepit_trio.pool.calls.session import resume_session
 from snakepit_trio.sessions.records import check_name
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
-from .calls import ServerCall
 from .client_tools import ClientTools, spec_of
 from .methods import Method
 from .payloads import check_encoding, encode, in_encoding, may_stay_unread, params_of, read, write
+from .server_call import ServerCall
 from .session_shares import SessionShares
 
 if TYPE_CHECKING:
     from snakepit_trio._call_options import StreamOptions
+    from snakepit_trio.pool.calls.session import Session
+    from snakepit_trio.pool.calls.stream import ChunkStream
     from snakepit_trio.pool.pool import Pool
-    from snakepit_trio.pool.session import Session
-    from snakepit_trio.pool.streams import ChunkStream
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.sessions.records import SessionInfo
     from snakepit_trio.wire.frames import Payload

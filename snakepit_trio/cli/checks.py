@@ -22,8 +22,8 @@ import psutil
 
 from snakepit_trio import hardware
 from snakepit_trio.errors import ConfigError
-from snakepit_trio.workers.runs import LONGEST_SOCKET_PATH, list_runs
-from snakepit_trio.workers.state_directory import find_fault, state_directory
+from snakepit_trio.supervision.runs import LONGEST_SOCKET_PATH, list_runs
+from snakepit_trio.supervision.state_directory import find_fault, state_directory
 
 __all__ = ["FAIL", "OK", "WARN", "Check", "pid_room", "run_checks"]
 

@@ -27,7 +27,7 @@ def cleanup(
     """
     import attrs
 
-    from snakepit_trio.workers.leftovers import clear, look
+    from snakepit_trio.supervision.leftovers import clear, look
 
     directory = own_state_directory(state_dir)
     try:

@@ -20,7 +20,7 @@ class Found:
     """A run, and what it says of itself.
 
     Attributes:
-        entry: What its lock file says; see :class:`snakepit_trio.workers.runs.RunEntry`.
+        entry: What its lock file says; see :class:`snakepit_trio.supervision.runs.RunEntry`.
         status: Its answer; None when there is none.
         problem: Why there is none.
     """
@@ -40,7 +40,7 @@ class Found:
 def own_state_directory(state_dir: str | None) -> Path:
     """The state directory. Exits where there is none to be had, or it is somebody else's: nothing in it can be relied on."""
     from snakepit_trio.errors import ConfigError
-    from snakepit_trio.workers.state_directory import find_fault, state_directory
+    from snakepit_trio.supervision.state_directory import find_fault, state_directory
 
     try:
         directory = state_directory(state_dir)
@@ -54,7 +54,7 @@ def own_state_directory(state_dir: str | None) -> Path:
 
 def find(state_dir: str | None, run: str | None = None) -> tuple[Path, list[Any]]:
     """The state directory and its runs; with ``run``, those whose ids begin so. Looks, and changes nothing."""
-    from snakepit_trio.workers.runs import list_runs
+    from snakepit_trio.supervision.runs import list_runs
 
     directory = own_state_directory(state_dir)
     entries = list_runs(directory)

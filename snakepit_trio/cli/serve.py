@@ -75,7 +75,7 @@ def serve(
 def _token_place(runtime: Runtime) -> Iterator[str | None]:
     """The file that holds the token; one that is made here goes with the run. None: whoever wrote the configuration has it."""
     from snakepit_trio.errors import ConfigError
-    from snakepit_trio.workers.state_directory import private_directory, state_directory
+    from snakepit_trio.supervision.state_directory import private_directory, state_directory
 
     bridge = runtime.config.bridge
     assert bridge is not None and runtime.bridge is not None

@@ -17,8 +17,8 @@ from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.codec import DEFAULT_LIMIT
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
 
+from .channel import Link, client_tls
 from .client import Client
-from .link import Link, client_tls
 
 __all__ = ["connect"]
 

@@ -20,7 +20,7 @@ from snakepit_trio.wire import failures, frame_writing
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.generated.snakepit import v1
 
-from .link import Link, failure
+from .channel import Link, failure
 from .values import pack, unpack
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from snakepit_trio._call_options import CallOptions, StreamOptions
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
 
-from .link import Link
+from .channel import Link
 from .values import pack, unpack
 
 if TYPE_CHECKING:

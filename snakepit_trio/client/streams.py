@@ -16,7 +16,7 @@ from snakepit_trio.errors import RequestTimeout, SnakepitError
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.tool_messages import PayloadAnswer
 
-from .link import LAST_WORD, failure
+from .channel import LAST_WORD, failure
 from .values import decode
 
 __all__ = ["RemoteChunks"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from snakepit_trio.policies.options import CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
-from .doors import BridgeConfig, MetricsConfig, TlsConfig
+from .endpoints import BridgeConfig, MetricsConfig, TlsConfig
 from .pool import PoolConfig
 from .ray import RayConfig
 from .runtime import RuntimeConfig

@@ -12,7 +12,7 @@ import attrs
 
 from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
 
-from .doors import BridgeConfig, MetricsConfig
+from .endpoints import BridgeConfig, MetricsConfig
 from .pool import PoolConfig
 
 __all__ = ["RuntimeConfig"]

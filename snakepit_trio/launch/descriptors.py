@@ -7,7 +7,7 @@ import os
 
 from snakepit_trio import _forks
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.wire.marks import Marks, marks_file
+from snakepit_trio.wire.begun import BegunTable, marks_file
 from snakepit_trio.worker.lifeline import arm
 
 __all__ = ["Descriptors", "make_descriptors"]
@@ -24,7 +24,7 @@ class Descriptors:
 
     def __init__(self, *, marks: bool = True, report: str | None = None) -> None:
         self._open: set[int] = set()
-        self.marks: Marks | None = None
+        self.marks: BegunTable | None = None
         self.marks_file: int = -1
         #: The report's pipe has a name, by which others may open it: it does not end with the process.
         self.report_stays: bool = report is not None
@@ -32,7 +32,7 @@ class Descriptors:
             if marks:
                 file = _forks.above_streams(marks_file())
                 try:
-                    self.marks = Marks(file)
+                    self.marks = BegunTable(file)
                 except BaseException:
                     os.close(file)
                     raise

@@ -13,7 +13,7 @@ import anyio
 import ray
 from ray.exceptions import RayError
 
-from snakepit_trio.wire.marks import begun_in
+from snakepit_trio.wire.begun import begun_in
 
 from .base import ExitStatus, Report, WorkerSpec
 from .futures import settled

@@ -1,6 +1,6 @@
 """A pool of workers, as its users see it.
 
-The pool joins three parts, each of which knows nothing of the others: the ledger decides which request goes where, the
+The pool joins three parts, each of which knows nothing of the others: the scheduler decides which request goes where, the
 slots keep workers alive, and the workers carry frames. A request runs in its caller's task; the pool's own tasks, all
 of them in its nursery, are one per slot and one clock that ends what is overdue.
 """
@@ -24,25 +24,25 @@ from snakepit_trio.errors import (
 )
 from snakepit_trio.policies.guard import Guard
 
-from .calls import Calls
-from .cancel_set import CancelSet
-from .clock import Clock
-from .crew import Crew
-from .ledger import Ledger
-from .mapping import MapResults
-from .nested import NestedRequests
-from .operating import Operations
-from .parts import PoolParts
-from .proxy import bind
-from .queue import RequestQueue
-from .scaling import Autoscaler, ScaledCrew
-from .seats import Seats
-from .session import OnLost, Session, open_session
+from .calls.execute import Calls
+from .calls.map import MapResults
+from .calls.proxy import bind
+from .calls.session import OnLost, Session, open_session
+from .calls.stream import ChunkStream
+from .calls.submission import Submission, wrong_kind
+from .deadline_task import DeadlineTask
+from .fleet.operations import Operations
+from .fleet.scaling import Autoscaler, ScaledFleet
+from .fleet.supervisor import Supervisor
+from .observer import RequestObserver
+from .scheduling.cancel_set import CancelSet
+from .scheduling.nested import NestedRequests
+from .scheduling.queue import RequestQueue
+from .scheduling.scheduler import Scheduler
+from .scheduling.seats import Seats
+from .services import PoolServices
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
-from .streams import ChunkStream
-from .submission import Submission, wrong_kind
-from .watch import RequestWatch
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -62,41 +62,41 @@ class Pool(Operations):
         config: Its configuration.
     """
 
-    def __init__(self, config: PoolConfig, parts: PoolParts, runtime: Runtime) -> None:
+    def __init__(self, config: PoolConfig, services: PoolServices, runtime: Runtime) -> None:
         self.config = config
         self.name: str = config.name
         self._runtime = runtime
-        self._parts = parts
-        self._events = parts.events
-        self._errors = parts.errors
-        self._loop = event_loop(parts.backend)
+        self._services = services
+        self._events = services.events
+        self._errors = services.errors
+        self._loop = event_loop(services.backend)
         self._idle = anyio.Event()
-        self._clock = Clock(parts.errors, config.name)
-        self.watch: RequestWatch = RequestWatch(
+        self._deadline_task = DeadlineTask(services.errors, config.name)
+        self.watch: RequestObserver = RequestObserver(
             config.name,
-            f"{parts.run_id}-",
-            parts.events,
+            f"{services.run_id}-",
+            services.events,
             runtime.config.recorder_size if runtime is not None else 0,
-            parts.timings,
-            lambda: self._ledger.queued,
+            services.timings,
+            lambda: self._scheduler.queued,
             lambda event, request: self._nested.follow(event, request),
         )
-        self._ledger = Ledger(
+        self._scheduler = Scheduler(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
             poison_limit=config.poison_limit,
-            errors=parts.errors,
+            errors=services.errors,
             pool=config.name,
             reject_hopeless=config.reject_hopeless,
             observer=self.watch,
             on_idle=self._note_idle,
-            on_due=self._clock.note_due,
+            on_due=self._deadline_task.note_due,
         )
-        self._crew = Crew(config, parts, self._ledger)
-        self._roster = self._crew.roster
-        self._nested = NestedRequests(config, parts.waits, self._ledger, self._crew)
-        self._guard = Guard.of(config, parts.events, parts.waits)
-        self._scaled: ScaledCrew | None = None
+        self._supervisor = Supervisor(config, services, self._scheduler)
+        self._dispatch = self._supervisor.dispatch
+        self._nested = NestedRequests(config, services.waits, self._scheduler, self._supervisor)
+        self._guard = Guard.of(config, services.events, services.waits)
+        self._scaled: ScaledFleet | None = None
         if config.max_size is not None:
             autoscaler = Autoscaler(
                 minimum=config.size if config.min_size is None else config.min_size,
@@ -105,17 +105,19 @@ class Pool(Operations):
                 target_wait=config.target_wait,
                 down_after=config.scale_down_after,
             )
-            self._scaled = ScaledCrew(self._crew, autoscaler, self._tied_seats)
+            self._scaled = ScaledFleet(self._supervisor, autoscaler, self._tied_seats)
         self._submission = Submission(
             config,
-            parts,
-            self._roster,
-            self._ledger,
+            services,
+            self._dispatch,
+            self._scheduler,
             self._loop,
             on_queued=_nobody if self._scaled is None else self._scaled.poke,
-            on_due=self._clock.note_due,
+            on_due=self._deadline_task.note_due,
         )
-        self._calls = Calls(config, self._submission, self._ledger, self._crew, self._guard, self._loop, parts.errors)
+        self._calls = Calls(
+            config, self._submission, self._scheduler, self._supervisor, self._guard, self._loop, services.errors
+        )
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -292,22 +294,22 @@ class Pool(Operations):
     def stats(self) -> PoolStats:
         """A consistent picture of the pool's counters."""
         return PoolStats(
-            size=self._crew.size,
-            ready=self._roster.ready,
-            busy=self._roster.busy,
-            restarts=self._crew.restarts,
-            **attrs.asdict(self._ledger.totals(), recurse=False),
+            size=self._supervisor.size,
+            ready=self._dispatch.ready,
+            busy=self._dispatch.busy,
+            restarts=self._supervisor.restarts,
+            **attrs.asdict(self._scheduler.totals(), recurse=False),
         )
 
     @operation
     def workers(self) -> tuple[WorkerInfo, ...]:
         """The pool's workers, by slot; a slot that has failed or waits for its next attempt shows its last one."""
-        return self._crew.infos()
+        return self._supervisor.infos()
 
     @operation
     def tools(self) -> tuple[ToolSpec, ...]:
         """What the pool's workers offer, by name; empty until one has been ready."""
-        return tuple(self._roster.repertoire.tools[name] for name in sorted(self._roster.repertoire.tools))
+        return tuple(self._dispatch.repertoire.tools[name] for name in sorted(self._dispatch.repertoire.tools))
 
     @operation
     def session(
@@ -346,7 +348,7 @@ class Pool(Operations):
         """
         if metadata:
             check_metadata(metadata)
-        self._crew.check_open()
+        self._supervisor.check_open()
         config = self._runtime.config
         opened = open_session(
             self,
@@ -387,7 +389,7 @@ class Pool(Operations):
         Raises:
             ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
         """
-        spec = self._roster.repertoire.tools.get(tool)
+        spec = self._dispatch.repertoire.tools.get(tool)
         if spec is None:
             raise self._submission.tool_not_found(tool)
         if spec.streaming:
@@ -407,7 +409,7 @@ class Pool(Operations):
     @operation
     def snapshot(self) -> dict[str, Any]:
         """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
-        found = snapshot(self.stats(), self._crew, self._ledger, self.watch, anyio.current_time())
+        found = snapshot(self.stats(), self._supervisor, self._scheduler, self.watch, anyio.current_time())
         return {**found, "circuits": self.circuits()}
 
     # ---- opening and closing, for the runtime ------------------------------------------------------
@@ -418,24 +420,24 @@ class Pool(Operations):
         Raises:
             WorkerStartupError: None of them has got a worker.
         """
-        await nursery.start(self._clock.run, self._ledger)
-        await self._crew.open(nursery)
+        await nursery.start(self._deadline_task.run, self._scheduler)
+        await self._supervisor.open(nursery)
         if self._scaled is not None:
-            self._parts.errors.keep(nursery, self._scaled.run, pool=self.name)
+            self._services.errors.keep(nursery, self._scaled.run, pool=self.name)
 
     async def aclose(self, *, drain: bool) -> None:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
-        found = {"in_flight": self._ledger.in_flight, "queued": self._ledger.queued}
+        found = {"in_flight": self._scheduler.in_flight, "queued": self._scheduler.queued}
         self._events.emit("pool.closing", found, pool=self.name)
         self._calls.close(error)
         if drain:
             with anyio.move_on_after(self.config.stop_grace):
-                while self._ledger.in_flight:
+                while self._scheduler.in_flight:
                     self._idle = anyio.Event()
                     await self._idle.wait()
-        self._ledger.abort(error, anyio.current_time())
-        await self._crew.stop()
+        self._scheduler.abort(error, anyio.current_time())
+        await self._supervisor.stop()
         self._events.emit("pool.closed", None, pool=self.name)
 
     def forked(self) -> None:
@@ -443,27 +445,27 @@ class Pool(Operations):
         error = PoolClosed(
             f"pool {self.name!r} belongs to the process that this one is a fork of", details={"pool": self.name}
         )
-        self._ledger.refuse(error)
+        self._scheduler.refuse(error)
 
     def kill(self) -> None:
         """End every worker at once. The pool is closing already, or starts others."""
-        self._crew.kill()
+        self._supervisor.kill()
 
     @property
     def closed(self) -> bool:
         """Whether it is closing or closed."""
-        return self._ledger.closed is not None
+        return self._scheduler.closed is not None
 
     @property
     def killed(self) -> list[str]:
         """Ids of the workers that had to be killed while the pool was closing."""
-        return self._roster.killed
+        return self._dispatch.killed
 
     # ---- requests ----------------------------------------------------------------------------------
 
     def _tied_seats(self) -> frozenset[Seats]:
         """The workers that strict sessions are tied to."""
-        bindings = self._parts.bindings(self.name)
+        bindings = self._services.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
 
     def _note_idle(self) -> None:

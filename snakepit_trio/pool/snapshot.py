@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 import attrs
 
 if TYPE_CHECKING:
-    from .crew import Crew
-    from .ledger import Ledger
-    from .request import Request
+    from .fleet.supervisor import Supervisor
+    from .observer import RequestObserver
+    from .scheduling.request import Request
+    from .scheduling.scheduler import Scheduler
     from .stats import PoolStats
-    from .watch import RequestWatch
 
 __all__ = ["snapshot"]
 
@@ -19,20 +19,22 @@ __all__ = ["snapshot"]
 _MOST = 1000
 
 
-def snapshot(stats: PoolStats, crew: Crew, ledger: Ledger, watch: RequestWatch, now: float) -> dict[str, Any]:
+def snapshot(
+    stats: PoolStats, supervisor: Supervisor, scheduler: Scheduler, watch: RequestObserver, now: float
+) -> dict[str, Any]:
     """A pool's counters, workers, slots, requests, and the requests that ended last.
 
     Args:
         now: The event loop's time, in seconds.
     """
     requests: list[dict[str, Any]] = []
-    for request in ledger.requests():
+    for request in scheduler.requests():
         if len(requests) == _MOST:
             break
-        requests.append(_request(request, crew.roster.request_prefix, now))
+        requests.append(_request(request, supervisor.dispatch.request_prefix, now))
     return {
         "stats": attrs.asdict(stats),
-        "workers": [attrs.asdict(info) for info in crew.infos()],
+        "workers": [attrs.asdict(info) for info in supervisor.infos()],
         "slots": [
             {
                 "index": slot.index,
@@ -42,7 +44,7 @@ def snapshot(stats: PoolStats, crew: Crew, ledger: Ledger, watch: RequestWatch, 
                 "reason": slot.reason,
                 "next_attempt_in": None if slot.next_attempt is None else slot.next_attempt - now,
             }
-            for slot in crew.slots
+            for slot in supervisor.slots
         ],
         "requests": requests,
         "ended": [

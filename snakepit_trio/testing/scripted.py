@@ -18,10 +18,10 @@ from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.launch.base import Launcher, WorkerSpec
 from snakepit_trio.pool.pool import Pool
 from snakepit_trio.runtime import assemble
+from snakepit_trio.supervision.run import Run
 from snakepit_trio.wire import frames
 from snakepit_trio.wire.connection import Wire
 from snakepit_trio.worker.adapter import options_of
-from snakepit_trio.workers.run import Run
 
 from .scripted_worker import Behaviour, ScriptedWorker
 

@@ -1,11 +1,11 @@
 """Large binary values through shared memory instead of through the socket.
 
 Host and worker share one file for each worker: memory without a name (``memfd_create``), made by the host, of which nobody
-can change the size. A worker inherits it, or opens it when it finds that it is on its host's machine (:mod:`.offer`). It is
-sparse, and divided into *places*, half of them the host's and half of them the worker's. The sender of a value copies it into
-a place of its own and names the place in the message; the receiver looks at it there, through a read-only view: a *lease*,
-which ends with the last view of it, wherever its program has kept it. What lies in a leased place may be sent back, or once
-more, without being copied.
+can change the size. A worker inherits it, or opens it when it finds that it is on its host's machine
+(:mod:`.memory_handoff`). It is sparse, and divided into *places*, half of them the host's and half of them the worker's. The
+sender of a value copies it into a place of its own and names the place in the message; the receiver looks at it there, through
+a read-only view: a *lease*, which ends with the last view of it, wherever its program has kept it. What lies in a leased place
+may be sent back, or once more, without being copied.
 
 A table in the file tells the owner of a place how often the other side has let go of it and has sent it back. The place
 is used again when all that was sent either way has been let go of; nothing about that travels on the wire, and no view

@@ -6,7 +6,7 @@ import atexit
 import os
 
 from snakepit_trio import _forks
-from snakepit_trio.wire.marks import Marks
+from snakepit_trio.wire.begun import BegunTable
 from snakepit_trio.wire.startup import Boot, Report
 
 from .lifeline import Lifeline, end_children
@@ -28,7 +28,7 @@ def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) 
     atexit.register(end_children)
     os.set_inheritable(report_fd, False)
     os.set_inheritable(marks_fd, False)
-    marks = Marks(marks_fd)
+    marks = BegunTable(marks_fd)
     lifeline = Lifeline(lifeline_fd)
     boot = Boot.decode(message)
     os.environ.update(boot.env)

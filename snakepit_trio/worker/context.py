@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from snakepit_trio.errors import RequestCancelled
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
 
 __all__ = ["ToolContext"]
 

@@ -20,14 +20,14 @@ from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.http2.grpc_server import GRPCError, Status, stream_below
 from snakepit_trio.wire.http2.pipe import FramePipe
 from snakepit_trio.wire.memory import Budget, SharedMemory
-from snakepit_trio.wire.offer import open_offered
+from snakepit_trio.wire.memory_handoff import open_offered
 
-from .calls import Call, Channel, late
+from .call import Call, Channel, late
 from .failure import fatal
 from .host_calls import HostCalls
 
 if TYPE_CHECKING:
-    from snakepit_trio.wire.marks import Marks
+    from snakepit_trio.wire.begun import BegunTable
     from snakepit_trio.wire.startup import Boot
 
     from .runners import Runner
@@ -72,7 +72,7 @@ class Exchange:
         *,
         on_stop: Callable[[], None],
         on_drained: Callable[[], None],
-        marks: Marks,
+        marks: BegunTable,
         shared: SharedLoop | None,
     ) -> None:
         self._boot = boot

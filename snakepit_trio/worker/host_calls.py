@@ -15,7 +15,7 @@ from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import HostCall, HostCancel, HostReply
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
 
 __all__ = ["HostCalls"]
 
@@ -40,7 +40,7 @@ class HostCalls:
     Args:
         portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
         wait: Waits for a condition, and does the I/O meanwhile, in the thread whose business both are; see
-            :class:`.calls.Channel`. False in another thread, at once.
+            :class:`.call.Channel`. False in another thread, at once.
     """
 
     def __init__(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from . import failure
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
 
 __all__ = ["Line", "Threads"]
 

@@ -26,7 +26,7 @@ from .tasks import Scope, Tasks, open_tasks
 from .toolbox import Kind
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
 
 __all__ = ["LoopRunner"]
 

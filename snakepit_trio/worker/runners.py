@@ -1,8 +1,8 @@
 """Where user code runs: in the main thread, in threads of our own, on an event loop. Never in the I/O thread.
 
-:class:`SyncRunner` and :class:`.lead.LeadRunner` are for adapters without anything async; :class:`.loop_runner.LoopRunner` gives
-the main thread an event loop. Each call has a copy of the context that setup has left for its own, so none sees what another
-has set. Threads are joined at the end; a tool that can't be stopped is the host's to kill.
+:class:`SyncRunner` and :class:`.main_thread.MainThreadRunner` are for adapters without anything async;
+:class:`.loop_runner.LoopRunner` gives the main thread an event loop. Each call has a copy of the context that setup has left for
+its own, so none sees what another has set. Threads are joined at the end; a tool that can't be stopped is the host's to kill.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .lines import Threads
 from .toolbox import Kind
 
 if TYPE_CHECKING:
-    from .calls import Call
+    from .call import Call
 
 __all__ = ["Answer", "Runner", "SyncCalls", "SyncRunner", "WithoutLoop"]
 

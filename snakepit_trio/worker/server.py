@@ -28,8 +28,8 @@ from snakepit_trio.errors import SnakepitError
 from snakepit_trio.observe.correlation import in_worker
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.wire import failures
+from snakepit_trio.wire.begun import BegunTable
 from snakepit_trio.wire.http2.grpc_server import GRPCError, PipeServer, Status, silence
-from snakepit_trio.wire.marks import Marks
 from snakepit_trio.wire.startup import Boot, Credentials, Report
 
 from .adapter import load_adapter
@@ -38,8 +38,8 @@ from .exchange import Exchange
 from .failure import EXIT_STUCK, fatal, of_loop
 from .helpers import helpers_of_import
 from .importing import being_set_up
-from .lead import LeadRunner
 from .lifeline import end_children
+from .main_thread import MainThreadRunner
 from .runners import Runner, SyncRunner
 from .service import WorkerService
 from .toolbox import find_tools, toolbox_is_async
@@ -60,7 +60,7 @@ _GONE_GRACE = 5.0
 _MEETING_TIME = 60.0
 
 
-def run(boot: Boot, report: Callable[[Report], None], marks: Marks) -> tuple[int, bool]:
+def run(boot: Boot, report: Callable[[Report], None], marks: BegunTable) -> tuple[int, bool]:
     """Be a worker until the host asks for the end, or is gone. Returns the exit code, and whether the host is lost.
 
     Args:
@@ -145,7 +145,7 @@ def _runner(is_async: bool, backend: str, threads: int) -> Runner:
         from .loop_runner import LoopRunner
 
         return LoopRunner(backend, threads)
-    return LeadRunner() if threads == 1 else SyncRunner(threads)
+    return MainThreadRunner() if threads == 1 else SyncRunner(threads)
 
 
 def _hook(target: Any, name: str, block: Callable[[], AbstractContextManager[None]] = nullcontext) -> Callable[[], Any]:
@@ -218,7 +218,9 @@ def _server_context(tls: Credentials) -> ssl.SSLContext:
 class _Io:
     """The gRPC server, and the loop that it runs on: a thread's own, or the one that the runner shares."""
 
-    def __init__(self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any, marks: Marks) -> None:
+    def __init__(
+        self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any, marks: BegunTable
+    ) -> None:
         self._boot = boot
         self._marks = marks
         self._tools = tools
@@ -226,7 +228,7 @@ class _Io:
         self._backend = backend
         self._health = _hook(target, "health") if callable(getattr(target, "health", None)) else None
         self._asks_loop = inspect.iscoroutinefunction(getattr(target, "health", None))
-        self._shared = runner.shared if isinstance(runner, LeadRunner) else None
+        self._shared = runner.shared if isinstance(runner, MainThreadRunner) else None
         self._thread = threading.Thread(target=self._run, name="snakepit-io")
         self._started = threading.Event()
         self._failure: BaseException | None = None
@@ -311,7 +313,7 @@ class _Io:
             marks=self._marks,
             shared=self._shared,
         )
-        if isinstance(self._runner, LeadRunner):
+        if isinstance(self._runner, MainThreadRunner):
             self._runner.flush = exchange.flush
             self._runner.sweep = exchange.sweep
         health = None if self._health is None else self._check_health

@@ -30,7 +30,7 @@ from snakepit_trio.wire.http2.grpc_server import (
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from . import failure
-from .plain import PlainCalls
+from .plain_rpcs import PlainCalls
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.startup import Boot

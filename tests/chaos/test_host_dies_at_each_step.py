@@ -21,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 STRIDE = int(os.environ.get("SNAKEPIT_CHAOS_STEPS", "900"))
 HOST_FILES = (
     "launch/fork_server.py launch/process.py launch/spawn.py launch/choice.py launch/descriptors.py wire/memory.py"
-    " workers/worker.py workers/resources.py workers/slot.py workers/registry.py workers/run.py workers/locks.py workers/handshake.py"
-    " workers/exchange.py"
+    " supervision/worker.py supervision/resources.py supervision/slot.py supervision/process_registry.py supervision/run.py supervision/locks.py supervision/handshake.py"
+    " supervision/exchange_link.py"
 )
 WORKER_FILES = (
-    "worker/__main__.py worker/boot.py worker/lead.py worker/lifeline.py worker/server.py worker/service.py"
+    "worker/__main__.py worker/boot.py worker/main_thread.py worker/lifeline.py worker/server.py worker/service.py"
     " worker/exchange.py worker/shared_loop.py wire/memory.py launch/template.py has_children.py"
 )
 HOST = """

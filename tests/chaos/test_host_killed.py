@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from snakepit_trio.workers.run import open_run
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.run import open_run
+from snakepit_trio.supervision.runs import list_runs
 from tests.foreign.stubs import EXAMPLES, compile_protos
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,26 +17,26 @@ from tests.injection.trying import Settings, trying
 from tests.injection.verdict import CALLED, EXCEPTED, MAY_KEEP_SILENT, is_good, outcome
 
 HOST = [
-    ("pool/books.py", "Books._start", 3),
-    ("pool/roster.py", "Roster.worker_gone", 1),
-    ("pool/watch.py", "RequestWatch.__call__", 3),
-    ("pool/slots.py", "Slots._retire", 1),
-    ("workers/slot.py", "Slot._run_worker", 1),
-    ("workers/worker.py", "Worker._live", 1),
+    ("pool/scheduling/ledger.py", "Ledger._start", 3),
+    ("pool/fleet/dispatch.py", "WorkerDispatch.worker_gone", 1),
+    ("pool/observer.py", "RequestObserver.__call__", 3),
+    ("pool/fleet/slots.py", "Slots._retire", 1),
+    ("supervision/slot.py", "Slot._run_worker", 1),
+    ("supervision/worker.py", "Worker._live", 1),
     ("tools/serving.py", "HostToolServer._serve", 3),
-    ("bridge/calls.py", "ServerCall.conclude", 1),
-    ("bridge/connection.py", "BridgeConnection.arrived", 3),
+    ("bridge/server_call.py", "ServerCall.conclude", 1),
+    ("bridge/client_connection.py", "BridgeConnection.arrived", 3),
 ]
 WORKER = [
     ("worker/exchange.py", "Exchange._on_call", 3),
     ("worker/shared_loop.py", "SharedLoop.come_back", 1),
     ("worker/loop_runner.py", "LoopRunner._run_in_thread", 1),
     ("worker/service.py", "WorkerService._handshake", 1),
-    ("worker/calls.py", "Call.finish", 3),
+    ("worker/call.py", "Call.finish", 3),
 ]
 TEMPLATE = [("launch/template.py", "_fork", 1)]
 CLIENT = [
-    ("client/link.py", "Link._exchange", 3),
+    ("client/channel.py", "Link._exchange", 3),
     ("client/host_tools.py", "_Server._run", 1),
     ("wire/connection.py", "Connection.unary.<locals>.on_end", 3),
     ("wire/http2/pipe.py", "FramePipe.send", 3),

@@ -89,15 +89,15 @@ MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
 }
 #: Functions that do all that the one that somebody calls does: what they raise on entry, its caller gets as what that has raised.
 CALLED: Mapping[tuple[str, str], str] = {
-    ("pool/calls.py", "Calls.execute"): "Pool.execute",
-    ("pool/calls.py", "Calls.map"): "Pool.map",
-    ("pool/calls.py", "Calls._calling"): "Pool.map",
-    ("pool/session.py", "Session._bind"): "Session.execute",
-    ("pool/mapping.py", "MapResults.__aiter__"): "the map",
-    ("pool/mapping.py", "MapResults.__anext__"): "the map",
+    ("pool/calls/execute.py", "Calls.execute"): "Pool.execute",
+    ("pool/calls/execute.py", "Calls.map"): "Pool.map",
+    ("pool/calls/execute.py", "Calls._calling"): "Pool.map",
+    ("pool/calls/session.py", "Session._bind"): "Session.execute",
+    ("pool/calls/map.py", "MapResults.__aiter__"): "the map",
+    ("pool/calls/map.py", "MapResults.__anext__"): "the map",
     ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
     ("pool/pool.py", "Pool.map"): "Pool.execute_many",
-    ("pool/mapping.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
+    ("pool/calls/map.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventBus.subscribe"): "entering its block",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
 }

@@ -18,9 +18,9 @@ import msgspec
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.bridge.calls import ServerCall
+from snakepit_trio.bridge.server_call import ServerCall
 from snakepit_trio.client.streams import _MANY_BYTES
-from snakepit_trio.pool.streams import STREAM_BYTES, STREAM_WINDOW
+from snakepit_trio.pool.calls.stream import STREAM_BYTES, STREAM_WINDOW
 from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import frame_writing, frames
 from snakepit_trio.wire.generated.snakepit import v1
@@ -102,7 +102,7 @@ async def test_a_client_that_pauses_holds_large_chunks_back_on_all_sides(tmp_pat
         params = {"n": 10**9, "marker": str(marker), "size": size}
         async with client.stream("count_and_note", params) as chunks:
             assert await anext(chunks) == bytes(size)
-            (seats,) = runtime.pool()._ledger.seats
+            (seats,) = runtime.pool()._scheduler.seats
             (request,) = seats.running.values()
             source: Any = request.chunk.__self__  # type: ignore[union-attr]
             # The client holds the bridge back, and the worker has no credit left.
@@ -206,7 +206,7 @@ async def test_arguments_of_host_calls_are_bounded_of_each_worker_and_of_all() -
             return len(data)
 
         runtime.tools.register("wait", wait)
-        budget = pool._parts.host_call_bytes
+        budget = pool._services.host_call_bytes
         ends: list[Any] = []
 
         async def flood() -> None:
@@ -372,7 +372,7 @@ async def test_calls_of_a_client_that_does_not_read_them_end_with_it() -> None:
                     await anyio.sleep(0.002)
         assert all("deaf" in error for error in ended[0])
         await until(lambda: runtime.bridge is not None and not runtime.bridge._budget.used)
-        assert runtime.pool()._parts.host_call_bytes.used == 0
+        assert runtime.pool()._services.host_call_bytes.used == 0
 
 
 # ---- work ------------------------------------------------------------------------------------------

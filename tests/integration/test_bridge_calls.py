@@ -18,7 +18,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.bridge import service
-from snakepit_trio.client.link import failure
+from snakepit_trio.client.channel import failure
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec.extensions import TUPLE
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload

@@ -19,17 +19,17 @@ BASIC = "tests.adapters.basic"
 
 def nothing_is_held(pool: sp.Pool) -> bool:
     """Every table of the pool is empty."""
-    ledger = pool._ledger
+    scheduler = pool._scheduler
     stats = pool.stats()
     ended = stats.completed + stats.failed + stats.cancelled + stats.timed_out
     assert stats.accepted == ended + stats.in_flight + stats.queued
     return (
         not stats.in_flight
         and not stats.queued
-        and not any(seats.load for seats in ledger.seats)
-        and len(ledger._wheel) == 0
+        and not any(seats.load for seats in scheduler.seats)
+        and len(scheduler._wheel) == 0
         and not any(worker.in_flight for worker in pool.workers())
-        and not any(w._grace for slot in pool._crew.slots for w in slot.workers)
+        and not any(w._grace for slot in pool._supervisor.slots for w in slot.workers)
     )
 
 

@@ -16,9 +16,9 @@ import anyio.lowlevel
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.client.link import _STREAM_WINDOW as CLIENT_WINDOW
+from snakepit_trio.client.channel import _STREAM_WINDOW as CLIENT_WINDOW
 from snakepit_trio.client.streams import _MANY as CLIENT_CHUNKS
-from snakepit_trio.pool.streams import STREAM_WINDOW
+from snakepit_trio.pool.calls.stream import STREAM_WINDOW
 from snakepit_trio.wire.generated.snakepit import v1
 from tests.redis_server import redis_server
 from tests.until import appears, settled
@@ -177,7 +177,7 @@ async def test_a_reader_that_pauses_holds_the_generator_back(tmp_path: Path) -> 
             assert await anext(chunks) == bytes(size)
             assert chunks.rpc is not None
             pipe = chunks.rpc.pipe
-            (seats,) = runtime.pool("basic")._ledger.seats
+            (seats,) = runtime.pool("basic")._scheduler.seats
             (request,) = seats.running.values()
             source: Any = request.chunk.__self__  # type: ignore[union-attr]
             # The server may send this client no further chunk, and the worker has no leave to make another one.
@@ -491,7 +491,7 @@ async def test_where_it_does_not_listen(tmp_path: Path) -> None:
 
 
 def test_what_a_client_may_be_given_for_tls(tmp_path: Path) -> None:
-    from snakepit_trio.client.link import client_tls
+    from snakepit_trio.client.channel import client_tls
 
     context = ssl.create_default_context()
     assert client_tls(context) is context

@@ -20,7 +20,7 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio.control import operations, server
 from snakepit_trio.control.client import ControlClient, ControlError, connect
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.runs import list_runs
 
 pytestmark = pytest.mark.anyio
 BASIC = "tests.adapters.basic"

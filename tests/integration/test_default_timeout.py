@@ -12,7 +12,7 @@ import pytest
 
 import snakepit_trio as sp
 from snakepit_trio.control.client import connect
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.runs import list_runs
 
 pytestmark = pytest.mark.anyio
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.runs import list_runs
 from tests.until import gone, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")]

@@ -19,7 +19,7 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio import _unix_door
 from snakepit_trio.control.client import connect as open_control
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.runs import list_runs
 from tests.until import until
 
 NOBODY = 65534

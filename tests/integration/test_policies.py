@@ -121,7 +121,7 @@ async def test_a_wait_for_a_limit_that_can_not_end_is_refused(tmp_path: Path) ->
             async with anyio.create_task_group() as nursery:
                 for _ in range(3):
                     nursery.start_soon(pool.execute, "nap", {"seconds": 0.01})
-            assert len(pool._parts.waits) == 0
+            assert len(pool._services.waits) == 0
 
         async with sp.open_pool("tests.adapters.nested", size=1, limits=limits) as pool:
             found: list[BaseException] = []
@@ -198,7 +198,7 @@ async def test_who_starts_a_task_elsewhere_is_not_waited_for(tmp_path: Path) -> 
                     await pool.execute("ask", {"name": name, "params": {}}, timeout=20)
                 assert "would wait for a worker" in str(caught.value) or "WouldDeadlock" in repr(caught.value)
                 assert not isinstance(caught.value, sp.RequestTimeout)
-            assert len(pool._parts.waits) == 0
+            assert len(pool._services.waits) == 0
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -58,7 +58,7 @@ async def test_a_workers_socket_is_behind_a_private_directory_and_asks_for_the_t
 @pytest.mark.parametrize("start_method", ["fork_server", "spawn"])
 async def test_the_token_is_on_no_command_line_and_in_no_environment(start_method: str) -> None:
     async with sp.open_pool(ADAPTER, size=1, start_method=start_method) as pool:
-        token = pool._parts.token
+        token = pool._services.token
         started = await pool.execute("what_i_was_started_with")
         [worker] = pool.workers()
         for text in [*started["command"], *started["environment"], *started["environ"]]:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.wire import offer
+from snakepit_trio.wire import memory_handoff
 from snakepit_trio.wire.memory import THRESHOLD, SharedMemory
 from tests.elsewhere import open_pool_elsewhere
 
@@ -29,7 +29,9 @@ BIG = 4 * THRESHOLD
 
 def memories(pool: sp.Pool) -> list[SharedMemory]:
     """The host's part, for each worker."""
-    return [worker._link._memory for slot in pool._crew.slots for worker in slot.workers if worker._link is not None]
+    return [
+        worker._link._memory for slot in pool._supervisor.slots for worker in slot.workers if worker._link is not None
+    ]
 
 
 def through(memory: SharedMemory) -> tuple[int, int]:
@@ -53,7 +55,7 @@ class File:
 
 @contextmanager
 def file_of(pool: sp.Pool) -> Iterator[File]:
-    [worker] = [worker for slot in pool._crew.slots for worker in slot.workers]
+    [worker] = [worker for slot in pool._supervisor.slots for worker in slot.workers]
     fd = worker._resources.process.share()
     assert fd is not None
     try:
@@ -292,7 +294,7 @@ async def test_a_worker_that_finds_no_file_of_its_hosts_gets_values_inline(monke
     def no_room() -> int:
         raise OSError(errno.EMFILE, "too many open files")
 
-    monkeypatch.setattr(offer, "make_file", no_room)
+    monkeypatch.setattr(memory_handoff, "make_file", no_room)
     data = os.urandom(BIG)
     with anyio.fail_after(60):
         async with open_pool_elsewhere("tests.adapters.basic", size=1) as pool:
@@ -301,11 +303,11 @@ async def test_a_worker_that_finds_no_file_of_its_hosts_gets_values_inline(monke
 
 
 def test_only_the_file_that_was_offered_is_opened(tmp_path: Path) -> None:
-    offered, other = offer.Offer(), offer.Offer()
+    offered, other = memory_handoff.Offer(), memory_handoff.Offer()
     file = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
     os.write(file, offered.proof)
     try:
-        found = offer.open_offered(offered.pid, offered.fd, offered.proof)
+        found = memory_handoff.open_offered(offered.pid, offered.fd, offered.proof)
         assert found is not None and os.path.sameopenfile(found, offered.fd)
         assert not os.get_inheritable(found)
         os.close(found)
@@ -318,11 +320,11 @@ def test_only_the_file_that_was_offered_is_opened(tmp_path: Path) -> None:
             (1 << 31, offered.fd, offered.proof),
             (0, 0, offered.proof),
         ):
-            assert offer.open_offered(pid, fd, proof) is None
+            assert memory_handoff.open_offered(pid, fd, proof) is None
         number = offered.fd
         offered.close()
         offered.close()
-        assert offer.open_offered(os.getpid(), number, offered.proof) is None
+        assert memory_handoff.open_offered(os.getpid(), number, offered.proof) is None
     finally:
         os.close(file)
         offered.close()

@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision.runs import list_runs
 
 pytest.importorskip("textual")
 from textual.widgets import DataTable, RichLog, Static

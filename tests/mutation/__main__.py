@@ -1,7 +1,7 @@
 """Break the package in many small ways, one at a time, and see whether the tests of its rooms notice.
 
 ``python -m tests.mutation`` tries sixty, spread over all rooms, by a seed: ``--seed 2`` tries others, ``--room pool/`` those of
-one room, ``--only pool/queue.py:120`` those of one line, ``--again REPORT`` those that survived before. ``--named`` tries those that were found by hand (``breakages.toml``).
+one room, ``--only pool/scheduling/queue.py:120`` those of one line, ``--again REPORT`` those that survived before. ``--named`` tries those that were found by hand (``breakages.toml``).
 It exits with 1 when fewer than nine in ten are noticed, or when one of those by hand is not.
 """
 

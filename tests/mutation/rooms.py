@@ -31,8 +31,8 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "property/test_circuit.py", "unit/test_verdicts.py", "simulation/test_policies.py", "simulation/test_policy_walks.py",
     ),
     "pool/": (
-        "property/test_structures.py", "unit/test_places.py", "unit/test_suspects.py", "unit/test_scaling.py",
-        "property/test_ledger.py", "property/test_ledger_faults.py", "simulation/test_requests.py", "simulation/test_maps.py",
+        "property/test_structures.py", "unit/test_placement.py", "unit/test_suspects.py", "unit/test_scaling.py",
+        "property/test_scheduler.py", "property/test_scheduler_faults.py", "simulation/test_requests.py", "simulation/test_maps.py",
         "simulation/test_replacing.py", "simulation/test_standing.py", "simulation/test_scaling.py",
         "simulation/test_repertoire.py", "simulation/test_simulator.py", "integration/test_main_path.py",
     ),
@@ -51,15 +51,15 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "wire/http2/": ("property/test_lean_h2.py", "property/test_pipe.py", "integration/test_wires.py"),
     "wire/": (
         "property/test_frames.py", "property/test_messages.py", "property/test_failures.py", "property/test_memory.py", "unit/test_mapping.py",
-        "property/test_tool_messages.py", "property/test_stream_credit.py", "unit/test_marks.py", "unit/test_handshake.py",
+        "property/test_tool_messages.py", "property/test_stream_credit.py", "unit/test_begun.py", "unit/test_handshake.py",
         "unit/test_exceptions.py", "integration/test_wires.py", "integration/test_shared_memory.py",
     ),
     "worker/": (
         "unit/test_adapters.py", "unit/test_schemas.py", "unit/test_turns.py", "unit/test_forks.py", "unit/test_lines.py",
-        "unit/test_marks.py", "integration/test_main_path.py", "integration/test_cancellation.py",
+        "unit/test_begun.py", "integration/test_main_path.py", "integration/test_cancellation.py",
         "integration/test_plain_rpcs.py", "integration/test_host_tools.py",
     ),
-    "workers/": (
+    "supervision/": (
         "unit/test_restarts.py", "unit/test_run.py", "unit/test_leftovers.py", "unit/test_state_directory.py",
         "unit/test_handshake.py", "simulation/test_grace.py", "simulation/test_heartbeats.py",
         "simulation/test_replacing.py", "simulation/test_simulator.py", "integration/test_supervision.py",
@@ -88,13 +88,13 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "observe/cpu.py": ("unit/test_cpu.py", "simulation/test_heartbeats.py", "integration/test_supervision.py"),
     "observe/recorder.py": ("unit/test_dump.py", "integration/test_recorder.py"),
     "policies/options.py": ("unit/test_options.py", "unit/test_config.py", "simulation/test_policies.py"),
-    "pool/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
+    "pool/calls/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),
     "launch/choice.py": ("unit/test_choice.py", "integration/test_launchers.py"),
     "worker/context.py": ("unit/test_context.py", "integration/test_main_path.py"),
     "worker/tracing.py": ("integration/test_tracing.py",),
-    "workers/plain.py": ("integration/test_foreign.py",),
-    "workers/answers.py": ("unit/test_status_table.py", "integration/test_foreign.py"),
-    "workers/health.py": ("simulation/test_health.py", "integration/test_supervision.py"),
+    "supervision/plain_link.py": ("integration/test_foreign.py",),
+    "supervision/answers.py": ("unit/test_status_table.py", "integration/test_foreign.py"),
+    "supervision/health.py": ("simulation/test_health.py", "integration/test_supervision.py"),
 }
 
 #: What is no room's to test: generated, data, what runs on a cluster, and what measures.

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snakepit_trio._bulkhead import InternalErrors
-from snakepit_trio.pool.request import Phase
-from snakepit_trio.pool.streams import ChunkStream
+from snakepit_trio.pool.calls.stream import ChunkStream
+from snakepit_trio.pool.scheduling.request import Phase
 from snakepit_trio.wire import frames
-from snakepit_trio.worker.calls import Call
+from snakepit_trio.worker.call import Call
 
 CHUNKS, BYTES = 8, 1000
 # Around the whole window of bytes, around half of it, and nothing.

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from snakepit_trio.errors import QueueFull
-from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.deadlines import GRAIN, DeadlineWheel
-from snakepit_trio.pool.queue import RequestQueue
+from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import GRAIN, DeadlineWheel
+from snakepit_trio.pool.scheduling.queue import RequestQueue
 
 
 class Entry:

@@ -24,7 +24,7 @@ import trio
 
 import snakepit_trio as sp
 from snakepit_trio.observe.events import EventBus
-from snakepit_trio.pool.session import open_session
+from snakepit_trio.pool.calls.session import open_session
 from snakepit_trio.sessions.directory import SessionDirectory
 from snakepit_trio.sessions.programs import ProgramStore
 from snakepit_trio.sessions.records import Limits

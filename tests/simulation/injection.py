@@ -18,7 +18,7 @@ from tests.injection.verdict import CALLED, may_end_it
 __all__ = ["Injection", "attempt", "entered", "tries"]
 
 #: What a pool is made of; what is below is made of bytes, and tested with real ones.
-_ROOMS = ("pool/", "policies/", "sessions/", "tools/", "supervision/", "workers/", "observe/", "runtime.py", "_")
+_ROOMS = ("pool/", "policies/", "sessions/", "tools/", "supervision/", "supervision/", "observe/", "runtime.py", "_")
 
 
 #: Seconds after an exception in which what it has ended may not have been noticed everywhere; a service that fails pauses, too.

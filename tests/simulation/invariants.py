@@ -7,11 +7,11 @@ from collections import Counter
 from typing import Any
 
 import snakepit_trio as sp
-from snakepit_trio.pool.request import Outcome, Phase, Request
-from snakepit_trio.pool.streams import STREAM_WINDOW
-from snakepit_trio.workers.slot import Slot
-from snakepit_trio.workers.states import WorkerState
-from snakepit_trio.workers.worker import Worker
+from snakepit_trio.pool.calls.stream import STREAM_WINDOW
+from snakepit_trio.pool.scheduling.request import Outcome, Phase, Request
+from snakepit_trio.supervision.slot import Slot
+from snakepit_trio.supervision.states import WorkerState
+from snakepit_trio.supervision.worker import Worker
 
 __all__ = ["Invariants"]
 
@@ -22,10 +22,10 @@ _TICK = 0.001 + 1e-6
 
 
 class Invariants:
-    """Watches one pool from outside: its ledger's observer is wrapped, its tables are read.
+    """Watches one pool from outside: its scheduler's observer is wrapped, its tables are read.
 
     Attributes:
-        requests: Every request that the ledger has heard of, by id.
+        requests: Every request that the scheduler has heard of, by id.
         ended: How often each has ended.
         versions_may_meet: A rolling restart may bring in workers that offer something else.
         cordoned: Ids of the workers that somebody wants to get no calls.
@@ -42,8 +42,8 @@ class Invariants:
         self._overdue: dict[Worker, float] = {}
         self._stranded = math.inf
         self._note = note
-        self._told = pool._ledger._observe
-        pool._ledger._observe = self._hear
+        self._told = pool._scheduler._observe
+        pool._scheduler._observe = self._hear
 
     def _hear(self, event: str, request: Request, now: float) -> None:
         self._note(f"request {request.id} {request.tool}: {event}")
@@ -55,15 +55,15 @@ class Invariants:
 
     def check(self, now: float) -> None:
         """Raise AssertionError when anything does not hold now."""
-        pool, ledger, crew = self.pool, self.pool._ledger, self.pool._crew
-        t = ledger.totals()
+        pool, scheduler, supervisor = self.pool, self.pool._scheduler, self.pool._supervisor
+        t = scheduler.totals()
         assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued, f"lost: {t}"
         assert len(self.open) == t.in_flight + t.queued, "a request is in no table, or in two"
         assert t.cancel_set_size <= pool.config.cancel_set_size, "the set of cancelled ids is too large"
         running = 0
         free = []
         overdue: dict[Worker, float] = {}
-        for seats in ledger._all:
+        for seats in scheduler._all:
             load = len(seats.running) + len(seats.leaving)
             running += len(seats.running)
             assert load <= seats.capacity, f"{seats!r} runs more than it may"
@@ -96,8 +96,8 @@ class Invariants:
         for worker, since in overdue.items():
             assert now < since + _TICK, f"{worker!r} runs only what should have stopped by {since:.6f}"
         assert running == t.in_flight, "running calls and in_flight differ"
-        if free and len(ledger._queue):
-            for request in ledger._queue:
+        if free and len(scheduler._queue):
+            for request in scheduler._queue:
                 # One that may have ended workers runs where nothing else does.
                 may_take = [
                     seats for seats in free if not (request.suspect and seats.load) and not request.avoids(seats)
@@ -110,19 +110,19 @@ class Invariants:
             if request.phase is Phase.QUEUED:
                 due = min(due, request.queue_deadline)
             assert due > now - _TICK, f"{request!r} is overdue by {now - due:.6f} s"
-        assert len(ledger._wheel) <= len(self.open), "a deadline is kept of what has ended"
-        assert ledger._places.waiting == sum(
-            request.phase is Phase.QUEUED for seats in ledger._all for request in seats.ahead.values()
+        assert len(scheduler._wheel) <= len(self.open), "a deadline is kept of what has ended"
+        assert scheduler._placement.waiting == sum(
+            request.phase is Phase.QUEUED for seats in scheduler._all for request in seats.ahead.values()
         ), "the lines are miscounted"
-        workers = [worker for slot in crew._slots for worker in slot._alive]
+        workers = [worker for slot in supervisor._slots for worker in slot._alive]
         assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
-        assert all(worker in workers for worker in pool._roster.seats), "a worker takes calls and is in no slot"
+        assert all(worker in workers for worker in pool._dispatch.seats), "a worker takes calls and is in no slot"
         if not self.versions_may_meet:
-            up = [worker for worker in pool._roster.seats if not worker.state.over]
+            up = [worker for worker in pool._dispatch.seats if not worker.state.over]
             offers = {frozenset(tool.name for tool in worker.tools) for worker in up}
             assert len(offers) <= 1, f"workers that differ take calls: {offers}"
         self._no_limit_is_passed()
-        if not ledger.closed:
+        if not scheduler.closed:
             self._every_place_is_kept(now)
             self._nobody_is_stranded(now)
 
@@ -136,34 +136,34 @@ class Invariants:
 
     def _every_place_is_kept(self, now: float) -> None:
         """Idle + busy + starting + stopping = size: each slot has a worker, or knows when it will have one."""
-        crew, seats_of = self.pool._crew, self.pool._roster.seats
-        assert len(crew.slots) == crew.size, "slots and size differ"
-        assert len(crew._slots.spares) == crew.config.spares, "a spare is missing"
-        vacant = {slot for slot in [*crew.slots, *crew._slots.spares] if not slot._alive}
+        supervisor, seats_of = self.pool._supervisor, self.pool._dispatch.seats
+        assert len(supervisor.slots) == supervisor.size, "slots and size differ"
+        assert len(supervisor._slots.spares) == supervisor.config.spares, "a spare is missing"
+        vacant = {slot for slot in [*supervisor.slots, *supervisor._slots.spares] if not slot._alive}
         self._vacant = {slot: self._vacant.get(slot, now) for slot in vacant}
         for slot, since in self._vacant.items():
             # In the very moment in which its worker has ended, its task has yet to run.
             next_attempt = since if slot.next_attempt is None else max(since, slot.next_attempt)
             assert next_attempt > now - _TICK, f"{slot!r} has been empty since {since:.6f}, and nothing comes"
-        alive = sum(not worker.ended.is_set() for slot in crew.slots for worker in slot._alive)
-        assert alive <= crew.size + crew.config.surge, f"{alive} workers, which is more than surge allows"
-        for slot in [*crew.slots, *crew._slots.retiring]:
+        alive = sum(not worker.ended.is_set() for slot in supervisor.slots for worker in slot._alive)
+        assert alive <= supervisor.size + supervisor.config.surge, f"{alive} workers, which is more than surge allows"
+        for slot in [*supervisor.slots, *supervisor._slots.retiring]:
             for worker in slot._alive:
                 if worker.state in _UP and not worker.tainted:
                     assert worker in seats_of, f"{worker!r} is up and gets no calls"
-                    held_back = worker.id in self.cordoned or slot in crew._slots.retiring
+                    held_back = worker.id in self.cordoned or slot in supervisor._slots.retiring
                     assert seats_of[worker].open or held_back, f"{worker!r} is up and cordoned by nobody"
 
     def _nobody_is_stranded(self, now: float) -> None:
         """Whoever waits, waits for a worker that is there or to come."""
-        ledger, crew, roster = self.pool._ledger, self.pool._crew, self.pool._roster
-        hope = crew.expecting or roster.ready or roster.cordoned
-        assert not (ledger.broken and roster.ready), "calls are refused, and a worker serves"
-        assert crew.slots or not ledger.broken, "calls are refused for good: no slot will try again"
+        scheduler, supervisor, dispatch = self.pool._scheduler, self.pool._supervisor, self.pool._dispatch
+        hope = supervisor.expecting or dispatch.ready or dispatch.cordoned
+        assert not (scheduler.broken and dispatch.ready), "calls are refused, and a worker serves"
+        assert supervisor.slots or not scheduler.broken, "calls are refused for good: no slot will try again"
         stranded = False
-        for request in ledger._queue:
+        for request in scheduler._queue:
             if request.pin is not None:
-                assert request.pin in ledger._all, f"{request!r} waits for a worker that is gone"
+                assert request.pin in scheduler._all, f"{request!r} waits for a worker that is gone"
                 assert not request.pin.over, f"{request!r} waits for a worker that takes no more calls"
             else:
                 stranded = stranded or not hope
@@ -173,14 +173,19 @@ class Invariants:
 
     def at_rest(self) -> None:
         """Raise AssertionError unless every request has ended once and every table is empty."""
-        ledger = self.pool._ledger
+        scheduler = self.pool._scheduler
         assert not self.open, f"never ended: {list(self.open.values())}"
         assert set(self.ended.values()) <= {1}, "a request has ended twice"
         assert self.ended.keys() == self.requests.keys()
-        assert (len(ledger._queue), len(ledger._wheel), ledger._places.waiting, ledger.in_flight) == (0, 0, 0, 0)
-        assert not any(seats.load or seats.ahead for seats in ledger.seats), "a seat never came back"
-        assert not ledger._places._priorities, "priorities are kept of nobody"
-        assert len(self.pool._parts.waits) == 0, "a wait is kept of nobody"
+        assert (len(scheduler._queue), len(scheduler._wheel), scheduler._placement.waiting, scheduler.in_flight) == (
+            0,
+            0,
+            0,
+            0,
+        )
+        assert not any(seats.load or seats.ahead for seats in scheduler.seats), "a seat never came back"
+        assert not scheduler._placement._priorities, "priorities are kept of nobody"
+        assert len(self.pool._services.waits) == 0, "a wait is kept of nobody"
         guard = self.pool._guard
         for limit in guard._limits if guard is not None else ():
             for gate in limit._gates.values():
@@ -194,8 +199,8 @@ class Invariants:
         """Raise AssertionError unless a closed pool is empty."""
         self.at_rest()
         pool = self.pool
-        assert not list(pool._ledger.seats), "seats are left"
-        assert not pool._roster.seats, "workers are left"
-        assert not pool._roster._servers, "host tools are left"
-        crew = pool._crew
-        assert not any(slot._alive for slot in crew._slots)
+        assert not list(pool._scheduler.seats), "seats are left"
+        assert not pool._dispatch.seats, "workers are left"
+        assert not pool._dispatch._servers, "host tools are left"
+        supervisor = pool._supervisor
+        assert not any(slot._alive for slot in supervisor._slots)

@@ -12,8 +12,8 @@ import snakepit_trio as sp
 from snakepit_trio._fair_budget import FairBudget
 from snakepit_trio.config import PoolConfig
 from snakepit_trio.observe.events import EventBus
-from snakepit_trio.pool.parts import PoolParts
 from snakepit_trio.pool.pool import Pool
+from snakepit_trio.pool.services import PoolServices
 from snakepit_trio.testing.scripted import ScriptedWorkers
 from snakepit_trio.tools.serving import HostThreads
 from snakepit_trio.tools.waits import Waits
@@ -55,7 +55,7 @@ class World(ScriptedWorkers):
         """A pool over this world, not yet open."""
         config = PoolConfig(adapter="scripted", **options)
         waits = Waits()
-        parts = PoolParts(
+        parts = PoolServices(
             run_id="run",
             token="t",
             socket_dir=None,

@@ -19,7 +19,7 @@ import trio.testing
 
 import snakepit_trio as sp
 from snakepit_trio.runtime import assemble
-from snakepit_trio.workers.run import Run
+from snakepit_trio.supervision.run import Run
 
 from .callers import call
 from .faulty import FaultyWorkers
@@ -144,9 +144,9 @@ class Simulation(trio.abc.Instrument):
     async def _rest(self) -> None:
         """Wait until every call has come to its end in the workers too."""
         assert self.invariants is not None
-        ledger = self.runtime.pool()._ledger
+        scheduler = self.runtime.pool()._scheduler
         with trio.fail_after(60):
-            while any(seats.load or seats.ahead for seats in ledger.seats) or len(ledger._cancel_set):
+            while any(seats.load or seats.ahead for seats in scheduler.seats) or len(scheduler._cancel_set):
                 await trio.sleep(0.1)
         self.invariants.at_rest()
 
@@ -159,8 +159,8 @@ def _seeded(seed: int) -> Iterator[None]:
     with (
         mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
         mock.patch.object(trio._core._run, "_r", random.Random(seed)),
-        mock.patch("snakepit_trio.pool.slots.secrets", secrets),
-        mock.patch("snakepit_trio.workers.worker.random", random.Random(seed)),
+        mock.patch("snakepit_trio.pool.fleet.slots.secrets", secrets),
+        mock.patch("snakepit_trio.supervision.worker.random", random.Random(seed)),
     ):
         yield
 

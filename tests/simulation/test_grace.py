@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from snakepit_trio._bell import Bell
-from snakepit_trio.workers.grace import Grace
+from snakepit_trio.supervision.grace import Grace
 
 
 def over_at(*steps: tuple[float, int, float | None]) -> float:

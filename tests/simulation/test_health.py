@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
+from snakepit_trio.supervision.answers import DEADLINE_EXCEEDED
+from snakepit_trio.supervision.health import unhealthy
 from snakepit_trio.wire.connection import RpcFailure
-from snakepit_trio.workers.answers import DEADLINE_EXCEEDED
-from snakepit_trio.workers.health import unhealthy
 
 SERVING, OTHER = b"\x08\x01", b"\x08\x02"
 

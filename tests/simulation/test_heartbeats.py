@@ -29,7 +29,7 @@ def uses(worker: ScriptedWorker, used: Callable[[float], float | None]) -> None:
 
 async def silent_call(pool: sp.Pool, used: Callable[[float], float | None]) -> tuple[float, str]:
     """A call in a worker that answers nothing from now on: after how long it is found dead, and what is said of it."""
-    world = pool._parts.launcher
+    world = pool._services.launcher
     assert isinstance(world, World)
     worker = world.worker(pool.workers()[0].id)
     found: list[tuple[float, str]] = []
@@ -80,7 +80,7 @@ def test_one_that_nobody_can_look_at_is_found_by_its_silence() -> None:
         after, _ = await silent_call(pool, lambda passed: None)
         assert after <= 6.0
         await pool.wait_ready()
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
 
         async def never() -> float | None:
@@ -107,7 +107,7 @@ def test_one_that_answers_is_alive(misses: int) -> None:
 
 def test_an_idle_one_is_not_excused_by_its_work() -> None:
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         (before,) = pool.workers()
         worker = world.worker(before.id)
@@ -122,7 +122,7 @@ def test_an_idle_one_is_not_excused_by_its_work() -> None:
 
 def test_without_heartbeats_while_busy_nobody_looks() -> None:
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         worker = world.worker(pool.workers()[0].id)
 

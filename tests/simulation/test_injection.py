@@ -10,7 +10,7 @@ import os
 
 import pytest
 
-from snakepit_trio.pool.ledger import Ledger
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from tests.injection.scenario import leaves
 from tests.injection.tracing import Injected
 from tests.simulation.injection import attempt, tries
@@ -37,13 +37,13 @@ def test_an_exception_ends_no_more_than_what_it_ran_for(internal_errors: list[Ba
     assert all(isinstance(one, Injected) for error in internal_errors for one in leaves(error))
 
 
-@pytest.mark.parametrize("name", ["Books._finish", "Incarnations._settle"])
+@pytest.mark.parametrize("name", ["Ledger._finish", "Incarnations._settle"])
 def test_books_that_are_not_put_in_order_are_found(
     name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
 ) -> None:
     (one,) = tries([1], f"^pool/.* {name}$", (1,))
     assert attempt(*one) is None
-    monkeypatch.setattr(Ledger, "_recover", lambda *_: None)
+    monkeypatch.setattr(Scheduler, "_recover", lambda *_: None)
     found = attempt(*one)
     assert found is not None
     assert f"{name} #1: AssertionError: " in found

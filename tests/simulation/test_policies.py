@@ -16,7 +16,7 @@ import snakepit_trio as sp
 from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
-from snakepit_trio.pool.standing import Standing
+from snakepit_trio.pool.calls.paused import Standing
 from snakepit_trio.tools.waits import CHAIN, Permit, Waits
 
 CRASH = sp.WorkerCrashed("crashed")

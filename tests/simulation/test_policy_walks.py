@@ -1,7 +1,7 @@
 """Seeded walks over the policies of a pool: calls that come, wait, are tried again, hedged, cancelled; pools and sessions that end.
 
 Everything above the wire is what runs in production. What a limit allows is a reference of a few lines over what the tools
-themselves have seen, and over when calls were handed to the ledger.
+themselves have seen, and over when calls were handed to the scheduler.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import trio.testing
 
 import snakepit_trio as sp
 from snakepit_trio.errors import SnakepitError
-from snakepit_trio.pool.request import Request
+from snakepit_trio.pool.scheduling.request import Request
 from snakepit_trio.testing import ScriptedWorkers
 
 SEEDS = int(os.environ.get("SNAKEPIT_TEST_SEEDS", "100"))
@@ -211,11 +211,11 @@ class Walk(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         if self.pool is None:
             return
-        stats = self.pool._ledger.totals()
+        stats = self.pool._scheduler.totals()
         ended = stats.completed + stats.failed + stats.cancelled + stats.timed_out
         if stats.accepted != ended + stats.in_flight + stats.queued:
             self.wrong.append(f"the books don't agree: {stats}")
-        for seats in self.pool._ledger.seats:
+        for seats in self.pool._scheduler.seats:
             held = [*seats.running.values(), *seats.leaving.values(), *seats.ahead.values()]
             groups = [id(request.beside) for request in held if request.beside is not None]
             if len(groups) != len(set(groups)):
@@ -232,13 +232,13 @@ class Walk(trio.abc.Instrument):
         async with self.world.open_pool(**self.options) as pool:
             self.pool = pool
             trio.lowlevel.add_instrument(self)
-            submit = pool._ledger.submit
+            submit = pool._scheduler.submit
 
             def noted(request: Request, now: float) -> None:
                 self.begins.append((now, request.tool, request.session))
                 submit(request, now)
 
-            pool._ledger.submit = noted  # type: ignore[method-assign]
+            pool._scheduler.submit = noted  # type: ignore[method-assign]
             closing = self.rng.random() < 0.3
             async with trio.open_nursery() as callers:
                 with trio.fail_after(600):
@@ -253,7 +253,7 @@ class Walk(trio.abc.Instrument):
                     self.seen["closed"] += 1
                     await pool.aclose(drain=True)
             if not closing:
-                while any(seats.load or seats.ahead for seats in pool._ledger.seats):
+                while any(seats.load or seats.ahead for seats in pool._scheduler.seats):
                     await trio.sleep(0.1)
             self.at_rest(pool)
             trio.lowlevel.remove_instrument(self)
@@ -276,7 +276,7 @@ class Walk(trio.abc.Instrument):
         """Whatever was held has come back."""
         self.check(not len(pool._calls.standing), "somebody waits")
         self.seen[self.focus] += 1
-        self.check(not len(pool._parts.waits), "somebody waits for others")
+        self.check(not len(pool._services.waits), "somebody waits for others")
         guard = pool._guard
         if guard is None:
             return

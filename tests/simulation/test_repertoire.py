@@ -172,7 +172,7 @@ def test_a_rolling_restart_waits_for_no_pause_of_a_slot_without_a_worker(version
 
 def test_a_rolling_restart_passes_over_no_slot_whose_worker_can_not_start() -> None:
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         world.behaviour.start_failure = 1.0
         pool.kill_worker(pool.workers()[0].id)
@@ -245,7 +245,7 @@ def test_workers_that_differ_from_the_first_on() -> None:
 
     async def body(pool: sp.Pool) -> None:
         assert pool.stats().ready == 1
-        assert isinstance(pool._parts.launcher, World)
+        assert isinstance(pool._services.launcher, World)
 
     numbers = iter(range(100))
 

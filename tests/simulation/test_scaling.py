@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
-from snakepit_trio.pool.request import Binding
+from snakepit_trio.pool.scheduling.request import Binding
 from tests.simulation.scripted import World
 
 
@@ -37,8 +37,8 @@ def simulate(body: Callable[[sp.Pool], Awaitable[None]], **options: object) -> l
 
 
 def world_of(pool: sp.Pool) -> World:
-    assert isinstance(pool._parts.launcher, World)
-    return pool._parts.launcher
+    assert isinstance(pool._services.launcher, World)
+    return pool._services.launcher
 
 
 async def burst(pool: sp.Pool, count: int, seconds: float) -> float:
@@ -75,14 +75,14 @@ def test_an_idle_pool_has_no_workers_and_its_next_request_wakes_it() -> None:
 
 def test_a_spare_that_fails_while_there_are_no_workers_costs_no_request() -> None:
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         await trio.sleep(30)
         (spare,) = pool.workers()
         assert (pool.stats().size, spare.state) == (0, "spare")
         world.behaviour.start_failure = 1.0
         async with world.events.subscribe("slot.failed") as failures:
-            pool._crew.kill_worker(spare.id)
+            pool._supervisor.kill_worker(spare.id)
             await anext(failures)
         world.behaviour.start_failure = 0.0
         assert await burst(pool, 1, 0.01) < 1
@@ -101,7 +101,7 @@ def test_few_requests_do_not_make_a_pool_grow() -> None:
 
 def test_workers_that_cannot_start_do_not_stop_the_others() -> None:
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         world.behaviour.start_failure = 1.0
         assert await burst(pool, 10, 0.5) < 6
@@ -149,7 +149,7 @@ def test_a_resize_does_not_wait_for_workers_that_are_no_longer_wanted() -> None:
     """The second resize, and then the autoscaler, takes away what the first one waits for."""
 
     async def body(pool: sp.Pool) -> None:
-        world = pool._parts.launcher
+        world = pool._services.launcher
         assert isinstance(world, World)
         world.behaviour.start_failure = 1.0
         async with trio.open_nursery() as nursery:
@@ -165,7 +165,7 @@ def test_a_resize_does_not_wait_for_workers_that_are_no_longer_wanted() -> None:
 def test_one_spare_is_given_to_one_slot() -> None:
     async def body(pool: sp.Pool) -> None:
         await pool.resize(4)
-        assert len({slot.current for slot in pool._crew.slots}) == 4
+        assert len({slot.current for slot in pool._supervisor.slots}) == 4
         assert pool.stats().ready == 4
 
     simulate(body, size=1, spares=1)

@@ -10,7 +10,7 @@ import attrs
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.pool.ledger import Ledger
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from tests.simulation.scenario import (
     FRAME_FAULTS,
     HOST_FRAMES,
@@ -165,14 +165,14 @@ def test_calls_that_end_their_workers_cost_nobody_else_anything() -> None:
 
 
 def test_a_failure_is_made_small_and_can_be_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A ledger that forgets to count what it cancels: one caller is enough to show it."""
+    """A scheduler that forgets to count what it cancels: one caller is enough to show it."""
 
-    def forget(self: Ledger, *arguments: object) -> None:
+    def forget(self: Scheduler, *arguments: object) -> None:
         self._ended["cancelled"] -= 1
         cancel(self, *arguments)  # type: ignore[arg-type]
 
-    cancel = Ledger.cancel
-    monkeypatch.setattr(Ledger, "cancel", forget)
+    cancel = Scheduler.cancel
+    monkeypatch.setattr(Scheduler, "cancel", forget)
     whole = attrs.evolve(draw(2), close_at=None)
     part, result = shrink(whole)
     assert len(part.callers) == 1

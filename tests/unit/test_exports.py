@@ -34,7 +34,7 @@ def test_the_adapters_side_imports_nothing_of_the_host() -> None:
         "import sys, snakepit_trio as sp\n"
         "class A(sp.Adapter):\n    @sp.tool\n    def f(self, ctx: sp.ToolContext) -> int: ...\n"
         "bad = [m for m in sys.modules if m.split('.')[0] in ('anyio', 'trio', 'attrs', 'attr', 'h2', 'rich', 'typer')]\n"
-        "bad += [m for m in sys.modules if m.startswith(('snakepit_trio.pool', 'snakepit_trio.workers', 'snakepit_trio.runtime'))]\n"
+        "bad += [m for m in sys.modules if m.startswith(('snakepit_trio.pool', 'snakepit_trio.supervision', 'snakepit_trio.runtime'))]\n"
         "sys.exit(repr(bad) if bad else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

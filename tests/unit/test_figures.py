@@ -177,7 +177,7 @@ async def test_the_tasks_of_a_tree() -> None:
     async def parent(*, task_status: Any) -> None:
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(anyio.sleep_forever, name="of.theirs")
-            nursery.start_soon(anyio.sleep_forever, name="snakepit_trio.pool.clock")
+            nursery.start_soon(anyio.sleep_forever, name="snakepit_trio.pool.deadline_task")
             task_status.started()
 
     async with anyio.create_task_group() as nursery:
@@ -185,6 +185,6 @@ async def test_the_tasks_of_a_tree() -> None:
         await nursery.start(parent, name="snakepit_trio.runtime.root")
         found = {task["name"]: task for task in _tasks()}
         nursery.cancel_scope.cancel()
-    assert found.keys() == {"of.theirs", "snakepit_trio.pool.clock", "snakepit_trio.runtime.root"}
+    assert found.keys() == {"of.theirs", "snakepit_trio.pool.deadline_task", "snakepit_trio.runtime.root"}
     root = found["snakepit_trio.runtime.root"]["id"]
-    assert found["of.theirs"]["parent"] == found["snakepit_trio.pool.clock"]["parent"] == root
+    assert found["of.theirs"]["parent"] == found["snakepit_trio.pool.deadline_task"]["parent"] == root

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.supervision import handshake
+from snakepit_trio.supervision.handshake import Introduction, shake_hands
 from snakepit_trio.wire.fields import MOST_FIELDS
 from snakepit_trio.wire.generated.snakepit.v1 import HandshakeResponse, ToolSpec
 from snakepit_trio.wire.messages import MOST_PARTS
-from snakepit_trio.workers import handshake
-from snakepit_trio.workers.handshake import Introduction, shake_hands
 
 pytestmark = pytest.mark.anyio
 

@@ -16,11 +16,11 @@ import pytest
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.interpreter import python_command
-from snakepit_trio.workers.identity import boot_id, start_time
-from snakepit_trio.workers.leftovers import Swept, clear, look, sweep
-from snakepit_trio.workers.locks import Locks
-from snakepit_trio.workers.registry import ProcessRow, Registry
-from snakepit_trio.workers.run import open_run
+from snakepit_trio.supervision.identity import boot_id, start_time
+from snakepit_trio.supervision.leftovers import Swept, clear, look, sweep
+from snakepit_trio.supervision.locks import Locks
+from snakepit_trio.supervision.process_registry import ProcessRow, Registry
+from snakepit_trio.supervision.run import open_run
 
 # Of this test run alone: a sweep looks at all processes of the machine, and another run of these tests may be under way.
 DEAD = secrets.token_hex(5)

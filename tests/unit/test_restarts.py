@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.workers.restarts import Restarts
+from snakepit_trio.supervision.restarts import Restarts
 
 CRASHED = {"up_for": 0.1, "excused": True, "answered": False}
 CRASHED_LATER = {"up_for": 0.1, "excused": True, "answered": True}

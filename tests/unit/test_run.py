@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from snakepit_trio.errors import ConfigError
-from snakepit_trio.workers import run as run_module
-from snakepit_trio.workers.registry import Registry
-from snakepit_trio.workers.run import Run, open_run
-from snakepit_trio.workers.runs import list_runs
+from snakepit_trio.supervision import run as run_module
+from snakepit_trio.supervision.process_registry import Registry
+from snakepit_trio.supervision.run import Run, open_run
+from snakepit_trio.supervision.runs import list_runs
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")

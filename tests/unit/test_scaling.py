@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.pool.scaling import Autoscaler, Load
+from snakepit_trio.pool.fleet.scaling import Autoscaler, Load
 
 
 def scaler(**options: Any) -> Autoscaler:

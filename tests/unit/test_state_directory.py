@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from snakepit_trio.errors import ConfigError
-from snakepit_trio.workers.state_directory import find_fault, open_own, private_directory, state_directory
+from snakepit_trio.supervision.state_directory import find_fault, open_own, private_directory, state_directory
 
 NOBODY = 65534
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to others")

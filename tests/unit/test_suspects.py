@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from snakepit_trio.pool.cancel_set import CancelSet
-from snakepit_trio.pool.ledger import Ledger
-from snakepit_trio.pool.queue import RequestQueue
-from snakepit_trio.pool.request import Phase, Request
-from snakepit_trio.pool.seats import Seats
+from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.queue import RequestQueue
+from snakepit_trio.pool.scheduling.request import Phase, Request
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
+from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")
@@ -22,14 +22,14 @@ class Port:
 
 
 class Desk:
-    """A ledger with two workers of two seats, all of them taken."""
+    """A scheduler with two workers of two seats, all of them taken."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger(queue=RequestQueue(), cancel_set=CancelSet(16, 60.0))
+        self.scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(16, 60.0))
         self.workers = [Seats(Port(), 2), Seats(Port(), 2)]
         self.number = 0
         for seats in self.workers:
-            self.ledger.open(seats, 0.0)
+            self.scheduler.open(seats, 0.0)
         self.first = [self.submit() for _ in range(4)]
 
     def submit(self, *, suspect: bool = False, beside: list[Request] | None = None) -> Request:
@@ -39,14 +39,14 @@ class Desk:
         if beside is not None:
             request.beside = beside
             beside.append(request)
-        self.ledger.submit(request, 0.0)
+        self.scheduler.submit(request, 0.0)
         return request
 
     def reply(self, request: Request) -> None:
         assert request.seats is not None
-        self.ledger.replied(request.seats, request.id, 1.0, result=NOTHING, error=None)
+        self.scheduler.replied(request.seats, request.id, 1.0, result=NOTHING, error=None)
         # Nobody is forgotten.
-        assert self.ledger.queued == sum(1 for request in self.ledger._living if request.phase is Phase.QUEUED)
+        assert self.scheduler.queued == sum(1 for request in self.scheduler._living if request.phase is Phase.QUEUED)
 
 
 def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat() -> None:
@@ -60,7 +60,7 @@ def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat()
     desk.reply(next(iter(right.running.values())))
     assert plain.phase is Phase.RUNNING
     assert other.phase is last.phase is Phase.QUEUED
-    assert desk.ledger.queued == 2
+    assert desk.scheduler.queued == 2
     desk.reply(one)
     assert other.seats is left
 
@@ -81,10 +81,10 @@ def test_two_requests_for_one_call_run_in_different_workers(cancelled: bool) -> 
     assert plain.seats is left
     if cancelled:
         # Until its worker is through with it, it has a part in the first.
-        desk.ledger.cancel(first, 1.0)
+        desk.scheduler.cancel(first, 1.0)
         desk.reply(plain)
         assert second.phase is Phase.QUEUED
-        desk.ledger.replied(left, first.id, 1.0, result=None, error=None)
+        desk.scheduler.replied(left, first.id, 1.0, result=None, error=None)
         assert second.seats is left
     else:
         desk.reply(plain)

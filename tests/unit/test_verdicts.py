@@ -8,9 +8,9 @@ import snakepit_trio as sp
 from snakepit_trio.observe.redaction import redact
 from snakepit_trio.policies.circuit import Verdict
 from snakepit_trio.policies.verdicts import judge, may_retry
+from snakepit_trio.supervision.answers import error_info
 from snakepit_trio.wire import failures
 from snakepit_trio.wire.frames import ErrorInfo
-from snakepit_trio.workers.answers import error_info
 from tests.adapters import hostile
 
 

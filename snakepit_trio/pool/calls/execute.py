@@ -1,0 +1,423 @@
+"""A pool's calls as their callers run them: made, handed in, waited for, left.
+
+Each runs in its caller's task. A call that has to pass the pool's policies does so first; each of their attempts is one
+more call here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+import anyio
+
+from snakepit_trio._call_options import UNSET, Unset, check_limit
+from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import check_timeout
+from snakepit_trio.errors import SnakepitError
+
+from ..scheduling.request import Binding, Outcome, Phase, Request
+from .map import MapResults, running
+from .map_tasks import MapTasks
+from .paused import Standing, session_closed
+from .stream import STREAM_BYTES, STREAM_WINDOW, ChunkStream
+from .submission import Submission
+
+if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
+    from snakepit_trio._waiting import EventLoop
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.policies.guard import Guard
+    from snakepit_trio.tools.waits import Permit
+    from snakepit_trio.wire.frames import Payload
+
+    from ..fleet.supervisor import Supervisor
+    from ..scheduling.scheduler import Scheduler
+    from .session import Session
+
+__all__ = ["Calls"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _nothing() -> None:
+    """Nobody waits any more."""
+
+
+class Calls:
+    """The calls of one pool.
+
+    Args:
+        guard: The pool's policies, when it has any.
+        loop: The event loop that is running.
+        errors: Where unexpected exceptions are told; one ends its call.
+
+    Attributes:
+        standing: Those for which nothing runs.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        submission: Submission,
+        scheduler: Scheduler,
+        supervisor: Supervisor,
+        guard: Guard | None,
+        loop: EventLoop,
+        errors: InternalErrors,
+    ) -> None:
+        self._config = config
+        self._submission = submission
+        self._scheduler = scheduler
+        self._supervisor = supervisor
+        self._dispatch = supervisor.dispatch
+        self._guard = guard
+        self.standing = Standing()
+        self._loop = loop
+        self._errors = errors
+
+    @protected
+    async def execute(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+        permits: tuple[Permit, ...] | None = None,
+        beside: list[Request] | None = None,
+        tasks: MapTasks | None = None,
+    ) -> Any:
+        """See :meth:`Pool.execute`.
+
+        Args:
+            permits: What it holds of limits, when the pool's policies have seen the call already.
+            beside: The requests for the same call, each of which wants a worker of its own.
+            tasks: The map that it belongs to, of a pool with policies.
+        """
+        try:
+            await self._loop.check()
+            batch = tasks is not None
+            if self._guard is not None and permits is None:
+                spec = self._dispatch.repertoire.tools.get(tool)
+                if spec is not None:
+                    limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+
+                    async def attempt(
+                        left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None
+                    ) -> Any:
+                        call = functools.partial(
+                            self.execute, tool, params, timeout=limit if batch else left, priority=priority,
+                            metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
+                            beside=beside, tasks=tasks,
+                        )  # fmt: skip
+                        return await (call() if tasks is None else tasks.patiently(call))
+
+                    return await self._guard.execute(
+                        attempt,
+                        tool=tool,
+                        # In a map waiting does not count, so each attempt has the whole of its time.
+                        timeout=None if batch else limit,
+                        idempotent=spec.idempotent if idempotent is None else idempotent,
+                        session=None if session is None else session.id,
+                        standing=functools.partial(self.standing.wait, tool, session),
+                    )
+            waiter = self._loop.waiter()
+            request = self._submission.make(
+                tool,
+                params,
+                wake=waiter.wake,
+                timeout=timeout,
+                priority=priority,
+                metadata=metadata,
+                idempotent=idempotent,
+                session=session.id if session is not None else None,
+                binding=binding,
+                batch=batch,
+                permits=permits or (),
+            )
+            if beside is not None:
+                request.beside = beside
+                beside.append(request)
+            if session is not None:
+                request.fail_fast = session.fail_fast
+                session.begin(request, functools.partial(self._end, request))
+            try:
+                self._submission.submit(request)
+                await waiter.wait()
+            except BaseException:
+                self._scheduler.cancel(request, self._loop.now())
+                if request.trace is not None:
+                    request.trace.end()
+                raise
+            finally:
+                if permits:
+                    request.keep_permits()
+                if session is not None:
+                    session.finish(request)
+            error = request.error
+            if error is not None:
+                if request.outcome is Outcome.CANCELLED:
+                    # The worker saw the end of the caller's scope a moment before the scope itself does.
+                    await anyio.sleep_until(request.until)
+                try:
+                    raise error
+                finally:
+                    # Its traceback holds this frame, with the arguments, which must not wait for a garbage collection.
+                    del error, request
+            if request.trace is not None:
+                with request.trace.decode():
+                    return self._submission.decode(request.result)
+            return self._submission.decode(request.result)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc) from exc
+
+    def reads(self, payload: Payload | None) -> bool:
+        """Whether the workers read a payload as it is."""
+        return payload is not None and payload.encoding == self._dispatch.repertoire.encoding
+
+    def begin(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        payload: Payload | None,
+        *,
+        on_end: Callable[[Payload | None, SnakepitError | None], None],
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> Callable[[], None] | None:
+        """Begin a call for somebody who is no task, and who sees to its end.
+
+        None: it needs a task, for the pool has policies.
+
+        Args:
+            params: None when the workers read the payload, and nobody has looked at it before.
+            payload: The arguments as they came, which are sent on in the place of ``params`` if the workers read that encoding.
+            on_end: Called once when the call has ended, with its result as the worker has encoded it, or the error. It is
+                called in the middle of the scheduler's work: it must neither raise nor wait.
+
+        Returns:
+            What cancels the call when nobody waits for it any more; ``on_end`` is not called then.
+
+        Raises:
+            SnakepitError: What :meth:`execute` raises before a call has begun.
+        """
+        if self._guard is not None:
+            return None
+        wanted = True
+
+        def wake() -> None:
+            nonlocal wanted
+            if wanted:
+                on_end(request.result, request.error)
+                # Only now: when that raises it is called once more.
+                wanted = False
+            # Request and function hold each other: what is large must not wait for a garbage collection.
+            request.wake, request.result = _nothing, None
+
+        def leave() -> None:
+            nonlocal wanted
+            wanted = False
+            self._scheduler.cancel(request, self._loop.now())
+            request.wake, request.result = _nothing, None
+
+        request = self._submission.make(
+            tool,
+            params,
+            wake=wake,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=idempotent,
+            payload=payload,
+            alone=True,
+        )
+        self._submission.submit(request)
+        return leave
+
+    def stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        session: Session | None = None,
+        binding: Binding | None = None,
+        window_bytes: int = STREAM_BYTES,
+    ) -> AbstractAsyncContextManager[ChunkStream]:
+        """See :meth:`Pool.stream`.
+
+        Args:
+            window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
+        """
+        limit = self._config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        make = functools.partial(
+            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding,
+            window_bytes=window_bytes,
+        )  # fmt: skip
+        if self._guard is not None and tool in self._dispatch.repertoire.tools:
+            guarded = self._guard.stream(
+                make,
+                tool=tool,
+                timeout=limit,
+                session=None if session is None else session.id,
+                standing=functools.partial(self.standing.wait, tool, session),
+            )
+            return self._errors.block(guarded, "stream")
+        return self._errors.block(make(timeout=limit), "stream")
+
+    @asynccontextmanager
+    async def _plain_stream(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        timeout: float | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+        session: Session | None,
+        binding: Binding | None,
+        window_bytes: int,
+        permits: tuple[Permit, ...] = (),
+    ) -> AsyncIterator[ChunkStream]:
+        await self._loop.check()
+        chunks = ChunkStream(
+            STREAM_WINDOW,
+            window_bytes,
+            lambda chunks, size: self._credit(request, chunks, size),
+            self._submission.decode,
+            self._loop,
+            self._errors,
+        )
+        request = self._calling(
+            self._submission.make,
+            tool,
+            params,
+            wake=chunks.wake,
+            timeout=timeout,
+            priority=priority,
+            metadata=metadata,
+            idempotent=False,
+            stream=chunks,
+            session=session.id if session is not None else None,
+            binding=binding,
+            permits=permits,
+        )
+        if session is not None:
+            request.fail_fast = session.fail_fast
+            session.begin(request, functools.partial(self._end, request))
+        try:
+            self._calling(self._submission.submit, request)
+            yield chunks
+        finally:
+            if session is not None:
+                session.finish(request)
+            chunks.leave()
+            running = request.phase is Phase.RUNNING
+            self._scheduler.cancel(request, anyio.current_time())
+            # Its traceback holds the frames that have read the stream, and these hold the stream and its request.
+            request.error = None
+            if permits:
+                request.keep_permits()
+            if running:
+                with anyio.move_on_after(self._config.cancel_grace):
+                    await chunks.released.wait()
+
+    def map(
+        self,
+        tool: str,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: int | None,
+        ordered: bool,
+        return_errors: bool,
+        **options: Any,
+    ) -> AbstractAsyncContextManager[MapResults]:
+        """See :meth:`Pool.map`."""
+        # Before the boundary: what the inputs themselves raise is the caller's own.
+        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        return self._calling(self._map, tool, source, limit, options, ordered=ordered, return_errors=return_errors)
+
+    def _map(
+        self,
+        tool: str,
+        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        limit: int | None,
+        options: dict[str, Any],
+        *,
+        ordered: bool,
+        return_errors: bool,
+    ) -> AbstractAsyncContextManager[MapResults]:
+        check_limit(limit)
+        make = functools.partial(
+            MapResults,
+            inputs,
+            limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
+            has_room=lambda: self._scheduler.has_room,
+            ordered=ordered,
+            return_errors=return_errors,
+            loop=self._loop,
+            errors=self._errors,
+        )
+        if self._guard is not None:
+            tasks = MapTasks(
+                lambda params: self.execute(tool, params, tasks=tasks, **options),
+                has_room=lambda: self._scheduler.has_room,
+            )
+            results = make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel)
+            return self._errors.block(running(results, tasks), "map")
+        submission = self._submission
+        results = make(
+            submit=lambda params, wake: self._calling(
+                lambda: submission.submit(submission.make(tool, params, wake=wake, batch=True, **options))
+            ),
+            take=submission.take,
+            cancel=lambda request: self._scheduler.cancel(request, self._loop.now()),
+        )
+        return self._errors.block(running(results), "map")
+
+    def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
+        """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
+        if limit is not None:
+            return limit
+        # A pool without workers gets one when an input waits for it.
+        config, size = self._config, max(1, self._supervisor.size)
+        if config.threads == 1 and not patient and self._scheduler.is_short(tool):
+            return 2 * size * (1 + config.prefetch)
+        return 2 * size * config.threads
+
+    def _calling(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Call a function for a caller, who gets whatever goes wrong as a SnakepitError."""
+        try:
+            return function(*args, **options)
+        except SnakepitError:
+            raise
+        except Exception as exc:
+            raise self._errors.caller(exc) from exc
+
+    def close(self, error: SnakepitError) -> None:
+        """The pool takes nothing more: end what waits."""
+        self.standing.close(error)
+        self._scheduler.close(error, anyio.current_time())
+
+    def _end(self, request: Request) -> None:
+        """End a session's call, whose session is no more."""
+        self._scheduler.end(request, session_closed(request.session, request.tool), anyio.current_time())
+
+    def _credit(self, request: Request, chunks: int, size: int) -> None:
+        seats = request.seats
+        if request.phase is Phase.RUNNING and seats is not None:
+            seats.port.worker.credit(request.id, chunks, size)  # type: ignore[attr-defined]

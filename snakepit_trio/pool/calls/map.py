@@ -1,0 +1,270 @@
+"""One tool over many inputs, a bounded number at a time."""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+import anyio.lowlevel
+
+from snakepit_trio._bell import Bell
+from snakepit_trio._interrupts import Unwrapped, exposed, managed, protected
+from snakepit_trio.errors import SnakepitError
+
+from ..scheduling.request import Phase, Request
+from .map_tasks import MapTask, MapTasks
+
+if TYPE_CHECKING:
+    from snakepit_trio._bulkhead import InternalErrors
+    from snakepit_trio._waiting import EventLoop, Waiter
+
+__all__ = ["MapResults", "running"]
+
+#: Stands for no input; any value may be one, if only to be refused.
+_NOTHING: Final = object()
+#: After so many results that were there already, other tasks get their turn.
+_IN_A_ROW = 16
+#: How long closing a generator of inputs may take, in seconds.
+_CLOSE = 5.0
+
+
+class MapResults:
+    """The results of a map: an async iterator for one task; a second one that reads at the same time gets
+    ``anyio.BusyResourceError``, as from any stream of anyio's.
+
+    The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. Results that
+    arrive together cost its task one wake-up, and the inputs that take their places leave together. No task runs for it,
+    but for :meth:`feed` where the inputs are an async iterable: a result must not wait for an input that is yet to come.
+
+    Attributes:
+        index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
+    """
+
+    def __init__(
+        self,
+        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        *,
+        limit: Callable[[], int],
+        has_room: Callable[[], bool],
+        ordered: bool,
+        return_errors: bool,
+        submit: Callable[[Mapping[str, Any], Callable[[], None]], Any],
+        take: Callable[[Any], Any],
+        cancel: Callable[[Any], None],
+        loop: EventLoop,
+        errors: InternalErrors,
+    ) -> None:
+        self.index = -1
+        self._errors = errors
+        # What the inputs themselves have raised, which is the consumer's.
+        self._input_error: Exception | None = None
+        self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        #: Whether :meth:`feed` has to run beside it.
+        self.fed: bool = isinstance(inputs, AsyncIterable)
+        self._fetched: Any = _NOTHING
+        self._room = Bell()
+        self._source_ended = False
+        self._source_error: Exception | None = None
+        self._exhausted = False
+        self._limit = limit
+        self._has_room = has_room
+        self._ordered = ordered
+        self._return_errors = return_errors
+        self._submit = submit
+        self._take = take
+        self._cancel = cancel
+        # An input that was refused before it reached the pool stands here as its error.
+        self._under_way: dict[int, Request | MapTask | SnakepitError] = {}
+        self._ready: deque[int] = deque()
+        self._taken = 0
+        self._in_a_row = 0
+        self._loop = loop
+        self._consumer: Waiter | None = None
+
+    def __repr__(self) -> str:
+        return f"<MapResults under_way={len(self._under_way)} ready={len(self._ready)}>"
+
+    def __aiter__(self) -> AsyncIterator[Any]:
+        return self
+
+    @protected
+    async def __anext__(self) -> Any:
+        """Wait for the next result. A cancellation loses none.
+
+        Raises:
+            SnakepitError: What that input's call raised, unless errors are returned.
+            anyio.BusyResourceError: Another task waits for it already.
+        """
+        try:
+            await self._loop.check()
+            while True:
+                self._refill()
+                found = None if self._in_a_row >= _IN_A_ROW else self._next_done()
+                if found is not None:
+                    self._in_a_row += 1
+                    self._room.ring()
+                    return self._deliver(found)
+                if self._in_a_row >= _IN_A_ROW:
+                    self._in_a_row = 0
+                    await anyio.lowlevel.checkpoint()
+                    continue
+                if not self._under_way and self._exhausted:
+                    raise StopAsyncIteration
+                if self._consumer is not None:
+                    raise anyio.BusyResourceError("taking results from")
+                self._consumer = self._loop.waiter()
+                self._in_a_row = 0
+                try:
+                    await self._consumer.wait()
+                finally:
+                    self._consumer = None
+        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError):
+            raise
+        except Exception as exc:
+            if exc is self._input_error:
+                raise
+            raise self._errors.caller(exc, "map") from exc
+
+    @protected
+    async def feed(self) -> None:
+        """Fetch inputs from an async iterable, each when there is room for it. Ends with them; what they raise, the consumer
+        gets."""
+        try:
+            async for params in self._inputs:
+                self._fetched = params
+                self._wake()
+                while self._fetched is not _NOTHING or len(self._under_way) >= self._limit():
+                    await self._room.wait()
+        except Exception as exc:
+            self._source_error = exc
+        finally:
+            if inspect.isasyncgen(self._inputs):
+                # Nobody else has it, and the event loop would have to close it some day.
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE):
+                    await self._inputs.aclose()
+        self._source_ended = True
+        self._wake()
+
+    def close(self) -> None:
+        """Cancel what is still under way."""
+        for request in self._under_way.values():
+            if not isinstance(request, SnakepitError):
+                self._cancel(request)
+        self._under_way.clear()
+        self._ready.clear()
+        self._exhausted = True
+
+    def _next_done(self) -> Request | MapTask | SnakepitError | None:
+        if self._ordered:
+            index = next(iter(self._under_way), None)
+            if index is None:
+                return None
+            first = self._under_way[index]
+            if not isinstance(first, SnakepitError) and first.phase is not Phase.DONE:
+                return None
+        elif self._ready:
+            index = self._ready.popleft()
+        else:
+            return None
+        self.index = index
+        return self._under_way.pop(index)
+
+    def _deliver(self, done: Request | MapTask | SnakepitError) -> Any:
+        try:
+            if isinstance(done, SnakepitError):
+                raise done
+            return self._take(done)
+        except SnakepitError as exc:
+            if self._return_errors:
+                return exc
+            raise
+
+    def _next_input(self) -> Any:
+        """The next input; ``_NOTHING`` when there is none now, or none any more."""
+        if not self.fed:
+            try:
+                return self._next_of_inputs()
+            except StopIteration:
+                self._exhausted = True
+                return _NOTHING
+            except Exception as exc:
+                self._input_error = exc
+                raise
+        fetched, self._fetched = self._fetched, _NOTHING
+        if fetched is not _NOTHING:
+            self._room.ring()
+        elif self._source_ended:
+            self._exhausted = True
+            error, self._source_error = self._source_error, None
+            if error is not None:
+                self._input_error = error
+                raise error
+        return fetched
+
+    @exposed
+    def _next_of_inputs(self) -> Any:
+        return next(self._inputs)
+
+    def _refill(self) -> None:
+        while not self._exhausted and len(self._under_way) < self._limit():
+            if self._under_way and not self._has_room():
+                # Others have filled the queue: the next input waits for one of ours to end.
+                return
+            params = self._next_input()
+            if params is _NOTHING:
+                return
+            index = self._taken
+
+            def wake(index: int = index) -> None:
+                self._note_done(index)
+
+            try:
+                request: Request | MapTask | SnakepitError = self._submit(params, wake)
+            except SnakepitError as exc:
+                request = exc
+                self._note_done(index)
+            self._taken += 1
+            self._under_way[index] = request
+
+    def _note_done(self, index: int) -> None:
+        if not self._ordered:
+            self._ready.append(index)
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._consumer is not None:
+            self._consumer.wake()
+
+
+@managed
+async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
+    """Hold a map's results, and what runs for them; leaving the block cancels what is under way.
+
+    Args:
+        results: The results.
+        tasks: Where its calls run, when they have tasks.
+    """
+    if not results.fed and tasks is None:
+        try:
+            yield results
+        finally:
+            results.close()
+        return
+    with Unwrapped() as unwrapped:
+        async with anyio.create_task_group() as nursery:
+            if results.fed:
+                nursery.start_soon(results.feed)
+            if tasks is not None:
+                tasks.nursery = nursery
+            try:
+                yield results
+            except BaseException as exc:
+                if isinstance(exc, anyio.get_cancelled_exc_class()):
+                    raise
+                unwrapped.raised = exc
+            finally:
+                results.close()
+                nursery.cancel_scope.cancel()

@@ -1,0 +1,99 @@
+"""Calls for which nothing runs at the moment: they wait for a limit, pause before the next attempt, have their session rebuilt.
+
+No request stands for them, so the scheduler knows nothing of them. What would end a request ends them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import anyio
+
+from snakepit_trio.errors import RequestCancelled, RequestTimeout, SnakepitError
+
+from ..scheduling.failures import copy_error
+
+__all__ = ["Standing", "session_closed"]
+
+
+class _Session(Protocol):
+    id: str
+
+    def begin(self, call: object, end: Callable[[], object]) -> None: ...
+    def finish(self, call: object) -> None: ...
+
+
+class _Wait:
+    """One of them."""
+
+    __slots__ = ("error", "scope")
+
+    def __init__(self, deadline: float) -> None:
+        self.error: SnakepitError | None = None
+        self.scope = anyio.CancelScope(deadline=deadline)
+
+    def end(self, error: SnakepitError) -> None:
+        """It waits for nothing any more."""
+        if self.error is None:
+            self.error = error
+            self.scope.cancel()
+
+
+class Standing:
+    """The calls of one pool for which nothing runs."""
+
+    def __init__(self) -> None:
+        self._waits: dict[_Wait, None] = {}
+        self._closed: SnakepitError | None = None
+
+    def __repr__(self) -> str:
+        return f"<Standing {len(self._waits)}>"
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @contextmanager
+    def wait(self, tool: str, session: _Session | None, deadline: float, what: str) -> Iterator[None]:
+        """Wait in the block, until the deadline, the end of the session, or the close of the pool. The session lives meanwhile.
+
+        Args:
+            what: What is waited for, for the error.
+
+        Raises:
+            RequestTimeout: The deadline has come.
+            RequestCancelled: The session was closed.
+            SessionNotFound: It had been closed before, or has expired.
+            PoolClosed: The pool is closing or closed.
+        """
+        if self._closed is not None:
+            raise copy_error(self._closed)
+        wait = _Wait(deadline)
+        if session is not None:
+            session.begin(wait, lambda: wait.end(session_closed(session.id, tool)))
+        self._waits[wait] = None
+        try:
+            with wait.scope:
+                yield
+        finally:
+            del self._waits[wait]
+            if session is not None:
+                session.finish(wait)
+        if wait.scope.cancelled_caught:
+            raise wait.error or RequestTimeout(
+                f"{tool!r} was waiting for {what} when its time was spent", details={"phase": "queued", "tool": tool}
+            )
+
+    def close(self, error: SnakepitError) -> None:
+        """The pool takes nothing more: whoever waits is told so."""
+        self._closed = error
+        for wait in list(self._waits):
+            wait.end(copy_error(error))
+
+
+def session_closed(session: str | None, tool: str) -> RequestCancelled:
+    """What a call ends with whose session is no more."""
+    return RequestCancelled(
+        f"session {session!r} was closed while {tool!r} was under way", details={"session": session, "tool": tool}
+    )

@@ -1,0 +1,192 @@
+"""A call on its way into the pool: what the caller gave is checked, encoded and handed to the scheduler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio._call_options import Unset, check_options, check_params, check_tool
+from snakepit_trio._timeouts import check_timeout
+from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
+from snakepit_trio.tools.waits import Permit, check_depth, current_chain
+from snakepit_trio.wire import codec
+from snakepit_trio.wire.frames import Payload
+
+from ..scheduling.request import CLIENT, Binding, Phase, Request
+
+if TYPE_CHECKING:
+    from snakepit_trio._waiting import EventLoop
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.wire.frames import Buffer
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+    from ..fleet.dispatch import WorkerDispatch
+    from ..scheduling.scheduler import Scheduler
+    from ..services import PoolServices
+    from .stream import ChunkStream
+
+__all__ = ["Submission", "wrong_kind"]
+
+
+class Submission:
+    """The way of calls into one pool.
+
+    Args:
+        loop: The event loop that is running.
+        on_queued: Called when a request has to wait for a worker.
+        on_due: Called with the time at which a request has to be ended at the latest.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        services: PoolServices,
+        dispatch: WorkerDispatch,
+        scheduler: Scheduler,
+        loop: EventLoop,
+        *,
+        on_queued: Callable[[], object],
+        on_due: Callable[[float], object],
+    ) -> None:
+        self._config = config
+        self._name = config.name
+        self._services = services
+        self._dispatch = dispatch
+        self._scheduler = scheduler
+        self._loop = loop
+        self._on_queued = on_queued
+        self._on_due = on_due
+
+    def make(
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        *,
+        wake: Callable[[], object],
+        timeout: float | Unset | None,
+        priority: int,
+        metadata: Mapping[str, str] | None,
+        idempotent: bool | None,
+        stream: ChunkStream | None = None,
+        session: str | None = None,
+        binding: Binding | None = None,
+        batch: bool = False,
+        permits: tuple[Permit, ...] = (),
+        payload: Payload | None = None,
+        alone: bool = False,
+    ) -> Request:
+        """Check and encode what the caller gave; nothing is known of it to anybody else yet.
+
+        Args:
+            batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
+            permits: What it holds of limits.
+            payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding. Without ``params``, in
+                that encoding, it is left to the worker to look at it.
+            alone: It has no task: no scope ends it, and its result is not decoded here.
+        """
+        config = self._config
+        spec = self._dispatch.repertoire.tools.get(tool)
+        if spec is None:
+            check_tool(tool)
+            if self._dispatch.repertoire.tools:
+                raise self.tool_not_found(tool)
+        elif spec.streaming != (stream is not None):
+            raise wrong_kind(spec)
+        if params is not None or payload is None:
+            params = check_params(params)
+            check = self._dispatch.repertoire.checks[tool]
+            if check is not None:
+                check(params)
+        if payload is None or payload.encoding != self._dispatch.repertoire.encoding:
+            payload = codec.encode(params, limit=config.max_payload, encoding=self._dispatch.repertoire.encoding)
+        timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        metadata = check_options(priority, metadata, idempotent)
+        chain = current_chain()
+        if chain:
+            check_depth(chain, tool)
+        now = self._loop.now()
+        request = Request(
+            next(self._services.ids),
+            tool,
+            payload,
+            wake=wake,
+            deadline=math.inf if timeout is None or batch else now + timeout,
+            queue_deadline=math.inf if batch or config.queue_timeout is None else now + config.queue_timeout,
+            priority=priority,
+            session=session,
+            share=session,
+            binding=binding,
+            idempotent=(spec is not None and spec.idempotent) if idempotent is None else idempotent,
+            metadata=metadata,
+            until=math.inf if alone or batch else self._loop.deadline(),
+            time_limit=timeout if batch else None,
+            chain=chain,
+            permits=permits,
+            client=CLIENT.get(),
+        )
+        if stream is not None:
+            request.stream = True
+            request.credits, request.credit_bytes = stream.window, stream.window_bytes
+            request.chunk = stream.put
+            request.released = stream.released.set
+            stream.request = request
+        telemetry = self._services.telemetry
+        if telemetry is not None:
+            id = f"{self._dispatch.request_prefix}{request.id}"
+            decodes = not (alone or batch) and stream is None
+            request.trace = telemetry.begin(request, pool=self._name, request_id=id, decodes=decodes)
+        return request
+
+    def submit(self, request: Request) -> Request:
+        """Hand a request to the scheduler. Errors are those of :meth:`Scheduler.submit`."""
+        self._scheduler.submit(request, self._loop.now())
+        if request.phase is Phase.QUEUED:
+            if request.payload.buffers and request.seats is None:
+                payload = request.payload
+                request.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
+            self._on_queued()
+        self._on_due(min(request.deadline, request.queue_deadline))
+        return request
+
+    def take(self, request: Request) -> Any:
+        """The result of a request that has ended, or its error raised."""
+        if request.error is not None:
+            try:
+                raise request.error
+            finally:
+                # Its traceback holds this frame.
+                del request
+        return self.decode(request.result)
+
+    def decode(self, payload: Payload | None) -> Any:
+        """A result or a chunk."""
+        if payload is None:
+            return None
+        return codec.decode(payload, what="result", limit=self._config.max_payload)
+
+    def tool_not_found(self, tool: object) -> ToolNotFound:
+        """The error for a tool that the pool does not have."""
+        import difflib
+
+        close = difflib.get_close_matches(str(tool), self._dispatch.repertoire.tools, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        return ToolNotFound(
+            f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}
+        )
+
+
+def _as_it_is(buffer: Buffer) -> Buffer:
+    """A binary value that waits to be sent: a copy, if its owner may change it meanwhile."""
+    if isinstance(buffer, memoryview) and not isinstance(buffer.obj, bytes) and not memoryview(buffer.obj).readonly:
+        return bytes(buffer)
+    return buffer
+
+
+def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:
+    """The error for a tool that is called in the way of the other kind."""
+    if spec.streaming:
+        text = f"{spec.name!r} gives a stream: use pool.stream({spec.name!r}, ...)"
+    else:
+        text = f"{spec.name!r} gives one result, not a stream: use pool.execute, or make the tool a generator"
+    return StreamingUnsupported(text, details={"tool": spec.name, "streaming": spec.streaming})

@@ -1,0 +1,337 @@
+"""The workers of one pool that are there: who takes calls, what they offer, and what they tell."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._fair_budget import Share
+from snakepit_trio._waiting import event_loop
+from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerCrashed
+from snakepit_trio.observe.printable import one_line
+from snakepit_trio.supervision.exits import Exit
+from snakepit_trio.supervision.states import WorkerState
+from snakepit_trio.tools.serving import HostToolServer
+from snakepit_trio.wire import codec, failures
+from snakepit_trio.wire.frames import EVENT_LIMIT, Call, Chunk, Emit, HostCall, HostCancel, Reply
+
+from ..scheduling.request import Request
+from ..scheduling.scheduler import Scheduler, UnexpectedReply
+from ..scheduling.seats import Seats
+from .repertoire import Repertoire
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.supervision.worker import Worker
+
+    from ..services import PoolServices
+
+__all__ = ["WorkerDispatch", "no_such_worker"]
+
+_log = logging.getLogger(__name__)
+
+#: Ends of workers that no call of theirs brings about; of ``cancel_grace``, no call that somebody waits for.
+_NO_CALLS_FAULT = frozenset({"stopped", "cancel_grace", "node_lost", "internal"})
+
+
+class _WorkerPort:
+    """The scheduler's way to one worker."""
+
+    __slots__ = ("_index", "_now", "_servers", "worker")
+
+    def __init__(self, worker: Worker, servers: Mapping[Worker, HostToolServer], now: Callable[[], float]) -> None:
+        self.worker = worker
+        self._now = now
+        self._servers = servers
+        self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
+
+    def start(self, request: Request) -> None:
+        until = min(request.deadline, request.until)
+        timeout_us = 0
+        if until != math.inf:
+            timeout_us = max(1, int((until - self._now()) * 1e6))
+        index = self._index.get(request.tool, 0)
+        self.worker.call(
+            Call(
+                request.id,
+                index,
+                "" if index else request.tool,
+                request.payload,
+                timeout_us,
+                request.attempt,
+                request.stream,
+                request.credits,
+                request.session or "",
+                request.metadata,
+                request.credit_bytes,
+            )
+        )
+
+    def cancel(self, request: Request) -> None:
+        self.worker.cancel(request.id)
+        server = self._servers.get(self.worker)
+        if server is not None:
+            server.cancel_for(request)
+
+    def withdraw(self, request: Request) -> None:
+        self.worker.withdraw(request.id)
+
+    def recall(self, request: Request) -> None:
+        self.worker.withdraw(request.id, recall=True)
+
+
+class WorkerDispatch:
+    """The workers that are there. What they tell goes into the scheduler at once; nothing here waits but :meth:`drain`.
+
+    Args:
+        config: The pool's configuration.
+        parts: What the pool has from its runtime.
+        scheduler: The pool's books.
+        on_due: Called with a worker that is to be replaced, and the reason.
+        on_more: Called when a worker takes calls again that was cordoned.
+
+    Attributes:
+        seats: The workers that may have calls, and the scheduler's seats for each.
+        repertoire: What the workers offer.
+        killed: Ids of the workers that had to be killed while the pool was closing.
+        request_prefix: What the ids of the pool's requests begin with.
+        nursery: The pool's, once it is open.
+    """
+
+    def __init__(
+        self,
+        config: PoolConfig,
+        services: PoolServices,
+        scheduler: Scheduler,
+        *,
+        on_due: Callable[[Worker, str], object],
+        on_more: Callable[[], object],
+    ) -> None:
+        self.config = config
+        self.name: str = config.name
+        self.seats: dict[Worker, Seats] = {}
+        self.repertoire = Repertoire()
+        self.killed: list[str] = []
+        self.request_prefix: str = f"{services.run_id}-"
+        self.nursery: anyio.abc.TaskGroup | None = None
+        self._services = services
+        self._events = services.events
+        self._scheduler = scheduler
+        self._on_due = on_due
+        self._on_more = on_more
+        self._now = event_loop(services.backend).now
+        self._servers: dict[Worker, HostToolServer] = {}
+
+    def __repr__(self) -> str:
+        return f"<WorkerDispatch of {self.name!r}: {self.ready} of {len(self.seats)} take calls>"
+
+    @property
+    def ready(self) -> int:
+        """Workers that take calls."""
+        return sum(1 for seats in self.seats.values() if seats.open)
+
+    @property
+    def busy(self) -> int:
+        """Workers that hold at least one call."""
+        return sum(1 for seats in self.seats.values() if seats.load)
+
+    @property
+    def cordoned(self) -> int:
+        """Workers that are up, and take no calls for as long as somebody wants it so."""
+        return sum(
+            not seats.open and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY)
+            for worker, seats in self.seats.items()
+        )
+
+    def cordon(self, worker_id: str, *, cordoned: bool) -> None:
+        """Give one worker no more calls, or calls again; those that it has go on.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        for worker, seats in self.seats.items():
+            if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
+                if cordoned:
+                    self._scheduler.cordon(seats, anyio.current_time())
+                    self._services.waits.check()
+                else:
+                    self._scheduler.uncordon(seats, anyio.current_time())
+                    self._on_more()
+                name = "worker.cordoned" if cordoned else "worker.uncordoned"
+                self._events.emit(name, None, **self.who(worker))
+                return
+        raise no_such_worker(worker_id)
+
+    async def drain(self, worker_id: str) -> None:
+        """Give one worker no more calls, and wait until it holds none. A cancellation leaves it without new ones.
+
+        Raises:
+            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+        """
+        self.cordon(worker_id, cordoned=True)
+        for worker in self.seats:
+            if worker.id == worker_id:
+                await worker.drained()
+                return
+
+    # ---- the interface WorkerHost ------------------------------------------------------------------
+
+    def worker_introduced(self, worker: Worker) -> None:
+        self.repertoire.join(worker)
+
+    def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
+        if old is WorkerState.STARTING and new is WorkerState.READY:
+            self._events.emit("worker.ready", {"startup": time.time() - worker.started_at}, **self.who(worker))
+        else:
+            self._events.emit(f"worker.{new.value}", None, **self.who(worker))
+        if old is WorkerState.STARTING and new is WorkerState.READY:
+            if worker.slot >= 0:
+                self.admit(worker)
+        elif new is WorkerState.DRAINING or new.over:
+            seats_now = self.seats.get(worker)
+            if seats_now is not None:
+                self._scheduler.retire(seats_now, anyio.current_time())
+                self._services.waits.check()
+            server = self._servers.get(worker)
+            if new.over:
+                self.repertoire.leave(worker)
+                if server is not None:
+                    server.close()
+
+    def admit(self, worker: Worker) -> None:
+        """A worker takes calls from now on."""
+        # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
+        may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
+        seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
+        seats.port = _WorkerPort(worker, self._servers, self._now)
+        self.seats[worker] = seats
+        self._scheduler.open(seats, anyio.current_time())
+
+    def worker_tainted(self, worker: Worker, reason: str) -> None:
+        seats = self.seats.get(worker)
+        if seats is not None:
+            self._scheduler.cordon(seats, anyio.current_time())
+            self._services.waits.check()
+        self._events.emit("worker.tainted", None, reason=reason, **self.who(worker))
+        if reason != "cancel_grace":
+            self._on_due(worker, reason)
+
+    def worker_missed(self, worker: Worker, silence: float) -> None:
+        self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self.who(worker))
+
+    def worker_reply(self, worker: Worker, reply: Reply) -> None:
+        error = None if reply.error is None else failures.from_reply(reply.error, redact=self._services.redact)
+        now = self._now()
+        try:
+            request = self._scheduler.replied(self.seats[worker], reply.id, now, result=reply.payload, error=error)
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+        if worker in self._servers and request is not None:
+            self._servers[worker].cancel_for(request)
+
+    def worker_returned(self, worker: Worker, call_id: int) -> None:
+        try:
+            self._scheduler.returned(self.seats[worker], call_id, anyio.current_time())
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+
+    def worker_stopped_call(self, worker: Worker, call_id: int) -> None:
+        details = {"worker_id": worker.id, "pool": self.name, "reason": "leaving"}
+        error = WorkerCrashed("the worker was asked to end by others, and stopped the call", details=details)
+        try:
+            self._scheduler.stopped(self.seats[worker], call_id, error, anyio.current_time())
+        except UnexpectedReply as exc:
+            raise ValueError(str(exc)) from None
+
+    def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
+        seats = self.seats[worker]
+        # Of a call whose caller is gone chunks may still be under way, and those keep to its credit, too.
+        request = seats.running.get(chunk.id) or seats.leaving.get(chunk.id)
+        if request is None or request.chunk is None:
+            raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
+        request.chunk(chunk.payload)
+
+    def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
+        if worker.state.over:
+            return  # It was sent before the worker's end, and nobody waits for it.
+        server = self._servers.get(worker)
+        if server is None:
+            assert self.nursery is not None
+            server = self._servers[worker] = HostToolServer(
+                worker,
+                registries=self._services.registries,
+                threads=self._services.host_threads,
+                nursery=self.nursery,
+                errors=self._services.errors,
+                share=Share(self._services.host_call_bytes),
+                limit=self.config.max_payload,
+                redact=self._services.redact,
+                prefix=self.request_prefix,
+            )
+        if isinstance(call, HostCancel):
+            server.cancel(call.id)
+        else:
+            server.begin(call, self.seats[worker].running.get(call.call_id))
+
+    def worker_emit(self, worker: Worker, emit: Emit) -> None:
+        with self._services.errors.bulkhead("observer", **self.who(worker)):
+            self._tell(worker, emit)
+
+    def _tell(self, worker: Worker, emit: Emit) -> None:
+        if not self._events.wanted(emit.name):
+            return
+        try:
+            measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)
+            fields = {**metadata, **self.who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
+            self._events.tell(emit.name, dict(measurements), fields)
+        except (SnakepitError, TypeError, ValueError) as exc:
+            why = one_line(str(exc))
+            _log.warning("worker %s emitted an event that is refused: %s", worker.id, why, extra=self.who(worker))
+
+    def worker_due(self, worker: Worker, reason: str) -> None:
+        self._on_due(worker, reason)
+
+    def worker_gone(self, worker: Worker, exit: Exit) -> None:
+        self._servers.pop(worker, None)
+        seats = self.seats.get(worker)
+        if seats is not None:
+            error: WorkerCrashed | PoolClosed
+            if self._scheduler.closed is not None:
+                error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
+            else:
+                error = WorkerCrashed(
+                    f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
+                )
+            now = anyio.current_time()
+            # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
+            with self._services.errors.bulkhead("worker", lambda exc: self._scheduler.gone(seats, error, now)):
+                blamed = not worker.killed_on_demand and exit.reason not in _NO_CALLS_FAULT
+                self._scheduler.gone(seats, error, now, unbegun=worker.unbegun, blamed=blamed)
+            del self.seats[worker]
+            self._services.waits.check()
+        if self._scheduler.closed is not None and worker.was_killed:
+            self.killed.append(worker.id)
+        self._events.emit(
+            "worker.gone",
+            {"uptime": time.time() - worker.started_at, "requests": worker.served},
+            reason=exit.reason,
+            expected=exit.expected,
+            **self.who(worker),
+        )
+        level = logging.INFO if exit.expected else logging.WARNING
+        _log.log(level, "worker %s of pool %s %s", worker.id, self.name, one_line(exit.message), extra=self.who(worker))
+
+    def who(self, worker: Worker) -> dict[str, Any]:
+        """What events and logs say of a worker."""
+        return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
+
+
+def no_such_worker(worker_id: str) -> InvalidParameter:
+    """The failure of an operation on a worker that is not there."""
+    return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})

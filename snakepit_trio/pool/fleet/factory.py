@@ -1,0 +1,91 @@
+"""What each worker of one pool is made with: its orders, its device, its part of the shared memory."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from snakepit_trio.hardware import detect, visibility
+from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.supervision.resources import Resources
+from snakepit_trio.supervision.worker import Worker
+from snakepit_trio.wire.memory import Budget, has_files
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+
+    from ..services import PoolServices
+    from .dispatch import WorkerDispatch
+
+__all__ = ["WorkerFactory"]
+
+#: Stands for no limit where a number is needed, in bytes.
+_NO_LIMIT = 1 << 62
+
+
+class WorkerFactory:
+    """Makes the workers of one pool.
+
+    Attributes:
+        shm: The shared memory that the host may use for what it sends to them.
+    """
+
+    def __init__(self, config: PoolConfig, services: PoolServices) -> None:
+        self._config = config
+        self._services = services
+        self._devices = () if config.devices in (None, "auto") else config.devices
+        limit = config.shm_limit if has_files() else 0
+        # One half for what the host sends, the other for the workers, in equal parts.
+        self.shm = Budget(None if limit is None else limit // 2)
+        workers = max(config.size, config.max_size or 0) + config.surge + config.spares
+        self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
+
+    async def open(self) -> None:
+        """Look which devices there are, when they are not given."""
+        if self._config.devices == "auto":
+            hardware = await anyio.to_thread.run_sync(detect)
+            self._devices = tuple(device.id for device in hardware.accelerators)
+
+    def make(self, slot: int, incarnation: int, dispatch: WorkerDispatch) -> Worker:
+        """A worker for a slot, which is to be started."""
+        config, services = self._config, self._services
+        device = self._devices[slot % len(self._devices)] if self._devices else None
+        spec = WorkerSpec(
+            worker_id=secrets.token_hex(6),
+            run_id=services.run_id,
+            pool=config.name,
+            adapter=config.adapter or "",
+            token=services.token,
+            socket_dir=services.socket_dir if config.transport != "tcp" and services.launcher.same_machine else None,
+            threads=config.threads,
+            worker_backend=config.worker_backend,
+            host_backend=services.backend,
+            max_payload=config.max_payload,
+            shm_limit=self._shm_of_worker,
+            unserializable=config.unserializable,
+            python=config.python,
+            env=dict(config.env or {}),
+            own_env={} if device is None else visibility(device),
+            cwd=config.cwd,
+            device=device,
+        )
+        resources = Resources(
+            spec,
+            config,
+            launcher=services.launcher,
+            wire=services.wire,
+            request_prefix=dispatch.request_prefix,
+            redact=services.redact,
+            shm=self.shm,
+        )
+        return Worker(
+            spec,
+            settings=config,
+            resources=resources,
+            host=dispatch,
+            errors=services.errors,
+            slot=slot,
+            incarnation=incarnation,
+        )

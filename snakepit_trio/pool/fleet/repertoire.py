@@ -1,0 +1,112 @@
+"""What the workers of one pool offer: all of them the same, for a call may go to any.
+
+The first worker says what that is. From then on each speaks for itself only: one that offers something else is refused,
+and its slot tries again as after any failed start. What a pool offers changes in two ways: by a rolling restart, whose new
+workers may be of another version of the adapter, and when no worker is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.tools.equivalence import equivalent
+from snakepit_trio.tools.schemas import compile_check
+from snakepit_trio.wire.frames import JSON, MSGPACK
+
+if TYPE_CHECKING:
+    from snakepit_trio.supervision.worker import Worker
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+__all__ = ["Repertoire"]
+
+#: So many differences are told.
+_TOLD = 3
+
+
+class Repertoire:
+    """What one pool offers.
+
+    Attributes:
+        tools: By name, as the first worker has described them; empty until one has been ready.
+        checks: By tool, what refuses arguments that can't be right, made when it is first asked for; None when nothing does.
+        encoding: How the arguments are encoded: as the workers can read it.
+    """
+
+    def __init__(self) -> None:
+        self.tools: Mapping[str, ToolSpec] = {}
+        self.checks = _Checks(self.tools)
+        self.encoding = MSGPACK
+        #: The workers that are up, and whether they offer this, or what was offered before.
+        self._workers: dict[Worker, bool] = {}
+
+    def __repr__(self) -> str:
+        return f"<Repertoire {', '.join(self.tools)} of {len(self._workers)} workers>"
+
+    def join(self, worker: Worker) -> None:
+        """A worker has said what it offers, and is about to take calls.
+
+        Raises:
+            WorkerStartupError: That is not what the pool offers; nothing was changed.
+        """
+        differences = self._differences(worker) if self.tools else []
+        if differences and self._workers and not worker.renews:
+            more = f" and {len(differences) - _TOLD} more" if len(differences) > _TOLD else ""
+            raise WorkerStartupError(
+                f"offers something else than the pool's other workers: {', '.join(differences[:_TOLD])}{more}; "
+                "rolling_restart() brings a new version in"
+            )
+        if differences or not self.tools:
+            self.tools = {tool.name: tool for tool in worker.tools}
+            self.checks = _Checks(self.tools)
+            self.encoding = worker.encoding
+            self._workers = dict.fromkeys(self._workers, False)
+        self._workers[worker] = True
+
+    def leave(self, worker: Worker) -> None:
+        """A worker is over. Idempotent."""
+        self._workers.pop(worker, None)
+
+    def is_up_to_date(self, worker: Worker) -> bool:
+        """Whether a worker offers what the pool does, and not what it did before."""
+        return self._workers.get(worker, False)
+
+    def _differences(self, worker: Worker) -> list[str]:
+        """In which ways a worker does not offer what the pool does, in words."""
+        offered = {tool.name: tool for tool in worker.tools}
+        found = [f"{name!r} is missing" for name in self.tools if name not in offered]
+        for name, tool in offered.items():
+            known = self.tools.get(name)
+            if known is None:
+                found.append(f"{name!r} is new")
+                continue
+            if tool.streaming != known.streaming:
+                found.append(f"{name!r} gives {'a stream' if tool.streaming else 'one result'}")
+            if tool.idempotent != known.idempotent:
+                found.append(f"{name!r} is {'' if tool.idempotent else 'not '}idempotent")
+            if not equivalent(tool.parameters_schema, known.parameters_schema):
+                found.append(f"{name!r} has other parameters")
+            if not equivalent(tool.result_schema, known.result_schema):
+                found.append(f"{name!r} has another result")
+        if worker.encoding != self.encoding:
+            found.append("it reads JSON only" if worker.encoding == JSON else "it reads MessagePack")
+        return found
+
+
+class _Checks(dict[str, Callable[[Mapping[str, Any]], None] | None]):
+    """What refuses arguments, by tool; made when it is asked for.
+
+    Args:
+        tools: What there is to make it of.
+    """
+
+    def __init__(self, tools: Mapping[str, ToolSpec]) -> None:
+        self._tools = tools
+
+    def __missing__(self, name: str) -> Callable[[Mapping[str, Any]], None] | None:
+        spec = self._tools.get(name)
+        if spec is None:
+            return None
+        check = self[name] = compile_check(name, spec.parameters_schema)
+        return check

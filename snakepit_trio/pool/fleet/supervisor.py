@@ -1,0 +1,289 @@
+"""What is asked of all workers of one pool: that there be so many, that they be ready, that they be replaced, that they end."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Container, Iterable
+from typing import TYPE_CHECKING
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import check_timeout
+from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerStartupError
+from snakepit_trio.supervision.slot import Slot
+
+from ..scheduling.scheduler import Scheduler
+from ..scheduling.seats import Seats
+from ..stats import WorkerInfo
+from .dispatch import no_such_worker
+from .scaling import Load
+from .slots import Slots, tried
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.supervision.worker import Worker
+
+    from ..services import PoolServices
+
+__all__ = ["Supervisor"]
+
+#: As many as a configuration may ask for.
+_MOST_WORKERS = 10_000
+
+
+class _NotReadyInTime(WorkerStartupError, TimeoutError):
+    """A wait for workers took longer than it may."""
+
+
+class Supervisor:
+    """The workers of one pool, for whoever asks something of all of them. Nothing here waits but what is asked to.
+
+    Attributes:
+        size: How many there are meant to be.
+        roster: The workers that are there.
+    """
+
+    def __init__(self, config: PoolConfig, services: PoolServices, scheduler: Scheduler) -> None:
+        self.config = config
+        self.name: str = config.name
+        self.size = config.size
+        self._events = services.events
+        self._scheduler = scheduler
+        self._slots = Slots(config, services, scheduler)
+        self.dispatch = self._slots.dispatch
+
+    def __repr__(self) -> str:
+        return f"<Supervisor of {self.name!r}: {self.dispatch.ready} of {self.size} ready>"
+
+    @property
+    def slots(self) -> list[Slot]:
+        """The places that are kept filled."""
+        return self._slots.kept
+
+    @property
+    def restarts(self) -> int:
+        """Workers started in place of one that ended unbidden."""
+        return self._slots.restarts
+
+    @property
+    def expecting(self) -> bool:
+        """Whether a worker is to come that will take calls."""
+        return any(slot.expecting for slot in self.slots)
+
+    def infos(self) -> tuple[WorkerInfo, ...]:
+        """A record of each worker, by slot."""
+        return self._slots.infos()
+
+    async def open(self, nursery: anyio.abc.TaskGroup) -> None:
+        """Start the slots, and wait until each has made its first attempt.
+
+        Raises:
+            WorkerStartupError: None of them has got a worker.
+        """
+        await self._slots.open(nursery, self.size)
+        self._events.emit("pool.opened", {"size": self.size, "ready": self.dispatch.ready}, pool=self.name)
+
+    async def stop(self) -> None:
+        """Stop every worker, each step bounded."""
+        await self._slots.stop()
+
+    def kill(self) -> None:
+        """End every worker at once."""
+        for slot in self._slots:
+            for worker in slot.workers:
+                worker.kill()
+
+    async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
+        """Wait until ``n`` workers are ready, all of them when None.
+
+        Raises:
+            WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
+                too.
+            InvalidParameter: An argument is refused.
+            PoolClosed: The pool is closing or closed.
+        """
+        if n is not None and (type(n) is not int or n < 0):
+            raise InvalidParameter(f"n must be a number of workers or None, not {n!r}", details={"path": "n"})
+        timeout = check_timeout(timeout)
+        with anyio.move_on_after(math.inf if timeout is None else timeout):
+            await self._until_ready(lambda: self.size if n is None else n)
+            return
+        raise _NotReadyInTime(
+            f"pool {self.name!r}: {self.dispatch.ready} of {self.size if n is None else n} workers were ready "
+            f"within {timeout:g} s",
+            details={"pool": self.name, "reason": "timeout"},
+        )
+
+    async def _until_ready(self, needed: Callable[[], int]) -> None:
+        """Wait until so many workers are ready; how many is asked anew each time, for sizes change meanwhile."""
+        while True:
+            if self._scheduler.closed is not None:
+                raise PoolClosed(self._scheduler.closed.message, details={"pool": self.name})
+            if self.dispatch.ready >= needed():
+                return
+            if needed() > sum(not slot.failed for slot in self.slots) and any(slot.failed for slot in self.slots):
+                raise self._slots.startup_error()
+            await self._slots.settled.wait()
+
+    async def resize(self, size: int) -> None:
+        """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
+
+        Surplus workers finish the calls that they hold, within ``stop_grace``. A cancellation ends the wait; the new size stays.
+
+        Raises:
+            InvalidParameter: The size is not a positive int.
+            WorkerStartupError: A new worker could not start.
+        """
+        if type(size) is not int or not 1 <= size <= _MOST_WORKERS:
+            raise InvalidParameter(
+                f"size must be an int from 1 to {_MOST_WORKERS}, not {size!r}", details={"path": "size"}
+            )
+        self.check_open()
+        surplus = self._surplus(size, self.slots)
+        grows = self._set_size(size, surplus, "resize")
+        while any(slot in self._slots.retiring for slot in surplus):
+            await self._slots.settled.wait()
+        if grows:
+            # Another resize or the autoscaler may want fewer by now: those that are not meant to be are not waited for.
+            await self._until_ready(lambda: min(size, self.size) - self.dispatch.cordoned)
+
+    def scale(self, size: int, keep: Container[Seats]) -> None:
+        """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.
+
+        The new size is what could be done of it.
+        """
+        surplus = self._surplus(size, [slot for slot in self.slots if self._is_idle(slot, keep)])
+        size = max(size, len(self.slots) - len(surplus))
+        if size == self.size:
+            return
+        self._set_size(size, surplus, "load")
+
+    def _surplus(self, size: int, candidates: list[Slot]) -> list[Slot]:
+        """Those of the candidates that go when so many slots are to stay: failed, then idle, then busy; the last first."""
+        first_to_stay = sorted(candidates, key=lambda slot: (slot.failed, self._is_idle(slot, ())))
+        return first_to_stay[::-1][: max(0, len(self.slots) - size)]
+
+    def _is_idle(self, slot: Slot, keep: Container[Seats]) -> bool:
+        seats = None if slot.current is None else self.dispatch.seats.get(slot.current)
+        return slot.failed or (seats is not None and not seats.load and seats not in keep)
+
+    @protected
+    def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
+        """Write a new size down, send the surplus away, and fill what is missing. Returns whether anything was."""
+        self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name, reason=reason)
+        try:
+            self._slots.dismiss(surplus)
+            grows = self._slots.add(size - len(self.slots))
+        finally:
+            self.size = len(self.slots)
+        if not self.slots:
+            # Whoever could not start is gone; the next request gets a worker that has yet to try.
+            self._scheduler.hope()
+        return grows
+
+    def load(self) -> Load:
+        """The pool at this moment, for whoever decides how many workers it should have."""
+        now = anyio.current_time()
+        return Load(
+            size=self.size,
+            starting=sum(self._starts(slot) for slot in self.slots),
+            in_flight=self._scheduler.in_flight,
+            queued=self._scheduler.waiting_for_any,
+            tied=self._scheduler.queued - self._scheduler.waiting_for_any,
+            oldest_wait=self._scheduler.oldest_wait(now),
+            service_time=self._scheduler.service_time,
+        )
+
+    def _starts(self, slot: Slot) -> bool:
+        """Whether a worker of this slot is on its way: not one that has to wait for its next attempt."""
+        worker = slot.current
+        return not slot.failed and (worker is None or not (worker in self.dispatch.seats or worker.ended.is_set()))
+
+    async def rolling_restart(self) -> None:
+        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains; then the spares.
+
+        The new ones may be of another version of the adapter; then the pool offers that version's tools from now on.
+
+        A cancellation leaves the workers whose turn it is to be replaced, and those after them as they are.
+
+        Raises:
+            WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
+            PoolClosed: The pool is closing or closed.
+        """
+        self.check_open()
+        slots = sorted(self.slots, key=lambda slot: slot.failed)
+        turns = iter([(slot, slot.current) for slot in [*slots, *self._slots.spares]])
+        failures: list[SnakepitError] = []
+
+        async def replace() -> None:
+            try:
+                await self._replace_each(itertools.takewhile(lambda _: not failures, turns))
+            except SnakepitError as exc:
+                failures.append(exc)
+
+        async with anyio.create_task_group() as nursery:
+            for _ in range(self.config.surge):
+                nursery.start_soon(replace)
+        if failures:
+            raise failures[0]
+
+    async def _replace_each(self, turns: Iterable[tuple[Slot, Worker | None]]) -> None:
+        for slot, old in turns:
+            if slot in self._slots.filled and slot.current is not None and slot.current.ended.is_set():
+                await self._renew(slot)
+            if old is None or slot.current is not old or slot not in self._slots.filled:
+                continue
+            self._slots.tell_recycled(old, "rolling_restart")
+            replaced = await slot.replace("rolling restart", renew=True)
+            self.check_open()
+            # One that has ended meanwhile, or that somebody else replaces, is as good as replaced.
+            if not replaced and slot in self._slots.filled and slot.current is old and not slot.expecting:
+                raise self._slots.startup_error()
+
+    async def _renew(self, slot: Slot) -> None:
+        """Start a worker in a slot that has none before the next attempt that it would make by itself."""
+        last = slot.current
+        slot.renew()
+        while slot in self._slots.filled and (slot.current is last or not tried(slot)):
+            await self._slots.settled.wait()
+            self.check_open()
+        if slot in self._slots.filled and slot.current is not None and not slot.current.ready.is_set():
+            raise self._slots.startup_error()
+
+    async def recycle(self, worker_id: str) -> bool:
+        """Replace one worker: a new one is ready first, then this one drains and stops.
+
+        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
+        already is waited for.
+
+        Raises:
+            InvalidParameter: The pool has no such worker.
+        """
+        for slot in self.slots:
+            under_way = slot.replaces(worker_id)
+            if under_way is not None:
+                return await slot.replace("on demand", under_way)
+            if slot.current is not None and slot.current.id == worker_id:
+                self._slots.tell_recycled(slot.current, "on_demand")
+                return await slot.replace("on demand")
+        raise no_such_worker(worker_id)
+
+    def kill_worker(self, worker_id: str) -> None:
+        """End one worker at once; its slot gets another.
+
+        Raises:
+            InvalidParameter: The pool has no such worker that is alive.
+        """
+        for slot in self._slots:
+            for worker in slot.workers:
+                if worker.id == worker_id and not worker.ended.is_set():
+                    worker.kill()
+                    return
+        raise no_such_worker(worker_id)
+
+    def check_open(self) -> None:
+        if self._scheduler.closed is not None:
+            raise PoolClosed(self._scheduler.closed.message, details={"pool": self.name})

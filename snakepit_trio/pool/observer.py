@@ -1,0 +1,167 @@
+"""What is seen of a pool's requests: events, the flight recorder's memory, timings, traces.
+
+It is called for each step of each request, so what nobody has asked for costs a comparison, and the memory one append.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Protocol
+
+import attrs
+
+from snakepit_trio.errors import QueueFull
+
+from .scheduling.request import Outcome, Request
+
+if TYPE_CHECKING:
+    from snakepit_trio.observe.events import EventBus
+
+__all__ = ["RequestObserver", "Timings"]
+
+_QUEUED, _DISPATCHED = "queued", "dispatched"
+_CANCELLED, _REJECTED = Outcome.CANCELLED.value, Outcome.REJECTED.value
+_NAMES = {event: f"request.{event}" for event in (_QUEUED, _DISPATCHED, *(outcome.value for outcome in Outcome))}
+
+
+class Timings(Protocol):
+    """Counts how long requests took."""
+
+    def ended(self, pool: str, tool: str, outcome: str, wait: float, duration: float) -> None:
+        """A request has ended; ``wait`` is nan when it never got to a worker. Times are in seconds."""
+
+
+@attrs.frozen
+class Ended:
+    """A request that has ended, for the flight recorder; times are those of the event loop."""
+
+    outcome: str
+    request_id: str
+    tool: str
+    session_id: str | None
+    worker_id: str | None
+    attempt: int
+    error: str | None
+    submitted_at: float
+    dispatched_at: float
+    ended_at: float
+
+
+class RequestObserver:
+    """The observer of one pool's scheduler.
+
+    Args:
+        pool: The pool's name.
+        prefix: What a request's number is put behind, to make its id.
+        events: Where events go.
+        keep: How many ended requests are remembered.
+        timings: Counts how long requests took; None: nobody does.
+        queued: How many requests wait.
+        nested: Hears of the steps of requests that tools wait for, or for whose permits others may.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        prefix: str,
+        events: EventBus,
+        keep: int,
+        timings: Timings | None,
+        queued: Callable[[], int],
+        nested: Callable[[str, Request], object],
+    ) -> None:
+        self._pool = pool
+        self._prefix = prefix
+        self._events = events
+        # Plain values only: a request itself would hold its payload and its result.
+        self._ended: deque[tuple[Any, ...]] = deque(maxlen=keep)
+        self._timings = timings
+        self._queued = queued
+        self._nested = nested
+        # How many requests may wait, once one more was refused; None while none was.
+        self._saturated: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<RequestObserver of {self._pool!r} ended={len(self._ended)}>"
+
+    def ended(self) -> Iterator[Ended]:
+        """The requests that ended last, the oldest first."""
+        for outcome, number, *rest in self._ended:
+            yield Ended(outcome, f"{self._prefix}{number}", *rest)
+
+    def __call__(self, event: str, request: Request, now: float) -> None:
+        """See :class:`~snakepit_trio.pool.scheduling.scheduler.Observer`."""
+        if event == _DISPATCHED:
+            request.worker_id = request.seats.port.worker.id  # type: ignore[union-attr]
+            if self._saturated is not None:
+                self._note_room(self._saturated)
+        elif event != _QUEUED:
+            self._ended.append(
+                (
+                    event,
+                    request.id,
+                    request.tool,
+                    request.session,
+                    request.worker_id,
+                    request.attempt,
+                    _error(event, request),
+                    request.submitted_at,
+                    request.dispatched_at,
+                    now,
+                )
+            )
+            if self._timings is not None:
+                wait = request.dispatched_at - request.submitted_at
+                self._timings.ended(self._pool, request.tool, event, wait, now - request.submitted_at)
+            if event == _REJECTED:
+                self._note_refusal(request)
+        if self._events.active and self._events.wanted(_NAMES[event]):
+            self._publish(event, request, now)
+        if request.trace is not None:
+            request.trace.note(event, request, now)
+        if request.chain or request.permits:
+            self._nested(event, request)
+
+    def _note_refusal(self, request: Request) -> None:
+        error = request.error
+        if isinstance(error, QueueFull) and self._saturated is None:
+            self._saturated = error.details["limit"]
+            self._events.emit("queue.saturated", {"queued": self._queued()}, pool=self._pool)
+
+    def _note_room(self, limit: int) -> None:
+        queued = self._queued()
+        if queued <= limit // 2:
+            self._saturated = None
+            self._events.emit("queue.relieved", {"queued": queued}, pool=self._pool)
+
+    def _publish(self, event: str, request: Request, now: float) -> None:
+        measurements: dict[str, float] = {}
+        metadata: dict[str, Any] = {
+            "request_id": f"{self._prefix}{request.id}",
+            "pool": self._pool,
+            "tool": request.tool,
+        }
+        if request.session is not None:
+            metadata["session_id"] = self._events.clean(request.session)
+        if request.worker_id is not None:
+            metadata["worker_id"] = request.worker_id
+        if event == _DISPATCHED:
+            measurements["queue_wait"] = now - request.submitted_at
+            metadata["attempt"] = request.attempt
+        elif event != _QUEUED:
+            measurements["duration"] = now - request.submitted_at
+            error = _error(event, request)
+            if error is not None:
+                metadata["error"] = error
+        self._events.publish(_NAMES[event], measurements, metadata)
+
+
+def _error(event: str, request: Request) -> str | None:
+    """The code of the error that a request ended with.
+
+    One whose caller is gone has ended with none, though the worker may have seen the end of the caller's time first.
+    """
+    if request.error is None or event == _CANCELLED:
+        return None
+    return request.error.code

@@ -1,0 +1,78 @@
+"""The errors with which the scheduler ends requests."""
+
+from __future__ import annotations
+
+from snakepit_trio._timeouts import seconds
+from snakepit_trio.errors import (
+    QueueTimeout,
+    RequestTimeout,
+    SessionWorkerUnavailable,
+    SnakepitError,
+    WorkerBusy,
+    WorkerCrashed,
+    WorkerStartupError,
+)
+
+from .request import Phase, Request
+
+__all__ = ["copy_error", "deadline_passed", "no_worker", "overdue", "poisonous", "worker_busy", "worker_lost"]
+
+#: When an attempt to start a worker is under way, its end is looked for after so many seconds.
+_SOON = 0.1
+
+
+def copy_error(error: SnakepitError) -> SnakepitError:
+    """The same failure for another caller: a traceback belongs to one raise."""
+    return error.__class__(error.message, code=error.code, details=error.details, retryable=error.retryable)
+
+
+def overdue(request: Request, now: float) -> SnakepitError:
+    """Which of its limits a request has reached."""
+    if request.phase is Phase.QUEUED and request.deadline > now:
+        waited = now - request.submitted_at
+        return QueueTimeout(
+            f"no worker was free for {seconds(waited)} (queue_timeout)",
+            details={"waited": waited, "tool": request.tool, "option": "queue_timeout"},
+            # One that stands in a worker's line may have begun a moment ago.
+            retryable=request.seats is None,
+        )
+    return deadline_passed(request, now)
+
+
+def deadline_passed(request: Request, now: float) -> RequestTimeout:
+    phase = "running" if request.phase is Phase.RUNNING else "queued"
+    spent = now - request.submitted_at
+    return RequestTimeout(
+        f"{request.tool!r} was {phase} when its time of {seconds(spent)} was spent",
+        details={"phase": phase, "tool": request.tool, "elapsed": spent},
+    )
+
+
+def no_worker(why: WorkerStartupError, next_attempt: float, now: float) -> WorkerStartupError:
+    """No worker can be had before the next attempt to start one, on the event loop's clock; ``why`` says the rest."""
+    wait = max(_SOON, next_attempt - now)
+    return WorkerStartupError(
+        f"{why.message}; the next attempt is in {seconds(wait)}",
+        details={**why.details, "retry_after": wait},
+        retryable=True,
+    )
+
+
+def worker_lost(request: Request, why: SnakepitError | None = None) -> SessionWorkerUnavailable:
+    """A strict session's worker is no more; ``why`` where that is known."""
+    reason, details = (f": {why.message}", why.details) if why is not None else ("", {})
+    return SessionWorkerUnavailable(
+        f"the worker of session {request.session!r} is gone{reason}", details={**details, "session": request.session}
+    )
+
+
+def worker_busy(request: Request) -> WorkerBusy:
+    return WorkerBusy(f"the worker of session {request.session!r} is busy", details={"session": request.session})
+
+
+def poisonous(request: Request, error: SnakepitError) -> WorkerCrashed:
+    return WorkerCrashed(
+        f"{request.tool!r} has ended {request.deaths} workers and is not given to another; the last: {error.message}",
+        details={**error.details, "poison": True, "deaths": request.deaths},
+        retryable=False,
+    )

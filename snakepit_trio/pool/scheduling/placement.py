@@ -1,0 +1,212 @@
+"""Which worker has room for a request: a free seat, or a place in the line behind a short call.
+
+A worker with one seat that is busy with a short call may be given the next calls already, so that it never waits for
+its host between two of them. That pays only for calls so short that the way to the worker and back counts, and it must
+not hurt any other: so a line stands only behind a call of a tool that is short on average, it is made of such calls, and
+whoever stands in it can be taken back. See the scheduler for when that is done.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+from .request import Phase, Request
+from .seats import Seats
+
+__all__ = ["PATIENCE", "SHORT", "Placement"]
+
+#: Seconds. A tool whose calls take no longer than this on average is short.
+SHORT = 0.002
+#: Seconds. A call of a short tool that has run for longer has turned out long: nobody waits behind it who need not.
+PATIENCE = 0.01
+#: Seconds. For so long after a request of higher priority came, those below its priority stand in no line.
+_RESPECT = 0.05
+#: So many calls of a tool that has ended a worker stand in no line, and have none behind them: the worker holds the replies of
+#: short calls back for a moment, to send them together, and they would end with the next one that ends it.
+_CAREFUL = 1000
+#: The weight of one call in the average of how long the calls of a tool take.
+_SMOOTHING = 0.1
+
+
+class Placement:
+    """The open incarnations that have room, the emptiest first, and whoever holds calls that have not begun.
+
+    Attributes:
+        waiting: How many requests stand in lines and have callers that wait.
+    """
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        # By how many seats are taken, and by how long the line is; each bucket is gone through in turn.
+        self._free: list[dict[Seats, None]] = [{}]
+        self._lines: list[dict[Seats, None]] = []
+        # By tool, how long its calls take; of one that has just turned out long, not much is counted.
+        self._paces: dict[str, float] = {}
+        # By tool, how many more of its calls are to be handled with care.
+        self._careful: dict[str, int] = {}
+        # Incarnations with a line, roughly by when the call began that they run.
+        self._holders: dict[Seats, None] = {}
+        # How many stand in lines, by priority; and up to when which priorities may not.
+        self._priorities: dict[int, int] = {}
+        self._floor = -math.inf
+        self._floor_until = -math.inf
+
+    def admit(self, seats: Seats) -> None:
+        """Make room for an incarnation's numbers."""
+        while len(self._free) < seats.capacity:
+            self._free.append({})
+        while len(self._lines) < seats.depth:
+            self._lines.append({})
+
+    def rebuild(self, known: Iterable[Seats]) -> None:
+        """Begin anew with these incarnations, from what each of them holds."""
+        self.waiting = 0
+        self._free, self._lines = [{}], []
+        self._holders.clear()
+        self._priorities.clear()
+        for seats in known:
+            seats.place = None
+            self.admit(seats)
+            for request in seats.ahead.values():
+                if request.phase is Phase.QUEUED:
+                    self.joined(seats, request)
+            self.place(seats)
+
+    # ---- room --------------------------------------------------------------------------------------
+
+    def place(self, seats: Seats) -> None:
+        """Put an incarnation where it belongs by what it holds now."""
+        old = seats.place
+        new: dict[Seats, None] | None = None
+        if seats.open and not seats.alone:
+            load = len(seats.running) + len(seats.leaving)
+            if load < seats.capacity:
+                new = self._free[load]
+            elif len(seats.ahead) < seats.depth and self._is_quick(seats):
+                new = self._lines[len(seats.ahead)]
+        if old is not None:
+            del old[seats]
+        if new is not None:
+            new[seats] = None
+        seats.place = new
+
+    def seat(self) -> Seats | None:
+        """The emptiest incarnation with a free seat."""
+        for bucket in self._free:
+            if bucket:
+                return next(iter(bucket))
+        return None
+
+    def seats(self) -> Iterator[Seats]:
+        """All incarnations with a free seat, the emptiest first."""
+        for bucket in self._free:
+            yield from tuple(bucket)
+
+    def line(self, request: Request, now: float) -> Seats | None:
+        """The incarnation with the shortest line in which a request may stand."""
+        if not self.may_stand(request, now):
+            return None
+        for bucket in self._lines:
+            while bucket:
+                seats = next(iter(bucket))
+                if now < seats.since + PATIENCE:
+                    return seats
+                # It comes back with its next call.
+                del bucket[seats]
+                seats.place = None
+        return None
+
+    def has_line(self, seats: Seats, now: float) -> bool:
+        """Whether one more may stand in the line of an incarnation."""
+        return seats.place is not None and len(seats.ahead) < seats.depth and now < seats.since + PATIENCE
+
+    def may_stand(self, request: Request, now: float) -> bool:
+        """Whether a request may stand in a line at all: not what is long, nor what keeps an order or a lock of its own."""
+        return (
+            request.session is None
+            and not request.stream
+            and not request.chain
+            and (request.beside is None or len(request.beside) == 1)
+            and self.is_short(request.tool)
+            and (request.priority >= self._floor or now >= self._floor_until)
+        )
+
+    def _is_quick(self, seats: Seats) -> bool:
+        for request in seats.running.values():
+            return self.is_short(request.tool)
+        return False
+
+    def is_short(self, tool: str) -> bool:
+        """Whether the calls of a tool are short, by those that there were."""
+        return self._paces.get(tool, math.inf) <= SHORT and tool not in self._careful
+
+    def note(self, tool: str, seconds: float) -> None:
+        """A call has taken so long."""
+        seconds = min(seconds, 5 * SHORT)
+        if self._careful:
+            left = self._careful.pop(tool, 0) - 1
+            if left > 0:
+                self._careful[tool] = left
+        known = self._paces.get(tool)
+        self._paces[tool] = seconds if known is None else known + (seconds - known) * _SMOOTHING
+
+    def beware(self, tool: str) -> None:
+        """A worker has ended while it ran a call of this tool."""
+        self._careful[tool] = _CAREFUL
+
+    # ---- lines -------------------------------------------------------------------------------------
+
+    def joined(self, seats: Seats, request: Request) -> None:
+        """A request stands in a line now."""
+        self.waiting += 1
+        self._priorities[request.priority] = self._priorities.get(request.priority, 0) + 1
+        if seats not in self._holders:
+            self._holders[seats] = None
+
+    def left(self, request: Request) -> None:
+        """A request stands in no line any more."""
+        self.waiting -= 1
+        count = self._priorities[request.priority] - 1
+        if count:
+            self._priorities[request.priority] = count
+        else:
+            del self._priorities[request.priority]
+
+    def began(self, seats: Seats, now: float) -> None:
+        """The next call of an incarnation begins."""
+        seats.since = now
+        if self._holders:
+            self._holders.pop(seats, None)
+            if seats.ahead:
+                self._holders[seats] = None
+
+    def forget(self, seats: Seats) -> None:
+        """An incarnation's line is dissolved: it is at its end, or all that stood in it was asked for."""
+        self._holders.pop(seats, None)
+
+    def overtaken(self, request: Request, now: float) -> bool:
+        """Whether somebody stands in a line who should come after this request, which can't."""
+        if not self._priorities or min(self._priorities) >= request.priority:
+            return False
+        self._floor, self._floor_until = request.priority, now + _RESPECT
+        return True
+
+    def holders(self) -> Iterator[Seats]:
+        """The incarnations with a line."""
+        return iter(tuple(self._holders))
+
+    def before(self, priority: int) -> int:
+        """How many stand in lines who would not make way for a request of this priority."""
+        return sum(count for other, count in self._priorities.items() if other >= priority)
+
+    def oldest_arrival(self) -> float:
+        """When the request came that has stood in a line for longest; infinity when none does."""
+        waiting = (r for seats in self._holders for r in seats.ahead.values() if r.phase is Phase.QUEUED)
+        return min((request.submitted_at for request in waiting), default=math.inf)
+
+    def hostage_since(self) -> float:
+        """When the oldest call began behind which others stand, infinity when there is none."""
+        for seats in self._holders:
+            return seats.since
+        return math.inf

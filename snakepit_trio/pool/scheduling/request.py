@@ -1,0 +1,229 @@
+"""One request: what is asked, how it stands, how it ended."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping
+from contextvars import ContextVar
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import anyio
+
+    from snakepit_trio.errors import SnakepitError
+    from snakepit_trio.wire.frames import Payload
+
+    from .seats import Seats
+
+__all__ = ["CLIENT", "Binding", "Outcome", "Phase", "Request"]
+
+#: Whose requests are made in this context; see :class:`Request`.
+CLIENT: ContextVar[Hashable | None] = ContextVar("snakepit_client", default=None)
+
+
+class Phase(Enum):
+    """Where a request is in its life."""
+
+    NEW = "new"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+
+
+class Outcome(Enum):
+    """How a request ended; the value is the last word of its final event."""
+
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    REJECTED = "rejected"
+
+
+class Binding:
+    """A session's tie to a worker, made when its first request is dispatched.
+
+    Attributes:
+        strict: Only the worker that it is tied to may run the session's requests.
+        seats: The incarnation that the session is tied to, None before the first dispatch.
+        whole: The worker has what the session had in the one before it: there was none, or it has been rebuilt.
+        rebuilt: While that is done: held by the task that does it.
+    """
+
+    __slots__ = ("rebuilt", "seats", "strict", "whole")
+
+    def __init__(self, *, strict: bool, seats: Seats | None = None, whole: bool = True) -> None:
+        self.strict = strict
+        self.seats = seats
+        self.whole = whole
+        self.rebuilt: anyio.Lock | None = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether the session is strict, and the worker that it is tied to takes calls no more."""
+        return self.strict and self.seats is not None and self.seats.over
+
+
+class Request:
+    """One request, from its acceptance to its end. Owned by the task that made it; changed by the scheduler alone.
+
+    Args:
+        wake: Called when it has ended.
+        deadline: When the scheduler ends it.
+        queue_deadline: When the scheduler ends it if it still waits for a worker.
+        chunk: Called with each chunk of a stream.
+        released: Called when the worker holds it no longer, which after a cancel is later than its end.
+        until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
+        chain: Whoever waits for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
+        permits: What it holds of limits, until it ends.
+        client: Whoever is to have no more than a share of the queue; None: the host itself.
+        time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
+    """
+
+    __slots__ = (
+        "attempt",
+        "beside",
+        "binding",
+        "chain",
+        "chunk",
+        "client",
+        "credit_bytes",
+        "credits",
+        "deadline",
+        "deadline_node",
+        "deaths",
+        "dispatched_at",
+        "error",
+        "fail_fast",
+        "id",
+        "idempotent",
+        "metadata",
+        "outcome",
+        "payload",
+        "permits",
+        "phase",
+        "pin",
+        "priority",
+        "queue_deadline",
+        "queue_node",
+        "recalled",
+        "released",
+        "result",
+        "seats",
+        "session",
+        "share",
+        "stream",
+        "submitted_at",
+        "suspect",
+        "suspicion",
+        "time_limit",
+        "tool",
+        "trace",
+        "until",
+        "wake",
+        "worker_id",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        tool: str,
+        payload: Payload,
+        *,
+        wake: Callable[[], object],
+        deadline: float = math.inf,
+        queue_deadline: float = math.inf,
+        priority: int = 0,
+        session: str | None = None,
+        share: str | None = None,
+        binding: Binding | None = None,
+        idempotent: bool = False,
+        metadata: Mapping[str, str] | None = None,
+        stream: bool = False,
+        credits: int = 0,
+        credit_bytes: int = 0,
+        chunk: Callable[[Payload], object] | None = None,
+        released: Callable[[], object] | None = None,
+        until: float = math.inf,
+        time_limit: float | None = None,
+        chain: tuple[Any, ...] = (),
+        permits: tuple[Any, ...] = (),
+        client: Hashable | None = None,
+    ) -> None:
+        self.id: int = id
+        self.tool: str = tool
+        self.payload: Payload = payload
+        self.wake: Callable[[], object] = wake
+        self.deadline: float = deadline
+        self.queue_deadline: float = queue_deadline
+        self.priority: int = priority
+        self.session: str | None = session
+        self.share: str | None = share
+        self.binding: Binding | None = binding
+        #: Of a session whose worker has no seat free, it does not wait.
+        self.fail_fast = False
+        self.idempotent: bool = idempotent
+        self.metadata: Mapping[str, str] = metadata or {}
+        self.stream: bool = stream
+        self.credits: int = credits
+        self.credit_bytes: int = credit_bytes
+        self.chunk: Callable[[Payload], object] | None = chunk
+        self.released: Callable[[], object] | None = released
+        self.until: float = until
+        self.time_limit = time_limit
+        self.chain = chain
+        self.permits = permits
+        self.client: Hashable | None = client
+        #: Those that run for the same call, itself among them: none runs in the worker of another. None: it runs alone.
+        self.beside: list[Request] | None = None
+        self.phase = Phase.NEW
+        self.outcome: Outcome | None = None
+        self.result: Payload | None = None
+        self.error: SnakepitError | None = None
+        self.seats: Seats | None = None
+        self.pin: Seats | None = None
+        #: Follows it; None: nobody does. And the worker that has or had it.
+        self.trace: Any = None
+        self.worker_id: str | None = None
+        #: It stands in a worker's line, and was asked back.
+        self.recalled: bool = False
+        self.attempt = 0
+        self.deaths = 0
+        self.suspicion = 0.0
+        self.suspect = False
+        self.submitted_at = math.nan
+        self.dispatched_at = math.nan
+        self.queue_node: Any = None
+        self.deadline_node: Any = None
+
+    def __repr__(self) -> str:
+        return f"<Request {self.id} {self.tool!r} {self.phase.value} attempt={self.attempt}>"
+
+    @property
+    def held_by(self) -> Seats | None:
+        """The worker that runs it, has it in its line, or has yet to confirm that it is through with it."""
+        seats, id = self.seats, self.id
+        if seats is None or not (id in seats.running or id in seats.ahead or id in seats.leaving):
+            return None
+        return seats
+
+    def avoids(self, seats: Seats) -> bool:
+        """Whether a worker has a part in another request for the same call."""
+        return self.beside is not None and any(other is not self and other.held_by is seats for other in self.beside)
+
+    def keep_permits(self) -> None:
+        """It has ended here: its permits stay with the worker until that is through with it, too."""
+        if self.held_by is None:
+            return
+        for permit in self.permits:
+            permit.hold()
+        then = self.released
+
+        def released() -> None:
+            for permit in self.permits:
+                permit.leave()
+            if then is not None:
+                then()
+
+        self.released = released

@@ -1,0 +1,264 @@
+"""One live run: its private directory, and its records in the state directory.
+
+Both may be lost while it lives: a cleaner takes old files, a disk is full, somebody has the registry locked or has
+written garbage into it. None of that costs a worker. The run remembers what it has written down, and writes it again, with
+the next change, when that can be done.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import attrs
+
+from snakepit_trio import _forks
+from snakepit_trio.errors import ConfigError
+
+from .identity import start_time
+from .leftovers import Swept, sweep
+from .locks import Locks
+from .process_registry import ProcessRow, Registry
+from .run_directory import RunDirectory
+from .state_directory import private_directory, state_directory
+
+__all__ = ["Records", "Run", "open_run"]
+
+_log = logging.getLogger(__name__)
+
+#: After a write that failed none is tried for so long, in seconds.
+_PAUSE = 1.0
+_FAILURES = (sqlite3.Error, OSError, ConfigError)
+
+
+class Records:
+    """What a run writes down in the state directory: its lock, its processes.
+
+    Args:
+        directory: The state directory.
+        run_id, run_dir: The run's.
+
+    Attributes:
+        control: Where the run's control socket is to be.
+        swept: What dead runs had left when this one began.
+
+    Raises:
+        ConfigError: The state directory is not this user's.
+        OSError: The lock can't be made.
+    """
+
+    def __init__(self, directory: Path, run_id: str, run_dir: Path) -> None:
+        self._directory = private_directory(directory)
+        self._run_id = run_id
+        self._run_dir = run_dir
+        self._book: dict[str, ProcessRow] = {}
+        self._written: set[str] = set()
+        self._changed: set[str] = set()
+        self._registry: Registry | None = None
+        self._failing = False
+        self._next_try = 0.0
+        self.swept: list[Swept] = []
+        self._locks = Locks(self._directory)
+        self._lock = self._locks.begin(run_id, run_dir)
+        self.control: Path = self._locks.control_path(run_id, run_dir)
+        try:
+            with self._told():
+                self.swept = sweep(self._directory, self._locks, self._open(hurried=False))
+        except BaseException:
+            self.close()
+            raise
+
+    def change(self, process_id: str, row: ProcessRow | None) -> None:
+        """A process stands so from now on; None: it has ended. Never raises: what can't be written now is written later."""
+        if row is not None:
+            self._book[process_id] = row
+        else:
+            self._book.pop(process_id, None)
+        self._changed.add(process_id)
+        self._changed &= self._book.keys() | self._written
+        if not self._changed or time.monotonic() < self._next_try:
+            return
+        with self._told():
+            if not self._locks.stands(self._run_id, self._lock):
+                self._begin_again()
+            self._write(self._registry or self._open())
+
+    def restore(self) -> None:
+        """Register the run again if a cleaner has taken the state directory, or what is in it. Never raises."""
+        if not self._locks.stands(self._run_id, self._lock) and time.monotonic() >= self._next_try:
+            with self._told():
+                self._begin_again()
+                self._write(self._open())
+
+    def row(self, process_id: str) -> ProcessRow | None:
+        """How a process stands."""
+        return self._book.get(process_id)
+
+    def close(self) -> None:
+        """The run has ended: remove what is written of it, and give the lock back. Idempotent."""
+        if self._lock < 0:
+            return
+        # Whatever becomes of one step, the others are made.
+        with contextlib.ExitStack() as steps:
+            steps.callback(self._give_lock_back)
+            steps.callback(self._close_registry)
+            steps.callback(self._locks.remove, self._run_id)
+            with contextlib.suppress(*_FAILURES):
+                (self._registry or self._open()).end_run(self._run_id)
+
+    def _give_lock_back(self) -> None:
+        lock, self._lock = self._lock, -1
+        _forks.close(lock)
+
+    def _open(self, *, hurried: bool = True) -> Registry:
+        registry = Registry(self._directory, hurried=hurried)
+        try:
+            registry.begin_run(self._run_id, self._run_dir)
+        except BaseException:
+            registry.close()
+            raise
+        self._registry = registry
+        self._written.clear()
+        self._changed.update(self._book)
+        return registry
+
+    def _begin_again(self) -> None:
+        """The state directory was removed, or what is in it."""
+        _log.warning("the state directory %s was cleaned up; this run is registered again", self._directory)
+        self._close_registry()
+        private_directory(self._directory)
+        self._locks = Locks(self._directory)
+        before, self._lock = self._lock, self._locks.begin(self._run_id, self._run_dir)
+        _forks.close(before)
+
+    def _write(self, registry: Registry) -> None:
+        registry.write(self._run_id, {process_id: self._book.get(process_id) for process_id in self._changed})
+        self._written = set(self._book)
+        self._changed.clear()
+
+    def _close_registry(self) -> None:
+        if self._registry is not None:
+            self._registry.close()
+            self._registry = None
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """What can't be done is told of once, until it can be done again; meanwhile it is not tried all the time."""
+        try:
+            yield
+        except _FAILURES as exc:
+            if not isinstance(exc, sqlite3.OperationalError):
+                # Spoilt, or gone: to be opened anew.
+                self._close_registry()
+            if not self._failing:
+                _log.warning("the registry of processes in %s can't be written: %s", self._directory, exc)
+            self._failing = True
+            self._next_try = time.monotonic() + _PAUSE
+        else:
+            self._failing = False
+
+
+class Run:
+    """One live run, and the book of its processes; see :class:`snakepit_trio.launch.base.ProcessBook`.
+
+    Args:
+        run_id: Random, unique on this machine.
+        run_dir: See below.
+        records: Its records; None without a usable state directory.
+        directory: What keeps its directory.
+
+    Attributes:
+        run_id: As given.
+        run_dir: Private to this user (0700), short enough for socket paths, removed at the end.
+        control: Where its control socket is to be; None without a usable state directory, where nobody would find it.
+        swept: What dead runs had left when this one began.
+    """
+
+    def __init__(
+        self,
+        run_id: str,
+        run_dir: Path,
+        records: Records | None = None,
+        directory: RunDirectory | None = None,
+    ) -> None:
+        self.run_id = run_id
+        self.run_dir = run_dir
+        self.control: Path | None = None if records is None else records.control
+        self.swept: list[Swept] = [] if records is None else records.swept
+        self._records = records
+        self._directory = directory
+
+    def reserve(self, process_id: str, kind: str, pool: str) -> None:
+        """A process is about to be started. It finds the run's directory there."""
+        self._restore_directory()
+        if self._records is not None:
+            self._records.change(process_id, ProcessRow(kind, pool))
+
+    def restore(self) -> None:
+        """Make its directories again if a cleaner has taken them, and register it again. Never raises."""
+        self._restore_directory()
+        if self._records is not None:
+            self._records.restore()
+
+    def _restore_directory(self) -> None:
+        if self._directory is not None:
+            try:
+                self._directory.restore()
+            except (OSError, ConfigError) as exc:
+                # What needs it fails, and names it.
+                _log.warning("the run's directory %s can't be made again: %s", self.run_dir, exc)
+
+    def begun(self, process_id: str, pid: int) -> None:
+        """It exists."""
+        if self._records is not None:
+            row = self._records.row(process_id)
+            if row is not None:
+                self._records.change(process_id, attrs.evolve(row, pid=pid, start_time=start_time(pid)))
+
+    def ended(self, process_id: str) -> None:
+        """It is over."""
+        if self._records is not None:
+            self._records.change(process_id, None)
+
+
+@contextmanager
+def open_run(state_dir: str | None = None) -> Iterator[Run]:
+    """Begin a run: sweep what dead ones have left, write this one down.
+
+    Its lock is held until the block ends, or until the process does, however that ends. Without a usable state directory
+    (somebody else's, a read-only or full disk) the run goes on unregistered, with a warning.
+
+    Raises:
+        ConfigError: No directory can be made for its sockets.
+    """
+    run_id = secrets.token_hex(5)
+    host = os.getpid()
+    directory = RunDirectory(run_id)
+    records = None
+    try:
+        try:
+            records = Records(state_directory(state_dir), run_id, directory.path)
+        except (OSError, ConfigError) as exc:
+            _log.warning("this run is not registered: %s", exc)
+        run = Run(run_id, directory.path, records, directory)
+        for swept in run.swept:
+            if swept.pids:
+                _log.warning("ended processes %s of run %s, whose host was killed", list(swept.pids), swept.run_id)
+        yield run
+    finally:
+        # A fork of the host has no run to end.
+        if os.getpid() == host:
+            with contextlib.ExitStack() as steps:
+                # Each twice, for nobody else does it if the first time it has failed.
+                ends = [directory.close, directory.close]
+                if records is not None:
+                    ends += [records.close, records.close]
+                for end in ends:
+                    steps.callback(end)

@@ -1,0 +1,547 @@
+"""One worker incarnation as the host sees it: its life, and its end.
+
+One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the link with its
+heartbeat, the health check, the watch over cancelled calls. Its process and the way to it are in
+:mod:`snakepit_trio.supervision.resources`, and how calls travel is the business of the link
+(:mod:`snakepit_trio.supervision.link`). Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
+that moment on it takes no calls. Its exit is then classified, its host told, and its process and descriptors are given
+back before :meth:`Worker.run` returns, also when it is cancelled.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import math
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.abc
+
+from snakepit_trio._bell import Bell
+from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import seconds
+from snakepit_trio.errors import SnakepitError, WorkerStartupError
+from snakepit_trio.observe.printable import one_line
+from snakepit_trio.wire.connection import RpcFailure
+from snakepit_trio.wire.frames import (
+    JSON,
+    MSGPACK,
+    NOT_BEGUN,
+    Call,
+    Chunk,
+    Emit,
+    FrameError,
+    HostCall,
+    HostCancel,
+    HostReply,
+    Reply,
+)
+
+from .exits import Exit, classify, explain
+from .grace import Grace
+from .health import unhealthy
+from .host import WorkerHost
+from .states import TRANSITIONS, WorkerState
+
+if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.launch.base import ExitStatus, WorkerSpec
+    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+
+    from .link import Link
+    from .resources import Resources
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+_READY, _BUSY = WorkerState.READY, WorkerState.BUSY
+
+#: The part of ``max_age`` by which a worker may be replaced earlier.
+_AGE_JITTER = 0.2
+
+
+class Worker:
+    """One incarnation.
+
+    Attributes:
+        id: Opaque, unique to this incarnation.
+        slot: Its place in the pool.
+        incarnation: How many the slot has had, this one included.
+        state: See :class:`~snakepit_trio.supervision.states.WorkerState`.
+        tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
+        threads: How many calls it runs at once.
+        ready: Set when it takes calls.
+        ready_at: When that was, on the event loop's clock; None before.
+        ended: Set when :meth:`run` is about to return.
+        exit: How it ended; None before.
+        renews: It may be of another version than the pool's other workers.
+        due: Why it is to be replaced; None when it is not.
+        killed_on_demand: Somebody on this side wanted it to end at once.
+        unbegun: After its end: the calls that it held and had not begun to run.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        *,
+        settings: PoolConfig,
+        resources: Resources,
+        host: WorkerHost,
+        errors: InternalErrors,
+        slot: int,
+        incarnation: int,
+    ) -> None:
+        self.spec = spec
+        self.id: str = spec.worker_id
+        self.pool: str = spec.pool
+        self.slot = slot
+        self.incarnation = incarnation
+        self.started_at: float = time.time()
+        self.state = WorkerState.STARTING
+        self.tools: list[ToolSpec] = []
+        self.capabilities: frozenset[str] = frozenset()
+        self.threads = spec.threads
+        self.rss = 0
+        self.lag = 0.0
+        self.served = 0
+        self.last_heartbeat: float | None = None
+        self.tainted = False
+        self.ready: anyio.Event = anyio.Event()
+        self.ready_at: float | None = None
+        self.ended: anyio.Event = anyio.Event()
+        self.exit: Exit | None = None
+        self.renews = False
+        self.due: str | None = None
+        self.killed_on_demand = False
+        self.unbegun: frozenset[int] = frozenset()
+        self._settings = settings
+        self._resources = resources
+        self._host = host
+        self._errors = errors
+        self._link: Link | None = None
+        #: When a heartbeat was answered last, and when one was not, on the event loop's clock.
+        self._alive_at = self._missed_at = -math.inf
+        self._cause: tuple[str, str] | None = None
+        self._startup_failure: SnakepitError | None = None
+        self._stopping = False
+        self._leaving = False
+        self._over = anyio.Event()
+        #: The calls that it holds, in the order in which they were sent; the first ``threads`` may be running.
+        self._held: dict[int, None] = {}
+        self._emptied = Bell()
+        self._grace = Grace(self._held, self._emptied)
+
+    def __repr__(self) -> str:
+        where = f"{self.pool}/{self.slot}.{self.incarnation}"
+        return f"<Worker {self.id} {where} {self.state.value} pid={self.pid} held={len(self._held)}>"
+
+    @property
+    def pid(self) -> int:
+        """Its process id; 0 before there is one."""
+        return self._resources.pid
+
+    @property
+    def address(self) -> str:
+        """Where it listens; ``""`` before it has said so."""
+        return self._resources.address
+
+    @property
+    def encoding(self) -> int:
+        """How it reads arguments."""
+        return MSGPACK if {"exchange", "msgpack"} & self.capabilities else JSON
+
+    @property
+    def in_flight(self) -> int:
+        """Calls that the worker holds, cancelled ones that it has not confirmed included."""
+        return len(self._held)
+
+    @property
+    def had_begun(self) -> bool:
+        """After its end: whether it had begun to run any call, as far as can be told."""
+        return self.served > 0 or len(self.unbegun) < len(self._held)
+
+    # ---- what the pool sends -----------------------------------------------------------------------
+
+    def call(self, call: Call) -> None:
+        """Send a call."""
+        assert self._link is not None
+        self._held[call.id] = None
+        try:
+            self._link.call(call)
+        except BaseException:
+            # It was not sent, so no reply will take it away.
+            self._held.pop(call.id, None)
+            raise
+        if self.state is WorkerState.READY:
+            self._become(WorkerState.BUSY)
+
+    def cancel(self, call_id: int) -> None:
+        """The call's caller is gone. Unless the worker confirms within the grace, it is replaced, or left alone."""
+        if self._link is None or call_id not in self._held:
+            return
+        self._link.cancel(call_id)
+        if self._settings.on_cancel == "kill":
+            self._grace.begin(call_id, anyio.current_time() + self._settings.cancel_grace)
+
+    def withdraw(self, call_id: int, *, recall: bool = False) -> None:
+        """A call that it holds and has not begun, as far as is known, is not wanted any more; with ``recall`` not from it."""
+        if self._link is not None and call_id in self._held:
+            self._link.withdraw(call_id, recall=recall)
+
+    def credit(self, call_id: int, chunks: int, size: int) -> None:
+        """A stream's consumer has room for so many chunks and bytes more."""
+        if self._link is not None and call_id in self._held:
+            self._link.credit(call_id, chunks, size)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that were sent to it and that it has not read, as far as this side knows."""
+        return 0 if self._link is None else self._link.unread
+
+    def host_reply(self, reply: HostReply) -> None:
+        """Answer a tool's call to the host."""
+        if self._link is not None:
+            self._link.host_reply(reply)
+
+    @property
+    def was_killed(self) -> bool:
+        """Whether it had to be killed to make it end."""
+        return self._resources.killed
+
+    def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
+        """End it now, without ceremony."""
+        self.killed_on_demand = True
+        self._end(reason, message)
+
+    def fail(self, exc: BaseException) -> None:
+        """End it by an exception that nobody expected, which has been reported. Calls nobody back before its task runs."""
+        if self._cause is None:
+            self._cause = "internal", f"was ended by an internal error of the host ({type(exc).__name__})"
+            self._over.set()
+
+    # ---- its life ------------------------------------------------------------------------------------
+
+    @protected
+    async def run(self) -> Exit:
+        """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it.
+
+        No unexpected exception leaves it: each ends the worker, and the worker alone.
+        """
+        try:
+            await self._live_and_end()
+        except (Exception, BaseExceptionGroup) as exc:
+            self._unexpected(exc)
+        finally:
+            try:
+                self._end("stopped", "was cancelled")
+                self._leave_service()
+            except Exception as exc:
+                self._unexpected(exc)
+            with anyio.CancelScope(shield=True):  # Its one wait, the process's aclose(), is bounded.
+                for _ in range(2):
+                    try:
+                        await self._resources.aclose()
+                    except Exception as exc:
+                        # What it has not come to is tried once more.
+                        self._unexpected(exc)
+                    else:
+                        break
+            self.bury()
+        assert self.exit is not None
+        return self.exit
+
+    def bury(self) -> None:
+        """Nothing runs of it any more, or ever has: whoever waits for its end hears so. Idempotent."""
+        if self.ended.is_set():
+            return
+        assert self._cause is not None
+        self._leave_service()
+        if self.exit is None:
+            reason, message = self._cause
+            self.exit = Exit(reason=reason, message=message, expected=self._stopping or reason == "stopped")
+        # What it held has to be settled, so it is tried once more.
+        for _ in range(2):
+            try:
+                self._host.worker_gone(self, self.exit)
+            except Exception as exc:
+                self._unexpected(exc)
+            else:
+                break
+        self.ended.set()
+
+    async def _live_and_end(self) -> None:
+        async with anyio.create_task_group() as nursery:
+            if self._cause is None:
+                self._start(nursery, self._live, nursery)
+            await self._over.wait()
+            assert self._cause is not None
+            reason, message = self._cause
+            self._leave_service()
+            # The pumps go on until the process is gone: its last words belong to its exit.
+            status = await self._resources.end(itself=reason in ("connection_lost", "stopped"))
+            self.unbegun = self._resources.unbegun(self._held)
+            await self._resources.printed()
+            nursery.cancel_scope.cancel()
+        self.exit = explain(
+            reason,
+            message,
+            status,
+            out_of_memory=self._resources.out_of_memory,
+            killed=self._resources.killed,
+            stopping=self._stopping,
+            stderr=str(self._resources.stderr),
+            failure=self._startup_failure,
+        )
+
+    @property
+    def _who(self) -> dict[str, Any]:
+        return {"worker_id": self.id, "pool": self.pool}
+
+    def _unexpected(self, exc: BaseException) -> None:
+        """It has met an exception, perhaps with a cancellation beside it, that ends it and nothing else."""
+        rest: BaseException | None = None
+        if isinstance(exc, BaseExceptionGroup):
+            unexpected, rest = exc.split(Exception)
+            if unexpected is None:
+                raise exc
+            exc = unexpected
+        self._errors.report(exc, "worker", **self._who)
+        self.fail(exc)
+        if rest is not None:
+            raise rest
+
+    def _start(self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: object) -> None:
+        """Start one of its tasks, in which an unexpected exception ends this worker."""
+        self._errors.start(nursery, function, *args, ended="worker", on_error=self.fail, **self._who)
+
+    async def stop(self, grace: float) -> bool:
+        """Drain, then stop: calls in flight may end within ``grace`` seconds; then Stop, SIGTERM, SIGKILL, each bounded.
+
+        Returns whether it ended without having to be killed. A cancellation leaves it draining.
+        """
+        self._stopping = True
+        if self.state in (WorkerState.READY, WorkerState.BUSY):
+            self._become(WorkerState.DRAINING)
+        if self._link is None or self.state is not WorkerState.DRAINING:
+            self._end("stopped", "was stopped before it was ready")
+            await self.ended.wait()
+            return True
+        with anyio.move_on_after(grace):
+            while self._held and not self.state.over:
+                await self._emptied.wait()
+        self._link.stop()
+        with anyio.move_on_after(self._settings.stop_grace):
+            await self.ended.wait()
+            return True
+        if self._resources.process is not None:
+            self._resources.process.terminate()
+            with anyio.move_on_after(min(1.0, self._settings.stop_grace)):
+                await self.ended.wait()
+                return True
+        self._end("stopped", "had to be killed")
+        await self.ended.wait()
+        return False
+
+    async def drained(self) -> None:
+        """Wait until it holds no calls."""
+        while self._held and not self.state.over:
+            await self._emptied.wait()
+
+    @protected
+    async def _live(self, nursery: anyio.abc.TaskGroup) -> None:
+        settings = self._settings
+        try:
+            with anyio.fail_after(settings.startup_timeout):
+                start = functools.partial(self._start, nursery)
+                said, self._link = await self._resources.acquire(start, self, self._exited)
+        except TimeoutError:
+            process = self._resources.process
+            why = process.waiting if process is not None else ""
+            limit = "its time" if settings.startup_timeout is None else f"{settings.startup_timeout:g} s"
+            words = f"was not ready within {limit}"
+            self._end("startup_timeout", f"{words}: {why}" if why else words)
+            return
+        except SnakepitError as exc:
+            self._fail_to_start(exc)
+            return
+        except (RpcFailure, OSError, ValueError) as exc:
+            self._end("startup", f"could not be reached: {exc}")
+            return
+        self.tools, self.capabilities, self.threads = said
+        if self._cause is not None:
+            return
+        try:
+            self._host.worker_introduced(self)
+        except WorkerStartupError as exc:
+            self._fail_to_start(exc)
+            return
+        self._become(WorkerState.READY)
+        self.ready_at = anyio.current_time()
+        self.ready.set()
+        self._start(nursery, self._link.watch)
+        self._start(nursery, self._watch_grace)
+        if settings.max_age is not None:
+            self._start(nursery, self._age, settings.max_age)
+        if settings.health_interval is not None and "health" in self.capabilities:
+            self._start(nursery, self._health, settings.health_interval)
+        if self._leaving:
+            self.link_leaving()
+
+    # ---- its tasks -----------------------------------------------------------------------------------
+
+    @protected
+    async def _age(self, limit: float) -> None:
+        # Workers that were started together are not all replaced at once.
+        await anyio.sleep(limit * random.uniform(1 - _AGE_JITTER, 1))
+        self._become_due("max_age")
+
+    @protected
+    async def _watch_grace(self) -> None:
+        """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
+        while True:
+            await self._grace.overdue()
+            self.tainted = True
+            self._host.worker_tainted(self, "cancel_grace")
+            if not await self._grace.stopped(self.threads):
+                self._end("cancel_grace", "did not stop a cancelled call in time")
+                return
+            # It did stop in the end, but others were told already that it takes no more.
+            self._become_due("cancel_grace")
+
+    @protected
+    async def _health(self, interval: float) -> None:
+        assert self._resources.connection is not None
+
+        def excused(asked: float) -> bool:
+            # A call that keeps everything from being answered is the heartbeats' to judge, which look at its progress.
+            return bool(self._held) and (self._alive_at < asked or self._missed_at >= asked)
+
+        words = await unhealthy(self._resources.connection, interval, excused)
+        # One that ends says so, and is not unwell by that.
+        if not (self.tainted or self._stopping or self._leaving):
+            _log.warning("worker %s %s", self.id, one_line(words), extra={"worker_id": self.id, "pool": self.pool})
+            self.tainted = True
+            self.due = "unhealthy"
+            self._host.worker_tainted(self, "unhealthy")
+
+    # ---- what its link tells: the interface LinkOwner ------------------------------------------------
+
+    def link_reply(self, reply: Reply) -> None:
+        if reply.id not in self._held:
+            raise FrameError(f"a reply to call {reply.id}, which it does not hold")
+        del self._held[reply.id]
+        self._grace.end(reply.id)
+        if not reply.undone:
+            self.served += 1
+            self._host.worker_reply(self, reply)
+        elif reply.undone == NOT_BEGUN:
+            self._host.worker_returned(self, reply.id)
+        else:
+            self._host.worker_stopped_call(self, reply.id)
+        limit = self._settings.max_requests
+        if limit is not None and self.served >= limit:
+            self._become_due("max_requests")
+        if not self._held and self.state is WorkerState.BUSY:
+            self._become(WorkerState.READY)
+        self._emptied.ring()
+
+    def link_chunk(self, chunk: Chunk) -> None:
+        self._host.worker_chunk(self, chunk)
+
+    def link_host_call(self, call: HostCall | HostCancel) -> None:
+        self._host.worker_host_call(self, call)
+
+    def link_emit(self, emit: Emit) -> None:
+        self._host.worker_emit(self, emit)
+
+    def link_leaving(self) -> None:
+        self._leaving = True
+        if self.state in (_READY, _BUSY):
+            self._become(WorkerState.DRAINING)
+            self._become_due("leaving")
+
+    def link_alive(self, rss: int, lag: float) -> None:
+        self.rss = rss
+        self.lag = lag
+        self.last_heartbeat = time.time()
+        self._alive_at = anyio.current_time()
+        limit = self._settings.max_rss
+        if limit is not None and self.rss > limit:
+            self._become_due("max_rss")
+
+    def link_missed(self, silence: float) -> None:
+        self._missed_at = anyio.current_time()
+        self._host.worker_missed(self, silence)
+
+    def link_silent(self, silence: float) -> None:
+        words = f"gave no sign of life for {seconds(silence)}"
+        if self._held:
+            words += ", no answer to a heartbeat and no CPU time used (heartbeat_while_busy)"
+        self._end("heartbeat", words)
+
+    def link_broken(self, message: str) -> None:
+        self._end("protocol", f"broke the protocol: {message}")
+
+    def link_failed(self, exc: Exception) -> None:
+        self._errors.report(exc, "worker", **self._who)
+        self.fail(exc)
+
+    def link_lost(self, message: str) -> None:
+        if self._stopping:
+            self._end("stopped", "closed its connection")
+        else:
+            self._end("connection_lost", f"lost its connection: {message}")
+
+    # ---- its end -------------------------------------------------------------------------------------
+
+    def _become_due(self, reason: str) -> None:
+        """It is to be replaced, in whichever slot it serves."""
+        self.due = self.due or reason
+        self._host.worker_due(self, reason)
+
+    def _become(self, state: WorkerState) -> None:
+        old = self.state
+        if state is old:
+            return
+        if (old is _READY and state is _BUSY) or (old is _BUSY and state is _READY):
+            # As often as each call, and nobody else has to hear of it.
+            self.state = state
+            return
+        assert state in TRANSITIONS[old], f"{old} to {state}"
+        self.state = state
+        self._host.worker_state(self, old, state)
+
+    def _end(self, reason: str, message: str) -> None:
+        """The first cause of its end counts. From here on it takes no calls."""
+        if self._cause is not None:
+            return
+        self._cause = reason, message
+        self._over.set()
+        self._leave_service()
+
+    def _leave_service(self) -> None:
+        """Take no more calls, for it is at its end. Idempotent."""
+        assert self._cause is not None
+        if not self.state.over:
+            self._become(WorkerState.STOPPED if self._cause[0] == "stopped" or self._stopping else WorkerState.CRASHED)
+        self._emptied.ring()
+
+    def _fail_to_start(self, why: SnakepitError) -> None:
+        self._startup_failure = why
+        self._end("startup", why.message)
+
+    def _exited(self, status: ExitStatus) -> None:
+        """Its process has ended, unbidden or not."""
+        reason, words, _ = classify(status, out_of_memory=self._resources.out_of_memory)
+        if self._stopping and status.signal in (None, signal.SIGTERM):
+            reason = "stopped"
+        elif self._leaving and status.code == 0:
+            words = "was asked to end by others, and did"
+        self._end(reason, words)

@@ -1,0 +1,175 @@
+"""Calls that come one to an RPC, for hosts that have nothing but a stock gRPC library."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING, Any
+
+from snakepit_trio.errors import SnakepitError, ToolNotFound, WorkerCrashed
+from snakepit_trio.wire import failures, frame_writing, frames
+from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
+from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+from snakepit_trio.wire.http2.grpc_server import Status
+
+from .call import Call, Channel
+
+if TYPE_CHECKING:
+    from snakepit_trio.wire.startup import Boot
+
+    from .exchange import Exchange
+    from .runners import Runner
+
+__all__ = ["PlainCalls"]
+
+#: Chunks of one call, and their bytes, that may wait for its client to read what came before.
+_CREDITS, _CREDIT_BYTES = 16, 4 * 1024 * 1024
+#: Characters of an error's message in trailers, and bytes of all that is told of it.
+_TEXT, _ROOM = 1000, 4096
+
+
+class _Failed(Exception):
+    """A plain call has failed."""
+
+    def __init__(self, info: frames.ErrorInfo) -> None:
+        super().__init__(info.code)
+        self.info = info
+
+
+class _PlainCall(Call):
+    """A call of a plain RPC, which names its request itself."""
+
+    __slots__ = ("given_id",)
+    given_id: str
+
+    @property
+    def request_id(self) -> str:
+        return self.given_id
+
+
+class PlainCalls:
+    """The plain RPCs, over the calls that the exchange holds.
+
+    Args:
+        boot: What this worker is to be.
+        runner: Where calls run.
+        exchange: Holds all calls of this worker.
+    """
+
+    def __init__(self, boot: Boot, runner: Runner, exchange: Exchange) -> None:
+        self._boot = boot
+        self._runner = runner
+        self._exchange = exchange
+        self._loop = asyncio.get_running_loop()
+        self._ids = itertools.count(1 << 62)
+        #: Those that run, by request id, cancelled ones too.
+        self._running: dict[str, asyncio.Event] = {}
+
+    async def settle(self, stream: Any) -> None:
+        """Serve ``Settle``: answer when the call with that id has ended, whatever became of its RPC."""
+        request = await stream.recv_message()
+        ended = self._running.get(request.request_id)
+        if ended is not None:
+            await ended.wait()
+        await stream.send_message(SettleResponse())
+
+    async def answer(self, stream: Any, *, chunks: bool) -> None:
+        """Serve ``Execute``, or ``ExecuteStream`` with ``chunks``."""
+        request = await stream.recv_message()
+        try:
+            async for payload in self._run(stream, request, chunks=chunks):
+                await stream.send_message(ExecuteResponse(payload=payload))
+        except _Failed as exc:
+            status, message, trailers = _grpc_error(exc.info)
+            await stream.send_trailing_metadata(status=status, status_message=message, metadata=trailers)
+
+    async def _run(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
+        """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
+        arrived: asyncio.Queue[frames.Frame] = asyncio.Queue()
+        given = request.payload or PayloadMessage()
+        payload = frames.Payload(int(given.encoding), given.data, [b.inline or b"" for b in given.buffers])
+        deadline = stream.deadline
+        frame = frames.Call(
+            next(self._ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, _CREDITS,
+            request.session_id, dict(request.metadata), _CREDIT_BYTES,
+        )  # fmt: skip
+        ended = asyncio.Event()
+
+        def arrive(frame: frames.Frame) -> None:
+            arrived.put_nowait(frame)
+            if isinstance(frame, frames.Reply):
+                ended.set()
+                if self._running.get(request.request_id) is ended:
+                    del self._running[request.request_id]
+
+        try:
+            if self._exchange.stopping:
+                raise _undone(frames.NOT_BEGUN)
+            tool = self._exchange.tool_for(frame)
+        except SnakepitError as exc:
+            raise _Failed(failures.to_info(exc)) from None
+        channel = Channel(
+            send=lambda f: self._loop.call_soon_threadsafe(arrive, f),
+            wait=self._exchange.wait,
+            begin=lambda call_id: None,
+            lend=lambda payload: payload,
+            host_calls=self._exchange.host_calls,
+            prefix="",
+            worker_id=self._boot.worker_id,
+            limit=self._boot.max_payload,
+            unserializable=self._boot.unserializable,
+            encoding=payload.encoding,
+        )
+        call = _PlainCall(frame, tool, channel, None if deadline is None else deadline.time_remaining())
+        call.given_id = request.request_id
+        self._exchange.calls[call.id] = call
+        self._running[request.request_id] = ended
+        self._runner.submit(call)
+        try:
+            while True:
+                item = await arrived.get()
+                if isinstance(item, frames.Chunk):
+                    call.credit(1, item.payload.size)
+                    yield _message(item.payload)
+                elif isinstance(item, frames.HostCall):
+                    error = ToolNotFound("a plain call has no way to its host", details={"tool": item.name})
+                    self._exchange.host_calls.resolve(frames.HostReply(item.id, None, failures.to_info(error)))
+                elif isinstance(item, frames.Reply):
+                    del self._exchange.calls[call.id]
+                    if item.error is not None:
+                        raise _Failed(item.error)
+                    if item.undone:
+                        raise _Failed(failures.to_info(_undone(item.undone)))
+                    if item.payload is not None:
+                        yield _message(item.payload)
+                    return
+        finally:
+            if self._exchange.calls.pop(call.id, None) is not None:
+                call.cancel()
+            self._exchange.note_drained()
+
+
+def _undone(why: int) -> WorkerCrashed:
+    """What a host with a stock library is told where the exchange has an outcome of its own."""
+    what = "has not begun the call" if why == frames.NOT_BEGUN else "has stopped the call"
+    return WorkerCrashed(f"the worker ends, and {what}")
+
+
+def _message(payload: frames.Payload) -> PayloadMessage:
+    return PayloadMessage(
+        encoding=Encoding(payload.encoding),
+        data=payload.data,
+        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
+    )
+
+
+def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
+    """Status, message and trailers for a failure; trailers have to be short."""
+    from snakepit_trio.wire.status import encode_shortened
+
+    text = failures.message_of(info)[:_TEXT]
+    info.remote_traceback = ""
+    told = encode_shortened(info, _ROOM) or frame_writing.encode_error(
+        frames.ErrorInfo(info.code, text, info.retryable, list(info.remote_types)[:1])
+    )
+    return Status(failures.status_of(info)), text, {"snakepit-error-bin": told}
