@@ -54,8 +54,8 @@ class _Gate:
         self.waiting = 0
 
     def hopeless(self, blocked: Container[object]) -> bool:
-        """Whether each permit is held by one of these."""
-        return all(permit in blocked for permit in self.holders)
+        """Whether each permit comes back only after one of these has ended."""
+        return all(permit.is_kept(blocked) for permit in self.holders)
 
     def leave(self, permit: Permit) -> None:
         """A permit is given back, or waited for no longer; does nothing when it was neither held nor waited for."""
@@ -317,7 +317,7 @@ class Limit:
             gate.waiting -= 1
         if refused:
             raise WouldDeadlock(
-                f"{tool!r} would wait for its limit of {most} calls at once, and each of them waits for a call like it",
+                f"{tool!r} would wait for its limit of {most} calls at once, and none ends before a call that waits for it",
                 details={"tool": tool, "limit": most},
             )
 

@@ -33,6 +33,7 @@ class Exit:
         stderr: The last lines of its standard error.
         remote_types: The types of the exception that the adapter raised while starting.
         remote_traceback: Its traceback.
+        differs: It offers something else than the pool's other workers.
     """
 
     reason: str
@@ -43,11 +44,12 @@ class Exit:
     stderr: str = ""
     remote_types: tuple[str, ...] = ()
     remote_traceback: str = ""
+    differs: bool = False
 
     @property
     def hopeless(self) -> bool:
-        """Whether it did not start for what it is configured to be, so that another one would not start either."""
-        return self.reason == "startup" and _CONFIG_ERROR in self.remote_types
+        """Whether it did not start for what it is, so that another one would not start either."""
+        return self.reason == "startup" and (self.differs or _CONFIG_ERROR in self.remote_types)
 
     def details(self) -> dict[str, object]:
         """What a ``WorkerCrashed`` or ``WorkerStartupError`` says in its ``details``."""
@@ -158,4 +160,5 @@ def explain(
         stderr=stderr,
         remote_types=tuple(map(printable, failure.details.get("remote_types", ()))) if failure is not None else (),
         remote_traceback=printable(failure.details.get("remote_traceback", "")) if failure is not None else "",
+        differs=failure is not None and bool(failure.details.get("differs")),
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 
 import anyio
 
@@ -49,16 +50,23 @@ class Grace:
             if any(due <= now for due in self._due.values()):
                 return
 
-    async def stopped(self, threads: int) -> bool:
+    async def stopped(self, threads: int, stuck: Callable[[int], object]) -> bool:
         """Wait until only overdue calls are left among those that may run, or none; returns whether none is.
 
         Other calls in the same process are not made to pay for it: they have deadlines of their own.
 
         Args:
             threads: How many calls the worker runs at once.
+            stuck: Called with each call that has not stopped in time while others run.
         """
+        told: set[int] = set()
         while self._due and any(call_id not in self._due for call_id in itertools.islice(self._held, threads)):
-            await self._changed.wait()
+            now = anyio.current_time()
+            for call_id in [call_id for call_id, due in self._due.items() if due <= now and call_id not in told]:
+                told.add(call_id)
+                stuck(call_id)
+            with anyio.CancelScope(deadline=min((due for due in self._due.values() if due > now), default=math.inf)):
+                await self._changed.wait()
         if self._due:
             await anyio.sleep_until(max(self._due.values()))
         return not self._due

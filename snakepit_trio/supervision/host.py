@@ -31,6 +31,9 @@ class WorkerHost(Protocol):
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         """It has shown a fault and must not get new calls; it may still finish those that it has."""
 
+    def worker_stuck(self, worker: Worker, call_id: int) -> None:
+        """A cancelled call has not stopped in time. The worker ends for it, as soon as nobody waits for what runs beside it."""
+
     def worker_due(self, worker: Worker, reason: str) -> None:
         """It is well, and is to be replaced: ``reason`` names the limit that it has reached."""
 

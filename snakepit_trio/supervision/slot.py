@@ -136,6 +136,20 @@ class Slot:
             or not worker.ready.is_set()
         )
 
+    @property
+    def hopeless(self) -> bool:
+        """Whether it has failed, or has no worker and the next one would not start either."""
+        exit = None if self.next_attempt is None else self.last_exit
+        return self.failed or (exit is not None and exit.hopeless and not self._serves())
+
+    @property
+    def lingers(self) -> bool:
+        """Whether its worker takes no more calls, and no other comes before that one has ended by itself."""
+        worker = self.current
+        if worker is None or worker.state not in (WorkerState.READY, WorkerState.BUSY):
+            return False
+        return worker.tainted and worker.due is None and self._successor is None
+
     async def run(self) -> None:
         """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""
         self._clear()

@@ -409,7 +409,8 @@ class Worker:
             await self._grace.overdue()
             self.tainted = True
             self._host.worker_tainted(self, "cancel_grace")
-            if not await self._grace.stopped(self.threads):
+            stuck = functools.partial(self._host.worker_stuck, self)
+            if not await self._grace.stopped(self.threads, stuck):
                 self._end("cancel_grace", "did not stop a cancelled call in time")
                 return
             # It did stop in the end, but others were told already that it takes no more.

@@ -11,6 +11,9 @@ A waiter is stuck when everything that it waits for is held by members of the ch
 is found by beginning with all waiters and taking out, again and again, those for which something may come free. A wait
 can become stuck when a waiter joins (then the new one is in the set, and is refused), or when a seat goes away: whoever
 takes one away asks for :meth:`Waits.check`.
+
+A cancelled call that does not stop holds its seat and its permits until its worker ends, and that is left to the calls which
+run beside it. So what it holds comes free only after all of these.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 from snakepit_trio._tasks import is_under
 from snakepit_trio.errors import WouldDeadlock
@@ -36,8 +39,15 @@ _Hopeless = Callable[[Container[object]], bool]
 _Wait = tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]
 
 
+class Stopping(Protocol):
+    """A request whose tool has yet to stop."""
+
+    def stops_after(self, blocked: Container[object]) -> bool:
+        """Whether it stops only after one of these has ended."""
+
+
 class Permit:
-    """What a call holds of a limit of calls at once: it, and each worker in which its tool has yet to stop.
+    """What a call holds of a limit of calls at once: it, and each of its requests whose tool has yet to stop.
 
     Args:
         give_back: Called with the permit when nobody holds it any more.
@@ -47,17 +57,22 @@ class Permit:
 
     def __init__(self, give_back: Callable[[Permit], object]) -> None:
         self._give_back = give_back
-        self._holders = 1
+        # None: the call itself.
+        self._holders: dict[Stopping | None, None] = {None: None}
 
-    def hold(self) -> None:
+    def hold(self, request: Stopping) -> None:
         """One more holds it."""
-        self._holders += 1
+        self._holders[request] = None
 
-    def leave(self) -> None:
+    def leave(self, request: Stopping | None = None) -> None:
         """One of those that hold it does so no longer. If that raises, it is held still, and may be left again."""
-        if self._holders == 1:
+        if len(self._holders) == 1:
             self._give_back(self)
-        self._holders -= 1
+        del self._holders[request]
+
+    def is_kept(self, blocked: Container[object]) -> bool:
+        """Whether it comes back only after one of these has ended."""
+        return self in blocked or all(holder is not None and holder.stops_after(blocked) for holder in self._holders)
 
 
 def current_chain() -> tuple[Any, ...]:

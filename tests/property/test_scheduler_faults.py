@@ -36,6 +36,8 @@ _OUTSIDE |= {
     "close",
     "abort",
     "hopeless",
+    "_is_taken",
+    "stuck",
     "next_deadline",
     "totals",
     "requests",

@@ -97,8 +97,9 @@ class Simulation(trio.abc.Instrument):
 
     async def main(self) -> None:
         with self._scope:
-            with trio.fail_after(200):
+            with trio.move_on_after(200) as scope:
                 await self._run()
+            assert not scope.cancelled_caught, "some caller waits for ever"
         if self.failure is not None:
             raise self.failure
 
@@ -145,9 +146,11 @@ class Simulation(trio.abc.Instrument):
         """Wait until every call has come to its end in the workers too."""
         assert self.invariants is not None
         scheduler = self.runtime.pool()._scheduler
-        with trio.fail_after(60):
+        # Cancelled ids are remembered for their time.
+        with trio.move_on_after(60 + self.pool_config.cancel_set_ttl) as scope:
             while any(seats.load or seats.ahead for seats in scheduler.seats) or len(scheduler._cancel_set):
                 await trio.sleep(0.1)
+        assert not scope.cancelled_caught, "a call stays in its worker"
         self.invariants.at_rest()
 
 
@@ -161,6 +164,7 @@ def _seeded(seed: int) -> Iterator[None]:
         mock.patch.object(trio._core._run, "_r", random.Random(seed)),
         mock.patch("snakepit_trio.pool.fleet.slots.secrets", secrets),
         mock.patch("snakepit_trio.supervision.worker.random", random.Random(seed)),
+        mock.patch("tenacity.wait.random", random.Random(seed)),
     ):
         yield
 

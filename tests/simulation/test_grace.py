@@ -54,8 +54,12 @@ def test_one_that_has_stopped_costs_nothing() -> None:
     assert over_at((1, 1, 5), (2, 1, None), (20, 2, 5)) == 25
 
 
-def stopped_at(held: list[int], *steps: tuple[float, int, float | None], threads: int = 1) -> tuple[float, bool]:
-    """When a worker that holds these calls has stopped all that was cancelled, or should have; and whether it has."""
+def stopped_at(
+    held: list[int], *steps: tuple[float, int, float | None], threads: int = 1, stuck: list[int] | None = None
+) -> tuple[float, bool]:
+    """When a worker that holds these calls has stopped all that was cancelled, or should have; and whether it has. The calls that
+    had not stopped in time beside others are added to ``stuck``."""
+    late = [] if stuck is None else stuck
 
     async def main() -> tuple[float, bool]:
         table, changed = dict.fromkeys(held), Bell()
@@ -79,7 +83,7 @@ def stopped_at(held: list[int], *steps: tuple[float, int, float | None], threads
                 for step in steps:
                     if step[0]:
                         nursery.start_soon(later, *step)
-                found = await grace.stopped(threads)
+                found = await grace.stopped(threads, late.append)
                 nursery.cancel_scope.cancel()
         return round(anyio.current_time() - began, 6), found
 
@@ -97,3 +101,13 @@ def test_one_that_stops_after_all_saves_its_worker() -> None:
     assert stopped_at([1, 2], (0, 1, 3), (7, 1, None), (20, 2, None), threads=2) == (7, True)
     # A neighbour that is cancelled meanwhile has its own grace.
     assert stopped_at([1, 2], (0, 1, 3), (5, 2, 3), threads=2) == (8, False)
+
+
+def test_each_call_that_does_not_stop_beside_others_is_told_once_when_its_own_time_is_over() -> None:
+    stuck: list[int] = []
+    steps = ((0, 1, 3), (5, 2, 3), (6, 3, 1), (6.5, 3, None), (20, 4, None))
+    assert stopped_at([1, 2, 3, 4], *steps, threads=4, stuck=stuck) == (20, False)
+    assert stuck == [1, 2]
+    # Alone they cost their worker, and nobody waits behind anybody.
+    assert stopped_at([1], (0, 1, 3), threads=4, stuck=stuck) == (3, False)
+    assert stuck == [1, 2]

@@ -215,6 +215,30 @@ def test_results_that_are_there_at_once_leave_others_their_turn(ordered: bool) -
     simulate(body, size=1)
 
 
+def test_inputs_with_permits_do_not_wait_for_inputs_that_wait_for_permits() -> None:
+    """The worker is taken away while one input runs: those that have permits find no place, and the others no permit."""
+
+    async def body(pool: sp.Pool) -> None:
+        worker = pool.workers()[0].id
+        inputs = [{"seconds": 0.1}] * 5
+        async with pool.map("work", inputs, limit=5, return_errors=True) as results, trio.open_nursery() as nursery:
+            found: list[Any] = []
+
+            async def read() -> None:
+                found.extend([result async for result in results])
+
+            nursery.start_soon(read)
+            await trio.sleep(0.05)
+            pool.cordon(worker)
+            with trio.fail_after(1):
+                while len(found) < len(inputs):
+                    await trio.sleep(0.01)
+        # The one that ran has its result.
+        assert Counter(type(one) for one in found) == {dict: 1, sp.QueueFull: 4}
+
+    simulate(body, size=1, max_queue=0, limits=[LimitConfig(tools=("work",), concurrency=2)])
+
+
 def test_an_input_that_runs_again_after_a_crash_has_its_time_anew() -> None:
     async def body(pool: sp.Pool) -> None:
         async def crash() -> None:

@@ -124,6 +124,20 @@ def test_a_rolling_restart_brings_a_new_version_in(
     simulate(body, size=3, spares=spares)
 
 
+@pytest.mark.parametrize("limit", [0, 1000, None])
+def test_who_waits_for_a_worker_that_differs_is_told(versions: Versions, limit: int | None) -> None:
+    async def body(pool: sp.Pool) -> None:
+        versions.change = has_more
+        for wait in (pool.resize, pool.wait_ready):
+            with trio.fail_after(10), pytest.raises(sp.WorkerStartupError, match="'more' is new"):
+                await wait(2)
+        await pool.execute("work", {"seconds": 0})
+        await pool.rolling_restart()
+        await pool.wait_ready(2, timeout=1)
+
+    simulate(body, size=1, restart_limit=limit)
+
+
 def test_a_rolling_restart_whose_caller_leaves_has_brought_it_in_all_the_same(versions: Versions) -> None:
     async def body(pool: sp.Pool) -> None:
         versions.change = has_more

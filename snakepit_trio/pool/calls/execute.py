@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
@@ -127,7 +127,7 @@ class Calls:
                         timeout=None if batch else limit,
                         idempotent=spec.idempotent if idempotent is None else idempotent,
                         session=None if session is None else session.id,
-                        standing=functools.partial(self.standing.wait, tool, session),
+                        standing=functools.partial(self._standing, tool, session, tasks),
                     )
             waiter = self._loop.waiter()
             request = self._submission.make(
@@ -180,6 +180,12 @@ class Calls:
             raise
         except Exception as exc:
             raise self._errors.caller(exc) from exc
+
+    def _standing(
+        self, tool: str, session: Session | None, tasks: MapTasks | None, deadline: float, what: str
+    ) -> AbstractContextManager[object]:
+        wait = self.standing.wait(tool, session, deadline, what)
+        return wait if tasks is None else tasks.standing(wait)
 
     def reads(self, payload: Payload | None) -> bool:
         """Whether the workers read a payload as it is."""

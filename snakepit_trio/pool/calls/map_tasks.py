@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import anyio
@@ -56,9 +57,9 @@ class MapTasks:
     ) -> None:
         self._execute = execute
         self._has_room = has_room
-        # Those that do not wait for one of the others to end.
+        # Those for whose end others may wait: not those that wait for a place, for a limit or before another attempt.
         self._busy = 0
-        self._ended = Bell()
+        self._fewer = Bell()
 
     def __repr__(self) -> str:
         return f"<MapTasks busy={self._busy}>"
@@ -92,9 +93,20 @@ class MapTasks:
                     task.error = exc
         finally:
             self._busy -= 1
-            self._ended.ring()
+            self._fewer.ring()
         task.phase = Phase.DONE
         wake()
+
+    @contextmanager
+    def standing(self, wait: AbstractContextManager[object]) -> Iterator[None]:
+        """In the block a call waits for a limit, perhaps for a permit of one of ours, or before another attempt."""
+        self._busy -= 1
+        self._fewer.ring()
+        try:
+            with wait:
+                yield
+        finally:
+            self._busy += 1
 
     async def patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Make a call; when a queue is full, others have filled it, and this one waits for one of ours to end.
@@ -111,6 +123,6 @@ class MapTasks:
                         raise
             self._busy -= 1
             try:
-                await self._ended.wait()
+                await self._fewer.wait()
             finally:
                 self._busy += 1

@@ -222,6 +222,12 @@ class WorkerDispatch:
         if reason != "cancel_grace":
             self._on_due(worker, reason)
 
+    def worker_stuck(self, worker: Worker, call_id: int) -> None:
+        seats = self.seats.get(worker)
+        if seats is not None:
+            self._scheduler.stuck(seats, call_id)
+            self._services.waits.check()
+
     def worker_missed(self, worker: Worker, silence: float) -> None:
         self._events.emit("worker.heartbeat_missed", {"silence": silence}, **self.who(worker))
 

@@ -55,7 +55,8 @@ class Repertoire:
             more = f" and {len(differences) - _TOLD} more" if len(differences) > _TOLD else ""
             raise WorkerStartupError(
                 f"offers something else than the pool's other workers: {', '.join(differences[:_TOLD])}{more}; "
-                "rolling_restart() brings a new version in"
+                "rolling_restart() brings a new version in",
+                details={"differs": True},
             )
         if differences or not self.tools:
             self.tools = {tool.name: tool for tool in worker.tools}

@@ -73,6 +73,15 @@ class Supervisor:
         """Whether a worker is to come that will take calls."""
         return any(slot.expecting for slot in self.slots)
 
+    def expects(self, blocked: Container[object]) -> bool:
+        """Whether a worker is to come that will take calls, though none of these ends before."""
+        seats = self.dispatch.seats
+        return any(
+            slot.expecting
+            and not (slot.lingers and slot.current in seats and seats[slot.current].empties_after(blocked))
+            for slot in self.slots
+        )
+
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
         return self._slots.infos()
@@ -100,8 +109,8 @@ class Supervisor:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
-                too.
+            WorkerStartupError: So many can't be, for slots have failed or their workers can't start for what they are. Also when
+                the time was spent; then it is a TimeoutError, too.
             InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
@@ -124,7 +133,8 @@ class Supervisor:
                 raise PoolClosed(self._scheduler.closed.message, details={"pool": self.name})
             if self.dispatch.ready >= needed():
                 return
-            if needed() > sum(not slot.failed for slot in self.slots) and any(slot.failed for slot in self.slots):
+            hopeless = sum(slot.hopeless for slot in self.slots)
+            if hopeless and needed() > len(self.slots) - hopeless:
                 raise self._slots.startup_error()
             await self._slots.settled.wait()
 
@@ -135,7 +145,7 @@ class Supervisor:
 
         Raises:
             InvalidParameter: The size is not a positive int.
-            WorkerStartupError: A new worker could not start.
+            WorkerStartupError: A slot that it would wait for has failed, or its workers can't start for what they are.
         """
         if type(size) is not int or not 1 <= size <= _MOST_WORKERS:
             raise InvalidParameter(

@@ -51,6 +51,12 @@ class Incarnations(RepairableLedger):
             self._placement.place(seats)
             self._recall.recall(seats)
 
+    def stuck(self, seats: Seats, call_id: int) -> None:
+        """A call whose caller is gone does not stop: its seat comes back with its worker's end, after what runs beside it."""
+        request = seats.leaving.get(call_id)
+        if request is not None:
+            request.stuck = True
+
     @protected
     def retire(self, seats: Seats, now: float) -> None:
         """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 import anyio
@@ -42,20 +43,21 @@ class NestedRequests:
             waits.add(
                 request,
                 (*request.chain, *request.permits),
-                lambda blocked: self._scheduler.hopeless(request, blocked) and not self._expecting(request),
+                lambda blocked: self._scheduler.hopeless(request, blocked) and not self._expecting(request, blocked),
                 lambda: self._scheduler.end(request, self._would_deadlock(request), anyio.current_time()),
             )
         else:
             waits.remove(request)
 
-    def _expecting(self, request: Request) -> bool:
-        """Whether a worker is to come that may run a request."""
+    def _expecting(self, request: Request, blocked: Container[object]) -> bool:
+        """Whether a worker is to come that may run a request, though none of these ends before."""
         if request.pin is not None:
             return False
-        return self._supervisor.expecting or self._supervisor.size < (self._config.max_size or 0)
+        return self._supervisor.expects(blocked) or self._supervisor.size < (self._config.max_size or 0)
 
     def _would_deadlock(self, request: Request) -> WouldDeadlock:
         return WouldDeadlock(
-            f"{request.tool!r} would wait for a worker of pool {self._config.name!r}, and each of them waits for a call like it",
+            f"{request.tool!r} would wait for a worker of pool {self._config.name!r}, and none has room before a call ends that "
+            "waits for it",
             details={"tool": request.tool, "pool": self._config.name},
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Container, Hashable, Mapping
 from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -114,6 +114,7 @@ class Request:
         "session",
         "share",
         "stream",
+        "stuck",
         "submitted_at",
         "suspect",
         "suspicion",
@@ -188,6 +189,8 @@ class Request:
         self.worker_id: str | None = None
         #: It stands in a worker's line, and was asked back.
         self.recalled: bool = False
+        #: Its caller is gone, and it has not stopped in time.
+        self.stuck: bool = False
         self.attempt = 0
         self.deaths = 0
         self.suspicion = 0.0
@@ -212,17 +215,22 @@ class Request:
         """Whether a worker has a part in another request for the same call."""
         return self.beside is not None and any(other is not self and other.held_by is seats for other in self.beside)
 
+    def stops_after(self, blocked: Container[object]) -> bool:
+        """Whether it stops only with its worker, which ends after one of these."""
+        seats = self.seats
+        return self.stuck and seats is not None and not seats.over and seats.empties_after(blocked)
+
     def keep_permits(self) -> None:
         """It has ended here: its permits stay with the worker until that is through with it, too."""
         if self.held_by is None:
             return
         for permit in self.permits:
-            permit.hold()
+            permit.hold(self)
         then = self.released
 
         def released() -> None:
             for permit in self.permits:
-                permit.leave()
+                permit.leave(self)
             if then is not None:
                 then()
 

@@ -142,12 +142,18 @@ class Scheduler(Incarnations):
             self._recover(exc, now)
 
     def hopeless(self, request: Request, blocked: Container[object]) -> bool:
-        """Whether no open seat that a waiting request may take can come free: each is held by one of these."""
-        seen = [seats for seats in (self._all if request.pin is None else (request.pin,)) if seats.open]
-        return bool(seen) and all(
-            not seats.leaving and seats.load >= seats.capacity and all(r in blocked for r in seats.running.values())
-            for seats in seen
-        )
+        """Whether no seat that a waiting request may take can come free: each does only after one of these has ended."""
+        seen = [seats for seats in (self._all if request.pin is None else (request.pin,)) if seats.open or seats.stuck]
+        return bool(seen) and all(self._is_taken(seats, request, blocked) for seats in seen)
+
+    @staticmethod
+    def _is_taken(seats: Seats, request: Request, blocked: Container[object]) -> bool:
+        if seats.alone or request.suspect or not seats.open:
+            # Nothing of it comes free before all of it does, or before its worker ends.
+            return seats.empties_after(blocked)
+        if seats.leaving or seats.load < seats.capacity:
+            return False
+        return all(other in blocked for other in seats.running.values())
 
     @protected
     def expire(self, now: float) -> None:

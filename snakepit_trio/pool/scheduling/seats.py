@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 from typing import TYPE_CHECKING, Protocol
 
 from snakepit_trio._interrupts import protected
@@ -88,6 +89,15 @@ class Seats:
     def load(self) -> int:
         """Seats that are taken."""
         return len(self.running) + len(self.leaving)
+
+    @property
+    def stuck(self) -> bool:
+        """Whether its worker takes no calls and ends because of one that does not stop, after those that run beside it."""
+        return not self.over and any(request.stuck for request in self.leaving.values())
+
+    def empties_after(self, blocked: Container[object]) -> bool:
+        """Whether one of these has to end before nothing runs here for anybody."""
+        return any(request in blocked for request in self.running.values())
 
     def __repr__(self) -> str:
         state = "open" if self.open else "closed"
