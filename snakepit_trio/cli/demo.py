@@ -55,7 +55,7 @@ def demo(
                             advance(done)
                             if kill and not killed and done >= len(modules) // 2:
                                 victim = next((w for w in pool.workers() if w.state == "busy"), None)
-                                if victim is not None:
+                                if victim is not None and victim.pid is not None:
                                     killed.update(worker=victim.id, pid=victim.pid, at=time.time(), after=done)
                                     os.kill(victim.pid, signal.SIGKILL)
                 ended = time.perf_counter()

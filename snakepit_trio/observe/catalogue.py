@@ -46,7 +46,7 @@ _REQUEST = {
 _WORKER = {
     "worker_id": "the worker's id, the same as in `pool.workers()`",
     **_POOL,
-    "pid": "its process id, 0 before there is one",
+    "pid": "its process id, None before there is one",
     "slot": "its place in the pool",
 }
 _SLOT = {**_POOL, "slot": "its number"}

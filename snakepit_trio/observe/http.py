@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
+import stat
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import anyio.abc
@@ -23,6 +24,7 @@ from prometheus_client.exposition import choose_encoder
 from snakepit_trio import _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
+from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -38,12 +40,63 @@ _log = logging.getLogger(__name__)
 _LONGEST_HEAD = 8 * 1024
 #: After a failure to accept a client, in seconds.
 _PAUSE = 0.5
+_BACKLOG = 128
+#: No client can be accepted: as the system says it, and as anyio does.
+_BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
 #: The client has gone, or speaks something else.
 _GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.ProtocolError)
 _TCP = re.compile(r"tcp:\[?(.+?)\]?:(\d+)")
 
 #: Tells, by pool, how many workers are ready and how many there should be.
 Readiness = Callable[[], Mapping[str, tuple[int, int]]]
+
+
+class _Listening(Protocol):
+    """What of anyio's listeners is used here."""
+
+    async def serve(self, handler: Callable[[anyio.abc.SocketStream], Any], /) -> object: ...
+
+    async def __aenter__(self) -> _Listening: ...
+
+    async def __aexit__(self, *exc: Any) -> None: ...
+
+
+class _UnixListener:
+    """A listener at a path, whose socket is made again when a cleaner has taken the file.
+
+    Raises:
+        OSError: Nobody can listen there.
+    """
+
+    def __init__(self, path: str) -> None:
+        with contextlib.suppress(OSError):
+            # What a process has left that is no more.
+            if stat.S_ISSOCK(os.stat(path).st_mode):
+                os.unlink(path)
+        self._door = UnixDoor(path, backlog=_BACKLOG, restore=lambda: None)
+
+    async def __aenter__(self) -> _UnixListener:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._door.close()
+
+    @protected
+    async def serve(self, handler: Callable[[anyio.abc.SocketStream], Any], /) -> None:
+        """Run the handler for each client, until accepting one fails."""
+        async with anyio.create_task_group() as nursery:
+            while True:
+                await self._door.wait()
+                try:
+                    sock, _ = self._door.sock.accept()
+                except (BlockingIOError, ConnectionAbortedError):
+                    continue
+                try:
+                    stream = await anyio.abc.UNIXSocketStream.from_socket(sock)
+                except (OSError, ValueError):
+                    sock.close()  # Its client has gone already.
+                    continue
+                nursery.start_soon(handler, stream)
 
 
 class Metrics:
@@ -88,6 +141,7 @@ class Metrics:
         if address is None:
             task_status.started()
             return
+        listener: _Listening | None
         try:
             listener = await self._listen(address)
         except OSError as exc:
@@ -95,32 +149,29 @@ class Metrics:
                 f"metrics.address: expected an address to listen at, got {address!r}: {exc}",
                 details={"source": "code", "key": "metrics.address", "expected": "an address to listen at"},
             ) from exc
-        try:
-            async with listener:
-                _keep(listener)
-                task_status.started()
-                while True:
-                    try:
-                        await listener.serve(self._client)
-                    except* OSError as group:
-                        # Out of descriptors, most likely: others need them more.
-                        _log.warning("metrics can't be served for a moment: %s", group.exceptions[0])
-                    except* Exception as group:
-                        # It costs the clients of this moment, and not those that come.
-                        self._errors.report(group, "connection")
-                    await anyio.sleep(_PAUSE)
-        finally:
-            if address.startswith("unix:"):
-                # Not in a thread: a cancelled task would have to be shielded, with no bound, to wait for it.
-                Path(address.removeprefix("unix:")).unlink(missing_ok=True)
+        task_status.started()
+        while True:
+            try:
+                # The port of a listener that is made anew is the one that it has got first.
+                async with listener or await self._listen(self.address or address) as listening:
+                    listener = None
+                    await listening.serve(self._client)
+            except* _BROKEN as group:
+                # Out of descriptors, most likely: others need them more.
+                _log.warning("metrics can't be served for a moment: %s", _first_of(group))
+            except* Exception as group:
+                # It costs the clients of this moment, and not those that come.
+                self._errors.report(group, "connection")
+            await anyio.sleep(_PAUSE)
 
-    async def _listen(self, address: str) -> anyio.abc.Listener[anyio.abc.SocketStream]:
+    async def _listen(self, address: str) -> _Listening:
         found = _TCP.fullmatch(address)
         if found is None:
-            unix = await anyio.create_unix_listener(address.removeprefix("unix:"), mode=0o600)
+            unix = _UnixListener(address.removeprefix("unix:"))
             self.address = address
             return unix
         tcp = await anyio.create_tcp_listener(local_host=found[1], local_port=int(found[2]))
+        _keep(tcp)
         host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
         self.address = f"tcp:[{host}]:{port}" if ":" in str(host) else f"tcp:{host}:{port}"
         return tcp
@@ -202,6 +253,13 @@ class Metrics:
             body = json.dumps({"ready": ready, "pools": shown}) + "\n"
             return 200 if ready else 503, "application/json", body.encode()
         return 404, text, b"/metrics, /live or /ready\n"
+
+
+def _first_of(group: BaseExceptionGroup[Any]) -> str:
+    leaf: BaseException = group
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    return str(leaf.__cause__ or leaf) or type(leaf).__name__
 
 
 def _keep(part: anyio.TypedAttributeProvider) -> None:

@@ -55,7 +55,7 @@ class WorkerInfo:
         slot: The worker's place in the pool, from 0.
         incarnation: How many workers this slot has had, this one included.
         pool: The pool's name.
-        pid: The process id; 0 before there is one.
+        pid: The process id; None before there is one.
         address: Where the worker listens, as it said itself; ``""`` before it did.
         state: ``"starting"``, ``"ready"``, ``"busy"``, ``"draining"``, ``"stopped"``, ``"crashed"``, ``"failed"``
             for a slot that has used up its restarts, or ``"spare"`` for a warm one without a slot (slot -1).
@@ -75,7 +75,7 @@ class WorkerInfo:
     slot: int
     incarnation: int
     pool: str
-    pid: int
+    pid: int | None
     address: str
     state: str
     started_at: float

@@ -89,9 +89,10 @@ class Resources:
         self._oom_kills = 0
 
     @property
-    def pid(self) -> int:
-        """The process's id; 0 before there is one."""
-        return 0 if self.process is None else self.process.pid
+    def pid(self) -> int | None:
+        """The process's id; None before there is one."""
+        # A launcher whose process is yet to be placed says 0, which means this process's own group to the system.
+        return None if self.process is None else self.process.pid or None
 
     @property
     def out_of_memory(self) -> bool:

@@ -143,8 +143,8 @@ class Worker:
         return f"<Worker {self.id} {where} {self.state.value} pid={self.pid} held={len(self._held)}>"
 
     @property
-    def pid(self) -> int:
-        """Its process id; 0 before there is one."""
+    def pid(self) -> int | None:
+        """Its process id; None before there is one."""
         return self._resources.pid
 
     @property

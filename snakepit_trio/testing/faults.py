@@ -44,21 +44,21 @@ class Faults:
 
     def kill(self, worker_id: str | None = None, signal_number: int = signal.SIGKILL) -> WorkerInfo:
         """Send a worker's process a signal; SIGKILL as the system does when memory runs out. Returns which it was."""
-        worker = self._choose(worker_id)
-        os.kill(worker.pid, signal_number)
+        worker, pid = self._choose(worker_id)
+        os.kill(pid, signal_number)
         return worker
 
     def stop(self, worker_id: str | None = None) -> WorkerInfo:
         """Stop a worker's process, as if the machine had no time for it: its heartbeats will be missed."""
-        worker = self._choose(worker_id)
-        os.kill(worker.pid, signal.SIGSTOP)
-        self._stopped.add(worker.pid)
+        worker, pid = self._choose(worker_id)
+        os.kill(pid, signal.SIGSTOP)
+        self._stopped.add(pid)
         return worker
 
     def resume(self, worker_id: str) -> None:
         """Let a stopped worker go on. Does nothing when it has gone."""
         for worker in self._pool.workers():
-            if worker.id == worker_id:
+            if worker.id == worker_id and worker.pid is not None:
                 self._let_go(worker.pid)
 
     @asynccontextmanager
@@ -70,15 +70,15 @@ class Faults:
         """
         if not 0 < share < 1:
             raise ValueError(f"share must be between 0 and 1, not {share!r}")
-        worker = self._choose(worker_id)
+        worker, pid = self._choose(worker_id)
 
         async def turns() -> None:
             with contextlib.suppress(ProcessLookupError):
                 while True:
-                    os.kill(worker.pid, signal.SIGSTOP)
-                    self._stopped.add(worker.pid)
+                    os.kill(pid, signal.SIGSTOP)
+                    self._stopped.add(pid)
                     await anyio.sleep(_TURN * (1 - share))
-                    self._let_go(worker.pid)
+                    self._let_go(pid)
                     await anyio.sleep(_TURN * share)
 
         async with anyio.create_task_group() as nursery:
@@ -87,11 +87,11 @@ class Faults:
                 yield worker
             finally:
                 nursery.cancel_scope.cancel()
-                self._let_go(worker.pid)
+                self._let_go(pid)
 
     def drop_connection(self, worker_id: str | None = None) -> WorkerInfo:
         """Cut the connection to a worker; its process lives until the pool notices."""
-        found = self._choose(worker_id)
+        found, _ = self._choose(worker_id)
         for slot in self._pool._supervisor._slots:
             for worker in slot.workers:
                 if worker.id == found.id and worker._resources.connection is not None:
@@ -105,13 +105,17 @@ class Faults:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
-    def _choose(self, worker_id: str | None) -> WorkerInfo:
+    def _choose(self, worker_id: str | None) -> tuple[WorkerInfo, int]:
+        """A worker and its process id, which is surely its own: 0 would be this process's group."""
         ours = {child.pid for child in psutil.Process().children(recursive=True)}
-        alive = [worker for worker in self._pool.workers() if worker.pid in ours]
+        alive = [
+            (worker, worker.pid) for worker in self._pool.workers() if worker.pid in ours and worker.pid is not None
+        ]
         if worker_id is None:
-            alive = [w for w in alive if w.state == "busy"] or [w for w in alive if w.state == "ready"]
+            states = [[found for found in alive if found[0].state == state] for state in ("busy", "ready")]
+            alive = states[0] or states[1]
         else:
-            alive = [worker for worker in alive if worker.id == worker_id]
+            alive = [found for found in alive if found[0].id == worker_id]
         if not alive:
             raise ProcessLookupError(
                 f"pool {self._pool.name!r} has no worker {worker_id or 'that is ready'} of this process"

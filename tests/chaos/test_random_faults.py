@@ -129,7 +129,7 @@ async def test_a_worker_that_dies_or_hangs_while_it_starts_is_replaced(method: s
                     os.kill(worker.pid, signal.SIGKILL)
                     while True:
                         (starting,) = pool.workers()
-                        if starting.pid not in (0, worker.pid):
+                        if starting.pid not in (None, worker.pid):
                             break
                         await anyio.sleep(0.0005)
                     async with anyio.create_task_group() as nursery:

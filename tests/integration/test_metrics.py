@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
+import os
+import socket
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +18,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import snakepit_trio as sp
+from snakepit_trio._unix_door import UnixDoor
 
 pytestmark = pytest.mark.anyio
 
@@ -157,6 +163,73 @@ async def test_not_ready_while_a_pool_has_no_worker(tmp_path: Path) -> None:
             assert json.loads(body)["pools"]["broken"]["ready"] == 0
             assert (tmp_path / "m.sock").stat().st_mode & 0o777 == 0o600
     assert not (tmp_path / "m.sock").exists()
+
+
+def listening(address: str) -> socket.socket:
+    """Another descriptor of this process's own socket that listens there."""
+    host, _, port = address.removeprefix("tcp:").rpartition(":")
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
+            sock = socket.socket(fileno=os.dup(int(name)))
+            if sock.getsockname() == (host, int(port)) and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                return sock
+            sock.close()
+    raise LookupError(address)
+
+
+@pytest.mark.parametrize("kind", ["unix", "tcp"])
+async def test_a_listener_that_fails_is_bound_again(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "m.sock"
+    with anyio.fail_after(60):
+        given = f"unix:{path}" if kind == "unix" else "tcp:127.0.0.1:0"
+        async with sp.open_runtime(config(sp.MetricsConfig(address=given))) as runtime:
+            assert runtime.metrics is not None
+            address = runtime.metrics.address
+            assert address is not None
+            if kind == "tcp":
+                with listening(address) as sock:
+                    # From here on nobody can be accepted by it.
+                    sock.shutdown(socket.SHUT_RDWR)
+            else:
+                wait = UnixDoor.wait
+
+                async def fail(door: UnixDoor) -> None:
+                    if door._path != str(path):
+                        return await wait(door)
+                    monkeypatch.setattr(UnixDoor, "wait", wait)
+                    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+                monkeypatch.setattr(UnixDoor, "wait", fail)
+                assert (await get(address, "/live"))[0] in (0, 200), "the one after which it fails"
+                while "metrics can't be served" not in caplog.text:
+                    await anyio.sleep(0.02)
+            assert await until_live(address)
+            assert runtime.metrics.address == address
+    assert "metrics can't be served for a moment: " in caplog.text
+    assert not path.exists()
+
+
+async def test_a_unix_socket_that_was_removed_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("snakepit_trio._unix_door._LOOK", 0.02)
+    path = tmp_path / "m.sock"
+    with anyio.fail_after(60):
+        async with sp.open_runtime(config(sp.MetricsConfig(address=f"unix:{path}"))):
+            path.unlink()
+            assert await until_live(f"unix:{path}")
+            assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+async def until_live(address: str) -> bool:
+    while True:
+        with contextlib.suppress(OSError):
+            if (await get(address, "/live"))[0] == 200:
+                return True
+        await anyio.sleep(0.02)
 
 
 async def test_a_registry_of_the_applications_own() -> None:

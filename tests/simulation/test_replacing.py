@@ -407,3 +407,18 @@ def test_a_spare_that_is_lost_on_its_way_to_a_slot_ends(
         assert {info.state: info.id for info in pool.workers()}["ready"] == ids["spare"]
 
     simulate(body, size=1, spares=1)
+
+
+def test_before_there_is_a_process_a_worker_has_no_process_id() -> None:
+    """0 would be the caller's own group to ``os.kill``."""
+
+    async def body(pool: sp.Pool) -> None:
+        seen: list[int | None] = []
+        async with world_of(pool).events.subscribe("worker.") as events:
+            await pool.recycle(pool.workers()[0].id)
+            while (event := events.receive_nowait()) is not None:
+                seen.append(event.metadata["pid"])
+        assert 0 not in seen
+        assert None in seen
+
+    simulate(body, size=1)
