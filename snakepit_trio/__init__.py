@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from snakepit_trio.errors import CircuitOpen as CircuitOpen
     from snakepit_trio.errors import ConfigError as ConfigError
     from snakepit_trio.errors import ConnectionLost as ConnectionLost
+    from snakepit_trio.errors import IncompatibleDependency as IncompatibleDependency
     from snakepit_trio.errors import InvalidParameter as InvalidParameter
     from snakepit_trio.errors import InvalidPayload as InvalidPayload
     from snakepit_trio.errors import PoolClosed as PoolClosed
@@ -74,8 +75,9 @@ _MODULES = {
         "RetryConfig", "RuntimeConfig", "TlsConfig",
     ],
     "errors": [
-        "AuthenticationFailed", "CircuitOpen", "ConfigError", "ConnectionLost", "InvalidParameter", "InvalidPayload",
-        "PoolClosed", "PoolNotFound", "ProtocolMismatch", "QueueFull", "QueueTimeout", "QuotaExceeded", "RequestCancelled",
+        "AuthenticationFailed", "CircuitOpen", "ConfigError", "ConnectionLost", "IncompatibleDependency",
+        "InvalidParameter", "InvalidPayload", "PoolClosed", "PoolNotFound", "ProtocolMismatch", "QueueFull",
+        "QueueTimeout", "QuotaExceeded", "RequestCancelled",
         "RequestTimeout", "SessionNotFound", "SessionWorkerUnavailable", "SnakepitError", "StreamingUnsupported",
         "ToolError", "ToolExists", "ToolNotFound", "WorkerBusy", "WorkerCrashed", "WorkerStartupError", "WouldDeadlock",
         "remote",

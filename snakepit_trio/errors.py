@@ -20,6 +20,7 @@ __all__ = [
     "CircuitOpen",
     "ConfigError",
     "ConnectionLost",
+    "IncompatibleDependency",
     "InvalidParameter",
     "InvalidPayload",
     "PoolClosed",
@@ -294,6 +295,15 @@ class ProtocolMismatch(SnakepitError):
     default_code = "protocol_mismatch"
 
 
+class IncompatibleDependency(SnakepitError):
+    """A release of a dependency, or of Python, lacks what is used of it. ``details``: ``dependency``, ``version``, ``missing``.
+
+    Raised when a module is imported; to use another release of either is the only remedy.
+    """
+
+    default_code = "incompatible_dependency"
+
+
 #: gRPC status code by error code (the numbers of ``google.rpc.Code``).
 GRPC_STATUS: Mapping[str, int] = {
     "internal": 13,
@@ -323,6 +333,7 @@ GRPC_STATUS: Mapping[str, int] = {
     # Of the bridge's program store; the exception is SnakepitError.
     "program_not_found": 5,
     "protocol_mismatch": 9,
+    "incompatible_dependency": 13,
 }
 
 _BY_CODE: Mapping[str, type[SnakepitError]] = {
@@ -353,6 +364,7 @@ _BY_CODE: Mapping[str, type[SnakepitError]] = {
         AuthenticationFailed,
         ConnectionLost,
         ProtocolMismatch,
+        IncompatibleDependency,
     ]
 }
 

@@ -17,7 +17,7 @@ import anyio
 import uvicorn
 from mcp.server.transport_security import TransportSecuritySettings
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _private_names
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import is_loopback
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from mcp.server.lowlevel import Server
 
 __all__ = ["PATH", "listen", "serve_http"]
+
+_private_names.require("uvicorn")
 
 PATH = "/mcp"
 #: How long open connections may take to end once the server is stopped, in seconds.

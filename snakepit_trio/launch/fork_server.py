@@ -26,7 +26,7 @@ from typing import Any
 import anyio
 import attrs
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _private_names
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor, redact
@@ -41,6 +41,9 @@ from .process import Hold, LocalLauncher
 from .spawn import SpawnLauncher
 
 __all__ = ["ForkServerLauncher"]
+
+# Of the template, which runs on the same interpreter.
+_private_names.require("fork")
 
 _log = logging.getLogger("snakepit_trio.launch")
 _worker_log = logging.getLogger("snakepit_trio.worker")

@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from typing import TYPE_CHECKING
 
+from snakepit_trio import _private_names
 from snakepit_trio._config_checks import working_directory
 from snakepit_trio.errors import ConfigError
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from .base import WorkerSpec
 
 __all__ = ["import_path", "interpreter_flags", "own_interpreter", "python_command"]
+
+_private_names.require("subprocess")
 
 #: Runs a module of this package as the main one. The package is the one in the directory that is named first, whichever others
 #: there are; what it needs of the standard library is imported before, in case that directory has something of the same name.

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import betterproto2
 
+from snakepit_trio import _private_names
+
 from .fields import read_fields
 from .frames import LARGE, FrameError
 
@@ -17,6 +19,8 @@ __all__ = ["MOST_PARTS", "read_message"]
 
 #: Fields of one message, with those of all that is inside it.
 MOST_PARTS = 4096
+
+_private_names.require("betterproto2")
 
 M = TypeVar("M", bound=betterproto2.Message)
 

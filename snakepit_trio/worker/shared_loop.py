@@ -19,11 +19,16 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from asyncio import _get_running_loop, _set_running_loop, tasks
+from asyncio import tasks
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+from snakepit_trio import _private_names
+
 from . import failure
+
+_private_names.require("asyncio")
+from asyncio import _get_running_loop, _set_running_loop  # noqa: E402 - only now is it known that they are there
 
 __all__ = ["PATIENCE", "SharedLoop"]
 

@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 
+from snakepit_trio import _private_names
+
 from . import failure
 
 if TYPE_CHECKING:
@@ -112,6 +114,7 @@ async def _close_nursery(nursery: trio.Nursery) -> None:
 async def _open_trio(context: contextvars.Context) -> AsyncIterator[Tasks]:
     import trio
 
+    _private_names.require("trio")
     async with trio.open_nursery() as nursery:
         yield _TrioTasks(nursery, context)
 

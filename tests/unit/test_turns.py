@@ -11,8 +11,11 @@ import h2.settings
 import pytest
 
 from snakepit_trio.wire.connection import Connection
+from snakepit_trio.wire.http2 import engine
 from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import _SLOW, _TURN, PipeProtocol
+from snakepit_trio.wire.http2.lean_h2 import LeanH2Connection
+from snakepit_trio.wire.http2.plain_h2 import PlainH2Connection
 
 
 class Wire:
@@ -40,6 +43,14 @@ class Wire:
 
     async def serve(self) -> None:
         raise AssertionError
+
+
+@pytest.fixture(params=["lean", "plain"], autouse=True)
+def h2_connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the shorter ways for common frames, and by h2 alone, as where they can't be had."""
+    assert engine._H2 is LeanH2Connection
+    if request.param == "plain":
+        monkeypatch.setattr(engine, "_H2", PlainH2Connection)
 
 
 class Pair:

@@ -19,10 +19,9 @@ from h2.settings import SettingCodes
 from hpack.exceptions import HPACKError
 from hyperframe.exceptions import HyperframeError
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _private_names
 from snakepit_trio._bulkhead import InternalErrors
 
-from .lean_h2 import LeanH2Connection
 from .lean_hpack import FixedHeaders
 from .lean_stream import LeanStream
 from .pipe import FramePipe, Ready, Turn
@@ -32,6 +31,9 @@ if TYPE_CHECKING:
 
     from grpclib.config import Configuration
     from h2.config import H2Configuration
+    from h2.connection import H2Connection
+
+    from .lean_h2 import LeanH2Connection
 
 __all__ = ["LoopProtocol", "PipeProtocol", "Processor"]
 
@@ -43,9 +45,29 @@ _PEERS_FAULT = (H2Error, HPACKError, HyperframeError, ValueError, LookupError, A
 #: How many frames and messages of one connection are taken before others have their turn; and as how many a frame counts
 #: that h2 itself takes.
 _TURN, _SLOW = 128, 8
-_HEAD_SIZE = 9
 
 _log = logging.getLogger(__name__)
+_private_names.require("grpclib")
+
+
+def _choose_h2() -> Callable[[H2Configuration], H2Connection]:
+    """h2's connection with shorter ways, where the releases of h2 and hpack that are here have what these are built on."""
+    for use in ("h2", "hpack"):
+        lacking = _private_names.missing(use)
+        if lacking:
+            _log.warning(
+                "%s %s has no %s: %s, which takes longer", *_private_names.release(use), ", ".join(lacking),
+                _private_names.USES[use].fallback,
+            )  # fmt: skip
+            from .plain_h2 import PlainH2Connection
+
+            return PlainH2Connection
+    from .lean_h2 import LeanH2Connection
+
+    return LeanH2Connection
+
+
+_H2 = _choose_h2()
 # hpack writes every header into its debug log, the token among them.
 logging.getLogger("hpack").setLevel(logging.INFO)
 
@@ -115,7 +137,7 @@ class PipeProtocol(H2Protocol):
             _forks.keep(sock.fileno())
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        h2 = LeanH2Connection(config=self.h2_config)
+        h2 = _H2(self.h2_config)
         h2.initiate_connection()
         h2.increment_flow_control_window(
             self.config.http2_connection_window_size - h2.local_settings.initial_window_size
@@ -204,29 +226,17 @@ class PipeProtocol(H2Protocol):
                 return cast("bytes", rest)
             # The next frame is for h2 itself.
             turn.left -= _SLOW
-            size = _next_frame(h2.incoming_buffer, rest)
+            size = h2.next_frame(rest)
             super().data_received(rest[:size])
             data = rest[size:]
             # h2 looks at a frame's length when it has all of it; what is not HTTP/2 would be waited for, and kept, till then.
-            waiting = h2.incoming_buffer._data
-            if len(waiting) >= _HEAD_SIZE and int.from_bytes(waiting[:3], "big") > self.max_frame:
+            if h2.arriving > self.max_frame:
                 raise ValueError("a frame is longer than was agreed")
         return data
 
     def _taker(self, stream_id: int) -> Callable[[bytes, int], None] | None:
         stream = self.processor.streams.get(stream_id)
         return stream.buffer.add if stream is not None and isinstance(stream.buffer, FramePipe) else None
-
-
-def _next_frame(buffer: Any, data: bytes) -> int:
-    """How many of these bytes belong to the frame that h2's buffer waits for, or has begun."""
-    if buffer._preamble_len:
-        return int(buffer._preamble_len)
-    waiting = buffer._data
-    head = bytes(waiting[:_HEAD_SIZE])
-    head += data[: _HEAD_SIZE - len(head)]
-    # As long as there is no more than a part of the frame's head, it is all of what has arrived.
-    return _HEAD_SIZE + int.from_bytes(head[:3], "big") - len(waiting) if len(head) == _HEAD_SIZE else len(data)
 
 
 class LoopProtocol(PipeProtocol):

@@ -12,6 +12,8 @@ from grpclib.const import Cardinality, Handler, Status
 from grpclib.encoding.proto import ProtoCodec
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
+from snakepit_trio import _private_names
+
 from .engine import LoopProtocol
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ __all__ = [
     "stream_below",
     "unary",
 ]
+
+_private_names.require("grpclib.server")
 
 _Rpc = Callable[[Any], Awaitable[None]]
 

@@ -32,6 +32,8 @@ _MAY_SEND = (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
 _HEAD = struct.Struct(">HBHI")
 _HEAD_SIZE = _HEAD.size
 _END_STREAM = 1
+#: HEADERS and CONTINUATION.
+_HEADER_FRAMES = 1, 9
 #: HEADERS in one piece, alone or as the end of a side.
 _WHOLE_HEADERS, _LAST_HEADERS = 0x0104, 0x0105
 _HEADERS = _WHOLE_HEADERS, _LAST_HEADERS
@@ -211,6 +213,33 @@ class LeanH2Connection(H2Connection):
             for event in ended:
                 process(event)
         return data[position:] if position else data
+
+    def next_frame(self, data: bytes) -> int:
+        """How many of these bytes belong to the frame that h2's buffer waits for, or has begun."""
+        buffer = self.incoming_buffer
+        if buffer._preamble_len:
+            return int(buffer._preamble_len)
+        waiting = buffer._data
+        head = bytes(waiting[:_HEAD_SIZE])
+        head += data[: _HEAD_SIZE - len(head)]
+        # As long as there is no more than a part of the frame's head, it is all of what has arrived.
+        return _HEAD_SIZE + int.from_bytes(head[:3], "big") - len(waiting) if len(head) == _HEAD_SIZE else len(data)
+
+    @property
+    def arriving(self) -> int:
+        """Bytes of the frame that has begun to arrive and is not whole, as its head says."""
+        waiting = self.incoming_buffer._data
+        return int.from_bytes(waiting[:3], "big") if len(waiting) >= _HEAD_SIZE else 0
+
+    @property
+    def unfinished_headers(self) -> int:
+        """Bytes of a block of headers that is not whole, with those that its last frame is still to have."""
+        buffer = self.incoming_buffer
+        waiting = buffer._data
+        kept = sum(len(frame.data) for frame in buffer._headers_buffer)
+        if len(waiting) >= _HEAD_SIZE and waiting[3] in _HEADER_FRAMES:
+            kept += int.from_bytes(waiting[:3], "big")
+        return kept
 
     def _take_part(self, part: bytes, take: Callable[[bytes, int], None] | None) -> None:
         if take is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from grpclib.config import Configuration
 from grpclib.protocol import AbstractHandler, EventsProcessor
@@ -16,13 +16,15 @@ from h2.settings import SettingCodes
 from .engine import PipeProtocol, Processor
 from .lean_stream import LeanStream, Stream
 
+if TYPE_CHECKING:
+    from .lean_h2 import LeanH2Connection
+
 __all__ = ["ConnectionHandler", "ServerLimits", "ServerProtocol"]
 
 #: What a client may have in flight before we take it, in bytes: in one stream, and in all.
 _STREAM_WINDOW = 1024 * 1024
 _WINDOW = 4 * 1024 * 1024
 _MAX_FRAME = 256 * 1024
-_HEADERS, _CONTINUATION = 1, 9
 
 
 class ServerLimits(Protocol):
@@ -136,13 +138,9 @@ class ServerProtocol(PipeProtocol):
     def proceed(self) -> None:
         super().proceed()
         owner = self._owner
-        frames = self.connection._connection.incoming_buffer
+        h2 = cast("LeanH2Connection", self.connection._connection)
         # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.
-        waiting = frames._data
-        kept = sum(len(frame.data) for frame in frames._headers_buffer)
-        if len(waiting) >= 9 and waiting[3] in (_HEADERS, _CONTINUATION):
-            kept += int.from_bytes(waiting[:3], "big")
-        if kept > 2 * owner.limits.max_header_size:
+        if h2.unfinished_headers > 2 * owner.limits.max_header_size:
             owner.expel("headers are too long")
 
     @property
