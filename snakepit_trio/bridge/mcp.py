@@ -26,7 +26,7 @@ from snakepit_trio.observe.printable import json_bytes
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
 __all__ = ["make_server"]
 

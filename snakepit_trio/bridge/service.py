@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import msgspec
+
 from snakepit_trio import __version__
 from snakepit_trio._call_options import UNSET
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
@@ -14,6 +16,7 @@ from snakepit_trio.pool.calls.affinity import AFFINITIES
 from snakepit_trio.pool.calls.session import resume_session
 from snakepit_trio.sessions.records import check_name
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.handshake_messages import ToolSpec
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
@@ -189,7 +192,7 @@ class BridgeService:
         if request.host:
             found = [spec_of(tool) for tool in self._client_tools.host_tools(request.session_id).values()]
         else:
-            found = list(self._pool(request.pool).tools())
+            found = [_message(spec) for spec in self._pool(request.pool).tools()]
         return v1.ListToolsResponse(tools=found)
 
     async def _get_tool(self, call: ServerCall, request: v1.GetToolRequest) -> v1.GetToolResponse:
@@ -201,7 +204,7 @@ class BridgeService:
         pool = self._pool(request.pool)
         for spec in pool.tools():
             if spec.name == request.tool:
-                return v1.GetToolResponse(tool=spec)
+                return v1.GetToolResponse(tool=_message(spec))
         raise ToolNotFound(
             f"pool {pool.name!r} has no tool {request.tool!r}", details={"tool": request.tool, "pool": pool.name}
         )
@@ -318,6 +321,10 @@ def _in_our_words(error: SnakepitError) -> SnakepitError:
             "generator that yields its chunks"
         )
     return StreamingUnsupported(text, details=error.details)
+
+
+def _message(spec: ToolSpec) -> v1.ToolSpec:
+    return v1.ToolSpec(**msgspec.structs.asdict(spec))
 
 
 def _state(info: SessionInfo) -> v1.SessionState:

@@ -10,6 +10,7 @@ kernel ends the whole group when the host is gone, for as long as any process of
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ class CommandLauncher(LocalLauncher):
 
     def __init__(self, command: Sequence[str], directory: Path, book: ProcessBook | None = None) -> None:
         super().__init__(book)
+        # What reads its workers' messages is imported now, and not where it would hold up calls that run.
+        importlib.import_module("snakepit_trio.wire.generated.snakepit.v1")
         self._command = list(command)
         self._directory = directory
 

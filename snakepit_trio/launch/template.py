@@ -78,10 +78,8 @@ def _import(question: dict[str, Any]) -> dict[str, Any]:
     from snakepit_trio.worker.backend import choose_backend
     from snakepit_trio.worker.helpers import helpers_of_import
     from snakepit_trio.worker.importing import import_adapter
-    from snakepit_trio.worker.service import warm_up
     from snakepit_trio.worker.toolbox import find_tools
 
-    warm_up()
     try:
         with helpers_of_import() as helpers:
             module = import_adapter(question["adapter"].partition(":")[0])

@@ -47,7 +47,7 @@ from .stats import PoolStats, WorkerInfo
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.runtime import Runtime
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
 __all__ = ["Pool"]
 

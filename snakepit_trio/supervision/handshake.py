@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from snakepit_trio.errors import ProtocolMismatch, WorkerStartupError
+from snakepit_trio.wire.handshake_messages import HandshakeRequest, HandshakeResponse, ToolSpec
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from snakepit_trio.worker.adapter import TOOL_NAME
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from snakepit_trio.launch.base import WorkerSpec
     from snakepit_trio.wire.connection import Connection
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
     from snakepit_trio.wire.memory_handoff import Offer
 
 __all__ = ["Introduction", "shake_hands"]
@@ -59,9 +59,6 @@ async def shake_hands(
         WorkerStartupError: What it says can't be right.
         RpcFailure: It refuses to answer.
     """
-    from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse
-    from snakepit_trio.wire.messages import read_message
-
     request = HandshakeRequest(
         protocol_version=PROTOCOL_VERSION,
         protocol_version_min=PROTOCOL_VERSION_MIN,
@@ -77,7 +74,7 @@ async def shake_hands(
     if len(said) > _LONGEST:
         raise WorkerStartupError(f"its handshake has {len(said)} bytes; the limit is {_LONGEST}")
     try:
-        answer = read_message(HandshakeResponse, said)
+        answer = HandshakeResponse.parse(said)
     except Exception as exc:
         raise WorkerStartupError(f"its handshake can't be read: {exc}") from exc
     if not PROTOCOL_VERSION_MIN <= answer.protocol_version <= PROTOCOL_VERSION:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import WorkerProcess
     from snakepit_trio.wire.connection import Connection, Rpc
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
     from .link import LinkOwner
 

@@ -22,7 +22,6 @@ from .exchange_link import Exchange
 from .exits import classify, oom_kills
 from .handshake import Introduction, shake_hands
 from .logs import Tail, pump
-from .plain_link import PlainCalls
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -168,6 +167,8 @@ class Resources:
         if "exchange" in said.capabilities:
             self._link = Exchange(connection, owner, self._spec, self._settings, self._shm, share, process)
         else:
+            from .plain_link import PlainCalls
+
             self._link = PlainCalls(
                 connection,
                 owner,

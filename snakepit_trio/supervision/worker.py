@@ -52,7 +52,7 @@ from .states import TRANSITIONS, WorkerState
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.launch.base import ExitStatus, WorkerSpec
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
     from .link import Link
     from .resources import Resources

@@ -17,7 +17,7 @@ from snakepit_trio.errors import RequestCancelled
 from snakepit_trio.launch.base import ExitStatus, WorkerSpec
 from snakepit_trio.wire import codec, failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.connection import RpcFailure
-from snakepit_trio.wire.generated.snakepit.v1 import HandshakeRequest, HandshakeResponse, ToolSpec
+from snakepit_trio.wire.handshake_messages import HandshakeRequest, HandshakeResponse, ToolSpec
 from snakepit_trio.wire.startup import Report
 
 if TYPE_CHECKING:

@@ -6,12 +6,14 @@ from typing import TypeAlias
 
 from .frames import MOST_BUFFERS, FrameError
 
-__all__ = ["MOST_FIELDS", "Field", "read_fields", "read_varint"]
+__all__ = ["MOST_FIELDS", "MOST_PARTS", "Field", "read_fields", "read_varint"]
 
 _U64 = (1 << 64) - 1
 #: Fields of one message, those of what is inside it not counted.
 MOST_FIELDS = MOST_BUFFERS + 1024
 _FIELDS = range(MOST_FIELDS)
+#: Fields of one message, with those of all that is inside it.
+MOST_PARTS = 4096
 
 Field: TypeAlias = "int | bytes"
 

@@ -12,13 +12,11 @@ import betterproto2
 
 from snakepit_trio import _private_names
 
-from .fields import read_fields
+from .fields import MOST_PARTS, read_fields
 from .frames import LARGE, FrameError
 
 __all__ = ["MOST_PARTS", "read_message"]
 
-#: Fields of one message, with those of all that is inside it.
-MOST_PARTS = 4096
 
 _private_names.require("betterproto2")
 

@@ -8,9 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from snakepit_trio.errors import SnakepitError, ToolNotFound, WorkerCrashed
 from snakepit_trio.wire import failures, frame_writing, frames
-from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, ExecuteResponse, SettleResponse
+from snakepit_trio.wire.generated.snakepit.v1 import (
+    Buffer,
+    Encoding,
+    ExecuteRequest,
+    ExecuteResponse,
+    SettleRequest,
+    SettleResponse,
+)
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
-from snakepit_trio.wire.http2.grpc_server import Status
+from snakepit_trio.wire.http2.grpc_server import RawMessage, Status
 
 from .call import Call, Channel
 
@@ -67,18 +74,18 @@ class PlainCalls:
 
     async def settle(self, stream: Any) -> None:
         """Serve ``Settle``: answer when the call with that id has ended, whatever became of its RPC."""
-        request = await stream.recv_message()
+        request = SettleRequest.parse((await stream.recv_message()).data)
         ended = self._running.get(request.request_id)
         if ended is not None:
             await ended.wait()
-        await stream.send_message(SettleResponse())
+        await stream.send_message(RawMessage(bytes(SettleResponse())))
 
     async def answer(self, stream: Any, *, chunks: bool) -> None:
         """Serve ``Execute``, or ``ExecuteStream`` with ``chunks``."""
-        request = await stream.recv_message()
+        request = ExecuteRequest.parse((await stream.recv_message()).data)
         try:
             async for payload in self._run(stream, request, chunks=chunks):
-                await stream.send_message(ExecuteResponse(payload=payload))
+                await stream.send_message(RawMessage(bytes(ExecuteResponse(payload=payload))))
         except _Failed as exc:
             status, message, trailers = _grpc_error(exc.info)
             await stream.send_trailing_metadata(status=status, status_message=message, metadata=trailers)

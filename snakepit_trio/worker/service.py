@@ -8,15 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio._exceptions import bare_name
-from snakepit_trio.wire.generated.snakepit.v1 import (
-    ExecuteRequest,
-    ExecuteResponse,
-    HandshakeRequest,
-    HandshakeResponse,
-    SettleRequest,
-    SettleResponse,
-    ToolSpec,
-)
+from snakepit_trio.wire.handshake_messages import HandshakeRequest, HandshakeResponse, ToolSpec
 from snakepit_trio.wire.http2.grpc_server import (
     RPC_ENDED,
     GRPCError,
@@ -30,16 +22,16 @@ from snakepit_trio.wire.http2.grpc_server import (
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from . import failure
-from .plain_rpcs import PlainCalls
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.startup import Boot
 
     from .exchange import Exchange
+    from .plain_rpcs import PlainCalls
     from .runners import Runner
     from .toolbox import Tool
 
-__all__ = ["WorkerService", "warm_up"]
+__all__ = ["WorkerService"]
 
 
 class WorkerService:
@@ -67,7 +59,8 @@ class WorkerService:
         self._boot = boot
         self._tools = tools
         self._exchange = exchange
-        self._plain = PlainCalls(boot, runner, exchange)
+        self._runner = runner
+        self._plain: PlainCalls | None = None
         self._backend = backend
         self._health = health
         self._expected = f"Bearer {boot.token}".encode()
@@ -76,12 +69,12 @@ class WorkerService:
         service = "/snakepit.v1.WorkerService/"
         behind = self._behind
         return {
-            service + "Handshake": unary(behind(self._handshake), HandshakeRequest, HandshakeResponse),
-            service + "Exchange": duplex(behind(self._open_exchange), RawMessage, RawMessage),
-            service + "Execute": unary(behind(self._execute), ExecuteRequest, ExecuteResponse),
-            service + "ExecuteStream": server_stream(behind(self._execute_stream), ExecuteRequest, ExecuteResponse),
-            service + "Settle": unary(behind(self._settle), SettleRequest, SettleResponse),
-            "/grpc.health.v1.Health/Check": unary(behind(self._check_health), RawMessage, RawMessage),
+            service + "Handshake": unary(behind(self._handshake)),
+            service + "Exchange": duplex(behind(self._open_exchange)),
+            service + "Execute": unary(behind(self._execute)),
+            service + "ExecuteStream": server_stream(behind(self._execute_stream)),
+            service + "Settle": unary(behind(self._settle)),
+            "/grpc.health.v1.Health/Check": unary(behind(self._check_health)),
         }
 
     @staticmethod
@@ -107,24 +100,23 @@ class WorkerService:
 
     async def _handshake(self, stream: Any) -> None:
         self._authenticate(stream)
-        request = await stream.recv_message()
+        request = HandshakeRequest.parse((await stream.recv_message()).data)
         fits = request.protocol_version_min <= PROTOCOL_VERSION and request.protocol_version >= PROTOCOL_VERSION_MIN
         self._exchange.name_requests(request.request_prefix)
         capabilities = list(CAPABILITIES)
         offer = request.shared_memory_pid, request.shared_memory_fd, request.shared_memory_proof
         if request.shared_memory_proof and self._exchange.share_memory(*offer):
             capabilities.append("shared_memory")
-        await stream.send_message(
-            HandshakeResponse(
-                protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
-                pid=os.getpid(),
-                tools=[_spec(tool) for tool in self._tools],
-                capabilities=capabilities,
-                backend=self._backend,
-                implementation="snakepit_trio",
-                threads=self._boot.threads,
-            )
+        answer = HandshakeResponse(
+            protocol_version=min(request.protocol_version, PROTOCOL_VERSION) if fits else PROTOCOL_VERSION,
+            pid=os.getpid(),
+            tools=[_spec(tool) for tool in self._tools],
+            capabilities=capabilities,
+            backend=self._backend,
+            implementation="snakepit_trio",
+            threads=self._boot.threads,
         )
+        await stream.send_message(RawMessage(bytes(answer)))
 
     async def _check_health(self, stream: Any) -> None:
         """grpc.health.v1: https://github.com/grpc/grpc/blob/master/doc/health-checking.md"""
@@ -147,22 +139,23 @@ class WorkerService:
 
     async def _execute(self, stream: Any) -> None:
         self._authenticate(stream)
-        await self._plain.answer(stream, chunks=False)
+        await self._plain_calls().answer(stream, chunks=False)
 
     async def _execute_stream(self, stream: Any) -> None:
         self._authenticate(stream)
-        await self._plain.answer(stream, chunks=True)
+        await self._plain_calls().answer(stream, chunks=True)
 
     async def _settle(self, stream: Any) -> None:
         self._authenticate(stream)
-        await self._plain.settle(stream)
+        await self._plain_calls().settle(stream)
 
+    def _plain_calls(self) -> PlainCalls:
+        if self._plain is None:
+            # Only now, for hosts of this package have no use for it, nor for the library that reads its messages.
+            from .plain_rpcs import PlainCalls as Imported
 
-def warm_up() -> None:
-    """Use the messages of a handshake once: their library imports and builds most of itself on first use."""
-    HandshakeRequest.parse(bytes(HandshakeRequest(worker_id="w", capabilities=["c"])))
-    spec = ToolSpec(name="t", metadata={"k": "v"})
-    HandshakeResponse.parse(bytes(HandshakeResponse(protocol_version=1, tools=[spec], capabilities=["c"])))
+            self._plain = Imported(self._boot, self._runner, self._exchange)
+        return self._plain
 
 
 def _spec(tool: Tool) -> ToolSpec:

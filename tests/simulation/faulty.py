@@ -14,7 +14,7 @@ import snakepit_trio as sp
 from snakepit_trio.launch.base import ExitStatus, WorkerSpec
 from snakepit_trio.testing.scripted import ScriptedWorker, ScriptedWorkers
 from snakepit_trio.wire import codec, frame_reading, frame_writing, frames
-from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+from snakepit_trio.wire.handshake_messages import ToolSpec
 from snakepit_trio.wire.startup import Report
 
 from .scenario import Fault, Scenario

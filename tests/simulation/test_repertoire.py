@@ -9,7 +9,7 @@ import trio
 
 import snakepit_trio as sp
 from snakepit_trio.testing.scripted import ScriptedWorker
-from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+from snakepit_trio.wire.handshake_messages import ToolSpec
 from tests.simulation.scripted import World
 from tests.simulation.test_scaling import simulate
 

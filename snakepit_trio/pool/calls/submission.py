@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.wire.frames import Buffer
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
     from ..fleet.dispatch import WorkerDispatch
     from ..scheduling.scheduler import Scheduler

@@ -17,7 +17,7 @@ from snakepit_trio.wire.frames import JSON, MSGPACK
 
 if TYPE_CHECKING:
     from snakepit_trio.supervision.worker import Worker
-    from snakepit_trio.wire.generated.snakepit.v1 import ToolSpec
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
 __all__ = ["Repertoire"]
 

@@ -74,7 +74,7 @@ class PipeServer(grpclib.server.Server):
 
 
 class RawMessage:
-    """The bytes of a message, for grpclib's codec, which asks its messages for these two methods."""
+    """A message as its bytes: all that RPCs here get and send. grpclib's codec asks for these two methods."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -87,19 +87,19 @@ class RawMessage:
         return cls(data)
 
 
-def unary(rpc: _Rpc, request: type, answer: type) -> Handler:
+def unary(rpc: _Rpc) -> Handler:
     """An RPC of one message each way."""
-    return Handler(rpc, Cardinality.UNARY_UNARY, request, answer)
+    return Handler(rpc, Cardinality.UNARY_UNARY, RawMessage, RawMessage)
 
 
-def server_stream(rpc: _Rpc, request: type, answer: type) -> Handler:
+def server_stream(rpc: _Rpc) -> Handler:
     """An RPC of one message, and an answer of many."""
-    return Handler(rpc, Cardinality.UNARY_STREAM, request, answer)
+    return Handler(rpc, Cardinality.UNARY_STREAM, RawMessage, RawMessage)
 
 
-def duplex(rpc: _Rpc, request: type, answer: type) -> Handler:
+def duplex(rpc: _Rpc) -> Handler:
     """An RPC of many messages each way."""
-    return Handler(rpc, Cardinality.STREAM_STREAM, request, answer)
+    return Handler(rpc, Cardinality.STREAM_STREAM, RawMessage, RawMessage)
 
 
 def stream_below(stream: Any) -> Stream:
