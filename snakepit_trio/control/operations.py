@@ -8,13 +8,13 @@ import platform
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import msgspec
 import psutil
 
+from snakepit_trio import __version__
 from snakepit_trio.errors import SnakepitError
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
@@ -148,7 +148,7 @@ class Operations:
             "pid": os.getpid(),
             "program": os.path.basename(sys.argv[0]) if sys.argv else "",
             "versions": {
-                "snakepit_trio": version("snakepit-trio"),
+                "snakepit_trio": __version__,
                 "python": platform.python_version(),
                 "protocol": PROTOCOL_VERSION,
                 "control": protocol.VERSION,

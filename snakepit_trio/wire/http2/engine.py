@@ -6,12 +6,13 @@ See :mod:`.pipe` for how messages of a stream are moved, and :mod:`.lean_h2` for
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
-from grpclib.protocol import AbstractHandler, Connection, EventsProcessor, H2Protocol
+from grpclib.protocol import Connection, EventsProcessor, H2Protocol
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated
 from h2.exceptions import H2Error
@@ -20,7 +21,6 @@ from hpack.exceptions import HPACKError
 from hyperframe.exceptions import HyperframeError
 
 from snakepit_trio import _forks, _private_names
-from snakepit_trio._bulkhead import InternalErrors
 
 from .lean_hpack import FixedHeaders
 from .lean_stream import LeanStream
@@ -29,9 +29,10 @@ from .pipe import FramePipe, Ready, Turn
 if TYPE_CHECKING:
     from asyncio import BaseTransport, Transport
 
-    from grpclib.config import Configuration
     from h2.config import H2Configuration
     from h2.connection import H2Connection
+
+    from snakepit_trio._bulkhead import InternalErrors
 
     from .lean_h2 import LeanH2Connection
 
@@ -108,16 +109,18 @@ class PipeProtocol(H2Protocol):
     read of small frames or messages is taken in turns. Whoever calls :meth:`data_received` lets other tasks run, then calls
     :meth:`proceed`, for as long as something is :attr:`unfinished`, and reads no more before that.
 
-    Attributes:
-        errors: Where its owner wants to hear of unexpected exceptions.
     """
 
     #: What we let the peer put in one frame, in bytes.
     max_frame = MAX_FRAME
 
-    def __init__(self, handler: AbstractHandler, config: Configuration, h2_config: H2Configuration) -> None:
-        super().__init__(handler, config, h2_config)
-        self.errors = InternalErrors()
+    @functools.cached_property
+    def errors(self) -> InternalErrors:
+        """Where its owner wants to hear of unexpected exceptions; hosts put their own here."""
+        # Not before it is needed: a worker has no event loop of Trio's or anyio's unless its tools have.
+        from snakepit_trio._bulkhead import InternalErrors
+
+        return InternalErrors()
 
     def settings(self) -> dict[SettingCodes | int, int]:
         """What we tell the peer first."""
