@@ -296,6 +296,13 @@ class _Block(AbstractAsyncContextManager[T]):
                 raise  # The block's own.
             pass_interrupt(raised, exc and exc.__context__)
             raise self._errors.caller(raised, self._what) from raised
+        except BaseExceptionGroup as raised:
+            # The caller is cancelled: that is what it gets, and not what has failed in the middle of it.
+            unexpected, rest = raised.split(Exception)
+            if raised is exc or unexpected is None or rest is None:
+                raise
+            self._errors.report(unexpected, "request")
+            raise rest from None
 
 
 class _Started:

@@ -78,6 +78,8 @@ class Runtime:
         self.child = child
         self.side = child.side
         self.runtime = runtime
+        # Asked for before anything is raised: nobody but the application would get what that raises.
+        self.pools = runtime.pools
         self.portal = portal
         self.clients = clients
         self.reported: list[str] = []
@@ -142,7 +144,7 @@ class Runtime:
         ours, theirs = Record(), Record()
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(_in_thread, self.portal.call, self.clients.scenario, theirs)
-            await scenario.in_host(self.runtime, ours)
+            await scenario.in_host(self.runtime, self.pools, ours)
         ours.troubles += theirs.troubles
         ours.told = ours.told or theirs.told
         return ours

@@ -153,15 +153,20 @@ class Calls:
                 self._submission.submit(request)
                 await waiter.wait()
             except BaseException:
-                self._scheduler.cancel(request, self._loop.now())
+                try:
+                    self._over(request, session)
+                except Exception:
+                    self._over(request, session)
+                    raise
                 if request.trace is not None:
                     request.trace.end()
                 raise
-            finally:
-                if permits:
-                    request.keep_permits()
-                if session is not None:
-                    session.finish(request)
+            if permits or session is not None:
+                try:
+                    self._over(request, session)
+                except Exception:
+                    self._over(request, session)
+                    raise
             error = request.error
             if error is not None:
                 if request.outcome is Outcome.CANCELLED:
@@ -329,15 +334,14 @@ class Calls:
             self._calling(self._submission.submit, request)
             yield chunks
         finally:
-            if session is not None:
-                session.finish(request)
-            chunks.leave()
             running = request.phase is Phase.RUNNING
-            self._scheduler.cancel(request, anyio.current_time())
+            try:
+                self._over(request, session, chunks)
+            except Exception:
+                self._over(request, session, chunks)
+                raise
             # Its traceback holds the frames that have read the stream, and these hold the stream and its request.
             request.error = None
-            if permits:
-                request.keep_permits()
             if running:
                 with anyio.move_on_after(self._config.cancel_grace):
                     await chunks.released.wait()
@@ -418,6 +422,19 @@ class Calls:
         """The pool takes nothing more: end what waits."""
         self.standing.close(error)
         self._scheduler.close(error, anyio.current_time())
+
+    def _over(self, request: Request, session: Session | None, chunks: ChunkStream | None = None) -> None:
+        """The caller of a request has its answer, or has left: what goes on then would do so for nobody, and keep its seat.
+
+        To be called once more when it has failed, which does no harm to what had been done.
+        """
+        if chunks is not None:
+            chunks.leave()
+        self._scheduler.cancel(request, self._loop.now())
+        if session is not None:
+            session.finish(request)
+        if request.permits:
+            request.keep_permits()
 
     def _end(self, request: Request) -> None:
         """End a session's call, whose session is no more."""

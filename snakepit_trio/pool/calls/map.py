@@ -251,7 +251,12 @@ async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIt
         try:
             yield results
         finally:
-            results.close()
+            try:
+                results.close()
+            except Exception:
+                # Once more: what it has left under way would go on for nobody.
+                results.close()
+                raise
         return
     with Unwrapped() as unwrapped:
         async with anyio.create_task_group() as nursery:
@@ -266,5 +271,9 @@ async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIt
                     raise
                 unwrapped.raised = exc
             finally:
-                results.close()
                 nursery.cancel_scope.cancel()
+                try:
+                    results.close()
+                except Exception:
+                    results.close()
+                    raise
