@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import tempfile
@@ -83,6 +84,19 @@ def lowest(session: nox.Session) -> None:
     """The tests with the lowest versions that the package allows."""
     lower = [req.split(";")[0].split(",")[0].replace(">=", "==") for req in PROJECT["project"]["dependencies"]]
     session.install(*lower, *group("test"))
+    session.install("--no-deps", ".")
+    session.run("pytest", *PARALLEL, *session.posargs)
+
+
+@nox.session(python=PYTHONS[-1:])
+def newest(session: nox.Session) -> None:
+    """The tests with the newest release of everything that is depended on, beyond the upper bounds, too."""
+    # The generated messages are for one minor release of theirs.
+    pinned = ("betterproto2",)
+    needed = [
+        req if req.startswith(pinned) else re.split(r"[<>=!~; ]", req)[0] for req in PROJECT["project"]["dependencies"]
+    ]
+    session.install("--upgrade", *needed, *group("test"))
     session.install("--no-deps", ".")
     session.run("pytest", *PARALLEL, *session.posargs)
 
