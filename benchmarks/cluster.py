@@ -30,11 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from snakepit_trio.errors import WorkerCrashed
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
-from snakepit_trio.pool.scheduling.request import Outcome, Request
+from snakepit_trio.pool.scheduling.request import Outcome, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler
-from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 POLICIES = ("random", "two_choices", "least")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Request
 from snakepit_trio.pool.scheduling.scheduler import Scheduler

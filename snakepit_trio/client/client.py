@@ -14,8 +14,7 @@ from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import SnakepitError
-from snakepit_trio.pool.calls.map import MapResults, running
-from snakepit_trio.pool.calls.map_tasks import MapTasks
+from snakepit_trio.pool.calls.map import MapResults, MapTasks, running
 from snakepit_trio.sessions.records import check_ttl
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.generated.snakepit import v1

@@ -35,11 +35,11 @@ from .fleet.operations import Operations
 from .fleet.scaling import Autoscaler, ScaledFleet
 from .fleet.supervisor import Supervisor
 from .observer import RequestObserver
-from .scheduling.cancel_set import CancelSet
+from .scheduling.expiry import CancelSet
 from .scheduling.nested import NestedRequests
 from .scheduling.queue import RequestQueue
+from .scheduling.request import Seats
 from .scheduling.scheduler import Scheduler
-from .scheduling.seats import Seats
 from .services import PoolServices
 from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo

@@ -23,12 +23,11 @@ from snakepit_trio.errors import (
     WorkerCrashed,
     WorkerStartupError,
 )
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.placement import PATIENCE
 from snakepit_trio.pool.scheduling.queue import RequestQueue
-from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request
+from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler, UnexpectedReply
-from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")

@@ -17,11 +17,10 @@ import pytest
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.errors import PoolClosed, SnakepitError, ToolError, WorkerCrashed, WorkerStartupError, WouldDeadlock
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
-from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request
+from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler, UnexpectedReply
-from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")

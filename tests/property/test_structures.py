@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from snakepit_trio.errors import QueueFull
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
-from snakepit_trio.pool.scheduling.expiry import GRAIN, DeadlineWheel
+from snakepit_trio.pool.scheduling.expiry import GRAIN, CancelSet, DeadlineWheel
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 from snakepit_trio.pool.scheduling.placement import _CAREFUL, _RESPECT, PATIENCE, SHORT, Placement
-from snakepit_trio.pool.scheduling.request import Phase, Request
-from snakepit_trio.pool.scheduling.seats import Seats
+from snakepit_trio.pool.scheduling.request import Phase, Request, Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 from tests.unit.test_suspects import Port
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from snakepit_trio.pool.scheduling.cancel_set import CancelSet
+from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
-from snakepit_trio.pool.scheduling.request import Phase, Request
+from snakepit_trio.pool.scheduling.request import Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler
-from snakepit_trio.pool.scheduling.seats import Seats
 from snakepit_trio.wire.frames import MSGPACK, Payload
 
 NOTHING = Payload(MSGPACK, b"\xc0")

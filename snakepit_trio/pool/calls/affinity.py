@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from snakepit_trio.sessions.directory import KnownSession
 
     from ..pool import Pool
-    from ..scheduling.seats import Seats
+    from ..scheduling.request import Seats
     from .session import OnLost, Session
 
 __all__ = ["AFFINITIES", "Ties", "affinity_in"]

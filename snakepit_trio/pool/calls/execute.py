@@ -19,8 +19,7 @@ from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import SnakepitError
 
 from ..scheduling.request import Binding, Outcome, Phase, Request
-from .map import MapResults, running
-from .map_tasks import MapTasks
+from .map import MapResults, MapTasks, running
 from .paused import Standing, session_closed
 from .stream import STREAM_BYTES, STREAM_WINDOW, ChunkStream
 from .submission import Submission

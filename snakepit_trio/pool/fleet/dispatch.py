@@ -21,9 +21,8 @@ from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import EVENT_LIMIT, Call, Chunk, Emit, HostCall, HostCancel, Reply
 
-from ..scheduling.request import Request
+from ..scheduling.request import Request, Seats
 from ..scheduling.scheduler import Scheduler, UnexpectedReply
-from ..scheduling.seats import Seats
 from .repertoire import Repertoire
 
 if TYPE_CHECKING:

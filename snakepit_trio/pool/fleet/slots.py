@@ -22,7 +22,7 @@ from snakepit_trio.supervision.slot import Slot
 from snakepit_trio.supervision.states import WorkerState
 
 from ..scheduling.failures import no_worker
-from ..scheduling.seats import Seats
+from ..scheduling.request import Seats
 from ..stats import WorkerInfo
 from .dispatch import WorkerDispatch
 from .factory import WorkerFactory

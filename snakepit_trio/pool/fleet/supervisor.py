@@ -15,8 +15,8 @@ from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import InvalidParameter, PoolClosed, SnakepitError, WorkerStartupError
 from snakepit_trio.supervision.slot import Slot
 
+from ..scheduling.request import Seats
 from ..scheduling.scheduler import Scheduler
-from ..scheduling.seats import Seats
 from ..stats import WorkerInfo
 from .dispatch import no_such_worker
 from .scaling import Load

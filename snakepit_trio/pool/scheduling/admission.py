@@ -8,11 +8,9 @@ from snakepit_trio._timeouts import seconds
 from snakepit_trio.errors import QueueTimeout, RequestTimeout, SnakepitError, WorkerStartupError
 
 from .failures import copy_error, no_worker, worker_busy, worker_lost
-from .placement import Placement
+from .placement import Placement, Recall
 from .queue import RequestQueue
-from .recall import Recall
-from .request import Request
-from .seats import Seats
+from .request import Request, Seats
 
 __all__ = ["Admission"]
 

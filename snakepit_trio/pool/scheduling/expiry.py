@@ -1,4 +1,4 @@
-"""Which of many entries expire next.
+"""What expires: requests whose time is spent, and the ids of those whose callers are gone.
 
 Theory of operation
 -------------------
@@ -6,6 +6,8 @@ Deadlines are rounded up to a grain of one millisecond and hashed into buckets b
 dictionary operation each, however many entries there are. A heap holds the keys of the buckets. A bucket that has become
 empty is forgotten at once, its key when it comes up or when most of the heap's keys are dead: an entry with a deadline
 far away that is removed soon leaves nothing behind for long.
+
+The id of a cancelled request is remembered for a while, because a late reply to it is no fault of the worker's.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import heapq
 import math
 from typing import Any, Generic, Protocol, TypeVar
 
-__all__ = ["GRAIN", "DeadlineWheel", "Expiring"]
+__all__ = ["GRAIN", "CancelSet", "DeadlineWheel", "Expiring"]
 
 #: Seconds. An entry expires at its deadline or at most this much later, never earlier.
 GRAIN = 0.001
@@ -114,3 +116,59 @@ class DeadlineWheel(Generic[E]):
         self._keys = list(self._buckets)
         heapq.heapify(self._keys)
         self._known = set(self._keys)
+
+
+class CancelSet:
+    """A bounded set of ids, each forgotten after a time; the oldest goes first when there is no room.
+
+    All operations are O(1), amortised; the clock is the caller's.
+
+    Args:
+        capacity: How many ids are remembered at most.
+        ttl: For how long each, in seconds.
+    """
+
+    def __init__(self, capacity: int, ttl: float) -> None:
+        self._capacity = capacity
+        self._ttl = ttl
+        # In the order of their expiry: an id that comes again goes to the end.
+        self._expiry: dict[int, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._expiry)
+
+    def __repr__(self) -> str:
+        return f"<CancelSet {len(self._expiry)} of {self._capacity}, {self._ttl:g} s>"
+
+    def add(self, id: int, now: float) -> None:
+        """Remember an id."""
+        if self._capacity <= 0:
+            return
+        self._expiry.pop(id, None)
+        if len(self._expiry) >= self._capacity:
+            del self._expiry[next(iter(self._expiry))]
+        self._expiry[id] = now + self._ttl
+
+    def seen(self, id: int, now: float) -> bool:
+        """Whether the id is remembered still."""
+        expiry = self._expiry.get(id)
+        return expiry is not None and expiry > now
+
+    def discard(self, id: int) -> bool:
+        """Forget an id. Returns whether it was remembered."""
+        return self._expiry.pop(id, None) is not None
+
+    def next_expiry(self) -> float:
+        """When :meth:`expire` has something to forget, infinity when the set is empty."""
+        return next(iter(self._expiry.values()), math.inf)
+
+    def expire(self, now: float) -> int:
+        """Forget what is old enough. Returns how many that were."""
+        forgotten = 0
+        while self._expiry:
+            id, expiry = next(iter(self._expiry.items()))
+            if expiry > now:
+                break
+            del self._expiry[id]
+            forgotten += 1
+        return forgotten

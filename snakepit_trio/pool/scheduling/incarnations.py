@@ -15,8 +15,7 @@ from .failures import copy_error, no_worker, overdue, poisonous, worker_lost
 from .ledger import release
 from .placement import PATIENCE
 from .repair import RepairableLedger
-from .request import Outcome, Phase, Request
-from .seats import Seats
+from .request import Outcome, Phase, Request, Seats
 
 __all__ = ["Incarnations"]
 

@@ -17,14 +17,11 @@ from snakepit_trio.errors import SnakepitError
 from snakepit_trio.wire.frames import NO_PAYLOAD
 
 from .admission import Admission
-from .cancel_set import CancelSet
-from .expiry import DeadlineWheel
+from .expiry import CancelSet, DeadlineWheel
 from .failures import worker_busy
-from .placement import Placement
+from .placement import Placement, Recall
 from .queue import RequestQueue
-from .recall import Recall
-from .request import Outcome, Phase, Request
-from .seats import Seats
+from .request import Outcome, Phase, Request, Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload

@@ -3,18 +3,17 @@
 A worker with one seat that is busy with a short call may be given the next calls already, so that it never waits for
 its host between two of them. That pays only for calls so short that the way to the worker and back counts, and it must
 not hurt any other: so a line stands only behind a call of a tool that is short on average, it is made of such calls, and
-whoever stands in it can be taken back. See the scheduler for when that is done.
+whoever stands in it can be recalled (:class:`Recall`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 
-from .request import Phase, Request
-from .seats import Seats
+from .request import Phase, Request, Seats
 
-__all__ = ["PATIENCE", "SHORT", "Placement"]
+__all__ = ["PATIENCE", "SHORT", "Placement", "Recall"]
 
 #: Seconds. A tool whose calls take no longer than this on average is short.
 SHORT = 0.002
@@ -210,3 +209,59 @@ class Placement:
         for seats in self._holders:
             return seats.since
         return math.inf
+
+
+class Recall:
+    """Asks calls back that were sent to a worker ahead of their time.
+
+    A call is recalled when the call before it turns out long while other workers have room, when a request of higher priority
+    comes, and when its worker is to get no more calls. The worker answers either that it gives a call back unbegun, or in the
+    usual way.
+
+    Args:
+        placement: Which calls each worker holds ahead.
+        known: All incarnations that there are.
+        on_due: Called with a time when ``look_at`` has become that.
+
+    Attributes:
+        look_at: When to :meth:`look` whether somebody stands in line behind a long call while others have room.
+    """
+
+    def __init__(self, placement: Placement, known: Sized, on_due: Callable[[float], object]) -> None:
+        self.look_at = math.inf
+        self._placement = placement
+        self._known = known
+        self._on_due = on_due
+
+    def look_later(self) -> None:
+        """A seat is free while others stand in line: to be looked at again when the call before them has turned out long."""
+        due = self._placement.hostage_since() + PATIENCE
+        if due < self.look_at:
+            self.look_at = due
+            self._on_due(due)
+
+    def look(self, now: float) -> None:
+        """Ask those back who stand in line behind a call that has turned out long, if there is any other way for them."""
+        self.look_at = math.inf
+        if len(self._known) > 1:
+            for seats in self._placement.holders():
+                if now >= seats.since + PATIENCE:
+                    self.recall(seats)
+            if self._placement.seat() is not None:
+                self.look_later()
+
+    def recall(self, seats: Seats) -> None:
+        """Ask a worker's line back."""
+        self._placement.forget(seats)
+        for request in seats.ahead.values():
+            if request.phase is Phase.QUEUED and not request.recalled:
+                request.recalled = True
+                seats.port.recall(request)
+
+    def recall_below(self, priority: int) -> None:
+        """Ask those back who stand in line and should come after somebody who came now."""
+        for seats in self._placement.holders():
+            for request in seats.ahead.values():
+                if request.phase is Phase.QUEUED and not request.recalled and request.priority < priority:
+                    request.recalled = True
+                    seats.port.recall(request)

@@ -16,8 +16,7 @@ from snakepit_trio.errors import SnakepitError
 
 from .failures import copy_error, worker_lost
 from .ledger import Ledger, release
-from .request import Outcome, Phase, Request
-from .seats import Seats
+from .request import Outcome, Phase, Request, Seats
 
 __all__ = ["RepairableLedger"]
 

@@ -49,8 +49,7 @@ from snakepit_trio.errors import SnakepitError, WorkerCrashed
 from .failures import copy_error, deadline_passed, no_worker, overdue, worker_lost
 from .incarnations import Incarnations
 from .ledger import release
-from .request import Binding, Outcome, Phase, Request
-from .seats import Seats
+from .request import Binding, Outcome, Phase, Request, Seats
 
 if TYPE_CHECKING:
     from snakepit_trio.wire.frames import Payload
