@@ -1,7 +1,9 @@
 """A client's connection to a bridge: made when it is needed, made anew when it was lost, RPCs with typed errors.
 
 Policy: a call that can't be sent waits for a connection, within ``connect_timeout``. A call that was sent when the connection
-was lost fails with ``ConnectionLost``, since nobody knows whether it ran, unless it may run twice; then it is sent again.
+was lost fails with ``ConnectionLost``, since nobody knows whether it ran, unless it may run twice; then it is sent again. One
+that the server has surely not begun, because it has no room for it or was about to go away, can't be sent either: it waits for
+room, or for another connection, as long.
 """
 
 from __future__ import annotations
@@ -77,6 +79,106 @@ def _read(answer: type[M], reply: bytes) -> M:
         raise InvalidPayload(f"the answer is no {answer.__name__}: {type(exc).__name__}") from None
 
 
+class _Patience:
+    """How a call waits that the server has not begun.
+
+    Attributes:
+        waiting: It does.
+    """
+
+    __slots__ = ("_link", "_pause", "_until", "waiting")
+
+    def __init__(self, link: Link) -> None:
+        self.waiting = False
+        self._link = link
+        self._until = math.inf
+        self._pause = _PAUSE
+
+    async def again(self, failed: RpcFailure | Rpc, connection: Connection) -> bool:
+        """After a failure: wait until it may be sent once more; False: it may not, or was refused for too long."""
+        if not failed.unprocessed:
+            return False
+        now = anyio.current_time()
+        first = self._until == math.inf
+        if first:
+            self._until = now + self._link.connect_timeout
+        elif now >= self._until:
+            return False
+        if first and connection.lost:
+            return True
+        self.waiting = True
+        # The end of another call makes room. When none is under way, nothing tells.
+        with anyio.move_on_after(min(self._pause, self._until - now)):
+            await self._link.wait_freed()
+        self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+        return True
+
+
+class Opened:
+    """An RPC with more messages than one.
+
+    Attributes:
+        rpc: It; another one after :meth:`again`.
+    """
+
+    rpc: Rpc
+
+    def __init__(self, link: Link, open_one: Callable[[Connection], Rpc]) -> None:
+        self._link = link
+        self._open_one = open_one
+        self._patience = _Patience(link)
+        self._connection: Connection | None = None
+        self._slots: anyio.CapacityLimiter | None = None
+
+    async def open(self) -> None:
+        """Open it. A cancellation leaves it closed.
+
+        Raises:
+            SnakepitError: It can't be opened.
+        """
+        while True:
+            self._connection = await self._link.get()
+            slots = self._link.slots
+            await slots.acquire_on_behalf_of(self)
+            self._slots = slots
+            try:
+                self.rpc = self._open_one(self._connection)
+                return
+            except RpcFailure as exc:
+                self._release()
+                if not await self._patience.again(exc, self._connection):
+                    raise failure(exc.status, exc.message, exc.trailers) from None
+            except BaseException:
+                self._release()
+                raise
+
+    async def again(self) -> bool:
+        """After its end: open it once more if the server has not begun it. Returns whether it is open.
+
+        A cancellation leaves it closed, and it may be tried again.
+        """
+        assert self._connection is not None
+        self._release()
+        if not await self._patience.again(self.rpc, self._connection):
+            return False
+        await self.open()
+        return True
+
+    def close(self) -> None:
+        """Cancel it. Idempotent."""
+        if self._slots is not None:
+            try:
+                self.rpc.cancel()
+            finally:
+                self._release()
+                self._link.tell_freed()
+
+    def _release(self) -> None:
+        slots, self._slots = self._slots, None
+        if slots is not None:
+            slots.release_on_behalf_of(self)
+
+
 class Link:
     """The one connection of a client.
 
@@ -90,6 +192,7 @@ class Link:
 
     Attributes:
         nursery: Where the connection's task runs; set by its owner before anything else.
+        slots: As many as the server takes RPCs at once.
     """
 
     nursery: anyio.abc.TaskGroup
@@ -113,9 +216,10 @@ class Link:
         self._token = token
         self._tls = tls
         self._max_message = max_message
-        self._connect_timeout = connect_timeout
+        self.connect_timeout = connect_timeout
         self._connection: Connection | None = None
-        self._slots = anyio.CapacityLimiter(1)
+        self.slots = anyio.CapacityLimiter(1)
+        self._freed: anyio.Event | None = None
         self._connecting = anyio.Lock()
         self._closed = False
 
@@ -132,6 +236,18 @@ class Link:
         self._closed = True
         if self._connection is not None:
             self._connection.close()
+
+    async def wait_freed(self) -> None:
+        """Wait until an RPC is over that the server has begun."""
+        if self._freed is None:
+            self._freed = anyio.Event()
+        await self._freed.wait()
+
+    def tell_freed(self) -> None:
+        """An RPC is over, and another may have its place with the server."""
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
 
     def start(
         self,
@@ -166,7 +282,7 @@ class Link:
     async def _connect(self) -> Connection:
         why: BaseException | None = None
         pause = _PAUSE
-        with anyio.move_on_after(self._connect_timeout):
+        with anyio.move_on_after(self.connect_timeout):
             while True:
                 try:
                     return await self._attempt()
@@ -208,7 +324,7 @@ class Link:
         except BaseException:
             transport.abort()
             raise
-        self._slots = anyio.CapacityLimiter(max(min(made.max_streams, 10_000), 1))
+        self.slots = anyio.CapacityLimiter(max(min(made.max_streams, 10_000), 1))
         return made
 
     @protected
@@ -227,31 +343,39 @@ class Link:
         Raises:
             SnakepitError: What the server says, or ``ConnectionLost``.
         """
-        data = bytes(request)
+        data, patience = bytes(request), _Patience(self)
         if timeout is None:
-            return await self._exchange(method, data, answer, math.inf, again)
+            return await self._exchange(method, data, answer, math.inf, again, patience)
         deadline = anyio.current_time() + timeout
         with anyio.CancelScope(deadline=deadline + LAST_WORD):
-            return await self._exchange(method, data, answer, deadline, again)
+            return await self._exchange(method, data, answer, deadline, again, patience)
+        if patience.waiting:
+            raise RequestTimeout(f"the host had no room for it within {timeout:g} s", details={"phase": "queued"})
         raise RequestTimeout(f"no answer within {timeout:g} s", details={"phase": "running"})
 
-    async def _exchange(self, method: str, data: bytes, answer: type[M], deadline: float, again: bool) -> M:
+    async def _exchange(
+        self, method: str, data: bytes, answer: type[M], deadline: float, again: bool, patience: _Patience
+    ) -> M:
         attempt = 1
         while True:
             connection = await self.get()
-            slots = self._slots
+            slots = self.slots
             slot = object()
+            unprocessed: RpcFailure | None = None
             try:
                 slots.acquire_on_behalf_of_nowait(slot)
             except anyio.WouldBlock:
                 await slots.acquire_on_behalf_of(slot)
             try:
+                patience.waiting = False
                 left = math.inf if deadline == math.inf else max(deadline - anyio.current_time(), 0.001)
                 reply = await connection.unary(SERVICE + method, data, timeout=left)
             except RpcFailure as exc:
                 error = failure(exc.status, exc.message, exc.trailers)
                 lost = isinstance(error, ConnectionLost) and not isinstance(error, ToolError)
-                if not (again and lost and attempt < _ATTEMPTS):
+                if exc.unprocessed:
+                    unprocessed = exc
+                elif not (again and lost and attempt < _ATTEMPTS):
                     try:
                         raise error from None
                     finally:
@@ -261,34 +385,48 @@ class Link:
                 return _read(answer, reply)
             finally:
                 slots.release_on_behalf_of(slot)
-            attempt += 1
+                if unprocessed is None:
+                    self.tell_freed()
+            if unprocessed is None:
+                attempt += 1
+            elif not await patience.again(unprocessed, connection):
+                raise failure(unprocessed.status, unprocessed.message, unprocessed.trailers)
 
     @asynccontextmanager
     async def streaming(
         self,
         method: str,
+        request: Any,
         *,
         on_message: Callable[[bytes], None],
         on_end: Callable[[int, str], None],
         timeout: float | None = None,
-    ) -> AsyncIterator[Rpc]:
-        """An RPC with more messages than one; leaving the block cancels it."""
-        connection = await self.get()
-        slots, slot = self._slots, object()
-        await slots.acquire_on_behalf_of(slot)
+        last: bool = True,
+    ) -> AsyncIterator[Opened]:
+        """An RPC with more messages than one; leaving the block cancels it.
+
+        Args:
+            method: Its name in BridgeService.
+            request: The first message.
+            on_message: Called with each message of the server.
+            on_end: Called with the status and its message when it has ended; after :meth:`Opened.again` once more.
+            timeout: Seconds for all of it, told to the server; keeping to it is the caller's business.
+            last: There are no more messages.
+        """
+        data = bytes(request)
+        deadline = math.inf if timeout is None else anyio.current_time() + timeout
+
+        def open_one(connection: Connection) -> Rpc:
+            left = math.inf if timeout is None else max(deadline - anyio.current_time(), 0.001)
+            rpc = connection.rpc(SERVICE + method, on_message=on_message, on_end=on_end, timeout=left)
+            rpc.send(data)
+            if last:
+                rpc.end()
+            return rpc
+
+        opened = Opened(self, open_one)
+        await opened.open()
         try:
-            try:
-                rpc = connection.rpc(
-                    SERVICE + method,
-                    on_message=on_message,
-                    on_end=on_end,
-                    timeout=math.inf if timeout is None else timeout,
-                )
-            except RpcFailure as exc:
-                raise failure(exc.status, exc.message, exc.trailers) from None
-            try:
-                yield rpc
-            finally:
-                rpc.cancel()
+            yield opened
         finally:
-            slots.release_on_behalf_of(slot)
+            opened.close()

@@ -187,11 +187,9 @@ class Client:
         limit = None if isinstance(timeout, Unset) else timeout
         chunks = RemoteChunks(limit, self._limit, self._errors)
         async with self._link.streaming(
-            "ExecuteStreamingTool", on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
-        ) as rpc:
-            chunks.rpc = rpc
-            rpc.send(bytes(request))
-            rpc.end()
+            "ExecuteStreamingTool", request, on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
+        ) as opened:
+            chunks.opened = opened
             try:
                 yield chunks
             finally:

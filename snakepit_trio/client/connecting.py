@@ -36,7 +36,8 @@ def connect(
     """Use a runtime that runs elsewhere, by its bridge; the block gets a client with the surface of a pool.
 
     The connection is made at once, and made anew when a call needs it and it was lost; attempts go on for
-    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent.
+    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent
+    or was surely not begun.
 
     Args:
         address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.

@@ -20,7 +20,7 @@ from snakepit_trio.wire import failures, frame_writing
 from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.generated.snakepit import v1
 
-from .channel import Link, failure
+from .channel import Link, Opened, failure
 from .values import pack, unpack
 
 if TYPE_CHECKING:
@@ -57,6 +57,14 @@ class _Server:
         self.status = status, message
         self.ready.set()
         self.close()
+
+    async def again(self, opened: Opened) -> bool:
+        """The host has not begun the RPC: whether another one has been opened."""
+        status, self.status, self.ready = self.status, None, anyio.Event()
+        if await opened.again():
+            return True
+        self.status = status
+        return False
 
     def close(self) -> None:
         for scope in self._scopes.values():
@@ -118,11 +126,16 @@ async def serve_tools(
         request.session_id, request.generation = session.id, session.generation
     registered = await link.unary("RegisterTools", request, v1.RegisterToolsResponse)
     server = _Server(link, dict(functions), limit)
-    async with link.streaming("ServeTools", on_message=server.on_message, on_end=server.on_end) as rpc:
-        server.rpc = rpc
-        rpc.send(bytes(v1.ClientToolFrame(registration_id=registered.registration_id)))
+    first = v1.ClientToolFrame(registration_id=registered.registration_id)
+    async with link.streaming(
+        "ServeTools", first, on_message=server.on_message, on_end=server.on_end, last=False
+    ) as opened:
         try:
-            await server.ready.wait()
+            while True:
+                server.rpc = rpc = opened.rpc
+                await server.ready.wait()
+                if not rpc.unprocessed or not await server.again(opened):
+                    break
             if server.status is not None:
                 raise (
                     failure(*server.status, rpc.trailers) if server.status[0] else ConnectionLost("the host went away")

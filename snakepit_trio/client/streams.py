@@ -13,10 +13,9 @@ import anyio.lowlevel
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import RequestTimeout, SnakepitError
-from snakepit_trio.wire.connection import Rpc
 from snakepit_trio.wire.tool_messages import PayloadAnswer
 
-from .channel import LAST_WORD, failure
+from .channel import LAST_WORD, Opened, failure
 from .values import decode
 
 __all__ = ["RemoteChunks"]
@@ -36,7 +35,7 @@ class RemoteChunks:
 
     def __init__(self, timeout: float | None, limit: int, errors: InternalErrors) -> None:
         self._errors = errors
-        self.rpc: Rpc | None = None
+        self.opened: Opened | None = None
         self._deadline = math.inf if timeout is None else anyio.current_time() + timeout
         self._limit = limit
         self._messages: deque[bytes] = deque()
@@ -57,9 +56,9 @@ class RemoteChunks:
         self._waiting_bytes += len(message)
         self._news.set()
         many = len(self._messages) >= _MANY or self._waiting_bytes >= _MANY_BYTES
-        if many and not self._held and self.rpc is not None:
+        if many and not self._held and self.opened is not None:
             self._held = True
-            self.rpc.pipe.hold()
+            self.opened.rpc.pipe.hold()
 
     def on_end(self, status: int, message: str) -> None:
         """The call has ended."""
@@ -85,12 +84,12 @@ class RemoteChunks:
             anyio.ClosedResourceError: The block has been left.
         """
         try:
-            assert self.rpc is not None
+            assert self.opened is not None
             if self._reading:
                 raise anyio.BusyResourceError("reading from")
             self._reading = True
             try:
-                await self._arrival(self.rpc)
+                await self._arrival(self.opened)
                 await anyio.lowlevel.checkpoint()
             finally:
                 self._reading = False
@@ -100,14 +99,14 @@ class RemoteChunks:
             self._waiting_bytes -= len(message)
             if self._held and len(self._messages) <= _FEW and self._waiting_bytes <= _FEW_BYTES:
                 self._held = False
-                self.rpc.pipe.release()
+                self.opened.rpc.pipe.release()
             return decode(PayloadAnswer.parse(message).payload, what="chunk", limit=self._limit)
         except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError, anyio.ClosedResourceError):
             raise
         except Exception as exc:
             raise self._errors.caller(exc, "stream") from exc
 
-    async def _arrival(self, rpc: Rpc) -> None:
+    async def _arrival(self, opened: Opened) -> None:
         """Wait until there is a chunk.
 
         Raises:
@@ -118,14 +117,30 @@ class RemoteChunks:
             if self._left and not self._exhausted:
                 raise anyio.ClosedResourceError
             if self._status is not None:
+                if opened.rpc.unprocessed and await self._again(opened):
+                    continue
                 status, words = self._status
                 if status:
-                    raise failure(status, words, rpc.trailers)
+                    raise failure(status, words, opened.rpc.trailers)
                 self._exhausted = True
                 raise StopAsyncIteration
             self._news = anyio.Event()
             with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
                 await self._news.wait()
             if scope.cancelled_caught:
-                rpc.cancel()
+                opened.rpc.cancel()
                 raise RequestTimeout("the stream took too long", details={"phase": "running"})
+
+    async def _again(self, opened: Opened) -> bool:
+        """The host has not begun the call: whether it has been sent again."""
+        status, self._status = self._status, None
+        sent = False
+        try:
+            with anyio.CancelScope(deadline=self._deadline + LAST_WORD) as scope:
+                sent = await opened.again()
+        finally:
+            if not sent:
+                self._status = status
+        if scope.cancelled_caught:
+            raise RequestTimeout("the host had no room for the stream in time", details={"phase": "queued"})
+        return sent

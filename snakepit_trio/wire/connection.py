@@ -42,13 +42,26 @@ class RpcFailure(Exception):
         status: The gRPC status code; 14 (UNAVAILABLE) when the connection was lost.
         message: The server's status message, or what happened to the connection.
         trailers: What the server sent with it.
+        reset_code: HTTP/2's error code with which the server has reset it; None: it has not.
+        unprocessed: It was not begun by the server, for sure, and may be sent again (RFC 9113, 8.7): it was not sent, the
+            server has refused it, or has ended the connection before it came to it.
     """
 
-    def __init__(self, status: int, message: str, trailers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        trailers: Mapping[str, str] | None = None,
+        *,
+        reset_code: int | None = None,
+        unprocessed: bool = False,
+    ) -> None:
         super().__init__(f"gRPC status {status}: {message}")
         self.status: int = status
         self.message = message
         self.trailers = trailers or {}
+        self.reset_code = reset_code
+        self.unprocessed = unprocessed
 
 
 class Transport(Protocol):
@@ -129,6 +142,16 @@ class Rpc:
         )
         self.send = self.pipe.send
         self.end = self.pipe.end
+
+    @property
+    def reset_code(self) -> int | None:
+        """HTTP/2's error code with which the server has reset it; None: it has not."""
+        return self._stream.reset_code
+
+    @property
+    def unprocessed(self) -> bool:
+        """Whether the server has said that nothing was done for it; see :class:`RpcFailure`."""
+        return self._stream.unprocessed
 
     @property
     def unsent(self) -> int:
@@ -257,7 +280,7 @@ class Connection:
         """
         protocol = self._protocol
         if protocol.is_lost:
-            raise RpcFailure(_UNAVAILABLE, "the connection is closed")
+            raise RpcFailure(_UNAVAILABLE, "the connection is closed", unprocessed=True)
         headers = self._headers.get(path)
         if headers is None:
             headers = self._headers[path] = FixedHeaders(*self._first, (":path", path), *self._rest)
@@ -267,7 +290,7 @@ class Connection:
         try:
             stream, release = protocol.open_stream(headers)
         except H2Error as exc:
-            raise RpcFailure(_UNAVAILABLE, str(exc) or type(exc).__name__) from exc
+            raise RpcFailure(_UNAVAILABLE, str(exc) or type(exc).__name__, unprocessed=True) from exc
         rpc = Rpc(self, stream, release, on_message, on_end)
         rpc.pipe.start()
         if message is not None:
@@ -296,7 +319,7 @@ class Connection:
         finally:
             rpc.cancel()
         if status[0] != _OK:
-            raise RpcFailure(*status, rpc.trailers)
+            raise RpcFailure(*status, rpc.trailers, reset_code=rpc.reset_code, unprocessed=rpc.unprocessed)
         if len(answers) != 1:
             raise RpcFailure(_UNKNOWN, f"{len(answers)} messages where one was due")
         # What still refers to the list, in a cycle, does not keep the message.

@@ -175,8 +175,8 @@ async def test_a_reader_that_pauses_holds_the_generator_back(tmp_path: Path) -> 
     async with bridged() as runtime, joined(runtime) as client:
         async with client.stream("count_and_note", {"n": n, "marker": str(marker), "size": size}) as chunks:
             assert await anext(chunks) == bytes(size)
-            assert chunks.rpc is not None
-            pipe = chunks.rpc.pipe
+            assert chunks.opened is not None
+            pipe = chunks.opened.rpc.pipe
             (seats,) = runtime.pool("basic")._scheduler.seats
             (request,) = seats.running.values()
             source: Any = request.chunk.__self__  # type: ignore[union-attr]

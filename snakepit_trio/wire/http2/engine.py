@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from grpclib.protocol import Connection, EventsProcessor, H2Protocol
 from h2.errors import ErrorCodes
-from h2.events import ConnectionTerminated
+from h2.events import ConnectionTerminated, StreamReset
 from h2.exceptions import H2Error
 from h2.settings import SettingCodes
 from hpack.exceptions import HPACKError
@@ -96,8 +96,22 @@ class Processor(EventsProcessor):
         self.streams = dict(self.streams)
         super().close(reason)
 
+    def process_stream_reset(self, event: StreamReset) -> None:
+        """The peer has reset a stream, or has broken its rules."""
+        stream = self.streams.get(event.stream_id)
+        if event.remote_reset and isinstance(stream, LeanStream):
+            stream.reset_code = int(event.error_code or 0)
+            # Who refuses a stream has not begun to answer it.
+            stream.unprocessed = stream.reset_code == ErrorCodes.REFUSED_STREAM and stream.headers is None
+        super().process_stream_reset(event)
+
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
         """The peer ends the connection, and may say why."""
+        last = event.last_stream_id
+        if last is not None:
+            for stream_id, stream in self.streams.items():
+                if stream_id > last and isinstance(stream, LeanStream):
+                    stream.unprocessed = True
         said = ascii((event.additional_data or b"").decode("ascii", "replace"))[1:-1][:100]
         self.close(f"the other side ended the connection: {said or ErrorCodes(event.error_code or 0).name}")
 

@@ -32,7 +32,14 @@ class LeanStream(Stream):
     Args:
         connection: Its connection.
         stream_id: Its number.
+
+    Attributes:
+        reset_code: HTTP/2's error code with which the peer has reset it; None: it has not.
+        unprocessed: The peer has said that nothing was done for it (RFC 9113, 8.7).
     """
+
+    reset_code: int | None = None
+    unprocessed = False
 
     def __init__(self, connection: Connection, stream_id: int) -> None:
         self.connection = connection
