@@ -394,7 +394,12 @@ class ServerCall:
             self._send(data)
             self._succeed()
         finally:
-            transport.uncork()
+            try:
+                transport.uncork()
+            except Exception as exc:
+                # What is kept would not leave, and its client would wait for it.
+                self._connection.fail(exc)
+                transport.uncork()
 
     async def _end(self, error: SnakepitError | None) -> None:
         """Send the trailers, and stay until they are out."""

@@ -242,20 +242,19 @@ class Slot:
             change.new.renews = True
         if change is None or change.over.is_set():
             await self._surge.acquire()
-            change = self._change_of(old)
-            if change is not None and (change.done or not change.over.is_set()):
-                self._surge.release()
-            elif (
-                old is None
-                or old is not self.current
-                or old.state.over
-                or self._retiring
-                or self._successor is not None
-            ):
-                self._surge.release()
-                return False
-            else:
-                change = self._begin_change(old, reason, renew=renew)
+            last = self._change
+            try:
+                change = self._change_of(old)
+                if change is None or (change.over.is_set() and not change.done):
+                    if old is None or old is not self.current or old.state.over:
+                        return False
+                    if self._retiring or self._successor is not None:
+                        return False
+                    change = self._begin_change(old, reason, renew=renew)
+            finally:
+                if self._change is last:
+                    # No replacement has taken the turn.
+                    self._surge.release()
         await change.over.wait()
         return change.done
 
@@ -277,7 +276,6 @@ class Slot:
         except BaseException as exc:
             if new is not None:
                 new.fail(exc)
-            self._surge.release()
             raise
         self._change = change
         self._successor = change.new

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ import msgspec
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.bridge import service
+from snakepit_trio.bridge import server_call, service
 from snakepit_trio.client.channel import failure
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.codec.extensions import TUPLE
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.sockets import SocketTransport
 from tests.clients.raw import Raw
 from tests.integration.test_bridge_abuse import at, plain, still_serves
 from tests.until import appears, running, settled, until
@@ -311,3 +312,30 @@ async def test_a_fault_of_ours_ends_one_call_and_no_worker(
         assert [type(exc) for exc in internal_errors] == [RuntimeError]
         await still_adds(tmp_path)
         assert [info.pid for info in runtime.pool().workers()] == [worker.pid]
+
+
+@pytest.mark.parametrize("name", ["uncork", "_send"])
+async def test_an_answer_that_can_not_leave_ends_the_connection(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    def fail_once(*args: object) -> None:
+        monkeypatch.setattr(SocketTransport, name, plain)
+        raise RuntimeError(name)
+
+    def succeed(call: server_call.ServerCall) -> None:
+        monkeypatch.setattr(server_call.ServerCall, "_succeed", ended)
+        ended(call)
+        monkeypatch.setattr(SocketTransport, name, fail_once)
+
+    plain, ended = getattr(SocketTransport, name), server_call.ServerCall._succeed
+    address = f"unix:{tmp_path}/door"
+    async with door(tmp_path) as runtime, sp.connect(address, token="right") as client:
+        assert await client.execute("add", {"a": 1, "b": 1}) == 2
+        monkeypatch.setattr(server_call.ServerCall, "_succeed", succeed)
+        # What was written already may arrive before the end.
+        with anyio.fail_after(5), suppress(sp.ConnectionLost):
+            await client.execute("add", {"a": 1, "b": 1}, timeout=60, idempotent=False)
+        async with sp.connect(address, token="right") as another:
+            assert await another.execute("add", {"a": 1, "b": 1}) == 2
+        assert runtime.pool().stats().in_flight == 0
+    assert [str(error) for error in internal_errors] == [name]

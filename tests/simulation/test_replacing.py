@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import anyio
 import pytest
 import trio
@@ -422,3 +424,37 @@ def test_before_there_is_a_process_a_worker_has_no_process_id() -> None:
         assert None in seen
 
     simulate(body, size=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        *[(name, 1) for name in ("_change_of", "_begin_change", "_begin", "_keep", "_start", "_carry_out", "_settle")],
+        *[(name, 2) for name in ("_change_of", "_start")],
+    ],
+)
+def test_a_replacement_that_fails_gives_its_turn_back(
+    name: str, entry: int, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    async def body(pool: sp.Pool) -> None:
+        plain, entries = getattr(Slot, name), 0
+
+        def fail_once(*args: object, **options: object) -> object:
+            nonlocal entries
+            entries += 1
+            if entries == entry:
+                raise RuntimeError(name)
+            return plain(*args, **options)
+
+        monkeypatch.setattr(Slot, name, fail_once)
+        with suppress(sp.SnakepitError):
+            await pool.recycle(pool.workers()[0].id)
+        assert entries >= entry
+        with trio.fail_after(100):
+            await pool.rolling_restart()
+        await pool.wait_ready()
+        assert len(world_of(pool).alive) == 2
+        assert [info.state for info in pool.workers()] == ["ready", "ready"]
+        assert {str(error) for error in internal_errors} == {name}
+
+    simulate(body, size=2, surge=1)
