@@ -76,6 +76,7 @@ class Exchange:
         self._memory = SharedMemory("i", share, shm, settings.max_payload)
         self._now = event_loop(spec.host_backend).now
         self._heard = self._now()
+        self._failed = False
         self._pings = 0
         self._answered = 0
         self._rpc = connection.rpc(_PATH, on_message=self._on_message, on_end=self._on_end)
@@ -150,6 +151,9 @@ class Exchange:
     # ---- what arrives --------------------------------------------------------------------------------
 
     def _on_message(self, message: bytes) -> None:
+        if self._failed:
+            # A message was lost: what a call answers without it is not its answer.
+            return
         owner = self._owner
         try:
             frame = decode_worker_frame(message)
@@ -179,6 +183,7 @@ class Exchange:
             owner.link_broken(str(exc))
             raise
         except Exception as exc:
+            self._failed = True
             owner.link_failed(exc)
 
     def _on_end(self, status: int, message: str) -> None:

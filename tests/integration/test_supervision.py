@@ -17,6 +17,8 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio.supervision import exchange_link
+from snakepit_trio.wire.frames import Chunk
 from tests.until import until
 
 pytestmark = pytest.mark.anyio
@@ -334,6 +336,8 @@ SCRIPT = """
 import sys
 import anyio
 import snakepit_trio as sp
+from snakepit_trio.supervision import exchange_link
+from snakepit_trio.wire.frames import Chunk
 
 async def main(runtime):
     print(await runtime.pool().execute("pid") > 0, flush=True)
@@ -430,3 +434,27 @@ def test_script_mode_with_a_configuration_that_is_refused() -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "No module named 'no_such_module_at_all'" in done.stderr
+
+
+async def test_a_stream_that_has_lost_a_chunk_does_not_end_well(
+    monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    def decode(message: bytes) -> Any:
+        frame = plain(message)
+        if type(frame) is Chunk:
+            chunks.append(frame)
+            if len(chunks) == 3:
+                raise RuntimeError("the third")
+        return frame
+
+    plain, chunks = exchange_link.decode_worker_frame, list[Chunk]()
+    monkeypatch.setattr(exchange_link, "decode_worker_frame", decode)
+    with anyio.fail_after(60):
+        async with sp.open_pool("tests.adapters.basic", size=1) as pool:
+            with pytest.raises(sp.WorkerCrashed, match="internal error"):
+                async with pool.stream("count", {"n": 50}) as found:
+                    async for _ in found:
+                        pass
+            async with pool.stream("count", {"n": 50}) as found:
+                assert len([chunk async for chunk in found]) == 50
+    assert [str(error) for error in internal_errors] == ["the third"]
