@@ -367,7 +367,8 @@ async def out_of_grace(pool: sp.Pool) -> None:
 async def deaths(pool: sp.Pool) -> None:
     with fails("worker_crashed"):
         await pool.execute("die")
-    same(await pool.execute("die_first"), 2)
+    # The third time when the second worker was lost by what was raised.
+    same(await pool.execute("die_first") in (2, 3), True)
     pool.kill_worker(await ready_worker(pool))
     await pool.wait_ready(timeout=LIMIT)
 
