@@ -194,7 +194,7 @@ class Clients:
         try:
             async with control(self._control) as client:
                 await client.ask("uncordon", worker=worker)
-        except sp.SnakepitError:
+        except Exception:
             async with control(self._control) as client:
                 await client.ask("uncordon", worker=worker)
             raise

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections import Counter
 
 import pytest
 
@@ -35,6 +37,30 @@ def test_an_exception_ends_no_more_than_what_it_ran_for(internal_errors: list[Ba
     assert not list(filter(None, found)), "\n".join(filter(None, found))
     assert internal_errors
     assert all(isinstance(one, Injected) for error in internal_errors for one in leaves(error))
+
+
+#: What the ledger calls: a worker's port, the observer, whoever waits for a request.
+OUTSIDE = [
+    r"pool/fleet/dispatch\.py _WorkerPort\.start$", r"pool/fleet/dispatch\.py _WorkerPort\.cancel$",
+    r"pool/observer\.py RequestObserver\.__call__$", r"_waiting\.py .*Waiter\.wake$", r"pool/calls/stream\.py ChunkStream\.wake$",
+    r"pool/calls/map\.py .*\.wake$",
+]  # fmt: skip
+#: Calls that are sent ahead and taken back are rare.
+RARELY = [r"pool/fleet/dispatch\.py _WorkerPort\.withdraw$", r"pool/fleet/dispatch\.py _WorkerPort\.recall$"]
+
+
+@pytest.mark.timeout(3600 if ALL else 120)
+def test_what_the_ledger_calls_may_raise(internal_errors: list[BaseException]) -> None:
+    wanted = OUTSIDE + RARELY if ALL else OUTSIDE
+    raised = Counter[str]()
+    for seed, target, entry in tries(list(range(1, 61 if ALL else 4)), "|".join(wanted)):
+        known = len(internal_errors)
+        found = attempt(seed, target, entry)
+        assert found is None, found
+        (name,) = (name for name in wanted if re.search(name, f"{target.file} {target.name}"))
+        raised[name] += len(internal_errors) > known
+    assert set(raised) == set(wanted), raised
+    assert all(raised.values()), raised
 
 
 @pytest.mark.parametrize("name", ["Ledger._finish", "Incarnations._settle"])
