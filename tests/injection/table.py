@@ -38,20 +38,19 @@ def last(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def lines(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     """The table, in Markdown."""
-    kinds: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    kinds: dict[tuple[str, str, str, int], list[dict[str, Any]]] = {}
     for row in last(rows):
-        kinds.setdefault((row["side"], row["phase"], row["backend"]), []).append(row)
-    yield f"| side | phase | event loop | functions | tries | {' | '.join(_COLUMNS)} | excepted | faults | ended the runtime |"
+        kinds.setdefault((row["side"], row["phase"], row["backend"], row["target"][3]), []).append(row)
+    yield f"| side | phase | event loop | entry | functions | {' | '.join(_COLUMNS)} | excepted | faults | ended the runtime |"
     yield "|---" * (8 + len(_COLUMNS)) + "|"
-    for (side, phase, backend), found in kinds.items():
+    for (side, phase, backend, entry), found in sorted(kinds.items()):
         outcomes = Counter(outcome(row) for row in found if is_good(row, phase))
         cells = [str(sum(outcomes[name] for name in names)) for names in _COLUMNS.values()]
         excepted = outcomes.total() - sum(map(int, cells))
         over = sum(outcomes[name] for name in _ENDED)
         bad = [row for row in found if not is_good(row, phase)]
-        functions = len({tuple(row["target"][:3]) for row in found})
         ended = sum(outcome(row) in _ENDED for row in bad)
-        first = [side, phase, backend, str(functions), str(len(found))]
+        first = [side, phase, backend, str(entry), str(len(found))]
         after = [f"{excepted} ({over} ended it)" if over else str(excepted), str(len(bad)), str(ended)]
         yield f"| {' | '.join(first + cells + after)} |"
 
