@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import numpy as np
 
 import snakepit_trio as sp
 from snakepit_trio.launch.base import ExitStatus, WorkerSpec
@@ -18,6 +19,7 @@ from snakepit_trio.wire.handshake_messages import ToolSpec
 from snakepit_trio.wire.startup import Report
 
 from .scenario import Fault, Scenario
+from .segments import WorkerMemory
 
 __all__ = ["FaultyWorkers"]
 
@@ -34,6 +36,9 @@ async def work(**params: Any) -> dict[str, Any]:
             await anyio.sleep(params["seconds"])
     else:
         await anyio.sleep(params["seconds"])
+    if isinstance(params.get("data"), np.ndarray) and params["number"] % 2:
+        # Memory of its own, and not what it was given.
+        params["data"] = params["data"].copy()
     return params
 
 
@@ -76,6 +81,7 @@ class FaultyWorker(ScriptedWorker):
         self.told_to_cancel: dict[int, float] = {}
         self.stuck: set[int] = set()
         self.host_calls: dict[int, tuple[anyio.Event, list[frames.HostReply]]] = {}
+        self.memory = WorkerMemory(64 << 20)
 
     def fault(self, *kinds: str) -> Fault | None:
         """The fault that is to happen now, if any of these kinds is; it is written down and never happens again."""
@@ -122,7 +128,20 @@ class FaultyWorker(ScriptedWorker):
         more = [ToolSpec(name="more", parameters_schema="{}")] if self.fault("odd") else []
         return [*super().offered(), *more]
 
+    def share(self) -> int | None:
+        return self.memory.share()
+
+    def die(self, status: ExitStatus) -> None:
+        super().die(status)
+        self.memory.vanish()
+
     # ---- the wire ----------------------------------------------------------------------------------
+
+    def post(self, frame: Any) -> None:
+        payload = getattr(frame, "payload", None)
+        if payload is not None:
+            frame.payload = self.memory.lend(payload)
+        super().post(frame)
 
     def send(self, *pieces: bytes) -> None:
         message = b"".join(pieces)
@@ -174,6 +193,7 @@ class FaultyWorker(ScriptedWorker):
                     self.deliver(data)
                 if self.fault("crash_after"):
                     self.crash()
+                del frame, data
             self.said_all()
             self._posted = anyio.Event()
             await self._posted.wait()
@@ -192,6 +212,8 @@ class FaultyWorker(ScriptedWorker):
                     self.crash()
                     return
                 self._take(frame, nursery)
+                # What it holds is looked at by nobody here.
+                del frame
                 if self.fault("crash_after"):
                     self.crash()
                     return
@@ -199,6 +221,9 @@ class FaultyWorker(ScriptedWorker):
             await self._arrived.wait()
 
     def _take(self, frame: Any, nursery: anyio.abc.TaskGroup) -> None:
+        payload = getattr(frame, "payload", None)
+        if payload is not None:
+            frame.payload = self.memory.borrow(payload)
         if isinstance(frame, frames.HostReply):
             waiting = self.host_calls.get(frame.id)
             if waiting is not None:

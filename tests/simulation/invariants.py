@@ -25,7 +25,7 @@ class Invariants:
     """Watches one pool from outside: its scheduler's observer is wrapped, its tables are read.
 
     Attributes:
-        requests: Every request that the scheduler has heard of, by id.
+        requests: The id of every request that the scheduler has heard of.
         ended: How often each has ended.
         versions_may_meet: A rolling restart may bring in workers that offer something else.
         cordoned: Ids of the workers that somebody wants to get no calls.
@@ -33,7 +33,7 @@ class Invariants:
 
     def __init__(self, pool: sp.Pool, note: Any) -> None:
         self.pool = pool
-        self.requests: dict[int, Request] = {}
+        self.requests: set[int] = set()
         self.open: dict[int, Request] = {}
         self.ended: Counter[int] = Counter()
         self.cordoned: set[str] = set()
@@ -47,7 +47,8 @@ class Invariants:
 
     def _hear(self, event: str, request: Request, now: float) -> None:
         self._note(f"request {request.id} {request.tool}: {event}")
-        self.requests[request.id] = self.open[request.id] = request
+        self.requests.add(request.id)
+        self.open[request.id] = request
         if event in _FINAL:
             self.ended[request.id] += 1
             del self.open[request.id]
@@ -176,7 +177,7 @@ class Invariants:
         scheduler = self.pool._scheduler
         assert not self.open, f"never ended: {list(self.open.values())}"
         assert set(self.ended.values()) <= {1}, "a request has ended twice"
-        assert self.ended.keys() == self.requests.keys()
+        assert self.ended.keys() == self.requests
         assert (len(scheduler._queue), len(scheduler._wheel), scheduler._placement.waiting, scheduler.in_flight) == (
             0,
             0,

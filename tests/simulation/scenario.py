@@ -9,6 +9,7 @@ import random
 from typing import Any
 
 import attrs
+import numpy as np
 
 import snakepit_trio as sp
 
@@ -38,9 +39,12 @@ MORE: dict[str, dict[str, Any]] = {
     "text": {"text": ["", "\0", "e\u0301", "\u00e9", "E\u0301"], "huge": 10**400},
     "long": {"text": "x" * 70_000},
     "data": {"data": b"\0x" * 40_000},
+    "large": {"data": bytes(300_000)},
+    "array": {"data": np.arange(40_000.0)},
     "megabytes": {"data": bytearray(2_000_000)},
 }
 
+_MORE = ("surrogate", "text", "long", "data", "megabytes")
 _OPERATIONS = ("resize", "recycle", "rolling_restart", "cordon", "drain", "kill")
 
 
@@ -221,10 +225,24 @@ def _odd_ones(seed: int, callers: tuple[Caller, ...]) -> tuple[Caller, ...]:
             errors=rng.random() < 0.4,
             ttl=rng.choice([None, None, None, 0.02, 0.5]),
             ends=rng.random() < 0.15,
-            more=rng.choice([*MORE, *[""] * 30]),
+            more=rng.choice([*_MORE, *[""] * 30]),
         )
         found.append(caller)
     return tuple(found)
+
+
+def _large(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> tuple[Caller, ...]:
+    """Callers of some scenarios send what travels through shared memory, of which there is more or less."""
+    rng = random.Random(f"{seed}:large")
+    if rng.random() < 0.75:
+        return callers
+    options["shm_limit"] = rng.choice([0, 2_000_000, 8_000_000, 1 << 30])
+    return tuple(
+        attrs.evolve(caller, more=rng.choice(["large", "megabytes", "array", "array"]))
+        if rng.random() < 0.3 and not caller.more
+        else caller
+        for caller in callers
+    )
 
 
 def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
@@ -299,7 +317,7 @@ def draw(seed: int) -> Scenario:
                 frame=0 if starting else rng.choice([1, 2, 3, rng.randint(1, 60)]),
             )
         )
-    callers = _odd_ones(seed, _unruly(seed, callers, options))
+    callers = _large(seed, _odd_ones(seed, _unruly(seed, callers, options)), options)
     if options.get("poison_limit", 1) is None and any(caller.params.get("lethal") for caller in callers):
         # It would be run again for ever.
         del options["poison_limit"]

@@ -21,11 +21,12 @@ import snakepit_trio as sp
 from snakepit_trio.runtime import assemble
 from snakepit_trio.supervision.run import Run
 
-from .callers import call
+from .callers import call, same
 from .faulty import FaultyWorkers
 from .injection import Injection
 from .invariants import Invariants
 from .scenario import Caller, Scenario
+from .segments import Segments
 
 __all__ = ["Result", "Simulation", "command", "explain", "leaf", "run", "shrink"]
 
@@ -38,12 +39,13 @@ _ATTEMPTS = 200
 @attrs.frozen(kw_only=True)
 class Result:
     """How a simulation went: what happened with its times, how callers and requests ended, at which kinds of frames there were
-    faults, and what did not hold."""
+    faults, what was done with shared memory, and what did not hold."""
 
     history: tuple[str, ...]
     outcomes: Counter[str]
     faults: Counter[str]
     at: Counter[str]
+    memory: Counter[str]
     checks: int
     failure: BaseException | None
 
@@ -64,6 +66,9 @@ class Simulation(trio.abc.Instrument):
         self.pool: Any = None
         self.pool_config = sp.PoolConfig(adapter="scripted", **scenario.options)
         self.invariants: Invariants | None = None
+        self.segments = Segments()
+        #: Answers that are looked at until after the pool's end, each with what it should be.
+        self.kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._scope = trio.CancelScope()
         # Workers may go although nothing was injected: callers of these kinds, and calls that hear no cancel, cost some.
         config, callers = self.pool_config, scenario.callers
@@ -88,6 +93,7 @@ class Simulation(trio.abc.Instrument):
             try:
                 with contextlib.nullcontext() if self.injection is None else self.injection.aside():
                     self.invariants.check(trio.current_time())
+                    self.segments.check()
                 assert not self.world.wrong, self.world.wrong[0]
             except Exception as exc:
                 if self.injection is not None and self.injection.mending(trio.current_time()):
@@ -140,6 +146,9 @@ class Simulation(trio.abc.Instrument):
                 return
         assert self.invariants is not None
         self.invariants.after_the_end()
+        while self.kept:
+            assert same(*self.kept.pop()), "an answer has changed with the pool's end"
+        self.segments.after_the_end()
         assert not self.world.alive, "workers are left"
 
     async def _rest(self) -> None:
@@ -152,6 +161,7 @@ class Simulation(trio.abc.Instrument):
                 await trio.sleep(0.1)
         assert not scope.cancelled_caught, "a call stays in its worker"
         self.invariants.at_rest()
+        self.segments.at_rest([worker.memory for worker in self.world.alive])
 
 
 @contextlib.contextmanager
@@ -174,7 +184,8 @@ def run(scenario: Scenario, injection: Injection | None = None) -> Result:
     fds = len(os.listdir("/proc/self/fd"))
     failure: BaseException | None = None
     simulation = Simulation(scenario, injection)
-    with _seeded(scenario.seed):
+    making = mock.patch("snakepit_trio.supervision.exchange_link.SharedMemory", simulation.segments.make)
+    with _seeded(scenario.seed), making:
         try:
             clock = trio.testing.MockClock(autojump_threshold=0)
             trio.run(simulation.main, clock=clock, instruments=[simulation])
@@ -189,6 +200,7 @@ def run(scenario: Scenario, injection: Injection | None = None) -> Result:
         outcomes=simulation.outcomes,
         faults=Counter(simulation.world.happened),
         at=simulation.world.happened_at,
+        memory=simulation.segments.seen,
         checks=simulation.checks,
         failure=failure,
     )

@@ -63,11 +63,14 @@ def test_the_same_seed_gives_the_same_history() -> None:
 def test_the_first_seeds_show_every_fault_and_every_outcome() -> None:
     outcomes: Counter[str] = Counter()
     faults: Counter[str] = Counter()
+    memory: Counter[str] = Counter()
     for seed in range(SHOWING):
         result = holds(seed)
         outcomes += result.outcomes
         faults += result.faults
+        memory += result.memory
         assert result.checks or "open:WorkerStartupError" in result.outcomes
+    assert memory.keys() >= {"lent", "borrowed", "came back", "inline", "outlived"}
     assert faults.keys() == {*FRAME_FAULTS, *START_FAULTS, "leave"}
     ends = {name.partition(":")[2] for name in outcomes}
     assert ends >= {
