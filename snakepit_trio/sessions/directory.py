@@ -194,7 +194,7 @@ class SessionDirectory:
         generation: str | None = None,
         make: bool = True,
     ) -> KnownSession:
-        """Make a session, or resume the one of that id, and hold it open. The caller leaves what it has opened.
+        """Make a session, or resume the one of that id, and hold it open. The caller takes its handle back, and leaves it.
 
         Args:
             generation: Only the session of this generation is meant.
@@ -221,10 +221,11 @@ class SessionDirectory:
             if known is None:
                 known = self._known[id] = KnownSession(id, found, life, store.clock())
             known.used_at = known.told_at = store.clock()
-            known.handles += 1
             self.look_again()
         if made:
             self._events.emit("session.opened", None, session_id=id)
+        # Nothing that may fail comes after it.
+        known.handles += 1
         return known
 
     @protected
@@ -275,8 +276,7 @@ class SessionDirectory:
 
     @protected
     async def leave(self, known: KnownSession, *, detach: bool) -> None:
-        """A block that had it open has ended."""
-        known.handles -= 1
+        """A block that had it open has ended, and is not counted any more."""
         if known.ended is not None or known.handles:
             return
         if not detach:

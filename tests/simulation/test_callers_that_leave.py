@@ -11,6 +11,8 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
+from snakepit_trio.pool.calls import session as session_module
+from snakepit_trio.pool.calls.affinity import Ties
 from snakepit_trio.pool.calls.map import MapResults
 from snakepit_trio.pool.calls.session import Session
 from snakepit_trio.pool.calls.stream import ChunkStream
@@ -116,5 +118,39 @@ def test_what_a_caller_had_under_way_ends_when_it_leaves(
             async with trio.open_nursery() as nursery:
                 for _ in range(4):
                     nursery.start_soon(stream, pool)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [
+        *[(Session, name) for name in ("__init__", "_leave")],
+        *[(Ties, name) for name in ("join", "leave", "_tie_anew")],
+        *[(SessionDirectory, name) for name in ("leave", "end", "_end", "_forget")],
+        (session_module, "_left"),
+    ],
+)
+def test_a_session_ends_with_its_block(
+    place: Any, name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
+) -> None:
+    plain = getattr(place, name)
+
+    def fail_once(*args: object, **options: object) -> None:
+        monkeypatch.setattr(place, name, plain)
+        raise RuntimeError(name)
+
+    async def main() -> None:
+        async with ScriptedWorkers({"nap": nap}, seed=1) as workers, workers.open_pool() as pool:
+            monkeypatch.setattr(place, name, fail_once)
+            with pytest.raises(sp.SnakepitError, match="internal"):
+                async with pool.session("s", affinity="strict_queue"):
+                    pass
+            assert f"RuntimeError({name!r})" in repr(internal_errors)
+            sessions = pool.runtime.sessions
+            assert not await sessions.list() and not sessions._known
+            async with pool.session("s", detach=True), pool.session("s", detach=True):
+                pass
+            assert sessions._known["s"].handles == 0
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))

@@ -99,6 +99,7 @@ class Ties:
     def leave(self, *, detach: bool) -> None:
         """The block ends. With ``detach`` its affinity stays, for whoever resumes the session."""
         if self._joined:
+            self._joined = False
             affinities, own = self._affinities, self._session.affinity
             affinities.blocks.remove(own)
             if detach:

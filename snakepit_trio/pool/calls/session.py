@@ -322,13 +322,12 @@ class Session:
         if self._known.ended is None:
             await self._directory.end(self.id, self._known.generation)
 
-    async def _leave(self, *, detach: bool) -> None:
-        """The block that opened it has ended."""
+    def _leave(self, *, detach: bool) -> None:
+        """The block that opened it has ended. Idempotent."""
         for end in list(self._calls.values()):
             end()
         if self._known.ended is None:
             self._ties.leave(detach=detach)
-        await self._directory.leave(self._known, detach=detach)
 
 
 @asynccontextmanager
@@ -354,12 +353,20 @@ async def open_session(
         )
     id = secrets.token_urlsafe(12) if id is None else check_name(id, "id")
     known = await directory.open(id, check_ttl(ttl), dict(metadata))
-    session = Session(pool, directory, known, affinity=affinity, on_lost=on_lost)
+    session: Session | None = None
     try:
+        session = Session(pool, directory, known, affinity=affinity, on_lost=on_lost)
         session._ties.join()
         yield session
     finally:
-        await _left(session, detach=detach)
+        known.handles -= 1
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+            try:
+                await _left(directory, known, session, detach=detach)
+            except Exception:
+                # Once more: nobody else would end it.
+                await _left(directory, known, session, detach=detach)
+                raise
 
 
 @asynccontextmanager
@@ -377,16 +384,27 @@ async def resume_session(
     """
     pool._supervisor.check_open()
     known = await directory.open(check_name(id, "id"), None, {}, generation=generation, make=False)
-    session = Session(pool, directory, known, affinity=affinity_in(pool, known), on_lost="error")
+    session: Session | None = None
     try:
+        session = Session(pool, directory, known, affinity=affinity_in(pool, known), on_lost="error")
         yield session
     finally:
-        await _left(session, detach=True)
+        known.handles -= 1
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+            try:
+                await _left(directory, known, session, detach=True)
+            except Exception:
+                await _left(directory, known, session, detach=True)
+                raise
 
 
-async def _left(session: Session, *, detach: bool) -> None:
-    with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
-        await session._leave(detach=detach)
+async def _left(directory: SessionDirectory, known: KnownSession, session: Session | None, *, detach: bool) -> None:
+    """A block has ended. To be called once more when it has failed."""
+    try:
+        if session is not None:
+            session._leave(detach=detach)
+    finally:
+        await directory.leave(known, detach=detach)
 
 
 def _decode(data: bytes) -> Any:
