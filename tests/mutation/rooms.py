@@ -48,10 +48,13 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "wire/codec/": (
         "property/test_codec.py", "unit/test_refused_values.py", "unit/test_tables.py", "integration/test_values_cross.py",
     ),
-    "wire/http2/": ("property/test_lean_h2.py", "property/test_pipe.py", "integration/test_wires.py"),
+    "wire/http2/": (
+        "unit/test_turns.py", "property/test_lean_h2.py", "property/test_pipe.py", "integration/test_wires.py",
+        "integration/test_plain_h2.py",
+    ),
     "wire/": (
         "property/test_frames.py", "property/test_messages.py", "property/test_failures.py", "property/test_memory.py", "unit/test_mapping.py",
-        "property/test_tool_messages.py", "property/test_stream_credit.py", "unit/test_begun.py", "unit/test_handshake.py",
+        "property/test_tool_messages.py", "property/test_handshake_messages.py", "property/test_stream_credit.py", "unit/test_begun.py", "unit/test_handshake.py",
         "unit/test_exceptions.py", "integration/test_wires.py", "integration/test_shared_memory.py",
     ),
     "worker/": (
@@ -68,7 +71,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "": (
         "unit/test_bulkhead.py", "unit/test_config.py", "unit/test_forks.py", "unit/test_hardware.py",
         "unit/test_exceptions.py", "unit/test_script.py", "unit/test_timeouts.py", "unit/test_call_options.py",
-        "unit/test_unwrapped.py", "property/test_fair_budget.py", "simulation/test_requests.py",
+        "unit/test_unwrapped.py", "unit/test_private_names.py", "property/test_fair_budget.py", "simulation/test_requests.py",
         "integration/test_main_path.py", "integration/test_plain_asyncio.py",
     ),
 }  # fmt: skip
