@@ -35,7 +35,7 @@ _MENDED = 0.5
 async def call(simulation: Simulation, caller: Caller) -> None:
     """Do what one caller does, and note how it ended."""
     await anyio.sleep(caller.at)
-    pool = simulation.pool
+    pool = simulation.pools[caller.pool]
     begun = anyio.current_time()
     simulation.note(f"caller {caller.number} ({caller.kind} {caller.tool}) begins")
     outcome = "cancelled"
@@ -54,6 +54,10 @@ async def call(simulation: Simulation, caller: Caller) -> None:
             outcome = "itself" if depth_of(exc) == 1 or simulation.injection.called else "raw"
     spent = anyio.current_time() - begun
     simulation.ended(caller, outcome)
+    if caller.kind == "nested" and {*caller.path} != {caller.pool}:
+        simulation.outcomes[f"across pools:{outcome}"] += 1
+    if outcome == "PoolClosed" and not simulation.closing:
+        simulation.outcomes["one of several:PoolClosed"] += 1
     assert explained(simulation, caller, outcome, details, spent), f"nothing explains {outcome} of {caller} {details}"
     late = _LATE if simulation.injection is None or not simulation.injection.raised else _MENDED
     limit = caller.patience if caller.timeout is None else min(caller.patience, caller.timeout)
@@ -65,7 +69,17 @@ async def call(simulation: Simulation, caller: Caller) -> None:
 
 def explained(simulation: Simulation, caller: Caller, outcome: str, details: dict[str, Any], spent: float) -> bool:
     """Whether a call may end so, by what has been injected and asked for up to now."""
-    options, happened = simulation.pool_config, set(simulation.world.happened)
+    met = {caller.pool, *(caller.path if caller.kind == "nested" else ())}
+    if outcome == "PoolClosed":
+        return simulation.closing or not simulation.closed.isdisjoint(met)
+    configs = [simulation.configs[number] for number in met]
+    return any(_explained(simulation, options, caller, outcome, details, spent) for options in configs)
+
+
+def _explained(
+    simulation: Simulation, options: sp.PoolConfig, caller: Caller, outcome: str, details: dict[str, Any], spent: float
+) -> bool:
+    happened = set(simulation.world.happened)
     kinds = {c.kind for c in simulation.scenario.callers}
     raised = simulation.injection is not None and simulation.injection.raised
     kills = simulation.can_lose_workers or bool(happened & _DEADLY) or raised
@@ -96,8 +110,6 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
             # A worker that is at work is not dead, however long it answers nothing.
             found_dead = details.get("reason") == "heartbeat"
             return kills and caller.kind != "operate" and ("mute" in happened or not found_dead)
-        case "PoolClosed":
-            return simulation.closing
         case "WorkerStartupError":
             if raised or (caller.kind == "operate" and simulation.can_lose_workers):
                 return True
@@ -113,8 +125,8 @@ def explained(simulation: Simulation, caller: Caller, outcome: str, details: dic
             return caller.kind == "session" and any(c.affinity != "hint" for c in sisters)
         case "WouldDeadlock":
             # Of others only those that hold a permit which a nested call may wait for, while that one has the seat.
-            held = simulation.closing or any(limit.concurrency for limit in options.limits)
-            return caller.kind == "nested" or (held and "nested" in kinds)
+            held = simulation.closing or simulation.closed or any(limit.concurrency for limit in options.limits)
+            return caller.kind == "nested" or (bool(held) and "nested" in kinds)
         case "InvalidParameter":
             return caller.kind == "operate" or caller.more == "surrogate"
         case "RequestCancelled":
@@ -146,7 +158,7 @@ async def _execute(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
 
 
 async def _nested(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
-    params = {**caller.sent, "tool": caller.tool}
+    params = {**caller.sent, "tool": caller.tool, "path": list(caller.path)}
     found = await pool.execute("nested", params, timeout=caller.timeout, priority=caller.priority)
     assert same(found, caller.sent), f"{caller} got the answer of another: {found}"
 
@@ -232,8 +244,7 @@ async def _session(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
 async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> None:
     workers = [info.id for info in pool.workers() if info.state in ("ready", "busy")]
     chosen = workers[caller.number % len(workers)] if workers else "none"
-    assert simulation.invariants is not None
-    cordoned = simulation.invariants.cordoned
+    cordoned = simulation.invariants[caller.pool].cordoned
     match caller.tool:
         case "resize":
             await pool.resize(1 + caller.number % 5)
@@ -256,6 +267,9 @@ async def _operate(simulation: Simulation, pool: sp.Pool, caller: Caller) -> Non
             finally:
                 pool.cordon(chosen, cordoned=False)
                 cordoned.discard(chosen)
+        case "close":
+            simulation.closed.add(caller.pool)
+            await pool.aclose(drain=True)
         case "kill":
             pool.kill_worker(chosen)
 

@@ -258,8 +258,12 @@ class FaultyWorker(ScriptedWorker):
         number = self.world.next_host_call()
         event, replies = self.host_calls[number] = anyio.Event(), []
         try:
-            inner = {key: value for key, value in params.items() if key != "tool"}
-            self.post(frames.HostCall(number, call.id, "ask", codec.encode({"params": inner, "tool": params["tool"]})))
+            pool, *further = params["path"]
+            inner = {key: value for key, value in params.items() if key not in ("tool", "path")}
+            if further:
+                inner |= {"tool": params["tool"], "path": further}
+            asked = {"params": inner, "tool": "nested" if further else params["tool"], "pool": pool}
+            self.post(frames.HostCall(number, call.id, "ask", codec.encode(asked)))
             await event.wait()
         except BaseException:
             self.post(frames.HostCancel(number))

@@ -186,7 +186,12 @@ class Invariants:
         )
         assert not any(seats.load or seats.ahead for seats in scheduler.seats), "a seat never came back"
         assert not scheduler._placement._priorities, "priorities are kept of nobody"
-        assert len(self.pool._services.waits) == 0, "a wait is kept of nobody"
+        services = self.pool._services
+        # The whole runtime's, of which every pool has a part.
+        assert len(services.waits) == 0, "a wait is kept of nobody"
+        threads, budget = services.host_threads, services.host_call_bytes
+        assert not threads._holders and not threads._waiting, f"{threads!r} at rest"
+        assert budget.used == 0, f"{budget.used} bytes of host calls are counted that are over"
         guard = self.pool._guard
         for limit in guard._limits if guard is not None else ():
             for gate in limit._gates.values():

@@ -67,6 +67,8 @@ class Caller:
         raises: Its block, or what gives a map its inputs, raises at this item.
         inputs: How a map gets its inputs: ``"list"``, ``"slow"`` or ``"raising"``.
         limit, ordered, errors: A map's options; ``errors`` is ``return_errors``.
+        pool: The number of the pool that it uses.
+        path: Of a nested call: the pools that it goes through from there, each by a tool of the one before; the last runs the tool.
         more: What it sends beside its parameters; the name of one of :data:`MORE`.
         ttl, ends: Of a session: how long it lives unused, and whether the caller ends it for everybody.
     """
@@ -92,6 +94,8 @@ class Caller:
     ttl: float | None = None
     ends: bool = False
     more: str = ""
+    pool: int = 0
+    path: tuple[int, ...] = (0,)
 
     @property
     def sent(self) -> dict[str, Any]:
@@ -101,7 +105,12 @@ class Caller:
 
 @attrs.frozen(kw_only=True)
 class Scenario:
-    """One simulation. ``delay`` is the longest time that a frame is under way, in seconds."""
+    """One simulation.
+
+    Attributes:
+        options, others: Of the first pool, and of those beside it.
+        delay: The longest time that a frame is under way, in seconds.
+    """
 
     seed: int
     options: dict[str, Any]
@@ -109,6 +118,7 @@ class Scenario:
     faults: tuple[Fault, ...]
     delay: float
     close_at: float | None
+    others: tuple[dict[str, Any], ...] = ()
 
     def only(
         self, callers: set[int] | None = None, faults: set[int] | None = None, dropped: set[str] | None = None
@@ -245,6 +255,44 @@ def _large(seed: int, callers: tuple[Caller, ...], options: dict[str, Any]) -> t
     )
 
 
+def _beside(seed: int, options: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The other pools of some scenarios."""
+    rng = random.Random(f"{seed}:pools")
+    if rng.random() < 0.7:
+        return ()
+    kept = ("cancel_grace", "on_cancel", "cancel_set_ttl", "stop_grace", "startup_timeout", "heartbeat_interval")
+    return tuple(
+        {
+            **{name: options[name] for name in kept},
+            "name": f"other{number}",
+            "size": rng.choice([1, 1, 2]),
+            "threads": rng.choice([1, 1, 2]),
+            "max_queue": rng.choice([0, 2, 1000, 1000]),
+            "queue_timeout": rng.choice([0.02, 10.0, 10.0]),
+            "restart_limit": rng.choice([1000, 0]),
+            "prefetch": rng.choice([16, 0]),
+            "limits": [_limit(rng)] if rng.random() < 0.3 else [],
+        }
+        for number in range(1, rng.choice([2, 2, 3]))
+    )
+
+
+def _spread(seed: int, callers: tuple[Caller, ...], pools: int) -> tuple[Caller, ...]:
+    """Callers use several pools, and call through one into another; some close one while the others run."""
+    if pools == 1:
+        return callers
+    rng = random.Random(f"{seed}:spread")
+    found = []
+    for caller in callers:
+        pool = rng.choice([0, rng.randrange(pools)])
+        path = tuple(rng.randrange(pools) for _ in range(rng.choice([1, 1, 2, 3])))
+        # Many, since this is what these scenarios are for.
+        kind = "nested" if rng.random() < 0.25 and caller.kind == "execute" else caller.kind
+        closes = kind == "operate" and pool > 0 and rng.random() < 0.4
+        found.append(attrs.evolve(caller, pool=pool, path=path, kind=kind, tool="close" if closes else caller.tool))
+    return tuple(found)
+
+
 def _asked_to_end(seed: int, size: int, number: int) -> list[Fault]:
     """Workers of some scenarios that somebody else asks to end."""
     rng = random.Random(f"{seed}:leave")
@@ -318,6 +366,8 @@ def draw(seed: int) -> Scenario:
             )
         )
     callers = _large(seed, _odd_ones(seed, _unruly(seed, callers, options)), options)
+    others = _beside(seed, options)
+    callers = _spread(seed, callers, 1 + len(others))
     if options.get("poison_limit", 1) is None and any(caller.params.get("lethal") for caller in callers):
         # It would be run again for ever.
         del options["poison_limit"]
@@ -332,4 +382,5 @@ def draw(seed: int) -> Scenario:
         ),
         delay=0.0002 if quick else 0.002,
         close_at=round(rng.uniform(0.01, 1.0), 4) if rng.random() < 0.25 else None,
+        others=others,
     )

@@ -63,15 +63,20 @@ class Simulation(trio.abc.Instrument):
         self.failure: BaseException | None = None
         self.world = FaultyWorkers(scenario, self.note)
         self.runtime: Any = None
-        self.pool: Any = None
-        self.pool_config = sp.PoolConfig(adapter="scripted", **scenario.options)
-        self.invariants: Invariants | None = None
+        self.pools: list[Any] = []
+        self.configs = [
+            sp.PoolConfig(adapter="scripted", **options) for options in (scenario.options, *scenario.others)
+        ]
+        #: Of each pool, once the runtime is open.
+        self.invariants: list[Invariants] = []
+        #: The numbers of the pools that callers have closed.
+        self.closed: set[int] = set()
         self.segments = Segments()
         #: Answers that are looked at until after the pool's end, each with what it should be.
         self.kept: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._scope = trio.CancelScope()
         # Workers may go although nothing was injected: callers of these kinds, and calls that hear no cancel, cost some.
-        config, callers = self.pool_config, scenario.callers
+        config, callers = self.configs[0], scenario.callers
         self.can_lose_workers = any(
             any(c.params.get(habit) for habit in ("deaf", "stuck", "lethal", "grind"))
             or (c.kind == "operate" and c.tool == "kill")
@@ -88,11 +93,12 @@ class Simulation(trio.abc.Instrument):
 
     def after_io_wait(self, timeout: float) -> None:
         # An exception from an instrument would only be logged.
-        if self.invariants is not None and self.failure is None:
+        if self.invariants and self.failure is None:
             self.checks += 1
             try:
                 with contextlib.nullcontext() if self.injection is None else self.injection.aside():
-                    self.invariants.check(trio.current_time())
+                    for invariants in self.invariants:
+                        invariants.check(trio.current_time())
                     self.segments.check()
                 assert not self.world.wrong, self.world.wrong[0]
             except Exception as exc:
@@ -110,18 +116,19 @@ class Simulation(trio.abc.Instrument):
             raise self.failure
 
     async def _run(self) -> None:
-        config = sp.RuntimeConfig(pools=[self.pool_config], control=False, telemetry="off", recorder_size=0)
+        config = sp.RuntimeConfig(pools=self.configs, control=False, telemetry="off", recorder_size=0)
         made = Run("scripted", Path(os.devnull))
         async with trio.open_nursery() as callers:
             try:
                 async with assemble(config, made, self.world, lambda *_: self.world) as self.runtime:
-                    self.pool = self.runtime.pool()
-                    self.invariants = Invariants(self.pool, self.note)
-                    self.invariants.versions_may_meet = any(c.tool == "rolling_restart" for c in self.scenario.callers)
+                    self.pools = [self.runtime.pool(config.name) for config in self.configs]
+                    self.invariants = [Invariants(pool, self.note) for pool in self.pools]
+                    for invariants in self.invariants:
+                        invariants.versions_may_meet = any(c.tool == "rolling_restart" for c in self.scenario.callers)
 
                     @self.runtime.tools.host_tool
-                    async def ask(tool: str, params: dict[str, Any]) -> Any:
-                        return await self.pool.execute(tool, params)
+                    async def ask(tool: str, params: dict[str, Any], pool: int) -> Any:
+                        return await self.pools[pool].execute(tool, params)
 
                     if self.injection is not None:
                         self.injection.begin()
@@ -140,12 +147,12 @@ class Simulation(trio.abc.Instrument):
                     if self.injection is not None:
                         self.injection.end()
             except sp.WorkerStartupError:
-                if self.invariants is not None or not self.world.happened:
+                if self.invariants or not self.world.happened:
                     raise
                 self.outcomes["open:WorkerStartupError"] += 1
                 return
-        assert self.invariants is not None
-        self.invariants.after_the_end()
+        for invariants in self.invariants:
+            invariants.after_the_end()
         while self.kept:
             assert same(*self.kept.pop()), "an answer has changed with the pool's end"
         self.segments.after_the_end()
@@ -153,14 +160,16 @@ class Simulation(trio.abc.Instrument):
 
     async def _rest(self) -> None:
         """Wait until every call has come to its end in the workers too."""
-        assert self.invariants is not None
-        scheduler = self.runtime.pool()._scheduler
+        schedulers = [pool._scheduler for pool in self.pools]
         # Cancelled ids are remembered for their time.
-        with trio.move_on_after(60 + self.pool_config.cancel_set_ttl) as scope:
-            while any(seats.load or seats.ahead for seats in scheduler.seats) or len(scheduler._cancel_set):
+        with trio.move_on_after(60 + self.configs[0].cancel_set_ttl) as scope:
+            while any(seats.load or seats.ahead for scheduler in schedulers for seats in scheduler.seats) or any(
+                len(scheduler._cancel_set) for scheduler in schedulers
+            ):
                 await trio.sleep(0.1)
         assert not scope.cancelled_caught, "a call stays in its worker"
-        self.invariants.at_rest()
+        for invariants in self.invariants:
+            invariants.at_rest()
         self.segments.at_rest([worker.memory for worker in self.world.alive])
 
 

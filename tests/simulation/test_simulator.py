@@ -70,6 +70,7 @@ def test_the_first_seeds_show_every_fault_and_every_outcome() -> None:
         faults += result.faults
         memory += result.memory
         assert result.checks or "open:WorkerStartupError" in result.outcomes
+    assert {"across pools:completed", "across pools:cancelled", "one of several:PoolClosed"} <= outcomes.keys()
     assert memory.keys() >= {"lent", "borrowed", "came back", "inline", "outlived"}
     assert faults.keys() == {*FRAME_FAULTS, *START_FAULTS, "leave"}
     ends = {name.partition(":")[2] for name in outcomes}

@@ -19,7 +19,9 @@ def _quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL + 1)
 
 
-def simulate(*callers: tuple[str, float, dict[str, Any]], **options: Any) -> Result:
+def simulate(
+    *callers: tuple[str, float, dict[str, Any]], others: tuple[dict[str, Any], ...] = (), **options: Any
+) -> Result:
     """Run callers, each with its kind, when it begins and its options; every invariant holds, and the scenario ends."""
     result = run(
         Scenario(
@@ -39,6 +41,7 @@ def simulate(*callers: tuple[str, float, dict[str, Any]], **options: Any) -> Res
             faults=(),
             delay=0.0001,
             close_at=None,
+            others=others,
         )
     )
     if result.failure is not None:
@@ -65,6 +68,13 @@ def test_a_nested_call_does_not_wait_for_what_its_own_worker_keeps(at: float, op
 def test_of_two_that_wait_in_each_others_workers_one_is_refused() -> None:
     result = simulate(_STUCK, _STUCK, ("nested", 0.05, {}), ("nested", 0.05, {}), size=2)
     assert result.outcomes == {"execute:RequestTimeout": 2, "nested:WouldDeadlock": 1, "nested:completed": 1}
+
+
+def test_nor_does_one_that_comes_back_by_way_of_another_pool() -> None:
+    there_and_back = ("nested", 0.05, {"path": (1, 0)})
+    result = simulate(_STUCK, there_and_back, size=1, others=({"name": "other", "size": 1, "timeout": None},))
+    ends = {"execute:RequestTimeout": 1, "nested:WouldDeadlock": 1, "across pools:WouldDeadlock": 1}
+    assert result.outcomes == ends
 
 
 @pytest.mark.parametrize("options", [_LIMITS, {}], ids=["permit", "seat"])

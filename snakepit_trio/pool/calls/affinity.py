@@ -92,8 +92,8 @@ class Ties:
 
     def join(self) -> None:
         """The block has the session open from now on."""
-        self._joined = True
         self._affinities.blocks.append(self._session.affinity)
+        self._joined = True
         self._tie_anew()
 
     def leave(self, *, detach: bool) -> None:
@@ -102,6 +102,7 @@ class Ties:
             self._joined = False
             affinities, own = self._affinities, self._session.affinity
             affinities.blocks.remove(own)
+            self._joined = False
             if detach:
                 affinities.kept = max(affinities.kept, own, key=AFFINITIES.index)
             self._tie_anew()
