@@ -81,7 +81,7 @@ class FaultyWorker(ScriptedWorker):
         self.told_to_cancel: dict[int, float] = {}
         self.stuck: set[int] = set()
         self.host_calls: dict[int, tuple[anyio.Event, list[frames.HostReply]]] = {}
-        self.memory = WorkerMemory(64 << 20)
+        self.memory = WorkerMemory(spec.shm_limit)
 
     def fault(self, *kinds: str) -> Fault | None:
         """The fault that is to happen now, if any of these kinds is; it is written down and never happens again."""

@@ -15,17 +15,21 @@ from snakepit_trio.wire.memory import THRESHOLD, Budget, SharedMemory, make_file
 
 __all__ = ["Segments", "WorkerMemory"]
 
-#: Bytes that the places of one worker's side may have.
-_ROOM = 16 << 20
+#: Bytes that one message may refer to.
+_MOST = 64 << 20
 
 
 class WorkerMemory(SharedMemory):
-    """A worker's file, and the worker's side of it."""
+    """A worker's file, and the worker's side of it.
 
-    def __init__(self, limit: int) -> None:
+    Args:
+        room: Bytes that its places may have; None: no limit.
+    """
+
+    def __init__(self, room: int | None) -> None:
         self._file_of_both: int | None = make_file()
         self._vanished = False
-        super().__init__("o", self.share, Budget(_ROOM), limit)
+        super().__init__("o", self.share, Budget(room), _MOST)
 
     def share(self) -> int | None:
         """A new descriptor of it; None once the worker has died."""
