@@ -37,7 +37,7 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
     ("_bulkhead.py", "operation.<locals>.plain"): (("raw error for its caller",), "It is the boundary."),
     ("_bulkhead.py", "operation.<locals>.behind"): (("raw error for its caller",), "It is the boundary."),
     ("_bulkhead.py", "_Block.__aexit__"): (
-        ("another result", "seat lost"),
+        ("another result", "seat lost", "runtime ended"),
         "It is the boundary: the interpreter calls it, and the block inside it is not left.",
     ),
     ("_interrupts.py", "_Managed.__aexit__"): (
