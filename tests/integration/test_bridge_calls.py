@@ -191,9 +191,12 @@ async def test_a_client_that_has_not_read_all_of_its_answer_by_the_deadline_is_t
         assert runtime.bridge is not None
         async with sp.connect(runtime.bridge.address, token="right") as client:
             link = client._link
-            async with link.streaming("ExecuteTool", on_message=lambda _: None, on_end=on_end, timeout=1.0) as rpc:
+            request = message("echo", text, JSON)
+            async with link.streaming(
+                "ExecuteTool", request, on_message=lambda _: None, on_end=on_end, timeout=1.0
+            ) as opened:
+                rpc = opened.rpc
                 rpc.pipe.hold()
-                rpc.pipe.send_last(message("echo", text, JSON))
                 with anyio.fail_after(10):
                     await ended.wait()
                 error = failure(*told[0], rpc.trailers)
