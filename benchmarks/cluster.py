@@ -29,6 +29,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from snakepit_trio._call_options import CallOptions
 from snakepit_trio.errors import WorkerCrashed
 from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
@@ -170,8 +171,8 @@ class Cluster:
             self.at(NOTICE_AFTER, self.send, first)
             return
         request = Request(
-            next(self.ids), "t", NOTHING, wake=_nothing, deadline=first + TIMEOUT, queue_deadline=first + QUEUE_TIMEOUT,
-            idempotent=self.rng.random() < IDEMPOTENT,
+            next(self.ids), "t", NOTHING, CallOptions(idempotent=self.rng.random() < IDEMPOTENT), on_end=_nothing,
+            deadline=first + TIMEOUT, queue_deadline=first + QUEUE_TIMEOUT,
         )  # fmt: skip
         host.ledger.submit(request, self.now)
 

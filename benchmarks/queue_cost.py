@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from snakepit_trio._call_options import CallOptions
 from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Request
@@ -25,7 +26,13 @@ NOTHING = Payload(MSGPACK, b"\xc0")
 def requests(count: int) -> list[Request]:
     return [
         Request(
-            n, "t", NOTHING, wake=lambda: None, deadline=300 + n * 1e-4, queue_deadline=10 + n * 1e-4, priority=n % 3
+            n,
+            "t",
+            NOTHING,
+            CallOptions(priority=n % 3),
+            on_end=lambda: None,
+            deadline=300 + n * 1e-4,
+            queue_deadline=10 + n * 1e-4,
         )
         for n in range(count)
     ]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, TypedDict
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypedDict, TypeVar
 
-from snakepit_trio.errors import InvalidParameter
+from ._timeouts import check_timeout
+from .errors import InvalidParameter
 
 __all__ = [
+    "NO_OPTIONS",
     "UNSET",
+    "CallKeywords",
     "CallOptions",
-    "StreamOptions",
+    "StreamKeywords",
     "Unset",
     "check_limit",
     "check_metadata",
-    "check_options",
     "check_params",
     "check_tool",
+    "declares",
 ]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 #: Metadata of one request: how many entries, and how many characters in all.
 METADATA_ENTRIES = 64
@@ -37,18 +43,140 @@ class Unset:
 UNSET: Final = Unset()
 
 
-class StreamOptions(TypedDict, total=False):
-    """The options of :meth:`snakepit_trio.Pool.stream`."""
+class StreamKeywords(TypedDict, total=False):
+    """The options of :meth:`snakepit_trio.Pool.stream`.
+
+    timeout: Seconds for the whole stream, waiting for a worker included; None for no limit. By default the pool's
+        ``stream_timeout``. The caller's own scope counts too.
+    priority: Greater goes first; 0 by default.
+    metadata: Text that the tool finds in ``ctx.metadata``.
+    """
 
     timeout: float | Unset | None
     priority: int
     metadata: Mapping[str, str] | None
 
 
-class CallOptions(StreamOptions, total=False):
-    """The options of :meth:`snakepit_trio.Pool.execute`."""
+class CallKeywords(StreamKeywords, total=False):
+    """The options of :meth:`snakepit_trio.Pool.execute`: those of a stream, and one more. ``timeout`` is the pool's by default.
+
+    idempotent: The call may run again when a worker dies under it; None means what the tool says of itself.
+    """
 
     idempotent: bool | None
+
+
+class _UnknownOption(InvalidParameter, TypeError):
+    """A keyword that is no option of a call: for Python a TypeError, as any unexpected keyword argument."""
+
+
+class CallOptions:
+    """The options of one call, checked: made once, where the call enters, and carried whole to its end. Not changed after that.
+
+    Attributes:
+        timeout: Seconds; None for no limit, :data:`UNSET` for the pool's own.
+        priority: Greater goes first.
+        metadata: As it was when the call was made, whatever its owner makes of it later.
+        idempotent: The call may run more than once; None means what the tool says of itself.
+    """
+
+    __slots__ = ("idempotent", "metadata", "priority", "timeout")
+
+    def __init__(
+        self,
+        timeout: float | Unset | None = UNSET,
+        priority: int = 0,
+        metadata: Mapping[str, str] | None = None,
+        idempotent: bool | None = None,
+    ) -> None:
+        self.timeout: float | Unset | None = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        if type(priority) is not int:
+            raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
+        if not -_MOST_PRIORITY <= priority <= _MOST_PRIORITY:
+            # Not shown: it may have more digits than Python turns into text.
+            raise InvalidParameter(
+                f"priority must be from {-_MOST_PRIORITY} to {_MOST_PRIORITY}", details={"path": "priority"}
+            )
+        self.priority: int = priority
+        self.metadata: Mapping[str, str] = check_metadata(metadata) if metadata else _NO_METADATA
+        if idempotent is not None and type(idempotent) is not bool:
+            raise InvalidParameter(
+                f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"}
+            )
+        self.idempotent: bool | None = idempotent
+
+    def __repr__(self) -> str:
+        given = [f"{name}={getattr(self, name)!r}" for name in CallKeywords.__annotations__]
+        return f"CallOptions({', '.join(given)})"
+
+    @classmethod
+    def of(cls, keywords: CallKeywords | StreamKeywords, allowed: type = CallKeywords) -> CallOptions:
+        """The options that a caller has given as keywords.
+
+        Args:
+            allowed: The class that declares the keywords.
+
+        Raises:
+            InvalidParameter: An option is refused, or there is no such option, which is a TypeError too.
+        """
+        if not keywords:
+            return NO_OPTIONS
+        known = allowed.__annotations__
+        for name in keywords:
+            if name not in known:
+                import difflib
+
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+                raise _UnknownOption(f"a call has no option {name!r}{hint}", details={"path": name})
+        return cls(**keywords)
+
+    def limit(self, default: float | None) -> float | None:
+        """Seconds for the call; None for no limit.
+
+        Args:
+            default: What the pool's configuration says.
+        """
+        return default if isinstance(self.timeout, Unset) else self.timeout
+
+    def within(self, timeout: float | None) -> CallOptions:
+        """The same options with another timeout, in seconds."""
+        made = CallOptions.__new__(CallOptions)
+        made.timeout, made.priority, made.metadata, made.idempotent = (
+            timeout,
+            self.priority,
+            self.metadata,
+            self.idempotent,
+        )
+        return made
+
+
+_NO_METADATA: Final[Mapping[str, str]] = {}
+
+
+def declares(keywords: type) -> Callable[[F], F]:
+    """A decorator for a function that ends in ``**options: Unpack[keywords]``: its signature shows each option and its default.
+
+    Type checkers expand the options themselves; this is for ``help()``, notebooks and :func:`inspect.signature`.
+    """
+
+    def decorate(function: F) -> F:
+        found = inspect.signature(function)
+        shown = [p for p in found.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        defaults = inspect.signature(CallOptions).parameters
+        for name, hint in keywords.__annotations__.items():
+            shown.append(
+                inspect.Parameter(
+                    name,
+                    inspect.Parameter.KEYWORD_ONLY,
+                    default=defaults[name].default,
+                    annotation=hint.__forward_arg__,
+                )
+            )
+        function.__signature__ = found.replace(parameters=shown)  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -67,29 +195,6 @@ def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
             details={"path": "params"},
         )
     return dict(params)
-
-
-def check_options(
-    priority: int, metadata: Mapping[str, str] | None, idempotent: bool | None = None
-) -> dict[str, str] | None:
-    """Refuse what these options of a call can't be.
-
-    Returns:
-        The metadata as it is now, whatever its owner makes of it later.
-
-    Raises:
-        InvalidParameter: One is of another type or out of range, or the metadata is too large.
-    """
-    if idempotent is not None and type(idempotent) is not bool:
-        raise InvalidParameter(f"idempotent must be a bool or None, not {idempotent!r}", details={"path": "idempotent"})
-    if type(priority) is not int:
-        raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
-    if not -_MOST_PRIORITY <= priority <= _MOST_PRIORITY:
-        # Not shown: it may have more digits than Python turns into text.
-        raise InvalidParameter(
-            f"priority must be from {-_MOST_PRIORITY} to {_MOST_PRIORITY}", details={"path": "priority"}
-        )
-    return check_metadata(metadata) if metadata else None
 
 
 def check_tool(tool: str) -> None:
@@ -152,3 +257,7 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
             details={"path": "metadata"},
         )
     return found
+
+
+#: Those of a call whose caller gave none.
+NO_OPTIONS: Final = CallOptions()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
 from snakepit_trio import __version__
-from snakepit_trio._call_options import UNSET
+from snakepit_trio._call_options import UNSET, CallOptions
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
 from snakepit_trio.pool.calls.affinity import AFFINITIES
 from snakepit_trio.pool.calls.session import resume_session
@@ -27,7 +27,6 @@ from .server_call import ServerCall
 from .session_shares import SessionShares
 
 if TYPE_CHECKING:
-    from snakepit_trio._call_options import StreamOptions
     from snakepit_trio.pool.calls.session import Session
     from snakepit_trio.pool.calls.stream import ChunkStream
     from snakepit_trio.pool.pool import Pool
@@ -137,10 +136,9 @@ class BridgeService:
             return pool._calls.begin(
                 request.tool,
                 params,
-                request.payload,
+                _options(call, request),
+                payload=request.payload,
                 on_end=on_end,
-                idempotent=request.idempotent,
-                **_options(call, request),
             )
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
@@ -151,13 +149,12 @@ class BridgeService:
         params = params_of(request.payload, limit=limit)
         encoding = check_encoding(request.accept, request.payload)
         options = _options(call, request)
-        options["idempotent"] = request.idempotent
         try:
             if request.session_id:
                 async with self._session(request, pool) as session:
-                    value = await session.execute(request.tool, params, **options)
+                    value = await session.call(request.tool, params, options)
             else:
-                value = await pool.execute(request.tool, params, **options)
+                value = await pool._calls.execute(request.tool, params, options)
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
         return payload_answer(encode(value, encoding, what="result", limit=limit))
@@ -175,9 +172,9 @@ class BridgeService:
                 made: AbstractAsyncContextManager[ChunkStream]
                 if request.session_id:
                     session = await stack.enter_async_context(self._session(request, pool))
-                    made = session._stream(request.tool, params, cast("StreamOptions", options), _STREAM_BYTES)
+                    made = session._stream(request.tool, params, options, _STREAM_BYTES)
                 else:
-                    made = pool._calls.stream(request.tool, params, window_bytes=_STREAM_BYTES, **options)
+                    made = pool._calls.stream(request.tool, params, options, window_bytes=_STREAM_BYTES)
                 del params
                 chunks = await stack.enter_async_context(made)
                 chunks.on_held = call.draw_from(lambda: chunks.held)
@@ -300,12 +297,10 @@ class BridgeService:
         )
 
 
-def _options(call: ServerCall, request: ExecuteToolRequest) -> dict[str, Any]:
+def _options(call: ServerCall, request: ExecuteToolRequest) -> CallOptions:
     left = call.time_left
-    options: dict[str, Any] = {"priority": request.priority, "metadata": request.metadata or None}
-    if left is not None or request.unlimited:
-        options["timeout"] = left
-    return options
+    timeout: Any = UNSET if left is None and not request.unlimited else left
+    return CallOptions(timeout, request.priority, request.metadata or None, request.idempotent)
 
 
 def _in_our_words(error: SnakepitError) -> SnakepitError:

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import anyio
 import sniffio
 
 from snakepit_trio._bulkhead import block, operation
-from snakepit_trio._call_options import UNSET, Unset, check_limit, check_options, check_params, check_tool
-from snakepit_trio._timeouts import check_timeout
+from snakepit_trio._call_options import (
+    UNSET,
+    CallKeywords,
+    CallOptions,
+    StreamKeywords,
+    Unset,
+    check_limit,
+    check_params,
+    check_tool,
+    declares,
+)
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import SnakepitError
 from snakepit_trio.pool.calls.map import MapResults, MapTasks, running
@@ -66,17 +75,9 @@ class Client:
 
     # ---- calls -------------------------------------------------------------------------------------
 
+    @declares(CallKeywords)
     @operation
-    async def execute(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
-    ) -> Any:
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
         """Run a tool in a worker of the runtime and return its result. A cancellation reaches into the worker.
 
         Args:
@@ -91,29 +92,22 @@ class Client:
             ConnectionLost: The runtime can't be reached, or went away before it answered.
             SnakepitError: What :meth:`snakepit_trio.Pool.execute` raises; ``except sp.remote(ValueError)`` works here too.
         """
-        return await self._execute(
-            tool, params, None, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
-        )
+        return await self._execute(tool, params, CallOptions.of(options))
 
+    @operation
     async def _execute(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        session: RemoteSession | None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
+        options: CallOptions,
+        session: RemoteSession | None = None,
     ) -> Any:
-        timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        request = self._request(tool, params, session, timeout, priority, metadata, idempotent)
         answer = await self._link.unary(
             "ExecuteTool",
-            request,
+            self._request(tool, params, options, session),
             PayloadAnswer,
-            timeout=None if isinstance(timeout, Unset) else timeout,
-            again=idempotent is True,
+            timeout=options.limit(None),
+            again=options.idempotent is True,
         )
         return decode(answer.payload, what="result", limit=self._limit)
 
@@ -121,35 +115,26 @@ class Client:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
+        options: CallOptions,
         session: RemoteSession | None,
-        timeout: float | Unset | None,
-        priority: int,
-        metadata: Mapping[str, str] | None,
-        idempotent: bool | None = None,
     ) -> ExecuteToolRequest:
         check_tool(tool)
-        metadata = check_options(priority, metadata, idempotent)
         return ExecuteToolRequest(
             tool=tool,
             payload=codec.encode(check_params(params), what="params", limit=self._limit),
             pool=self.name,
             session_id="" if session is None else session.id,
             generation="" if session is None else session.generation,
-            metadata=metadata or {},
-            priority=priority,
-            idempotent=idempotent,
-            unlimited=timeout is None,
+            metadata=dict(options.metadata),
+            priority=options.priority,
+            idempotent=options.idempotent,
+            unlimited=options.timeout is None,
         )
 
+    @declares(StreamKeywords)
     @block("stream")
     def stream(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool; the block gets an async iterator of what it yields.
 
@@ -169,22 +154,18 @@ class Client:
             SnakepitError: Out of the iteration, after the chunks that came before: what
                 :meth:`snakepit_trio.Pool.stream` raises.
         """
-        return self._stream(tool, params, None, timeout=timeout, priority=priority, metadata=metadata)
+        return self._stream(tool, params, CallOptions.of(options, StreamKeywords))
 
     @asynccontextmanager
     async def _stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        session: RemoteSession | None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
+        options: CallOptions,
+        session: RemoteSession | None = None,
     ) -> AsyncIterator[RemoteChunks]:
-        timeout = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        request = self._request(tool, params, session, timeout, priority, metadata)
-        limit = None if isinstance(timeout, Unset) else timeout
+        request = self._request(tool, params, options, session)
+        limit = options.limit(None)
         chunks = RemoteChunks(limit, self._limit, self._errors)
         async with self._link.streaming(
             "ExecuteStreamingTool", request, on_message=chunks.on_message, on_end=chunks.on_end, timeout=limit
@@ -195,6 +176,7 @@ class Client:
             finally:
                 chunks.leave()
 
+    @declares(CallKeywords)
     def map(
         self,
         tool: str,
@@ -203,10 +185,7 @@ class Client:
         limit: int | None = None,
         ordered: bool = True,
         return_errors: bool = False,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
+        **options: Unpack[CallKeywords],
     ) -> AbstractAsyncContextManager[MapResults]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
@@ -226,22 +205,22 @@ class Client:
         """
         # Before the boundary: what the inputs themselves raise is the caller's own.
         source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
-        options = {"timeout": timeout, "priority": priority, "metadata": metadata, "idempotent": idempotent}
-        return self._map(tool, source, limit, options, ordered=ordered, return_errors=return_errors)
+        return self._map(tool, source, options, limit, ordered=ordered, return_errors=return_errors)
 
     @block("map")
     def _map(
         self,
         tool: str,
         inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        keywords: CallKeywords,
         limit: int | None,
-        options: dict[str, Any],
         *,
         ordered: bool,
         return_errors: bool,
     ) -> AbstractAsyncContextManager[MapResults]:
         check_limit(limit)
-        tasks = MapTasks(lambda params: self.execute(tool, params, **options))
+        options = CallOptions.of(keywords)
+        tasks = MapTasks(lambda params: self._execute(tool, params, options))
         results = MapResults(
             inputs,
             limit=lambda: limit or _MAP_LIMIT,

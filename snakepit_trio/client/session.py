@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Unpack
 
 from snakepit_trio._bulkhead import block, operation
-from snakepit_trio._call_options import CallOptions, StreamOptions
+from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -44,17 +44,19 @@ class RemoteSession:
     def __repr__(self) -> str:
         return f"<RemoteSession {self.id!r}>"
 
+    @declares(CallKeywords)
     @operation
-    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
         """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`."""
-        return await self._client._execute(tool, params, self, **options)
+        return await self._client._execute(tool, params, CallOptions.of(options), self)
 
+    @declares(StreamKeywords)
     @block("stream")
     def stream(
-        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
         """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
-        return self._client._stream(tool, params, self, **options)
+        return self._client._stream(tool, params, CallOptions.of(options, StreamKeywords), self)
 
     @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:

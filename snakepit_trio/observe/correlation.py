@@ -6,7 +6,7 @@ import logging
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-__all__ = ["CURRENT", "CorrelationFilter", "Correlation", "in_worker"]
+__all__ = ["CURRENT", "Correlation", "CorrelationFilter", "in_worker"]
 
 
 class Correlation(NamedTuple):

@@ -9,7 +9,7 @@ import sys
 import time
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -93,7 +93,7 @@ class Telemetry:
         self._open = False
 
     def begin(self, request: RequestFacts, *, pool: str, request_id: str, decodes: bool) -> RequestTrace:
-        """Begin a request's span, in its caller's context, and put it into the request's metadata for the worker.
+        """Begin a request's span, in its caller's context; its ``carrier`` goes to the worker in the request's metadata.
 
         Args:
             request: The request, not yet submitted.
@@ -110,11 +110,10 @@ class Telemetry:
         if request.session is not None:
             attributes["snakepit.session_id"] = self._redact(request.session)
         span = self._tracer.start_span(request.tool, kind=self._trace.SpanKind.CLIENT, attributes=attributes)
+        carrier: dict[str, str] = {}
         if span.get_span_context().is_valid:
-            carrier: dict[str, str] = {}
             self._propagator.inject(carrier, self._trace.set_span_in_context(span))
-            request.metadata = {**request.metadata, **carrier}
-        return RequestTrace(self, span, pool, decodes)
+        return RequestTrace(self, span, pool, carrier, decodes=decodes)
 
     def _callback(
         self, read: Callable[[PoolFacts], Iterable[Any]]
@@ -158,11 +157,17 @@ class RequestTrace:
 
     ``queue`` is the wait, ``dispatch`` the moment at which a worker gets it (again at another attempt), ``execute`` the time
     in the worker, transfer included, ``decode`` the making of the result. Each stands at its beginning.
+
+    Attributes:
+        carrier: The span's context, as metadata for the worker.
     """
 
-    __slots__ = ("_decodes", "_ended", "_offset", "_pool", "_span", "_telemetry")
+    __slots__ = ("_decodes", "_ended", "_offset", "_pool", "_span", "_telemetry", "carrier")
 
-    def __init__(self, telemetry: Telemetry, span: Span, pool: str, decodes: bool) -> None:
+    def __init__(
+        self, telemetry: Telemetry, span: Span, pool: str, carrier: Mapping[str, str], *, decodes: bool
+    ) -> None:
+        self.carrier: Mapping[str, str] = carrier
         self._telemetry = telemetry
         self._span = span
         self._pool = pool

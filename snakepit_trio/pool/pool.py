@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import anyio
 import anyio.abc
@@ -17,7 +17,15 @@ import anyio.lowlevel
 import attrs
 
 from snakepit_trio._bulkhead import operation
-from snakepit_trio._call_options import UNSET, Unset, check_metadata
+from snakepit_trio._call_options import (
+    UNSET,
+    CallKeywords,
+    CallOptions,
+    StreamKeywords,
+    Unset,
+    check_metadata,
+    declares,
+)
 from snakepit_trio._waiting import event_loop
 from snakepit_trio.errors import (
     PoolClosed,
@@ -132,16 +140,8 @@ class Pool(Operations):
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    async def execute(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
-    ) -> Any:
+    @declares(CallKeywords)
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
         """Run a tool in a worker and return its result.
 
         A cancellation leaves at once: a waiting request is dropped, a running one is cancelled in its worker.
@@ -165,19 +165,12 @@ class Pool(Operations):
                 allows; ``details["retry_after"]`` says in how many seconds the next one is tried.
             PoolClosed: The pool is closing or closed.
         """
-        return await self._calls.execute(
-            tool, params, timeout=timeout, priority=priority, metadata=metadata, idempotent=idempotent
-        )
+        return await self._calls.execute(tool, params, options)
 
+    @declares(StreamKeywords)
     @operation
     def stream(
-        self,
-        tool: str,
-        params: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[ChunkStream]:
         """Run a streaming tool; the block gets an async iterator of what it yields.
 
@@ -201,8 +194,9 @@ class Pool(Operations):
                 chunks that came before; a spent timeout comes at once, on entering the block if it is spent by then. A stream
                 is never run again.
         """
-        return self._calls.stream(tool, params, timeout=timeout, priority=priority, metadata=metadata)
+        return self._calls.stream(tool, params, CallOptions.of(options, StreamKeywords))
 
+    @declares(CallKeywords)
     def map(
         self,
         tool: str,
@@ -211,10 +205,7 @@ class Pool(Operations):
         limit: int | None = None,
         ordered: bool = True,
         return_errors: bool = False,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
+        **options: Unpack[CallKeywords],
     ) -> AbstractAsyncContextManager[MapResults]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
@@ -235,18 +226,9 @@ class Pool(Operations):
             InvalidParameter: ``limit`` is refused.
             SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
         """
-        return self._calls.map(
-            tool,
-            inputs,
-            limit=limit,
-            ordered=ordered,
-            return_errors=return_errors,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=idempotent,
-        )
+        return self._calls.map(tool, inputs, options, limit=limit, ordered=ordered, return_errors=return_errors)
 
+    @declares(CallKeywords)
     async def execute_many(
         self,
         tool: str,
@@ -254,10 +236,7 @@ class Pool(Operations):
         *,
         limit: int | None = None,
         return_errors: bool = False,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
+        **options: Unpack[CallKeywords],
     ) -> list[Any]:
         """Run a tool over many inputs and return the list of the results, in the order of the inputs.
 
@@ -276,16 +255,7 @@ class Pool(Operations):
             InvalidParameter: ``limit`` is refused.
             SnakepitError: What :meth:`execute` raises for one of the inputs, unless errors are returned.
         """
-        async with self.map(
-            tool,
-            inputs,
-            limit=limit,
-            return_errors=return_errors,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=idempotent,
-        ) as results:
+        async with self.map(tool, inputs, limit=limit, return_errors=return_errors, **options) as results:
             return [result async for result in results]
 
     # ---- the pool itself ---------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from typing import Protocol
 from snakepit_trio import _forks
 from snakepit_trio.errors import ConfigError
 
-__all__ = ["import_adapter", "refuse_tower", "being_set_up"]
+__all__ = ["being_set_up", "import_adapter", "refuse_tower"]
 
 
 class _Pool(Protocol):

@@ -104,7 +104,7 @@ async def test_a_client_that_pauses_holds_large_chunks_back_on_all_sides(tmp_pat
             assert await anext(chunks) == bytes(size)
             (seats,) = runtime.pool()._scheduler.seats
             (request,) = seats.running.values()
-            source: Any = request.chunk.__self__  # type: ignore[union-attr]
+            source: Any = request.stream  # type: ignore[union-attr]
             # The client holds the bridge back, and the worker has no credit left.
             await until(lambda: chunks._held and source._room + source._taken_bytes <= 0)
             assert chunks._waiting_bytes < _MANY_BYTES + size + 1000

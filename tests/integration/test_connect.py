@@ -179,7 +179,7 @@ async def test_a_reader_that_pauses_holds_the_generator_back(tmp_path: Path) -> 
             pipe = chunks.opened.rpc.pipe
             (seats,) = runtime.pool("basic")._scheduler.seats
             (request,) = seats.running.values()
-            source: Any = request.chunk.__self__  # type: ignore[union-attr]
+            source: Any = request.stream  # type: ignore[union-attr]
             # The server may send this client no further chunk, and the worker has no leave to make another one.
             with anyio.fail_after(30):
                 while (

@@ -28,9 +28,8 @@ from snakepit_trio.pool.scheduling.placement import PATIENCE
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler, UnexpectedReply
-from snakepit_trio.wire.frames import MSGPACK, Payload
+from tests.requests import NOTHING, make_request
 
-NOTHING = Payload(MSGPACK, b"\xc0")
 FINAL = frozenset(outcome.value for outcome in Outcome)
 
 
@@ -120,7 +119,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.rejected = 0
         self.count = 0
         self.closed = False
-        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
+        self.bindings = {name: Binding(name, strict=name != "h") for name in "hqf"}
 
     def told_of_due(self, when: float) -> None:
         self.alarm = min(self.alarm, when)
@@ -154,15 +153,13 @@ class LedgerMachine(RuleBasedStateMachine):
     ) -> None:
         self.count += 1
         number = self.count
-        request = Request(
+        request = make_request(
             number,
             "tool",
-            NOTHING,
-            wake=lambda: self.woken.update([number]),
+            on_end=lambda: self.woken.update([number]),
             deadline=self.now + timeout,
             queue_deadline=self.now + queue_timeout,
             priority=priority,
-            session=session,
             binding=self.bindings.get(session),
             idempotent=idempotent,
             time_limit=time_limit,
@@ -357,7 +354,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @rule()
     def sessions_end(self) -> None:
-        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
+        self.bindings = {name: Binding(name, strict=name != "h") for name in "hqf"}
 
     @rule()
     def sessions_are_untied(self) -> None:
@@ -371,7 +368,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert all(request.pin is None for request in pinned)
             self.met["untied while it waits"] += sum(request.phase is Phase.QUEUED for request in pinned)
             self.met["untied and runs"] += sum(request.phase is Phase.RUNNING for request in pinned)
-            self.bindings[name] = Binding(strict=True)
+            self.bindings[name] = Binding(name, strict=True)
 
     @precondition(lambda self: not self.closed)
     @rule()
@@ -476,7 +473,7 @@ def test_a_reply_to_nothing_is_a_fault_of_the_workers() -> None:
 def test_a_call_that_is_stopped_because_its_worker_ends_runs_again_only_if_it_may(idempotent: bool) -> None:
     scheduler = poison_ledger()
     first, second = several(scheduler, 1, 3), ScriptedWorker(2, 1)
-    begun, unbegun, left = (Request(n, "t", NOTHING, wake=lambda: None, idempotent=idempotent) for n in (1, 2, 3))
+    begun, unbegun, left = (make_request(n, "t", idempotent=idempotent) for n in (1, 2, 3))
     for request in (begun, unbegun, left):
         scheduler.submit(request, 0.0)
     scheduler.cancel(left, 0.0)
@@ -512,12 +509,12 @@ def poison_ledger() -> Scheduler:
 
 def test_a_call_is_not_blamed_for_what_its_neighbours_do() -> None:
     scheduler = poison_ledger()
-    innocent = Request(1, "t", NOTHING, wake=lambda: None, idempotent=True)
+    innocent = make_request(1, "t", idempotent=True)
     for turn in range(2):
         worker = several(scheduler, turn, 4)
         if not turn:
             scheduler.submit(innocent, 0.0)
-        neighbour = Request(10 + turn, "die", NOTHING, wake=lambda: None)
+        neighbour = make_request(10 + turn, "die")
         scheduler.submit(neighbour, 0.0)
         assert worker.holds.keys() == {1, 10 + turn}
         scheduler.gone(worker.seats, WorkerCrashed("died"), 0.0)
@@ -527,7 +524,7 @@ def test_a_call_is_not_blamed_for_what_its_neighbours_do() -> None:
 
 def test_a_call_is_not_blamed_for_what_an_operator_does() -> None:
     scheduler = poison_ledger()
-    request = Request(1, "t", NOTHING, wake=lambda: None, idempotent=True)
+    request = make_request(1, "t", idempotent=True)
     scheduler.submit(request, 0.0)
     for turn in range(5):
         scheduler.gone(several(scheduler, turn, 1).seats, WorkerCrashed("killed"), 0.0, blamed=False)
@@ -537,7 +534,7 @@ def test_a_call_is_not_blamed_for_what_an_operator_does() -> None:
 def test_a_poisonous_call_beside_others_is_found_and_they_are_not_blamed() -> None:
     """It kills whatever runs it; eight others, which may run again, run beside it in workers of four seats."""
     scheduler = poison_ledger()
-    requests = [Request(n, "t", NOTHING, wake=lambda: None, idempotent=True) for n in range(9)]
+    requests = [make_request(n, "t", idempotent=True) for n in range(9)]
     poison = requests[4]
     workers = [several(scheduler, n, 4) for n in range(2)]
     for request in requests:
@@ -570,9 +567,9 @@ def test_the_first_calls_of_a_session_go_to_one_worker() -> None:
     workers = [ScriptedWorker(n, 2) for n in range(2)]
     for worker in workers:
         scheduler.open(worker.seats, 0.0)
-    binding = Binding(strict=True)
+    binding = Binding("s", strict=True)
     for number in range(2):
-        scheduler.submit(Request(number, "t", NOTHING, wake=lambda: None, session="s", binding=binding), 0.0)
+        scheduler.submit(make_request(number, "t", binding=binding), 0.0)
     assert sorted(len(worker.holds) for worker in workers) == [0, 2]
 
 
@@ -705,7 +702,7 @@ def line_of_two(told: list[float]) -> tuple[Scheduler, ScriptedWorker, Callable[
     scheduler.open(worker.seats, 0.0)
 
     def submit(number: int, now: float, **options: Any) -> Request:
-        request = Request(number, "t", NOTHING, wake=lambda: None, **options)
+        request = make_request(number, "t", **options)
         scheduler.submit(request, now)
         return request
 
@@ -782,13 +779,13 @@ def test_the_clock_is_told_when_a_line_is_to_be_looked_at() -> None:
 
 def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_found_busy() -> None:
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
-    binding = Binding(strict=True)
-    made = [Request(n, "t", NOTHING, wake=lambda: None, session="s", binding=binding) for n in range(3)]
+    binding = Binding("s", strict=True)
+    made = [make_request(n, "t", binding=binding) for n in range(3)]
     for request in made:
         request.fail_fast = True
         scheduler.submit(request, 0.0)
     # A block of the session that waits has made this one.
-    patient = Request(9, "t", NOTHING, wake=lambda: None, session="s", binding=binding)
+    patient = make_request(9, "t", binding=binding)
     scheduler.submit(patient, 0.0)
     # They were made when no worker was chosen yet.
     scheduler.open(ScriptedWorker(1, 2).seats, 1.0)
@@ -803,7 +800,7 @@ def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:
     worker = several(scheduler, 1, 1)
 
     def call(number: int, **options: Any) -> Request:
-        request = Request(number, "t", NOTHING, wake=lambda: None, **options)
+        request = make_request(number, "t", **options)
         scheduler.submit(request, 0.0)
         return request
 
@@ -831,7 +828,7 @@ def test_calls_of_a_tool_that_has_ended_a_worker_stand_in_no_line_for_a_while() 
 
     def call() -> int:
         number = next(numbers)
-        scheduler.submit(Request(number, "t", NOTHING, wake=lambda: None), 0.0)
+        scheduler.submit(make_request(number, "t"), 0.0)
         return number
 
     def run() -> None:
@@ -862,11 +859,11 @@ def test_a_wait_in_a_line_that_was_too_long_is_not_to_be_tried_again() -> None:
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
     worker = ScriptedWorker(1, 1, depth=1)
     scheduler.open(worker.seats, 0.0)
-    first = Request(1, "t", NOTHING, wake=lambda: None)
+    first = make_request(1, "t")
     scheduler.submit(first, 0.0)
     worker.release(1)
     scheduler.replied(worker.seats, 1, 0.0, result=NOTHING, error=None)
-    requests = [Request(n, "t", NOTHING, wake=lambda: None, queue_deadline=1.0) for n in (2, 3, 4)]
+    requests = [make_request(n, "t", queue_deadline=1.0) for n in (2, 3, 4)]
     for request in requests:
         scheduler.submit(request, 0.0)
     assert [request.seats is None for request in requests] == [False, False, True]
@@ -879,7 +876,7 @@ def test_a_wait_in_a_line_that_was_too_long_is_not_to_be_tried_again() -> None:
 def test_a_call_that_is_given_back_to_a_closed_pool_ends() -> None:
     """It was taken to run when the pool closed, and its worker, which was asked to end, had not begun it."""
     scheduler = poison_ledger()
-    worker, request = several(scheduler, 1, 1), Request(1, "t", NOTHING, wake=lambda: None)
+    worker, request = several(scheduler, 1, 1), make_request(1, "t")
     scheduler.submit(request, 0.0)
     scheduler.close(PoolClosed("closed"), 1.0)
     assert request.phase is Phase.RUNNING
@@ -889,7 +886,7 @@ def test_a_call_that_is_given_back_to_a_closed_pool_ends() -> None:
 
 def test_a_call_that_is_given_back_while_no_worker_can_start_is_told_so() -> None:
     scheduler = poison_ledger()
-    worker, request = several(scheduler, 1, 1), Request(1, "t", NOTHING, wake=lambda: None)
+    worker, request = several(scheduler, 1, 1), make_request(1, "t")
     scheduler.submit(request, 0.0)
     scheduler.retire(worker.seats, 1.0)
     scheduler.fail_all(WorkerStartupError("no worker starts"), 9.0, 1.0)

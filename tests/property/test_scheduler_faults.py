@@ -21,9 +21,8 @@ from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler, UnexpectedReply
-from snakepit_trio.wire.frames import MSGPACK, Payload
+from tests.requests import NOTHING, make_request
 
-NOTHING = Payload(MSGPACK, b"\xc0")
 #: What is asked of a scheduler from outside, which must not raise by itself, and what puts it in order.
 _OUTSIDE = {"submit", "cancel", "end", "expire", "replied", "returned", "open", "cordon", "retire", "uncordon", "gone"}
 _OUTSIDE |= {
@@ -151,7 +150,7 @@ class Walk:
         self.workers: list[Worker] = []
         self.answered: list[tuple[Worker, int]] = []
         self.ended_by_observer = 0
-        self.bindings = {name: Binding(strict=name != "h") for name in "hqf"}
+        self.bindings = {name: Binding(name, strict=name != "h") for name in "hqf"}
         self.errors = InternalErrors()
         self.scheduler = Scheduler(
             queue=RequestQueue(
@@ -233,8 +232,8 @@ class Walk:
             self.faults.trip("wake")
             self.woken[number] += 1
 
-        request = Request(
-            number, f"tool{number // 20}", NOTHING, wake=wake, session=session, binding=self.bindings.get(session or ""),
+        request = make_request(
+            number, f"tool{number // 20}", on_end=wake, binding=self.bindings.get(session or ""),
             deadline=self.now + rng.choice([0.5, 3.0, math.inf]),
             queue_deadline=self.now + rng.choice([1.0, math.inf]),
             priority=rng.choice([0, 0, 1]), idempotent=rng.random() < 0.5,
@@ -296,13 +295,13 @@ class Walk:
     def untie(self) -> None:
         for name in "qf":
             self.scheduler.untie(name, self.bindings[name], self.now)
-            self.bindings[name] = Binding(strict=True)
+            self.bindings[name] = Binding(name, strict=True)
 
     def fail(self) -> None:
         """For a moment no worker can serve."""
         self.scheduler.fail_all(WorkerStartupError("none"), self.now, self.now)
         assert not self.scheduler.queued
-        self.scheduler.hope()
+        self.scheduler.clear_failure()
 
     def give_back(self) -> None:
         for worker in self.workers:
@@ -469,7 +468,7 @@ def test_a_fault_ends_one_request_and_gives_its_seat_back(name: str, internal_er
             made.faults.trip("wake")
             woken.append(1)
 
-        request = Request(number, "tool", NOTHING, wake=wake)
+        request = make_request(number, "tool", on_end=wake)
         if number == 2:
             made.faults.armed = name
         made.scheduler.submit(request, 0.0)

@@ -31,7 +31,7 @@ class Entry:
         self.number = number
         self.priority = priority
         self.session = session
-        self.share = session
+        self.fairness_key = session
         self.pin = pin
         self.client = client
         self.binding: Any = None
@@ -287,7 +287,7 @@ class _Walk:
         assert len(self.queue) == len(self.model)
         for (_, priority), shares in self.waits_for.items():
             # Who has left and comes again has his turn after those who stayed.
-            shares &= {entry.share for entry in self.model if entry.priority == priority}
+            shares &= {entry.fairness_key for entry in self.model if entry.priority == priority}
         free = [entry for entry in self.model if entry.pin is None]
         assert self.queue.oldest_arrival() == min((entry.arrival for entry in free), default=math.inf)
 
@@ -313,7 +313,7 @@ class _Walk:
         eldest = next((e for e in self.model if e.session == found.session), found) if found.session else found
         if sisters and eldest.pin in (None, worker):
             assert found is eldest, "overtaken in its session"
-        same = [entry for entry in may if entry.priority == found.priority and entry.share == found.share]
+        same = [entry for entry in may if entry.priority == found.priority and entry.fairness_key == found.fairness_key]
         if not found.session:
             assert found is same[0], "overtaken in its priority"
         if self.fair:
@@ -330,16 +330,16 @@ class _Walk:
         most = max(entry.priority for entry in may)
         if found.priority != most or any(e.priority != most for e in may if e.session == found.session):
             # An older sister of another priority may have taken its turn.
-            self.waits_for.pop((found.share, most), None)
+            self.waits_for.pop((found.fairness_key, most), None)
             for shares in self.waits_for.values():
-                shares.discard(found.share)
+                shares.discard(found.fairness_key)
             return
-        waiting = {entry.share for entry in may if entry.priority == most}
-        owed = self.waits_for.pop((found.share, most), set()) & waiting
-        assert not owed, f"{found.share} again before {owed}"
+        waiting = {entry.fairness_key for entry in may if entry.priority == most}
+        owed = self.waits_for.pop((found.fairness_key, most), set()) & waiting
+        assert not owed, f"{found.fairness_key} again before {owed}"
         for shares in self.waits_for.values():
-            shares.discard(found.share)
-        self.waits_for[found.share, most] = waiting - {found.share}
+            shares.discard(found.fairness_key)
+        self.waits_for[found.fairness_key, most] = waiting - {found.fairness_key}
         self.seen["turn" if len(waiting) > 1 else "alone"] += 1
 
     def discard(self) -> None:

@@ -214,11 +214,11 @@ def test_calls_in_the_line_of_a_busy_worker_get_the_pool_another() -> None:
 
 def test_calls_that_are_tied_to_a_worker_get_the_pool_no_other() -> None:
     async def body(pool: sp.Pool) -> None:
-        binding = Binding(strict=True)
-        await pool._calls.execute("work", {"seconds": 0.0}, binding=binding)
+        binding = Binding("s", strict=True)
+        await pool._calls.execute("work", {"seconds": 0.0}, {}, binding=binding)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(lambda: pool._calls.execute("work", {"seconds": 0.5}, binding=binding))
+                nursery.start_soon(lambda: pool._calls.execute("work", {"seconds": 0.5}, {}, binding=binding))
             await trio.sleep(1)
             assert pool.stats().size == 1
 

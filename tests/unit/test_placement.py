@@ -6,14 +6,12 @@ import math
 
 from snakepit_trio.pool.scheduling.placement import _CAREFUL, _RESPECT, PATIENCE, SHORT, Placement
 from snakepit_trio.pool.scheduling.request import Phase, Request, Seats
-from snakepit_trio.wire.frames import MSGPACK, Payload
+from tests.requests import make_request
 from tests.unit.test_suspects import Port
-
-NOTHING = Payload(MSGPACK, b"\xc0")
 
 
 def request(number: int, *, priority: int = 0, at: float = 0.0) -> Request:
-    made = Request(number, "tool", NOTHING, wake=lambda: None, priority=priority)
+    made = make_request(number, "tool", priority=priority)
     made.submitted_at = at
     return made
 

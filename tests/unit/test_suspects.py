@@ -8,9 +8,7 @@ from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler
-from snakepit_trio.wire.frames import MSGPACK, Payload
-
-NOTHING = Payload(MSGPACK, b"\xc0")
+from tests.requests import NOTHING, make_request
 
 
 class Port:
@@ -33,7 +31,7 @@ class Desk:
 
     def submit(self, *, suspect: bool = False, beside: list[Request] | None = None) -> Request:
         self.number += 1
-        request = Request(self.number, "tool", NOTHING, wake=lambda: None)
+        request = make_request(self.number, "tool")
         request.suspect = suspect
         if beside is not None:
             request.beside = beside

@@ -121,14 +121,14 @@ class Ties:
         if strict:
             # Another, so that what waits already, and may run anywhere, moves nothing.
             seats = binding.seats
-            made = Binding(strict=True, seats=None if seats is None or seats.over else seats)
+            made = Binding(self._session.id, strict=True, seats=None if seats is None or seats.over else seats)
             self._known.bindings[self._pool] = made
         else:
             self._session.pool._scheduler.untie(self._known.id, binding, anyio.current_time())
 
     def _new(self, *, whole: bool) -> Binding:
         strict = self._affinities.strictest != "hint"
-        made = self._known.bindings[self._pool] = Binding(strict=strict, whole=whole)
+        made = self._known.bindings[self._pool] = Binding(self._session.id, strict=strict, whole=whole)
         return made
 
     def _has_lost(self, binding: Binding) -> bool:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 
-from snakepit_trio._call_options import UNSET, Unset, check_limit
+from snakepit_trio._call_options import CallOptions, check_limit
 from snakepit_trio._interrupts import protected
-from snakepit_trio._timeouts import check_timeout
 from snakepit_trio.errors import SnakepitError
 
 from ..scheduling.request import Binding, Outcome, Phase, Request
@@ -26,11 +25,13 @@ from .submission import Submission
 
 if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
+    from snakepit_trio._call_options import CallKeywords
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.policies.guard import Guard
     from snakepit_trio.tools.waits import Permit
     from snakepit_trio.wire.frames import Payload
+    from snakepit_trio.wire.handshake_messages import ToolSpec
 
     from ..fleet.supervisor import Supervisor
     from ..scheduling.scheduler import Scheduler
@@ -83,11 +84,8 @@ class Calls:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
+        options: CallKeywords | CallOptions,
         *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
         permits: tuple[Permit, ...] | None = None,
@@ -97,50 +95,22 @@ class Calls:
         """See :meth:`Pool.execute`.
 
         Args:
+            options: As the caller has given them, or checked already.
             permits: What it holds of limits, when the pool's policies have seen the call already.
             beside: The requests for the same call, each of which wants a worker of its own.
             tasks: The map that it belongs to, of a pool with policies.
         """
         try:
             await self._loop.check()
-            batch = tasks is not None
+            if not isinstance(options, CallOptions):
+                options = CallOptions.of(options)
             if self._guard is not None and permits is None:
                 spec = self._dispatch.repertoire.tools.get(tool)
                 if spec is not None:
-                    limit = self._config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-
-                    async def attempt(
-                        left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None
-                    ) -> Any:
-                        call = functools.partial(
-                            self.execute, tool, params, timeout=limit if batch else left, priority=priority,
-                            metadata=metadata, idempotent=idempotent, session=session, binding=binding, permits=permits,
-                            beside=beside, tasks=tasks,
-                        )  # fmt: skip
-                        return await (call() if tasks is None else tasks.patiently(call))
-
-                    return await self._guard.execute(
-                        attempt,
-                        tool=tool,
-                        # In a map waiting does not count, so each attempt has the whole of its time.
-                        timeout=None if batch else limit,
-                        idempotent=spec.idempotent if idempotent is None else idempotent,
-                        session=None if session is None else session.id,
-                        standing=functools.partial(self._standing, tool, session, tasks),
-                    )
+                    return await self._under_policies(self._guard, spec, params, options, session, binding, tasks)
             waiter = self._loop.waiter()
             request = self._submission.make(
-                tool,
-                params,
-                wake=waiter.wake,
-                timeout=timeout,
-                priority=priority,
-                metadata=metadata,
-                idempotent=idempotent,
-                session=session.id if session is not None else None,
-                binding=binding,
-                batch=batch,
-                permits=permits or (),
+                tool, params, options, waiter.wake, binding=binding, permits=permits or (), batch=tasks is not None
             )
             if beside is not None:
                 request.beside = beside
@@ -170,7 +140,7 @@ class Calls:
             if error is not None:
                 if request.outcome is Outcome.CANCELLED:
                     # The worker saw the end of the caller's scope a moment before the scope itself does.
-                    await anyio.sleep_until(request.until)
+                    await anyio.sleep_until(request.scope_deadline)
                 try:
                     raise error
                 finally:
@@ -184,6 +154,36 @@ class Calls:
             raise
         except Exception as exc:
             raise self._errors.caller(exc) from exc
+
+    async def _under_policies(
+        self,
+        guard: Guard,
+        spec: ToolSpec,
+        params: Mapping[str, Any] | None,
+        options: CallOptions,
+        session: Session | None,
+        binding: Binding | None,
+        tasks: MapTasks | None,
+    ) -> Any:
+        limit = options.limit(self._config.timeout)
+
+        async def attempt(left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None) -> Any:
+            # In a map waiting does not count, so each attempt has the whole of its time.
+            own = options.within(left if tasks is None else limit)
+            call = functools.partial(
+                self.execute, spec.name, params, own, session=session, binding=binding, permits=permits, beside=beside,
+                tasks=tasks,
+            )  # fmt: skip
+            return await (call() if tasks is None else tasks.patiently(call))
+
+        return await guard.execute(
+            attempt,
+            tool=spec.name,
+            timeout=limit if tasks is None else None,
+            idempotent=spec.idempotent if options.idempotent is None else options.idempotent,
+            session=None if session is None else session.id,
+            standing=functools.partial(self._standing, spec.name, session, tasks),
+        )
 
     def _standing(
         self, tool: str, session: Session | None, tasks: MapTasks | None, deadline: float, what: str
@@ -199,13 +199,10 @@ class Calls:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        payload: Payload | None,
+        options: CallOptions,
         *,
+        payload: Payload | None,
         on_end: Callable[[Payload | None, SnakepitError | None], None],
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
-        idempotent: bool | None = None,
     ) -> Callable[[], None] | None:
         """Begin a call for somebody who is no task, and who sees to its end.
 
@@ -234,25 +231,15 @@ class Calls:
                 # Only now: when that raises it is called once more.
                 wanted = False
             # Request and function hold each other: what is large must not wait for a garbage collection.
-            request.wake, request.result = _nothing, None
+            request.on_end, request.result = _nothing, None
 
         def leave() -> None:
             nonlocal wanted
             wanted = False
             self._scheduler.cancel(request, self._loop.now())
-            request.wake, request.result = _nothing, None
+            request.on_end, request.result = _nothing, None
 
-        request = self._submission.make(
-            tool,
-            params,
-            wake=wake,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=idempotent,
-            payload=payload,
-            alone=True,
-        )
+        request = self._submission.make(tool, params, options, wake, payload=payload, taskless=True)
         self._submission.submit(request)
         return leave
 
@@ -260,10 +247,8 @@ class Calls:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
+        options: CallOptions,
         *,
-        timeout: float | Unset | None = UNSET,
-        priority: int = 0,
-        metadata: Mapping[str, str] | None = None,
         session: Session | None = None,
         binding: Binding | None = None,
         window_bytes: int = STREAM_BYTES,
@@ -273,11 +258,11 @@ class Calls:
         Args:
             window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
         """
-        limit = self._config.stream_timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        make = functools.partial(
-            self._plain_stream, tool, params, priority=priority, metadata=metadata, session=session, binding=binding,
-            window_bytes=window_bytes,
-        )  # fmt: skip
+        limit = options.limit(self._config.stream_timeout)
+
+        def make(timeout: float | None, permits: tuple[Permit, ...] = ()) -> AbstractAsyncContextManager[ChunkStream]:
+            return self._plain_stream(tool, params, options.within(timeout), session, binding, window_bytes, permits)
+
         if self._guard is not None and tool in self._dispatch.repertoire.tools:
             guarded = self._guard.stream(
                 make,
@@ -287,21 +272,18 @@ class Calls:
                 standing=functools.partial(self.standing.wait, tool, session),
             )
             return self._errors.block(guarded, "stream")
-        return self._errors.block(make(timeout=limit), "stream")
+        return self._errors.block(make(limit), "stream")
 
     @asynccontextmanager
     async def _plain_stream(
         self,
         tool: str,
         params: Mapping[str, Any] | None,
-        *,
-        timeout: float | None,
-        priority: int,
-        metadata: Mapping[str, str] | None,
+        options: CallOptions,
         session: Session | None,
         binding: Binding | None,
         window_bytes: int,
-        permits: tuple[Permit, ...] = (),
+        permits: tuple[Permit, ...],
     ) -> AsyncIterator[ChunkStream]:
         await self._loop.check()
         chunks = ChunkStream(
@@ -313,18 +295,7 @@ class Calls:
             self._errors,
         )
         request = self._calling(
-            self._submission.make,
-            tool,
-            params,
-            wake=chunks.wake,
-            timeout=timeout,
-            priority=priority,
-            metadata=metadata,
-            idempotent=False,
-            stream=chunks,
-            session=session.id if session is not None else None,
-            binding=binding,
-            permits=permits,
+            self._submission.make, tool, params, options, chunks.wake, binding=binding, stream=chunks, permits=permits
         )
         if session is not None:
             request.fail_fast = session.fail_fast
@@ -349,27 +320,28 @@ class Calls:
         self,
         tool: str,
         inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+        options: CallKeywords,
         *,
         limit: int | None,
         ordered: bool,
         return_errors: bool,
-        **options: Any,
     ) -> AbstractAsyncContextManager[MapResults]:
         """See :meth:`Pool.map`."""
         # Before the boundary: what the inputs themselves raise is the caller's own.
         source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
-        return self._calling(self._map, tool, source, limit, options, ordered=ordered, return_errors=return_errors)
+        return self._calling(self._map, tool, source, options, limit, ordered=ordered, return_errors=return_errors)
 
     def _map(
         self,
         tool: str,
         inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        keywords: CallKeywords,
         limit: int | None,
-        options: dict[str, Any],
         *,
         ordered: bool,
         return_errors: bool,
     ) -> AbstractAsyncContextManager[MapResults]:
+        options = CallOptions.of(keywords)
         check_limit(limit)
         make = functools.partial(
             MapResults,
@@ -383,7 +355,7 @@ class Calls:
         )
         if self._guard is not None:
             tasks = MapTasks(
-                lambda params: self.execute(tool, params, tasks=tasks, **options),
+                lambda params: self.execute(tool, params, options, tasks=tasks),
                 has_room=lambda: self._scheduler.has_room,
             )
             results = make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel)
@@ -391,7 +363,7 @@ class Calls:
         submission = self._submission
         results = make(
             submit=lambda params, wake: self._calling(
-                lambda: submission.submit(submission.make(tool, params, wake=wake, batch=True, **options))
+                lambda: submission.submit(submission.make(tool, params, options, wake, batch=True))
             ),
             take=submission.take,
             cancel=lambda request: self._scheduler.cancel(request, self._loop.now()),

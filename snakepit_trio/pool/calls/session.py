@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
 import anyio
 
 from snakepit_trio._bulkhead import operation
-from snakepit_trio._call_options import UNSET, CallOptions, StreamOptions, Unset
-from snakepit_trio._timeouts import check_timeout
+from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares
 from snakepit_trio.errors import (
     InvalidParameter,
     QuotaExceeded,
@@ -106,7 +105,8 @@ class Session:
 
     # ---- calls -----------------------------------------------------------------------------------
 
-    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallOptions]) -> Any:
+    @declares(CallKeywords)
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
         """Run a tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.execute`.
 
         Args:
@@ -120,12 +120,17 @@ class Session:
             WorkerBusy: The affinity is ``"strict_fail_fast"``, and the worker is busy.
             RequestCancelled: The session was closed while the call was under way.
         """
-        binding, options["timeout"] = await self._bind(tool, options.get("timeout", UNSET), self.pool.config.timeout)
-        return await self.pool._calls.execute(tool, params, session=self, binding=binding, **options)
+        return await self.call(tool, params, options)
 
+    async def call(self, tool: str, params: Mapping[str, Any] | None, options: CallKeywords | CallOptions) -> Any:
+        """Run a tool with options that may have been checked already. For the bridge."""
+        binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
+        return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
+
+    @declares(StreamKeywords)
     @operation
     def stream(
-        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamOptions]
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[ChunkStream]:
         """Run a streaming tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.stream`.
 
@@ -143,13 +148,15 @@ class Session:
 
     @asynccontextmanager
     async def _stream(
-        self, tool: str, params: Mapping[str, Any] | None, options: StreamOptions, window_bytes: int = STREAM_BYTES
+        self,
+        tool: str,
+        params: Mapping[str, Any] | None,
+        options: StreamKeywords | CallOptions,
+        window_bytes: int = STREAM_BYTES,
     ) -> AsyncIterator[ChunkStream]:
-        binding, options["timeout"] = await self._bind(
-            tool, options.get("timeout", UNSET), self.pool.config.stream_timeout
-        )
+        binding, bound = await self._bind(tool, options, StreamKeywords, self.pool.config.stream_timeout)
         async with self.pool._calls.stream(
-            tool, params, session=self, binding=binding, window_bytes=window_bytes, **options
+            tool, params, bound, session=self, binding=binding, window_bytes=window_bytes
         ) as chunks:
             yield chunks
 
@@ -158,23 +165,27 @@ class Session:
         return self.pool._errors
 
     async def _bind(
-        self, tool: str, timeout: float | Unset | None, default: float | None
-    ) -> tuple[Binding, float | Unset | None]:
-        """The tie of a call; a new one when the old one is lost and the session allows it. And what is left of its time.
+        self, tool: str, options: StreamKeywords | CallOptions, allowed: type, default: float | None
+    ) -> tuple[Binding, CallOptions]:
+        """The tie of a call; a new one when the old one is lost and the session allows it. And its options, with the time left.
 
         Args:
-            timeout, default: Of the call, and of the pool, in seconds.
+            options: As the caller has given them, or checked already.
+            allowed: The class that declares the keywords.
+            default: The pool's limit, in seconds.
         """
         try:
+            if not isinstance(options, CallOptions):
+                options = CallOptions.of(options, allowed)
             await self._directory.use(self._known)
             binding = self._ties.tie()
             if binding is not None:
-                return binding, timeout
-            limit = default if isinstance(timeout, Unset) else check_timeout(timeout)
+                return binding, options
+            limit = options.limit(default)
             deadline = math.inf if limit is None else anyio.current_time() + limit
             with self.pool._calls.standing.wait(tool, self, deadline, "its session to be rebuilt"):
                 binding = await self._ties.rebuilt()
-            return binding, None if limit is None else max(0.0, deadline - anyio.current_time())
+            return binding, options.within(None if limit is None else max(0.0, deadline - anyio.current_time()))
         except SnakepitError:
             raise
         except Exception as exc:

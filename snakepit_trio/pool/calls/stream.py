@@ -195,7 +195,7 @@ class ChunkStream:
                 if request.error is not None:
                     if request.outcome is Outcome.CANCELLED:
                         # The worker saw the end of the caller's scope a moment before the scope itself does.
-                        await anyio.sleep_until(request.until)
+                        await anyio.sleep_until(request.scope_deadline)
                     raise request.error
                 self._exhausted = True
                 raise StopAsyncIteration

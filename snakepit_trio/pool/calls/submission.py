@@ -6,8 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from snakepit_trio._call_options import Unset, check_options, check_params, check_tool
-from snakepit_trio._timeouts import check_timeout
+from snakepit_trio._call_options import CallOptions, check_params, check_tool
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
 from snakepit_trio.tools.waits import Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
@@ -62,80 +61,75 @@ class Submission:
         self,
         tool: str,
         params: Mapping[str, Any] | None,
+        options: CallOptions,
+        on_end: Callable[[], object],
         *,
-        wake: Callable[[], object],
-        timeout: float | Unset | None,
-        priority: int,
-        metadata: Mapping[str, str] | None,
-        idempotent: bool | None,
-        stream: ChunkStream | None = None,
-        session: str | None = None,
         binding: Binding | None = None,
-        batch: bool = False,
+        stream: ChunkStream | None = None,
         permits: tuple[Permit, ...] = (),
+        batch: bool = False,
+        taskless: bool = False,
         payload: Payload | None = None,
-        alone: bool = False,
     ) -> Request:
-        """Check and encode what the caller gave; nothing is known of it to anybody else yet.
+        """Check and encode the arguments; nothing is known of the request to anybody else yet.
 
         Args:
-            batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
+            on_end: Called when the request has ended.
+            binding: The tie of the session that it belongs to.
+            stream: The caller's end of its stream.
             permits: What it holds of limits.
+            batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
+            taskless: It has no task: no scope ends it, and its result is not decoded here.
             payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding. Without ``params``, in
                 that encoding, it is left to the worker to look at it.
-            alone: It has no task: no scope ends it, and its result is not decoded here.
         """
-        config = self._config
-        spec = self._dispatch.repertoire.tools.get(tool)
+        config, repertoire = self._config, self._dispatch.repertoire
+        spec = repertoire.tools.get(tool)
         if spec is None:
             check_tool(tool)
-            if self._dispatch.repertoire.tools:
+            if repertoire.tools:
                 raise self.tool_not_found(tool)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
         if params is not None or payload is None:
             params = check_params(params)
-            check = self._dispatch.repertoire.checks[tool]
+            check = repertoire.checks[tool]
             if check is not None:
                 check(params)
-        if payload is None or payload.encoding != self._dispatch.repertoire.encoding:
-            payload = codec.encode(params, limit=config.max_payload, encoding=self._dispatch.repertoire.encoding)
-        timeout = config.timeout if isinstance(timeout, Unset) else check_timeout(timeout)
-        metadata = check_options(priority, metadata, idempotent)
+        if payload is None or payload.encoding != repertoire.encoding:
+            payload = codec.encode(params, limit=config.max_payload, encoding=repertoire.encoding)
         chain = current_chain()
         if chain:
             check_depth(chain, tool)
+        timeout = options.limit(config.timeout)
         now = self._loop.now()
         request = Request(
             next(self._services.ids),
             tool,
             payload,
-            wake=wake,
+            options,
+            on_end=on_end,
             deadline=math.inf if timeout is None or batch else now + timeout,
             queue_deadline=math.inf if batch or config.queue_timeout is None else now + config.queue_timeout,
-            priority=priority,
-            session=session,
-            share=session,
+            scope_deadline=math.inf if taskless or batch else self._loop.deadline(),
             binding=binding,
-            idempotent=(spec is not None and spec.idempotent) if idempotent is None else idempotent,
-            metadata=metadata,
-            until=math.inf if alone or batch else self._loop.deadline(),
-            time_limit=timeout if batch else None,
-            chain=chain,
-            permits=permits,
-            client=CLIENT.get(),
+            stream=stream,
         )
+        if options.idempotent is None and spec is not None:
+            request.idempotent = spec.idempotent and stream is None
+        if batch:
+            request.time_limit = timeout
+        request.chain = chain
+        request.permits = permits
+        request.client = CLIENT.get()
         if stream is not None:
-            request.stream = True
-            request.credits, request.credit_bytes = stream.window, stream.window_bytes
-            request.chunk = stream.put
-            request.released = stream.released.set
             stream.request = request
         telemetry = self._services.telemetry
         if telemetry is not None:
             id = f"{self._dispatch.request_prefix}{request.id}"
-            decodes = not (alone or batch) and stream is None
+            decodes = not (taskless or batch) and stream is None
             request.trace = telemetry.begin(request, pool=self._name, request_id=id, decodes=decodes)
+            request.metadata = {**request.metadata, **request.trace.carrier}
         return request
 
     def submit(self, request: Request) -> Request:

@@ -51,7 +51,7 @@ class _WorkerPort:
         self._index = {tool.name: index for index, tool in enumerate(worker.tools, 1)}
 
     def start(self, request: Request) -> None:
-        until = min(request.deadline, request.until)
+        until, stream = min(request.deadline, request.scope_deadline), request.stream
         timeout_us = 0
         if until != math.inf:
             timeout_us = max(1, int((until - self._now()) * 1e6))
@@ -64,11 +64,11 @@ class _WorkerPort:
                 request.payload,
                 timeout_us,
                 request.attempt,
-                request.stream,
-                request.credits,
+                stream is not None,
+                0 if stream is None else stream.window,
                 request.session or "",
                 request.metadata,
-                request.credit_bytes,
+                0 if stream is None else stream.window_bytes,
             )
         )
 
@@ -258,9 +258,9 @@ class WorkerDispatch:
         seats = self.seats[worker]
         # Of a call whose caller is gone chunks may still be under way, and those keep to its credit, too.
         request = seats.running.get(chunk.id) or seats.leaving.get(chunk.id)
-        if request is None or request.chunk is None:
+        if request is None or request.stream is None:
             raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
-        request.chunk(chunk.payload)
+        request.stream.put(chunk.payload)
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         if worker.state.over:

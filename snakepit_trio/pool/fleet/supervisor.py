@@ -191,7 +191,7 @@ class Supervisor:
             self.size = len(self.slots)
         if not self.slots:
             # Whoever could not start is gone; the next request gets a worker that has yet to try.
-            self._scheduler.hope()
+            self._scheduler.clear_failure()
         return grows
 
     def load(self) -> Load:

@@ -108,7 +108,7 @@ class Admission:
 
     def _check_hope(self, request: Request, now: float) -> None:
         wait = self._expected_wait(request)
-        due = min(request.deadline, request.until, request.queue_deadline)
+        due = min(request.deadline, request.scope_deadline, request.queue_deadline)
         if now + wait > due:
             raise QueueTimeout(
                 f"a worker would be free after about {seconds(wait)}, and the request has {seconds(max(0.0, due - now))}",

@@ -27,7 +27,7 @@ class Incarnations(RepairableLedger):
     def open(self, seats: Seats, now: float) -> None:
         """An incarnation is ready for calls; it gets what waits for it."""
         self._all[seats] = None
-        self.hope()
+        self.clear_failure()
         seats.open = True
         try:
             self._placement.admit(seats)
@@ -172,7 +172,7 @@ class Incarnations(RepairableLedger):
         self._end_queue(no_worker(why, next_attempt, now), now)
 
     @protected
-    def hope(self) -> None:
+    def clear_failure(self) -> None:
         """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
         self._admission.broken = None
 

@@ -320,7 +320,7 @@ class Ledger(ABC):
         except Exception as exc:
             self._errors.report(exc, "observer", pool=self._pool)
         try:
-            request.wake()
+            request.on_end()
         except Exception as exc:
             self._wake_again(request, exc)
 
@@ -328,7 +328,7 @@ class Ledger(ABC):
         """Whoever waits for a request that has ended could not be woken; if that fails twice, nothing is left to try."""
         self._errors.report(exc, "request", pool=self._pool)
         with self._errors.bulkhead("request", pool=self._pool):
-            request.wake()
+            request.on_end()
 
     def _tell(self, event: str, request: Request, now: float) -> None:
         """Let the observer hear of something. When it fails, the request goes on."""

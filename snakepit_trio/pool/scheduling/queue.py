@@ -40,7 +40,7 @@ class Queued(Protocol):
 
     priority: int
     session: str | None
-    share: str | None
+    fairness_key: str | None
     binding: Any
     pin: Any
     client: Hashable | None
@@ -150,7 +150,7 @@ class RequestQueue(Generic[E]):
     Args:
         max_queue: How many may wait; None means no limit, 0 that nobody may.
         aging: Seconds of waiting that are worth one priority level; None means that priority is all.
-        fair: Requests of the same priority take turns by their ``share``.
+        fair: Requests of the same priority take turns by their ``fairness_key``.
     """
 
     def __init__(self, *, max_queue: int | None = None, aging: float | None = None, fair: bool = False) -> None:
@@ -295,7 +295,7 @@ class RequestQueue(Generic[E]):
             assert entry is not None
             if entry.binding is not binding:
                 continue
-            turn = node.level.turns[entry.share] if self._fair else None
+            turn = node.level.turns[entry.fairness_key] if self._fair else None
             self._take(node, entry)
             entry.pin = worker
             self._put(_Node(entry, node.number, node.arrival), entry, turn)
@@ -375,7 +375,7 @@ class RequestQueue(Generic[E]):
         level = lane.levels.get(entry.priority)
         if level is None:
             level = lane.levels[entry.priority] = _Level()
-        level.put(node, entry.share if self._fair else None, next(self._turns) if turn is None else turn)
+        level.put(node, entry.fairness_key if self._fair else None, next(self._turns) if turn is None else turn)
         node.lane, node.level = lane, level
         entry.queue_node = node
         lane.live += 1

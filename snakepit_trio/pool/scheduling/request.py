@@ -8,11 +8,13 @@ from contextvars import ContextVar
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Protocol
 
+from snakepit_trio._call_options import NO_OPTIONS
 from snakepit_trio._interrupts import protected
 
 if TYPE_CHECKING:
     import anyio
 
+    from snakepit_trio._call_options import CallOptions
     from snakepit_trio.errors import SnakepitError
     from snakepit_trio.wire.frames import Payload
 
@@ -45,15 +47,17 @@ class Binding:
     """A session's tie to a worker, made when its first request is dispatched.
 
     Attributes:
+        session: The session's id.
         strict: Only the worker that it is tied to may run the session's requests.
         seats: The incarnation that the session is tied to, None before the first dispatch.
         whole: The worker has what the session had in the one before it: there was none, or it has been rebuilt.
         rebuilt: While that is done: held by the task that does it.
     """
 
-    __slots__ = ("rebuilt", "seats", "strict", "whole")
+    __slots__ = ("rebuilt", "seats", "session", "strict", "whole")
 
-    def __init__(self, *, strict: bool, seats: Seats | None = None, whole: bool = True) -> None:
+    def __init__(self, session: str, *, strict: bool, seats: Seats | None = None, whole: bool = True) -> None:
+        self.session = session
         self.strict = strict
         self.seats = seats
         self.whole = whole
@@ -65,20 +69,58 @@ class Binding:
         return self.strict and self.seats is not None and self.seats.over
 
 
+class StreamEnd(Protocol):
+    """The caller's end of a stream.
+
+    Attributes:
+        window: How many chunks the worker may send at first.
+        window_bytes: Bytes of chunks that it may send at first.
+        released: Set when the worker is through with the call.
+    """
+
+    window: int
+    window_bytes: int
+    released: anyio.Event
+
+    def put(self, chunk: Payload) -> None:
+        """A chunk has arrived.
+
+        Raises:
+            ValueError: It is beyond what the worker was given credit for.
+        """
+
+
 class Request:
     """One request, from its acceptance to its end. Owned by the task that made it; changed by the scheduler alone.
 
     Args:
-        wake: Called when it has ended.
+        id: Its number in the runtime.
+        tool: What it asks for.
+        payload: The encoded arguments.
+        options: What its caller said of it.
+        on_end: Called when it has ended.
         deadline: When the scheduler ends it.
         queue_deadline: When the scheduler ends it if it still waits for a worker.
-        chunk: Called with each chunk of a stream.
-        released: Called when the worker holds it no longer, which after a cancel is later than its end.
-        until: What the worker is told of its deadline, when that is earlier than ``deadline``: its caller's own scope ends then.
-        chain: Whoever waits for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
-        permits: What it holds of limits, until it ends.
-        client: Whoever is to have no more than a share of the queue; None: the host itself.
+        scope_deadline: When its caller's own scope ends; the worker is told of it when it is earlier than ``deadline``.
+        binding: The tie of the session that it belongs to.
+        stream: The caller's end of its stream; None: it has one result.
+
+    Attributes:
+        priority: Greater goes first.
+        metadata: What the tool finds in ``ctx.metadata``.
+        idempotent: It may run again when a worker dies under it.
+        session: The id of its session.
+        fairness_key: In a fair queue, requests of the same priority take turns by this.
+        fail_fast: It does not wait for the worker of its session.
         time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
+        chain: The calls that wait for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
+        permits: What it holds of limits, until it ends.
+        client: The client that is to have no more than its share of the queue; None: the host itself.
+        beside: The requests for the same call, itself among them: none runs in the worker of another. None: it runs alone.
+        trace: The request's tracing span, or None.
+        worker_id: The worker that has or had it.
+        released: Called when the worker holds it no longer, which after a cancel is later than its end.
+        recalled: It was sent ahead to a worker, and has been recalled.
     """
 
     __slots__ = (
@@ -86,19 +128,19 @@ class Request:
         "beside",
         "binding",
         "chain",
-        "chunk",
         "client",
-        "credit_bytes",
-        "credits",
         "deadline",
         "deadline_node",
         "deaths",
         "dispatched_at",
         "error",
         "fail_fast",
+        "fairness_key",
         "id",
         "idempotent",
         "metadata",
+        "on_end",
+        "options",
         "outcome",
         "payload",
         "permits",
@@ -110,9 +152,9 @@ class Request:
         "recalled",
         "released",
         "result",
+        "scope_deadline",
         "seats",
         "session",
-        "share",
         "stream",
         "stuck",
         "submitted_at",
@@ -121,8 +163,6 @@ class Request:
         "time_limit",
         "tool",
         "trace",
-        "until",
-        "wake",
         "worker_id",
     )
 
@@ -131,63 +171,45 @@ class Request:
         id: int,
         tool: str,
         payload: Payload,
+        options: CallOptions = NO_OPTIONS,
         *,
-        wake: Callable[[], object],
+        on_end: Callable[[], object],
         deadline: float = math.inf,
         queue_deadline: float = math.inf,
-        priority: int = 0,
-        session: str | None = None,
-        share: str | None = None,
+        scope_deadline: float = math.inf,
         binding: Binding | None = None,
-        idempotent: bool = False,
-        metadata: Mapping[str, str] | None = None,
-        stream: bool = False,
-        credits: int = 0,
-        credit_bytes: int = 0,
-        chunk: Callable[[Payload], object] | None = None,
-        released: Callable[[], object] | None = None,
-        until: float = math.inf,
-        time_limit: float | None = None,
-        chain: tuple[Any, ...] = (),
-        permits: tuple[Any, ...] = (),
-        client: Hashable | None = None,
+        stream: StreamEnd | None = None,
     ) -> None:
         self.id: int = id
         self.tool: str = tool
         self.payload: Payload = payload
-        self.wake: Callable[[], object] = wake
+        self.options: CallOptions = options
+        self.on_end: Callable[[], object] = on_end
         self.deadline: float = deadline
         self.queue_deadline: float = queue_deadline
-        self.priority: int = priority
-        self.session: str | None = session
-        self.share: str | None = share
+        self.scope_deadline: float = scope_deadline
         self.binding: Binding | None = binding
-        #: Of a session whose worker has no seat free, it does not wait.
+        self.stream: StreamEnd | None = stream
+        self.priority: int = options.priority
+        self.metadata: Mapping[str, str] = options.metadata
+        self.idempotent: bool = options.idempotent is True
+        self.session: str | None = None if binding is None else binding.session
+        self.fairness_key: str | None = self.session
         self.fail_fast = False
-        self.idempotent: bool = idempotent
-        self.metadata: Mapping[str, str] = metadata or {}
-        self.stream: bool = stream
-        self.credits: int = credits
-        self.credit_bytes: int = credit_bytes
-        self.chunk: Callable[[Payload], object] | None = chunk
-        self.released: Callable[[], object] | None = released
-        self.until: float = until
-        self.time_limit = time_limit
-        self.chain = chain
-        self.permits = permits
-        self.client: Hashable | None = client
-        #: Those that run for the same call, itself among them: none runs in the worker of another. None: it runs alone.
+        self.time_limit: float | None = None
+        self.chain: tuple[Any, ...] = ()
+        self.permits: tuple[Any, ...] = ()
+        self.client: Hashable | None = None
         self.beside: list[Request] | None = None
+        self.released: Callable[[], object] | None = None if stream is None else stream.released.set
         self.phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None
         self.error: SnakepitError | None = None
         self.seats: Seats | None = None
         self.pin: Seats | None = None
-        #: Follows it; None: nobody does. And the worker that has or had it.
         self.trace: Any = None
         self.worker_id: str | None = None
-        #: It stands in a worker's line, and was asked back.
         self.recalled: bool = False
         #: Its caller is gone, and it has not stopped in time.
         self.stuck: bool = False

@@ -10,7 +10,7 @@ A request is in one of three phases::
                 +------ cancel, deadline, close --------------------------> DONE
 
 Every method is synchronous, takes the time from its caller, and leaves the books in order; what has to be sent is sent
-through the :class:`Port` of a worker after the decision is made, and a waiter is woken through ``Request.wake``.
+through the :class:`Port` of a worker after the decision is made, and a waiter is woken through ``Request.on_end``.
 
 A worker incarnation has one :class:`Seats` record: how many calls it may run (``capacity``), which it is running, and
 which it is *leaving*, that is: whose caller is gone while the worker has not confirmed yet that it stopped. A seat
@@ -31,7 +31,7 @@ Invariants, checked by the model tests after every step:
 - no request waits in the queue while a seat that it may take is free
 - nobody stands in line behind a free seat
 
-What is called from here (a port, an observer, ``Request.wake``) and what decides here may raise what nobody expected: the
+What is called from here (a port, an observer, ``Request.on_end``) and what decides here may raise what nobody expected: the
 request that a decision was about fails then, and the books are put in order from what is certain (:mod:`.repair`). Only the
 exceptions that a method names leave it. What is decided when workers come and go is in :mod:`.incarnations`.
 """
@@ -283,10 +283,10 @@ class Scheduler(Incarnations):
     def _answer(self, request: Request, result: Payload | None, error: SnakepitError | None, now: float) -> None:
         if error is None:
             self._finish(request, Outcome.COMPLETED, result, None, now)
-        elif error.code == "request_timeout" and min(request.deadline, request.until) <= now + _AHEAD:
+        elif error.code == "request_timeout" and min(request.deadline, request.scope_deadline) <= now + _AHEAD:
             # The worker keeps the same deadline and may be the first to see it pass. (Earlier than that it is the tool
             # that let the timeout of a call of its own out.) When it is the caller's scope that ends, the caller is gone.
-            outcome = Outcome.CANCELLED if request.until < request.deadline else Outcome.EXPIRED
+            outcome = Outcome.CANCELLED if request.scope_deadline < request.deadline else Outcome.EXPIRED
             self._finish(request, outcome, None, deadline_passed(request, now), now)
         else:
             self._finish(request, Outcome.FAILED, None, error, now)
