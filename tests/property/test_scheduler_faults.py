@@ -30,7 +30,7 @@ _OUTSIDE |= {
     "untie",
     "refuse",
     "fail_all",
-    "hope",
+    "clear_failure",
     "close",
     "abort",
     "hopeless",

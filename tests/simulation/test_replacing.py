@@ -373,7 +373,7 @@ def test_a_worker_that_becomes_due_on_its_way_to_a_slot_is_replaced_there() -> N
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [(WorkerDispatch, "admit"), (Incarnations, "hope"), (Slot, "_keep"), (Bell, "ring")]
+    ("kind", "name"), [(WorkerDispatch, "admit"), (Incarnations, "clear_failure"), (Slot, "_keep"), (Bell, "ring")]
 )
 def test_a_spare_that_is_lost_on_its_way_to_a_slot_ends(
     kind: type, name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
