@@ -63,7 +63,7 @@ async def calls(pool: sp.Pool) -> None:
     assert_type(pool.runtime, sp.Runtime)
     await pool.execute(3)  # type: ignore[arg-type]
     await pool.execute("add", [1, 2])  # type: ignore[arg-type]
-    await pool.execute("add", {}, 5)  # type: ignore[call-arg]
+    await pool.execute("add", {}, 5)  # type: ignore[arg-type, call-arg]
 
 
 async def bound(pool: sp.Pool) -> None:
