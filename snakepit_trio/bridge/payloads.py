@@ -11,10 +11,20 @@ from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
 from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 
-__all__ = ["check_encoding", "encode", "in_encoding", "may_stay_unread", "params_of", "read", "write"]
+__all__ = [
+    "check_encoding",
+    "encode",
+    "in_encoding",
+    "may_stay_unread",
+    "message_of",
+    "packed",
+    "params_of",
+    "read",
+    "write",
+]
 
-#: Arguments with more bytes than this, those of binary values not counted, go to the worker unread: they may be millions of
-#: values, and what decodes them does nothing else meanwhile.
+#: Arguments with more bytes than this go to the worker unread: they may be millions of values, or megabytes to be copied, and
+#: what decodes them does nothing else meanwhile.
 _READ = 256 * 1024
 
 
@@ -37,7 +47,7 @@ def may_stay_unread(payload: Payload | None, *, limit: int) -> bool:
     Raises:
         InvalidPayload: They are larger than the limit, or refer to shared memory.
     """
-    if payload is None or len(payload.data) <= _READ:
+    if payload is None or (payload.size if payload.buffers else len(payload.data)) <= _READ:
         return False
     _check_buffers(payload, "payload")
     codec.check_size(payload, what="payload", limit=limit)
@@ -103,22 +113,40 @@ def encode(value: Any, encoding: int, *, what: str, limit: int) -> Payload:
         raise InvalidPayload(f"{exc.message}{hint}", details=exc.details) from None
 
 
-def in_encoding(payload: Payload | None, encoding: int, *, limit: int) -> Payload:
-    """A worker's result as a client wants it: as it is, or encoded anew when it came in another encoding.
+def in_encoding(payload: Payload | None, encoding: int, *, what: str = "result", limit: int) -> Payload:
+    """A worker's result, or a stored value, as a client wants it: as it is, or encoded anew when it is in another encoding.
 
     Raises:
         InvalidPayload: It does not decode, is too large, or the encoding has no form for it.
     """
     if payload is not None and payload.encoding == encoding:
-        codec.check_size(payload, what="result", limit=limit)
+        codec.check_size(payload, what=what, limit=limit)
         return payload
-    value = None if payload is None else codec.decode(payload, what="result", limit=limit)
-    return encode(value, encoding, what="result", limit=limit)
+    value = None if payload is None else codec.decode(payload, what=what, limit=limit)
+    return encode(value, encoding, what=what, limit=limit)
+
+
+def packed(message: PayloadMessage | None, *, limit: int) -> bytes | None:
+    """A large value that may be stored as it came: MessagePack, with nothing beside it. None for all others.
+
+    Whoever reads it finds out what its extension types hold.
+
+    Raises:
+        InvalidPayload: It is larger than the limit, or no MessagePack.
+    """
+    if message is None or int(message.encoding) != MSGPACK or message.buffers or len(message.data) <= _READ:
+        return None
+    codec.check_shape(Payload(MSGPACK, message.data), what="payload", limit=limit)
+    return message.data
 
 
 def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
-    """The same as a message of the library's."""
-    payload = encode(value, encoding, what=what, limit=limit)
+    """A value as a message of the library's."""
+    return message_of(encode(value, encoding, what=what, limit=limit))
+
+
+def message_of(payload: Payload) -> PayloadMessage:
+    """A payload as a message of the library's."""
     return PayloadMessage(
         encoding=Encoding(payload.encoding),
         data=payload.data,

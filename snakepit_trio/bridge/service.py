@@ -14,7 +14,9 @@ from snakepit_trio._call_options import UNSET, CallOptions
 from snakepit_trio.errors import InvalidParameter, SnakepitError, StreamingUnsupported, ToolError, ToolNotFound
 from snakepit_trio.pool.calls.affinity import AFFINITIES
 from snakepit_trio.pool.calls.session import resume_session
+from snakepit_trio.pool.calls.submission import Arguments, Encoded
 from snakepit_trio.sessions.records import check_name
+from snakepit_trio.wire.frames import MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.handshake_messages import ToolSpec
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
@@ -22,7 +24,7 @@ from snakepit_trio.wire.version import PROTOCOL_VERSION
 
 from .client_tools import ClientTools, spec_of
 from .methods import Method
-from .payloads import check_encoding, encode, in_encoding, may_stay_unread, params_of, read, write
+from .payloads import check_encoding, encode, in_encoding, may_stay_unread, message_of, packed, params_of, read
 from .server_call import ServerCall
 from .session_shares import SessionShares
 
@@ -32,7 +34,6 @@ if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.sessions.records import SessionInfo
-    from snakepit_trio.wire.frames import Payload
 
 __all__ = ["BridgeService"]
 
@@ -123,8 +124,7 @@ class BridgeService:
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
         encoding = check_encoding(request.accept, request.payload)
-        unread = may_stay_unread(request.payload, limit=limit) and pool._calls.reads(request.payload)
-        params = None if unread else params_of(request.payload, limit=limit)
+        params = _params(pool, request.payload)
 
         def on_end(result: Payload | None, error: SnakepitError | None) -> None:
             call.conclude(
@@ -133,20 +133,14 @@ class BridgeService:
             )
 
         try:
-            return pool._calls.begin(
-                request.tool,
-                params,
-                _options(call, request),
-                payload=request.payload,
-                on_end=on_end,
-            )
+            return pool._calls.begin(request.tool, params, _options(call, request), on_end=on_end)
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
 
     async def _execute(self, call: ServerCall, request: ExecuteToolRequest) -> bytes:
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
-        params = params_of(request.payload, limit=limit)
+        params = _params(pool, request.payload)
         encoding = check_encoding(request.accept, request.payload)
         options = _options(call, request)
         try:
@@ -162,7 +156,7 @@ class BridgeService:
     async def _stream(self, call: ServerCall, request: ExecuteToolRequest) -> None:
         pool = self._pool(request.pool)
         limit = pool.config.max_payload
-        params = params_of(request.payload, limit=limit)
+        params = _params(pool, request.payload)
         encoding = check_encoding(request.accept, request.payload)
         options = _options(call, request)
         # The traceback of a failed stream's error leads to the stream, and this frame is in it.
@@ -244,18 +238,24 @@ class BridgeService:
         return v1.CloseSessionResponse(closed=await self._runtime.sessions.end(id, generation))
 
     async def _put_value(self, call: ServerCall, request: v1.PutValueRequest) -> v1.PutValueResponse:
-        value = read(request.payload, what="payload", limit=self._longest())
+        data = packed(request.payload, limit=self._longest())
+        value = None if data is not None else read(request.payload, what="payload", limit=self._longest())
         async with self._session(request) as session:
-            version = await session.put(request.key, value, expect=request.expect)
+            if data is not None:
+                version = await session._put(request.key, lambda: data, request.expect)
+            else:
+                version = await session.put(request.key, value, expect=request.expect)
         return v1.PutValueResponse(stored=version is not None, version=version or 0)
 
     async def _get_value(self, call: ServerCall, request: v1.GetValueRequest) -> v1.GetValueResponse:
         encoding = check_encoding(int(request.accept), None)
         async with self._session(request) as session:
-            value, version = await session.get_versioned(request.key)
-        if not version:
+            found = await session._read(request.key)
+        if found is None:
             return v1.GetValueResponse()
-        return v1.GetValueResponse(payload=write(value, encoding, what="value", limit=self._longest()), version=version)
+        stored, version = Payload(MSGPACK, found[0]), found[1]
+        payload = in_encoding(stored, encoding, what="value", limit=self._longest())
+        return v1.GetValueResponse(payload=message_of(payload), version=version)
 
     async def _delete_value(self, call: ServerCall, request: v1.DeleteValueRequest) -> v1.DeleteValueResponse:
         async with self._session(request) as session:
@@ -295,6 +295,20 @@ class BridgeService:
         return v1.ListProgramsResponse(
             programs=[v1.ProgramState(name=p.name, size=p.size, expires_in=p.expires_in) for p in found]
         )
+
+
+def _params(pool: Pool, payload: Payload | None) -> Arguments:
+    """A tool's arguments; large ones are left to the worker to read.
+
+    Raises:
+        InvalidPayload, InvalidParameter: They are none.
+    """
+    limit = pool.config.max_payload
+    if payload is None:
+        return None
+    if may_stay_unread(payload, limit=limit) and pool._calls.reads(payload):
+        return Encoded(payload, None)
+    return Encoded(payload, params_of(payload, limit=limit))
 
 
 def _options(call: ServerCall, request: ExecuteToolRequest) -> CallOptions:

@@ -158,6 +158,11 @@ class Worker:
         return MSGPACK if {"exchange", "msgpack"} & self.capabilities else JSON
 
     @property
+    def encodings(self) -> frozenset[int]:
+        """What it reads arguments in."""
+        return frozenset({self.encoding, *((JSON,) if "json" in self.capabilities else ())})
+
+    @property
     def in_flight(self) -> int:
         """Calls that the worker holds, cancelled ones that it has not confirmed included."""
         return len(self._held)

@@ -14,10 +14,11 @@ import sys
 import weakref
 from typing import Any
 
-__all__ = ["Mapping", "collapse", "discard", "fill", "map_file", "punch"]
+__all__ = ["LARGE_PAGE", "Mapping", "collapse", "discard", "fill", "map_file", "punch"]
 
 _PAGE = mmap.PAGESIZE
-_LARGE_PAGE = 2 * 1024 * 1024
+#: Bytes.
+LARGE_PAGE = 2 * 1024 * 1024
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
 # Numbers of Linux that :mod:`mmap` does not name, the same on all machines; older kernels say that they are invalid.
@@ -85,18 +86,18 @@ def map_file(fd: int, offset: int, size: int, *, populate: bool = False) -> Mapp
     # A power of two, so that there are few kinds of arrays: ctypes keeps each for ever.
     length = max(_PAGE, 1 << (size - 1).bit_length())
     protection, share = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
-    if length < _LARGE_PAGE:
+    if length < LARGE_PAGE:
         address = _mmap(None, length, protection, share, fd, offset)
     else:
         # Large pages must begin at a multiple of their size, in memory as in the file.
-        room = _mmap(None, length + _LARGE_PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        address = -(-room // _LARGE_PAGE) * _LARGE_PAGE
+        room = _mmap(None, length + LARGE_PAGE, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
+        address = -(-room // LARGE_PAGE) * LARGE_PAGE
         try:
             _mmap(address, length, protection, share | _MAP_FIXED, fd, offset)
         except BaseException:
-            _libc.munmap(room, length + _LARGE_PAGE)
+            _libc.munmap(room, length + LARGE_PAGE)
             raise
-        for begin, end in ((room, address), (address + length, room + length + _LARGE_PAGE)):
+        for begin, end in ((room, address), (address + length, room + length + LARGE_PAGE)):
             if begin < end:
                 _libc.munmap(begin, end - begin)
     try:
@@ -121,11 +122,17 @@ def _error() -> OSError:
     return OSError(number, os.strerror(number))
 
 
-def collapse(mapping: Mapping, size: int) -> None:
-    """Put the beginning of a mapping into large pages, as far as the system has some: it is then copied faster."""
-    size -= size % _LARGE_PAGE
+def collapse(mapping: Mapping, begin: int, size: int) -> None:
+    """Put a part of a mapping into large pages, as far as the system has some: it is then copied faster.
+
+    Args:
+        mapping: Which.
+        begin: Where, a multiple of ``LARGE_PAGE``.
+        size: How many bytes; what is no whole large page stays as it is.
+    """
+    size -= size % LARGE_PAGE
     if size:
-        _libc.madvise(mapping.address, size, _MADV_COLLAPSE)
+        _libc.madvise(mapping.address + begin, size, _MADV_COLLAPSE)
 
 
 def discard(mapping: Mapping) -> None:

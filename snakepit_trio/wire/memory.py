@@ -30,7 +30,7 @@ from collections.abc import Callable
 from snakepit_trio import _forks
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
-from .mapping import Mapping, collapse, discard, fill, map_file, punch
+from .mapping import LARGE_PAGE, Mapping, collapse, discard, fill, map_file, punch
 
 __all__ = ["HEAD", "THRESHOLD", "Budget", "SharedMemory", "has_files", "make_file"]
 
@@ -114,7 +114,7 @@ class _Table:
 class _Place:
     """One of ours."""
 
-    __slots__ = ("came_back", "lent", "mapping", "size", "used")
+    __slots__ = ("came_back", "collapsed", "lent", "mapping", "size", "used")
 
     def __init__(self, size: int, mapping: Mapping, gone: tuple[int, int]) -> None:
         self.size = size
@@ -122,6 +122,8 @@ class _Place:
         #: How often it was sent, and how often what was sent back was let go of here.
         self.lent, self.came_back = gone
         self.used = 0
+        #: So many bytes, from its beginning, are in large pages.
+        self.collapsed = 0
 
 
 class _Lease:
@@ -234,9 +236,11 @@ class SharedMemory:
             self._trim([index for index in free if index != best], _KEPT)
             place = self._places[best]
             place.used += 1
-            if place.used == 2:
-                # It will be used again and again; for less it is not worth it.
-                collapse(place.mapping, place.size)
+            if place.used > 1 and place.collapsed < place.size:
+                # It will be used again and again; for less it is not worth it. A part at a time: it takes as long as to copy ten
+                # times as much, and the event loop waits.
+                collapse(place.mapping, place.collapsed, min(LARGE_PAGE, place.size - place.collapsed))
+                place.collapsed += LARGE_PAGE
             return best
         wanted = -(-size // _PAGE) * _PAGE
         index = next((index for index in range(_PLACES) if index not in self._places), None)

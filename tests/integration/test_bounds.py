@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import ssl
 import threading
 from collections.abc import AsyncIterator
@@ -22,9 +24,11 @@ from snakepit_trio.bridge.server_call import ServerCall
 from snakepit_trio.client.streams import _MANY_BYTES
 from snakepit_trio.pool.calls.stream import STREAM_BYTES, STREAM_WINDOW
 from snakepit_trio.tools.serving import HostToolServer
-from snakepit_trio.wire import frame_writing, frames
+from snakepit_trio.wire import codec, frame_writing, frames
+from snakepit_trio.wire.frames import JSON, MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.http2.engine import _TURN
+from snakepit_trio.wire.tool_messages import ExecuteToolRequest, PayloadAnswer
 from tests.clients.raw import Raw
 from tests.until import until
 
@@ -462,3 +466,88 @@ async def test_arguments_of_very_many_values_are_the_workers_work(monkeypatch: p
             assert text in found[name].get("grpc-message", ""), found
         (after,) = runtime.pool().workers()
         assert after.pid == before.pid
+
+
+#: Of one value more bytes than are read in the host.
+MANY = 400_000
+
+
+@pytest.mark.parametrize("policies", [False, True])
+async def test_large_arguments_are_read_by_workers_only(policies: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In JSON, in sessions, of streams, with policies, and binary ones."""
+    value, binary = [1] * MANY, bytes(MANY)
+    text = json.dumps({"value": value}).encode()
+    options: dict[str, Any] = {"retry": sp.RetryConfig()} if policies else {}
+    pools = [sp.PoolConfig(adapter=BASIC, size=1, **options)]
+    config = sp.RuntimeConfig(pools=pools, bridge=sp.BridgeConfig(token="right"))
+    with anyio.fail_after(60):
+        async with sp.open_runtime(config) as runtime:
+            assert runtime.bridge is not None
+            async with sp.connect(runtime.bridge.address, token="right") as client, client.session("s") as session:
+                monkeypatch.setattr(
+                    "snakepit_trio.bridge.payloads._decode", lambda *_, **__: pytest.fail("it was read here")
+                )
+                assert await client.execute("echo", {"value": value}) == value
+                assert await client.execute("echo", {"value": binary}) == binary
+                assert await session.execute("echo", {"value": value}) == value
+                with pytest.raises(sp.InvalidParameter):
+                    await session.execute("echo", {"wrong": value})
+                with pytest.raises(sp.InvalidParameter):
+                    async with client.stream("count", {"n": 3, "more": value}) as chunks:
+                        await anext(chunks)
+                # As a client without our codec sends it.
+                request = ExecuteToolRequest("echo", Payload(JSON, text))
+                answer = await client._link.unary("ExecuteTool", request, PayloadAnswer, timeout=30)
+                assert answer.payload is not None
+                assert answer.payload.encoding == JSON
+                assert json.loads(bytes(answer.payload.data)) == value
+                broken = ExecuteToolRequest("echo", Payload(JSON, text[:-1]))
+                with pytest.raises(sp.InvalidPayload):
+                    await client._link.unary("ExecuteTool", broken, PayloadAnswer, timeout=30)
+
+
+async def test_a_large_value_of_a_session_is_stored_as_it_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    value = {"many": [1] * MANY, "tuple": (1, 2)}
+    config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter=BASIC, size=1)], bridge=sp.BridgeConfig(token="right"))
+    with anyio.fail_after(60):
+        async with sp.open_runtime(config) as runtime:
+            assert runtime.bridge is not None
+            async with sp.connect(runtime.bridge.address, token="right") as client, client.session("s") as session:
+                with monkeypatch.context() as patch:
+                    patch.setattr(
+                        "snakepit_trio.bridge.payloads._decode", lambda *_, **__: pytest.fail("it was read here")
+                    )
+                    assert await session.put("k", value) == 1
+                    assert await session.put("k", value, expect=7) is None
+                    assert await session.get("k") == value
+                async with runtime.pool().session("s", detach=True) as here:
+                    assert await here.get("k") == value
+                cut = v1.Payload(encoding=v1.Encoding(MSGPACK), data=codec.encode(value).data[:-1])
+                request = v1.PutValueRequest(session_id="s", key="k", payload=cut)
+                with pytest.raises(sp.InvalidPayload, match="payload does not decode"):
+                    await client._link.unary("PutValue", request, v1.PutValueResponse, timeout=30)
+                with pytest.raises(sp.QuotaExceeded):
+                    await session.put("k", [1] * (17 << 20))
+                with pytest.raises(sp.InvalidParameter):
+                    await session.put("\n", value)
+
+
+def test_a_collection_does_not_look_at_what_is_decoded() -> None:
+    collections: list[str] = []
+
+    def note(phase: str, info: dict[str, int]) -> None:
+        collections.append(phase)
+
+    text = b"[" + b"[]," * 100_000 + b"[]]"
+    gc.collect()
+    gc.callbacks.append(note)
+    try:
+        found = codec.decode(Payload(JSON, text))
+        during = len(collections)
+        with pytest.raises(sp.InvalidPayload):
+            codec.decode(Payload(JSON, text[:-1]))
+    finally:
+        gc.callbacks.remove(note)
+    assert len(found) == 100_001
+    assert during <= 1
+    assert gc.isenabled()

@@ -21,7 +21,7 @@ from ..scheduling.request import Binding, Outcome, Phase, Request
 from .map import MapResults, MapTasks, running
 from .paused import Standing, session_closed
 from .stream import STREAM_BYTES, STREAM_WINDOW, ChunkStream
-from .submission import Submission
+from .submission import Arguments, Submission
 
 if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
@@ -83,7 +83,7 @@ class Calls:
     async def execute(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallKeywords | CallOptions,
         *,
         session: Session | None = None,
@@ -91,6 +91,7 @@ class Calls:
         permits: tuple[Permit, ...] | None = None,
         beside: list[Request] | None = None,
         tasks: MapTasks | None = None,
+        payload: Payload | None = None,
     ) -> Any:
         """See :meth:`Pool.execute`.
 
@@ -159,7 +160,7 @@ class Calls:
         self,
         guard: Guard,
         spec: ToolSpec,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallOptions,
         session: Session | None,
         binding: Binding | None,
@@ -193,15 +194,14 @@ class Calls:
 
     def reads(self, payload: Payload | None) -> bool:
         """Whether the workers read a payload as it is."""
-        return payload is not None and payload.encoding == self._dispatch.repertoire.encoding
+        return payload is not None and payload.encoding in self._dispatch.repertoire.encodings
 
     def begin(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallOptions,
         *,
-        payload: Payload | None,
         on_end: Callable[[Payload | None, SnakepitError | None], None],
     ) -> Callable[[], None] | None:
         """Begin a call for somebody who is no task, and who sees to its end.
@@ -209,8 +209,6 @@ class Calls:
         None: it needs a task, for the pool has policies.
 
         Args:
-            params: None when the workers read the payload, and nobody has looked at it before.
-            payload: The arguments as they came, which are sent on in the place of ``params`` if the workers read that encoding.
             on_end: Called once when the call has ended, with its result as the worker has encoded it, or the error. It is
                 called in the middle of the scheduler's work: it must neither raise nor wait.
 
@@ -239,23 +237,25 @@ class Calls:
             self._scheduler.cancel(request, self._loop.now())
             request.on_end, request.result = _nothing, None
 
-        request = self._submission.make(tool, params, options, wake, payload=payload, taskless=True)
+        request = self._submission.make(tool, params, options, wake, taskless=True)
         self._submission.submit(request)
         return leave
 
     def stream(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallOptions,
         *,
         session: Session | None = None,
         binding: Binding | None = None,
         window_bytes: int = STREAM_BYTES,
+        payload: Payload | None = None,
     ) -> AbstractAsyncContextManager[ChunkStream]:
         """See :meth:`Pool.stream`.
 
         Args:
+            params, payload: As of :meth:`begin`.
             window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
         """
         limit = options.limit(self._config.stream_timeout)
@@ -278,7 +278,7 @@ class Calls:
     async def _plain_stream(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallOptions,
         session: Session | None,
         binding: Binding | None,

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from snakepit_trio.sessions.directory import KnownSession, SessionDirectory
 
     from ..pool import Pool
+    from .submission import Arguments
 
 __all__ = ["OnLost", "Session", "open_session", "resume_session"]
 
@@ -122,7 +123,7 @@ class Session:
         """
         return await self.call(tool, params, options)
 
-    async def call(self, tool: str, params: Mapping[str, Any] | None, options: CallKeywords | CallOptions) -> Any:
+    async def call(self, tool: str, params: Arguments, options: CallKeywords | CallOptions) -> Any:
         """Run a tool with options that may have been checked already. For the bridge."""
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
         return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
@@ -150,7 +151,7 @@ class Session:
     async def _stream(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: StreamKeywords | CallOptions,
         window_bytes: int = STREAM_BYTES,
     ) -> AsyncIterator[ChunkStream]:
@@ -232,12 +233,16 @@ class Session:
             QuotaExceeded: It does not fit; ``details`` say which quota, its limit, what is used, what was asked.
             SessionNotFound: The session was closed, or has expired.
         """
+        return await self._put(
+            key, lambda: codec.encode(value, what="value", limit=_ONE_PIECE, buffer_threshold=_ONE_PIECE).data, expect
+        )
+
+    async def _put(self, key: str, encode: Callable[[], bytes], expect: int | None) -> int | None:
         check_name(key, "key")
         if expect is not None and (type(expect) is not int or expect < 0):
             raise InvalidParameter(f"expect must be a version, not {expect!r}", details={"path": "expect"})
-        data = codec.encode(value, what="value", limit=_ONE_PIECE, buffer_threshold=_ONE_PIECE).data
         try:
-            return await self._ask(self._directory.store.tables.put, key, data, expect)
+            return await self._ask(self._directory.store.tables.put, key, encode(), expect)
         except QuotaExceeded as exc:
             exc.details["session"] = self.id
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from snakepit_trio._call_options import CallOptions, check_params, check_tool
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
@@ -25,7 +25,26 @@ if TYPE_CHECKING:
     from ..services import PoolServices
     from .stream import ChunkStream
 
-__all__ = ["Submission", "wrong_kind"]
+__all__ = ["Arguments", "Encoded", "Submission", "wrong_kind"]
+
+
+class Encoded:
+    """Arguments that came encoded, from a client.
+
+    Attributes:
+        payload: As they came. They are sent on so when the workers read that encoding.
+        params: The same, decoded and checked; None when nobody has looked at them here, and the worker is to.
+    """
+
+    __slots__ = ("params", "payload")
+
+    def __init__(self, payload: Payload, params: Mapping[str, Any] | None) -> None:
+        self.payload = payload
+        self.params = params
+
+
+#: The arguments of a call, by name.
+Arguments: TypeAlias = Mapping[str, Any] | Encoded | None
 
 
 class Submission:
@@ -60,7 +79,7 @@ class Submission:
     def make(
         self,
         tool: str,
-        params: Mapping[str, Any] | None,
+        params: Arguments,
         options: CallOptions,
         on_end: Callable[[], object],
         *,
@@ -69,7 +88,6 @@ class Submission:
         permits: tuple[Permit, ...] = (),
         batch: bool = False,
         taskless: bool = False,
-        payload: Payload | None = None,
     ) -> Request:
         """Check and encode the arguments; nothing is known of the request to anybody else yet.
 
@@ -80,10 +98,11 @@ class Submission:
             permits: What it holds of limits.
             batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
             taskless: It has no task: no scope ends it, and its result is not decoded here.
-            payload: The same arguments, encoded already; sent as it is, if it is in the workers' encoding. Without ``params``, in
-                that encoding, it is left to the worker to look at it.
         """
         config, repertoire = self._config, self._dispatch.repertoire
+        payload = None
+        if isinstance(params, Encoded):
+            payload, params = params.payload, params.params
         spec = repertoire.tools.get(tool)
         if spec is None:
             check_tool(tool)
@@ -96,7 +115,7 @@ class Submission:
             check = repertoire.checks[tool]
             if check is not None:
                 check(params)
-        if payload is None or payload.encoding != repertoire.encoding:
+        if payload is None or (params is not None and payload.encoding != repertoire.encoding):
             payload = codec.encode(params, limit=config.max_payload, encoding=repertoire.encoding)
         chain = current_chain()
         if chain:

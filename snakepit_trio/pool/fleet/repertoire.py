@@ -32,12 +32,14 @@ class Repertoire:
         tools: By name, as the first worker has described them; empty until one has been ready.
         checks: By tool, what refuses arguments that can't be right, made when it is first asked for; None when nothing does.
         encoding: How the arguments are encoded: as the workers can read it.
+        encodings: All that they can read.
     """
 
     def __init__(self) -> None:
         self.tools: Mapping[str, ToolSpec] = {}
         self.checks = _Checks(self.tools)
         self.encoding = MSGPACK
+        self.encodings = frozenset({MSGPACK})
         #: The workers that are up, and whether they offer this, or what was offered before.
         self._workers: dict[Worker, bool] = {}
 
@@ -61,7 +63,7 @@ class Repertoire:
         if differences or not self.tools:
             self.tools = {tool.name: tool for tool in worker.tools}
             self.checks = _Checks(self.tools)
-            self.encoding = worker.encoding
+            self.encoding, self.encodings = worker.encoding, worker.encodings
             self._workers = dict.fromkeys(self._workers, False)
         self._workers[worker] = True
 
@@ -92,6 +94,8 @@ class Repertoire:
                 found.append(f"{name!r} has another result")
         if worker.encoding != self.encoding:
             found.append("it reads JSON only" if worker.encoding == JSON else "it reads MessagePack")
+        elif worker.encodings != self.encodings:
+            found.append("it reads JSON, too" if JSON in worker.encodings else "it reads no JSON")
         return found
 
 

@@ -1,5 +1,5 @@
 """Values as payloads: what :func:`encode` takes comes out of :func:`decode` equal and of the same type."""
 
-from .codec import BUFFER_THRESHOLD, DEFAULT_LIMIT, check_size, decode, encode, encode_result
+from .codec import BUFFER_THRESHOLD, DEFAULT_LIMIT, check_shape, check_size, decode, encode, encode_result
 
-__all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "check_size", "decode", "encode", "encode_result"]
+__all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "check_shape", "check_size", "decode", "encode", "encode_result"]
