@@ -11,7 +11,7 @@ from snakepit_trio._config_checks import TINY, as_path, check_types, refuse, wit
 __all__ = ["BridgeConfig", "MetricsConfig", "TlsConfig"]
 
 _TOKEN = re.compile(r"[!-~]{1,4096}")
-_ADDRESS = re.compile(r"unix:.+|tcp:[^:]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1,5}")
+_ADDRESS = re.compile(r"unix:.+|tcp:[^:\[\]]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1,5}")
 
 
 @attrs.frozen(kw_only=True)

@@ -108,7 +108,8 @@ class Circuit:
         """
         if self.state is State.OPEN and now < self._until:
             self._refuse(self._until - now)
-        if self.state is State.HALF_OPEN and self._probing + self._passed >= self._config.probes:
+        # Only a half-open one has any.
+        if self._probing + self._passed >= self._config.probes:
             self._refuse(0.0)
 
     def acquire(self, now: float) -> Permit:

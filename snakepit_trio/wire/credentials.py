@@ -18,7 +18,7 @@ def tls_context(certificate: str, key: str, authority: str, *, server_side: bool
         server_side: Which end we are.
 
     Raises:
-        ssl.SSLError: They don't fit each other.
+        OSError: They don't fit each other.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3

@@ -198,16 +198,17 @@ class _AsyncioTasks:
 
     async def ended(self) -> None:
         """Wait until all have ended. A cancellation cancels them all, and leaves none behind."""
-        cancelled = False
+        cancelled: asyncio.CancelledError | None = None
         while self._live:
             self._ended = self._loop.create_future()
             try:
                 await self._ended
-            except asyncio.CancelledError:
-                cancelled = True
+            except asyncio.CancelledError as exc:
+                cancelled = exc
                 self.cancel()
-        if cancelled:
-            raise asyncio.CancelledError
+        if cancelled is not None:
+            # The very one: a scope knows its own by what it says.
+            raise cancelled
 
     def cancel(self) -> None:
         self.ending = True

@@ -71,7 +71,8 @@ def try_mutants(copy: Copy, given: argparse.Namespace) -> bool:
     kept, noticed, survived, harmless = read("equivalent.toml"), 0, [], 0
     # All from the copy: the tree may change meanwhile.
     root = copy.place / PACKAGE
-    for number, mutant in enumerate(list(chosen(root, given)), 1):
+    part, parts = map(int, given.part.split("/"))
+    for number, mutant in list(enumerate(chosen(root, given), 1))[part - 1 :: parts]:
         source = (root / mutant.path).read_bytes()
         diff = mutant.diff(source)
         print(f"{number}. {mutant}\n{diff}", flush=True)
@@ -127,6 +128,9 @@ def whole(copy: Copy, given: argparse.Namespace) -> bool:
 parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__)
 parser.add_argument("--count", type=int, default=60, help="how many")
 parser.add_argument("--seed", type=int, default=1, help="which")
+parser.add_argument(
+    "--part", default="1/1", metavar="K/N", help="the K-th of N parts of them, to be tried beside each other"
+)
 parser.add_argument("--room", action="append", help="only of this room")
 parser.add_argument(
     "--only", nargs="+", metavar="FILE[:LINE]", help="all of this file or line, by its path in the package"

@@ -109,6 +109,11 @@ class _Finder(ast.NodeVisitor):
 
     visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]
 
+    def visit_keyword(self, node: ast.keyword) -> None:
+        # Whether a TypedDict is total, only type checkers read.
+        if node.arg != "total":
+            self.visit(node.value)
+
     def visit_Assert(self, node: ast.Assert) -> None:
         return
 

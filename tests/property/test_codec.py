@@ -111,6 +111,27 @@ def test_arrays(array: np.ndarray[Any, Any], threshold: int) -> None:
     assert not found.flags.writeable
 
 
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        [("a", "i4"), ("b", "f8")],
+        [("a", "i4", (2,)), ("b", "f8", (2, 3))],
+        [("a", [("x", "i2"), ("y", "S3")]), ("b", "u1")],
+        [("a", [("x", "i2"), ("y", [("z", "f4", (1,))])], (2,))],
+        [(("title", "a"), "i4"), ("b", "<M8[ns]")],
+        np.dtype({"names": ["a", "b"], "formats": ["i1", "i4"], "offsets": [0, 4], "itemsize": 12}),
+        "<M8[us]", "<m8[s]", "S5", "<U2", ">i4",
+    ],
+    ids=str,
+)  # fmt: skip
+def test_types_of_arrays(dtype: Any) -> None:
+    for shape in ((0,), (3,), (2, 1)):
+        array = np.zeros(shape, dtype)
+        found = codec.decode(codec.encode(array))
+        assert (found.dtype, found.shape) == (array.dtype, shape)
+        assert found.tobytes() == array.tobytes()
+
+
 def test_numpys_text_and_bytes_keep_the_zeros_at_their_end() -> None:
     for value in (np.bytes_(b"a\0"), np.bytes_(b""), np.str_("\u00fc\0"), np.str_("")):
         found = codec.decode(codec.encode([value]))[0]

@@ -386,3 +386,25 @@ def test_one_process_has_one_ray_cluster() -> None:
 def test_each_configuration_is_in_the_reference() -> None:
     page = (Path(__file__).parents[2] / "docs/reference/configuration.md").read_text()
     assert set(re.findall(r"config-reference:: (\w+)", page)) == set(configuration.__all__)
+
+
+def test_a_name_in_a_variable_is_that_of_one_pool(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    tables = [f'[[pools]]\nname = "{name}"\nadapter = "m"\nsize = 1\n' for name in ("a-b", "a.b", "c")]
+    path.write_text("".join(tables))
+    with pytest.raises(sp.ConfigError, match=r"^SNAKEPIT_POOLS__A_B__SIZE: .*the name of one pool only"):
+        sp.RuntimeConfig.load(path, environ={"SNAKEPIT_POOLS__A_B__SIZE": "2"})
+    found = sp.RuntimeConfig.load(path, environ={"SNAKEPIT_POOLS__C__SIZE": "2"})
+    assert [pool.size for pool in found.pools] == [1, 1, 2]
+
+
+def test_a_key_that_is_not_known_is_named_with_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    for text, key in (
+        ('sise = 1\n[[pools]]\nadapter = "m"\n', "sise"),
+        ('[[pools]]\nadapter = "m"\nsise = 1\n', "pools[0].sise"),
+    ):
+        path.write_text(text)
+        with pytest.raises(sp.ConfigError) as refused:
+            sp.RuntimeConfig.load(path, environ={})
+        assert refused.value.details["key"] == key and f": {key}: expected a key of " in str(refused.value)

@@ -83,3 +83,50 @@ def test_what_is_long_or_deep_is_like_nothing_but_itself() -> None:
         text = json.dumps(schema)
         assert equivalent(text, text)
         assert not equivalent(text, json.dumps(schema, indent=1))
+
+
+def nested(levels: int, **more: Any) -> str:
+    schema: dict[str, Any] = {"type": "integer", **more}
+    for _ in range(levels):
+        schema = {"items": schema}
+    return json.dumps(schema)
+
+
+def test_the_levels_that_are_looked_at() -> None:
+    for levels, same in ((1, True), (63, True), (64, False)):
+        assert equivalent(nested(levels), nested(levels, title="another")) is same
+        assert not equivalent(nested(levels), nested(levels, minimum=1))
+
+
+def test_the_length_that_is_looked_at() -> None:
+    for length, same in ((1024, True), (1025, False)):
+        text = json.dumps({"title": "x" * (256 * length - len('{"title": ""}'))})
+        assert equivalent(text, "{}") is equivalent("{}", text) is same
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        # Annotations of a part, wherever that stands; below names everything is a name.
+        ({"items": {"title": "a", "type": "integer"}}, {"items": {"type": "integer"}}, True),
+        ({"not": {"title": "a"}}, {"not": {}}, True),
+        *(
+            ({name: {"title": {"title": "a"}}}, {name: {"title": {}}}, True)
+            for name in ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+        ),
+        ({"properties": {"title": {}}}, {"properties": {}}, False),
+        ({"properties": 3}, {"properties": 3, "title": "a"}, True),
+        ({"const": {"title": "a"}}, {"const": {}}, False),
+        ({"enum": [{"title": "a"}]}, {"enum": [{}]}, False),
+        # No order, whatever the order of keys in the items; but "items" has one.
+        ({"enum": [{"a": 1, "b": 2}, {"a": 2, "c": 1}]}, {"enum": [{"c": 1, "a": 2}, {"b": 2, "a": 1}]}, True),
+        ({"type": ["string", "null"]}, {"type": ["null", "string"]}, True),
+        ({"oneOf": [{"type": "null"}, {}]}, {"oneOf": [{}, {"type": "null"}]}, True),
+        ({"allOf": [{"type": "null"}, {}]}, {"allOf": [{}, {"type": "null"}]}, True),
+        ({"prefixItems": [{"type": "null"}, {}]}, {"prefixItems": [{}, {"type": "null"}]}, False),
+        ({"required": "a"}, {"required": "a", "$comment": ""}, True),
+    ],
+)
+def test_each_word_of_a_schema(one: Any, other: Any, same: bool) -> None:
+    assert equivalent(json.dumps(one), json.dumps(other)) is same
+    assert equivalent(json.dumps(other), json.dumps(one)) is same

@@ -68,3 +68,19 @@ def test_results_in_the_encoding_that_was_asked_for() -> None:
         assert "accept" not in raised.value.message or encoding == JSON
     with pytest.raises(InvalidPayload):
         in_encoding(codec.encode("x" * 2000), MSGPACK, limit=1000)
+
+
+def test_tuples_are_arrays_at_every_depth() -> None:
+    value: Any = (1,)
+    for _ in range(98):
+        value = (value,) if len(value) else {"a": value}
+    found = read(write(value, JSON, what="value", limit=LIMIT), what="value", limit=LIMIT)
+    depth = 0
+    while type(found) is list and type(found[0]) is list:
+        found, depth = found[0], depth + 1
+    assert (depth, found) == (98, [1])
+    circle: list[Any] = []
+    circle.append(circle)
+    for encoding in (JSON, MSGPACK):
+        with pytest.raises(InvalidPayload):
+            encode(circle, encoding, what="value", limit=LIMIT)
