@@ -333,7 +333,7 @@ async def test_after_the_grace_all_are_stopped() -> None:
     assert not call.cancelled
     begun = time.monotonic()
     async with asyncio.timeout(10):
-        while not call.stopped:
+        while not call.stopped or not worker.pipe.written:
             await asyncio.sleep(0.001)
     assert time.monotonic() - begun >= 0.015
     assert [(reply.id, reply.undone) for reply in worker.pipe.written] == [(2, frames.NOT_BEGUN)]
