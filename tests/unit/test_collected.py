@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import gc
 import math
-import time
 from types import SimpleNamespace
 from typing import Any, cast
 
-import anyio
 import pytest
 
-import snakepit_trio as sp
 from snakepit_trio.observe.timings import BUCKETS, RequestTimings
 
 prometheus = pytest.importorskip("snakepit_trio.observe.prometheus")
 trace = pytest.importorskip("opentelemetry.trace")
-from snakepit_trio.observe.tracing import RequestTrace, Telemetry  # noqa: E402
+from snakepit_trio.observe.tracing import Telemetry  # noqa: E402
 
 
 class Pool:
@@ -162,85 +159,3 @@ def test_when_there_is_any() -> None:
     owner = Owner()
     assert Telemetry.of("auto", "1", owner.pools, str) is not None
     assert Telemetry.of("off", "1", owner.pools, str) is None
-
-
-def request(**fields: Any) -> Any:
-    given = {
-        "submitted_at": 10.0,
-        "dispatched_at": 12.0,
-        "attempt": 1,
-        "worker_id": "w",
-        "error": None,
-        "tool": "t",
-        **fields,
-    }
-    return SimpleNamespace(**given)
-
-
-@pytest.mark.anyio
-async def test_the_phases_of_a_span() -> None:
-    telemetry, _, waits, durations = made()
-    span = Span()
-    told = RequestTrace(telemetry, cast("Any", span), "p", decodes=False)
-    base = time.time_ns() - int(anyio.current_time() * 1e9)
-    told.note("queued", request(), 10.0)
-    assert not span.events
-    told.note("dispatched", request(), 12.0)
-    told.note("dispatched", request(attempt=2, worker_id=None), 13.0)
-    told.note("completed", request(), 15.0)
-    told.end(99.0)
-    names = [(name, attributes) for name, attributes, _ in span.events]
-    assert names == [
-        ("queue", {"snakepit.duration": 2.0}), ("dispatch", {"snakepit.worker_id": "w", "snakepit.attempt": 1}),
-        ("dispatch", {"snakepit.worker_id": "", "snakepit.attempt": 2}), ("execute", {"snakepit.duration": 3.0}),
-    ]  # fmt: skip
-    moments = [*(at for _, _, at in span.events), *span.ended]
-    assert [round((at - base) / 1e9, 1) for at in moments] == [10.0, 12.0, 13.0, 12.0, 15.0]
-    assert [value for value, _ in waits.recorded] == [2.0, 3.0] and waits.recorded[0][1] == {"snakepit.pool": "p"}
-    ((took, attributes),) = durations.recorded
-    assert took == 5.0 and attributes == {
-        "rpc.system.name": "snakepit", "rpc.method": "t", "rpc.response.status_code": "OK", "snakepit.pool": "p",
-    }  # fmt: skip
-    assert span.attributes["snakepit.outcome"] == "completed" and span.status is None
-
-
-@pytest.mark.anyio
-@pytest.mark.parametrize(
-    ("outcome", "error", "status", "kind"),
-    [
-        ("cancelled", None, "CANCELLED", None),
-        ("failed", sp.remote(ValueError)("no"), "UNKNOWN", "tool_error"),
-        ("expired", sp.RequestTimeout("late"), "DEADLINE_EXCEEDED", "request_timeout"),
-        ("rejected", sp.QueueFull("full"), "RESOURCE_EXHAUSTED", "queue_full"),
-    ],
-)
-async def test_ends_of_a_request(outcome: str, error: Any, status: str, kind: str | None) -> None:
-    telemetry, _, _, durations = made()
-    span = Span()
-    told = RequestTrace(telemetry, cast("Any", span), "p", decodes=True)
-    told.note(outcome, request(error=error, dispatched_at=math.nan), 15.0)
-    assert [(name, attributes) for name, attributes, _ in span.events] == [("queue", {"snakepit.duration": 5.0})]
-    assert len(span.ended) == 1
-    attributes = durations.recorded[0][1]
-    assert (attributes["rpc.response.status_code"], attributes.get("error.type")) == (status, kind)
-    assert (span.status and span.status[0]) == (error and "ERROR")
-
-
-@pytest.mark.anyio
-async def test_one_that_is_decoded_ends_then() -> None:
-    telemetry, _, _, _ = made()
-    span = Span()
-    told = RequestTrace(telemetry, cast("Any", span), "p", decodes=True)
-    told.note("completed", request(), 15.0)
-    assert not span.ended
-    with pytest.raises(ZeroDivisionError), told.decode():
-        await anyio.sleep(0.01)
-        raise ZeroDivisionError
-    name, attributes, _ = span.events[-1]
-    assert name == "decode" and 0.009 <= attributes["snakepit.duration"] < 5
-    assert len(span.ended) == 1
-    told.end()
-    assert len(span.ended) == 1
-    bare = Span()
-    RequestTrace(telemetry, cast("Any", bare), "p", decodes=True).end()
-    assert bare.ended == [None]
