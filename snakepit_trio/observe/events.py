@@ -110,18 +110,15 @@ class EventBus:
         self.errors = InternalErrors()
         self._redact = redact
         self._streams: dict[EventStream, None] = {}
+        #: Whether anybody listens to anything.
+        self.active = False
         # Who listens to what; of the library's own names only, so that it stays small.
         self._listeners: dict[str, tuple[EventStream, ...]] = {}
         self._closed = False
 
-    @property
-    def active(self) -> bool:
-        """Whether anybody listens to anything."""
-        return bool(self._streams)
-
     def wanted(self, name: str) -> bool:
         """Whether anybody listens to this event: who would publish it may save itself the making of it."""
-        return bool(self._streams) and bool(self._who(name))
+        return self.active and bool(self._who(name))
 
     def clean(self, value: Any) -> Any:
         """A value for :meth:`publish` without secrets."""
@@ -198,11 +195,13 @@ class EventBus:
         if self._closed:
             stream._close()
         self._streams[stream] = None
+        self.active = True
         self._listeners.clear()
         try:
             yield stream
         finally:
             del self._streams[stream]
+            self.active = bool(self._streams)
             self._listeners.clear()
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class RequestObserver:
                     request.session,
                     request.worker_id,
                     request.attempt,
-                    _error(event, request),
+                    None if request.error is None else _error(event, request),
                     request.submitted_at,
                     request.dispatched_at,
                     now,
@@ -162,6 +162,4 @@ def _error(event: str, request: Request) -> str | None:
 
     One whose caller is gone has ended with none, though the worker may have seen the end of the caller's time first.
     """
-    if request.error is None or event == _CANCELLED:
-        return None
-    return request.error.code
+    return None if request.error is None or event == _CANCELLED else request.error.code

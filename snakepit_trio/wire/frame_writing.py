@@ -110,8 +110,23 @@ def _leaf(leaf: Leaf) -> bytes:
 
 
 def _call(f: Call) -> bytes:
-    body = _call_head(f)
     payload = f.payload
+    if f.tool_index and not (f.tool or payload.buffers or f.session_id or f.metadata or f.stream):
+        # What most calls are, in one go.
+        data = payload.data
+        size = len(data)
+        inner = b"\x08%b\x12%b%b" % (_ONE_BYTE[payload.encoding], _ONE_BYTE[size] if size < 128 else varint(size), data)
+        if size and payload.encoding and f.id and f.timeout_us and f.attempt and not (f.credits or f.credit_bytes):
+            size, index, attempt = len(inner), f.tool_index, f.attempt
+            return b"\x08%b\x10%b\x22%b%b\x28%b\x30%b" % (
+                varint(f.id),
+                _ONE_BYTE[index] if index < 128 else varint(index),
+                _ONE_BYTE[size] if size < 128 else varint(size),
+                inner,
+                varint(f.timeout_us),
+                _ONE_BYTE[attempt] if attempt < 128 else varint(attempt),
+            )
+    body = _call_head(f)
     if payload is not NO_PAYLOAD:
         inner = _payload(payload)
         body = b"%b\x22%b%b" % (body, varint(len(inner)), inner)
@@ -216,7 +231,10 @@ def encode_pieces(frame: Frame) -> list[bytes]:
     """
     payload: Payload | None = getattr(frame, "payload", None)
     if payload is None or not (payload.buffers or len(payload.data) >= LARGE):
-        return [encode(frame)]
+        tag, encoder = _ENCODERS[type(frame)]
+        body = encoder(frame)
+        size = len(body)
+        return [b"%b%b%b" % (tag, _ONE_BYTE[size] if size < 128 else varint(size), body)]
     head, inner_tag, tail = _AROUND[type(frame)]
     after = tail(frame)
     data = payload.data

@@ -159,7 +159,9 @@ class Submission:
                 payload = request.payload
                 request.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
             self._on_queued()
-        self._on_due(min(request.deadline, request.queue_deadline))
+            self._on_due(min(request.deadline, request.queue_deadline))
+        else:
+            self._on_due(request.deadline)
         return request
 
     def take(self, request: Request) -> Any:

@@ -78,7 +78,11 @@ def _is_flat(value: Any, threshold: int) -> bool:
         return True
     if not kinds <= _SCALARS_OR_BYTES:
         return False
-    return max(len(item) for item in value.values() if type(item) is bytes) < threshold
+    # In a loop, because the generator of all() would cost each call.
+    for item in value.values():  # noqa: SIM110
+        if type(item) is bytes and len(item) >= threshold:
+            return False
+    return True
 
 
 def _quick(value: Any, limit: int, threshold: int) -> Payload | None:

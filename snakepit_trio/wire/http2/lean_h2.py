@@ -129,15 +129,16 @@ class LeanH2Connection(H2Connection):
         """As h2's own."""
         stream = self.streams.get(stream_id)
         if stream is not None and stream.open and acknowledged_size > 0:
-            windows = self._inbound_flow_control_window_manager, stream._inbound_window_manager
-            if all(
-                window.current_window_size > 0
-                and window._bytes_processed + acknowledged_size < window.max_window_size // 2
-                for window in windows
+            both, own = self._inbound_flow_control_window_manager, stream._inbound_window_manager
+            if (
+                both.current_window_size > 0
+                and own.current_window_size > 0
+                and both._bytes_processed + acknowledged_size < both.max_window_size // 2
+                and own._bytes_processed + acknowledged_size < own.max_window_size // 2
             ):
                 # The peer has room enough, and is not told of more yet.
-                for window in windows:
-                    window._bytes_processed += acknowledged_size
+                both._bytes_processed += acknowledged_size
+                own._bytes_processed += acknowledged_size
                 return
         super().acknowledge_received_data(acknowledged_size, stream_id)
 

@@ -369,7 +369,8 @@ class FramePipe:
         if left or kept:
             self._parts.append(data[position:] if position else data)
         self._have = left
-        self._hold_on(kept + left)
+        if self._on_held is not None:
+            self._hold_on(kept + left)
 
     def _keep(self, part: bytes) -> None:
         """Keep a part of a message that is not whole yet."""

@@ -1,0 +1,17 @@
+"""A plain call's way through the host does not grow unnoticed."""
+
+from __future__ import annotations
+
+from benchmarks.call_walk import walk
+
+#: What it takes now; each function is paid for by every call. To be lowered whenever the way has become shorter.
+MOST_CALLS, MOST_FILES = 84, 30
+
+
+def test_the_way_of_a_call_is_no_longer_than_it_was() -> None:
+    found = walk()
+    listed = "\n".join(f"{file} {name}" for file, name in found)
+    assert found[0] == ("pool/pool.py", "Pool.execute")
+    assert ("wire/codec/codec.py", "decode") in found
+    assert len(found) <= MOST_CALLS, listed
+    assert len({file for file, _ in found}) <= MOST_FILES, listed
