@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snakepit_trio import hardware as hardware
+    from snakepit_trio._call_options import ToolCaller as ToolCaller
     from snakepit_trio.client.client import Client as Client
     from snakepit_trio.client.connecting import connect as connect
     from snakepit_trio.config import BridgeConfig as BridgeConfig
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "_call_options": ["ToolCaller"],
     "client.client": ["Client"],
     "client.connecting": ["connect"],
     "config": [

@@ -1,10 +1,11 @@
-"""What a caller may say of a call, to a pool here or to one elsewhere."""
+"""What a caller may say of a call, to a pool here or to one elsewhere, and what takes calls."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypedDict, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
 from ._timeouts import check_timeout
 from .errors import InvalidParameter
@@ -15,6 +16,7 @@ __all__ = [
     "CallKeywords",
     "CallOptions",
     "StreamKeywords",
+    "ToolCaller",
     "Unset",
     "check_limit",
     "check_metadata",
@@ -152,6 +154,21 @@ class CallOptions:
 
 
 _NO_METADATA: Final[Mapping[str, str]] = {}
+
+
+class ToolCaller(Protocol):
+    """What tools can be called through: a :class:`Pool`, a :class:`Session`, a client of :func:`connect` and its sessions.
+
+    For functions that call tools and do not care where these run.
+    """
+
+    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
+        """Run a tool and return its result; see :meth:`Pool.execute`."""
+
+    def stream(
+        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
+    ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
+        """Run a streaming tool; the block gets an async iterator of what it yields. See :meth:`Pool.stream`."""
 
 
 def declares(keywords: type) -> Callable[[F], F]:

@@ -104,3 +104,20 @@ async def main(runtime: sp.Runtime) -> int:
 
 assert_type(sp.run(main, "my_module:Math"), int)
 assert_type(sp.run(main, sp.PoolConfig(adapter="my_module:Math", size=2)), int)
+
+
+async def through_any(caller: sp.ToolCaller) -> None:
+    assert_type(await caller.execute("add", {"a": 1}, timeout=1.0, priority=1, idempotent=True), Any)
+    async with caller.stream("count", {"n": 3}, timeout=60, metadata={"k": "v"}) as chunks:
+        async for chunk in chunks:
+            assert_type(chunk, Any)
+    await caller.execute("add", {}, timeot=1.0)  # type: ignore[call-arg]
+    caller.stream("count", {}, idempotent=True)  # type: ignore[call-arg]
+
+
+async def every_caller(pool: sp.Pool, client: sp.Client) -> None:
+    await through_any(pool)
+    await through_any(client)
+    async with pool.session() as session, client.session() as remote:
+        await through_any(session)
+        await through_any(remote)
