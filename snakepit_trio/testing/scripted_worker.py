@@ -131,6 +131,9 @@ class ScriptedWorker:
             self.status = status
             self.over.set()
             self.close(f"died: {status}")
+            # With a process goes its memory, and the frames that it has not sent.
+            self._outbox.clear()
+            self._inbox.clear()
 
     def crash(self) -> None:
         """Make it end as by a segmentation fault."""
@@ -225,6 +228,8 @@ class ScriptedWorker:
     # ---- what it does --------------------------------------------------------------------------------
 
     def post(self, frame: Any) -> None:
+        if self.ended:
+            return
         self._outbox.append(frame)
         self._posted.set()
 
