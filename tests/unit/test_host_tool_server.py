@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from snakepit_trio._bulkhead import InternalErrors
@@ -135,3 +136,45 @@ async def test_no_tool_has_a_name_that_long() -> None:
     async with served({}) as (_, server, _):
         with pytest.raises(ValueError, match="a name of 300 characters"):
             server.begin(HostCall(1, 1, "x" * 300), Request())
+
+
+class Run:
+    """A host call that waits for a thread."""
+
+    def __init__(self, request: Any = None) -> None:
+        self.call, self.request, self.refused = call(1, "tool"), request or Request(), None
+
+
+@pytest.mark.parametrize("moment", ["while it waits", "with the thread that it has just been given"])
+async def test_who_leaves_while_it_waits_for_a_thread_keeps_none(moment: str) -> None:
+    threads, runs = HostThreads(1, Waits()), [cast("Any", Run()) for _ in range(3)]
+    threads._holders.add(runs[0])
+    ended: list[int] = []
+
+    async def wait(number: int, scope: anyio.CancelScope) -> None:
+        with scope:
+            await threads._wait(runs[number])
+            try:
+                await anyio.lowlevel.checkpoint()
+                ended.append(number)
+            finally:
+                threads._pass_on(runs[number])
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as nursery:
+            scopes = [anyio.CancelScope() for _ in runs]
+            for number in (1, 2):
+                nursery.start_soon(wait, number, scopes[number])
+                await anyio.wait_all_tasks_blocked()
+            assert repr(threads) == "<HostThreads 1 of 1, 2 wait>"
+            if moment == "while it waits":
+                scopes[1].cancel()
+                await anyio.wait_all_tasks_blocked()
+                assert repr(threads) == "<HostThreads 1 of 1, 1 wait>" and threads._holders == {runs[0]}
+                threads._pass_on(runs[0])
+            else:
+                threads._pass_on(runs[0])
+                scopes[1].cancel()
+            await anyio.wait_all_tasks_blocked()
+    assert ended == [2]
+    assert repr(threads) == "<HostThreads 0 of 1, 0 wait>" and not threads._holders

@@ -83,6 +83,18 @@ async def test_by_number() -> None:
     assert rpc.held
 
 
+async def test_what_arrives_before_the_call_is_open_holds_nothing() -> None:
+    chunks = RemoteChunks(None, 1 << 20, InternalErrors())
+    for n in range(70):
+        chunks.on_message(chunk(n))
+    rpc = Rpc()
+    chunks.opened = cast("Any", SimpleNamespace(rpc=rpc))
+    assert await anext(chunks) == 0 and not rpc.held
+    # Once it is, what comes next does.
+    chunks.on_message(chunk(70))
+    assert rpc.held
+
+
 async def test_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     one = chunk(bytes(100))
     monkeypatch.setattr(streams, "_MANY_BYTES", 10 * len(one))

@@ -63,6 +63,22 @@ def test_down_to_nothing_and_never_below_the_least() -> None:
     assert [it.decide(load(size=7), float(now)) for now in range(10)][-1] == 3
 
 
+@pytest.mark.parametrize("kind", ["in_flight", "queued", "tied"])
+def test_whatever_is_asked_for_keeps_workers(kind: str) -> None:
+    it = scaler()
+    # None of it waits for long enough to lead up.
+    assert [it.decide(load(size=5, **{kind: 3}), float(now)) for now in range(10)][-1] == 3
+    it = scaler(threads=2)
+    assert [it.decide(load(size=5, in_flight=1, queued=1, tied=1), float(now)) for now in range(10)][-1] == 2
+    it = scaler()
+    assert [it.decide(load(size=5, in_flight=1, queued=1, tied=1), float(now)) for now in range(10)][-1] == 3
+
+
+def test_a_size_that_has_left_its_bounds() -> None:
+    assert scaler(minimum=3).decide(load(size=1), 0.0) == 3
+    assert scaler(maximum=4).decide(load(size=6), 0.0) == 4
+
+
 def test_a_step_up_forgets_what_was_seen_before() -> None:
     it = scaler()
     for now in range(9):
@@ -78,6 +94,9 @@ def test_when_to_look_again() -> None:
     assert it.next_look(load(queued=1, oldest_wait=0.04), 0.5) == pytest.approx(0.56)
     assert it.next_look(load(queued=1, oldest_wait=0.04, starting=1), 0.5) == 1.0
     assert it.next_look(load(size=10, queued=1, oldest_wait=4.0), 0.5) == 1.0
+    # Not before the clock can have moved, and not in the past.
+    assert it.next_look(load(queued=1, oldest_wait=4.0), 0.5) == pytest.approx(0.501)
+    assert it.next_look(load(), 7.0) == pytest.approx(7.001)
 
 
 @pytest.mark.parametrize(
