@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from snakepit_trio import hardware as hardware
+    from snakepit_trio import launchers as launchers
     from snakepit_trio._call_options import ToolCaller as ToolCaller
     from snakepit_trio.client.client import Client as Client
     from snakepit_trio.client.connecting import connect as connect
@@ -96,7 +97,7 @@ _MODULES = {
     "worker.context": ["ToolContext"],
 }  # fmt: skip
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
-_SUBMODULES = frozenset({"hardware"})
+_SUBMODULES = frozenset({"hardware", "launchers"})
 
 __all__ = sorted({*_WHERE, *_SUBMODULES})  # noqa: PLE0605
 

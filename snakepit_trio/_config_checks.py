@@ -86,7 +86,9 @@ def check_types(instance: Any) -> None:
     hints = typing.get_type_hints(type(instance))
     for field in attrs.fields(type(instance)):
         value = getattr(instance, field.name)
-        if not _fits(value, hints[field.name]):
+        if "check" in field.metadata:
+            field.metadata["check"](value)
+        elif not _fits(value, hints[field.name]):
             refuse(field.name, "..." if not field.repr else value, describe(hints[field.name]))
         low, high = field.metadata.get("range", (None, None))
         if value is not None and low is not None and not low <= value <= high:

@@ -194,7 +194,8 @@ class Runtime:
         largest = max(config.max_payload for config in self.config.pools)
         host_call_bytes = FairBudget(room_for(largest, self.config.max_host_call_bytes), _WORKERS, largest)
         for config in self.config.pools:
-            launcher = await stack.enter_async_context(self._launcher(config, self._run))
+            launcher = self._launcher(config, self._run)
+            await stack.enter_async_context(launcher)
             parts = PoolServices(
                 run_id=self.run_id,
                 token=self._token,

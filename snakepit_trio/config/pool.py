@@ -12,6 +12,8 @@ import attrs
 
 from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
 from snakepit_trio.hardware import visibility
+from snakepit_trio.launch.base import Launcher, LauncherFactory
+from snakepit_trio.launch.registered import LOCAL, check_launcher
 from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
 from .ray import RayConfig
@@ -76,7 +78,10 @@ class PoolConfig(_Remembers):
         start_method: ``"fork_server"``: forked from a template that has imported the adapter; ``"spawn"``: a new interpreter.
         worker_backend: The event loop for async tools; ``"auto"`` goes by what the adapter's module imports.
         transport: ``"unix"`` or ``"tcp"`` sockets; ``"auto"`` is unix where there is one.
-        launcher: Where worker processes come from: ``"local"``, or ``"ray"`` for a Ray cluster, which places them.
+        launcher: Where worker processes come from: ``"local"``, ``"ray"`` for a Ray cluster, which places them, or a name that an
+            installed distribution registers in the entry-point group ``snakepit_trio.launchers``. Or a
+            :class:`~snakepit_trio.launchers.Launcher` for this pool alone, or a class or function that makes one each time
+            the pool opens. See docs/guides/launchers.md.
         ray: What they need there, and where the cluster is; see docs/ray.md.
         affinity: What a session is bound by unless it says otherwise.
         cancel_grace: How long a cancelled tool may take to stop.
@@ -138,7 +143,7 @@ class PoolConfig(_Remembers):
     start_method: Literal["fork_server", "spawn"] = attrs.field(factory=_start_method)
     worker_backend: Literal["auto", "trio", "asyncio"] = "auto"
     transport: Literal["auto", "unix", "tcp"] = "auto"
-    launcher: Literal["local", "ray"] = "local"
+    launcher: str | Launcher | LauncherFactory = attrs.field(default=LOCAL, metadata={"check": check_launcher})
     ray: RayConfig | None = None
     affinity: Literal["hint", "strict_queue", "strict_fail_fast"] = "hint"
     cancel_grace: float = within(1.0, 0)
@@ -217,6 +222,8 @@ class PoolConfig(_Remembers):
             self._check_ray()
         elif self.ray is not None:
             refuse("ray", "a RayConfig", "launcher='ray' beside it")
+        elif self.launcher != LOCAL and self.command is not None:
+            refuse("command", list(self.command), "an adapter: only launcher='local' starts commands")
         for name, value in (self.env or {}).items():
             if not name or "=" in name or "\0" in name or "\0" in value:
                 refuse("env", name, "names without '=' and no NUL in names or values")

@@ -11,6 +11,7 @@ from typing import Literal
 import attrs
 
 from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
+from snakepit_trio.launch.base import is_launcher
 
 from .endpoints import BridgeConfig, MetricsConfig
 from .pool import PoolConfig
@@ -86,6 +87,9 @@ class RuntimeConfig:
             if pool.name in seen:
                 refuse("pools", pool.name, "pools with different names")
             seen.add(pool.name)
+        objects = [id(pool.launcher) for pool in self.pools if is_launcher(pool.launcher)]
+        if len(set(objects)) < len(objects):
+            refuse("pools", sorted(seen), "a launcher of its own for each pool, or a function that makes one")
         if len({(pool.ray.address, pool.ray.namespace) for pool in self.pools if pool.ray is not None}) > 1:
             refuse("pools", sorted(seen), "one Ray cluster and namespace: a process can be connected to only one")
 

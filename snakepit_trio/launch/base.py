@@ -12,9 +12,9 @@ promises hold for every launcher, and one contract suite checks them; docs/guide
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
 
 import attrs
 
@@ -25,17 +25,23 @@ from .interpreter import interpreter_flags
 if TYPE_CHECKING:
     import ssl
 
+    from snakepit_trio.config import PoolConfig
+
 __all__ = [
     "Boot",
     "Credentials",
     "ExitStatus",
+    "LaunchContext",
     "Launcher",
+    "LauncherFactory",
     "NoBook",
     "Output",
     "ProcessBook",
     "Report",
     "WorkerProcess",
     "WorkerSpec",
+    "is_launcher",
+    "lacks",
 ]
 
 
@@ -187,18 +193,43 @@ class NoBook:
         """Nothing."""
 
 
-class Launcher(AbstractAsyncContextManager["Launcher"]):
-    """Starts workers. Leaving its block ends whatever it still holds."""
+@attrs.frozen(kw_only=True)
+class LaunchContext:
+    """What a launcher may know of its pool and of the run that it belongs to.
+
+    Attributes:
+        config: The pool's options.
+        run_id: The run's id; each :class:`WorkerSpec` has it, too.
+        run_dir: A private directory on this machine, removed when the run ends.
+        book: Where processes of this machine are written down, so that a later run can end what a killed host has left.
+        most_workers: How many workers there may be at once: ``size`` or ``max_size``, ``surge`` and ``spares``.
+        redact: Takes secrets out of a text that is to be logged.
+    """
+
+    config: PoolConfig
+    run_id: str
+    run_dir: Path
+    book: ProcessBook
+    most_workers: int
+    redact: Callable[[str], str]
+
+
+class Launcher(Protocol):
+    """Starts the workers of one pool. The runtime enters it before the first start and leaves it after the last worker's end.
+
+    A class that names it as its base inherits ``same_machine`` and ``__aenter__``; any object with these members will do.
+    """
 
     #: Whether its workers share this machine's files and memory. If not, they get no ``socket_dir``, and shared memory
     #: only when they find the file that their host offers in the handshake.
-    same_machine: ClassVar[bool] = True
+    same_machine: bool = True
 
-    async def __aenter__(self) -> Launcher:
+    async def __aenter__(self) -> Self:
         return self
 
     @abstractmethod
-    async def __aexit__(self, *exc: object) -> None: ...
+    async def __aexit__(self, *exc: object) -> None:
+        """End whatever it still holds. Runs to its end even when cancelled, in bounded time."""
 
     @abstractmethod
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
@@ -208,3 +239,23 @@ class Launcher(AbstractAsyncContextManager["Launcher"]):
         Raises:
             WorkerStartupError: The process could not be started; ``details["reason"]`` says why.
         """
+
+
+#: What makes a pool's launcher when the pool opens: a class, a function, or what an entry point names.
+LauncherFactory = Callable[[LaunchContext], Launcher]
+
+_METHODS = ("__aenter__", "__aexit__", "start")
+
+
+def lacks(value: Any) -> str:
+    """What a value lacks to be a :class:`Launcher`, in words; empty when it is one."""
+    missing = [f"{name}()" for name in _METHODS if not callable(getattr(value, name, None))]
+    # Instances of a class may have it where the class has not.
+    if not isinstance(value, type) and type(getattr(value, "same_machine", None)) is not bool:
+        missing.append("same_machine (True or False)")
+    return ", ".join(missing)
+
+
+def is_launcher(value: Any) -> TypeGuard[Launcher]:
+    """Whether a value is a launcher, and not what makes one."""
+    return not isinstance(value, type) and not lacks(value)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
-from snakepit_trio.errors import ConfigError
+from snakepit_trio._config_checks import refuse
 from snakepit_trio.observe.redaction import redact
 
-from .base import Launcher, ProcessBook
+from .base import LaunchContext, Launcher, LauncherFactory, ProcessBook, is_launcher, lacks
 from .command import CommandLauncher
 from .fork_server import ForkServerLauncher
 from .interpreter import own_interpreter
+from .registered import LOCAL, make_launcher
 from .spawn import SpawnLauncher
 
 if TYPE_CHECKING:
@@ -37,23 +38,43 @@ def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = 
     ``redact`` takes secrets out of what the processes print while they start.
 
     Raises:
-        ConfigError: Ray is asked for, and is not installed; or this process has no interpreter for its workers.
+        ConfigError: The launcher that the pool names can't be loaded, or makes none; or does not go with another option; or
+            this process has no interpreter for its workers.
     """
-    if config.ray is not None:
-        try:
-            from .ray_workers import RayLauncher
-        except ImportError as exc:
-            raise ConfigError(
-                f"launcher: expected snakepit-trio[ray] to be installed: {exc}",
-                details={"source": "code", "key": "launcher", "expected": "snakepit-trio[ray] to be installed"},
-            ) from exc
-        most = max(config.size, config.max_size or 0) + config.surge + config.spares
-        return RayLauncher(config.ray, run.run_id, most)
+    chosen = config.launcher
+    if is_launcher(chosen):
+        launcher = chosen
+    else:
+        context = LaunchContext(
+            config=config,
+            run_id=run.run_id,
+            run_dir=run.run_dir,
+            book=run,
+            most_workers=max(config.size, config.max_size or 0) + config.surge + config.spares,
+            redact=redact,
+        )
+        launcher = _make(chosen, context)
+        missing = lacks(launcher)
+        if missing:
+            refuse("launcher", chosen, f"one that makes a Launcher: what it has made lacks {missing}")
+    if config.transport == "unix" and not launcher.same_machine:
+        refuse("transport", "unix", "'auto' or 'tcp': the launcher's workers may be on other machines")
+    return launcher
+
+
+def _make(chosen: object, context: LaunchContext) -> Launcher:
+    if not isinstance(chosen, str):
+        return cast("LauncherFactory", chosen)(context)
+    return _local(context) if chosen == LOCAL else make_launcher(chosen, context)
+
+
+def _local(context: LaunchContext) -> Launcher:
+    config = context.config
     if config.command is not None:
-        return CommandLauncher(config.command, run.run_dir, run)
+        return CommandLauncher(config.command, context.run_dir, context.book)
     if config.python is None:
         own_interpreter()
-    return local_launcher(config.start_method, run, redact)
+    return local_launcher(config.start_method, context.book, context.redact)
 
 
 def local_launcher(

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 from snakepit_trio.errors import WorkerStartupError
 
 from .authority import Authority
-from .base import Launcher, WorkerSpec
+from .base import LaunchContext, Launcher, WorkerSpec
 from .futures import settled
 from .ray_actor import WorkerActor
 from .ray_process import RayProcess, end_actor, words_of
@@ -32,7 +32,7 @@ from .ray_process import RayProcess, end_actor, words_of
 if TYPE_CHECKING:
     from snakepit_trio.config import RayConfig
 
-__all__ = ["RayLauncher"]
+__all__ = ["RayLauncher", "ray_launcher"]
 
 _log = logging.getLogger("snakepit_trio.launch")
 
@@ -40,6 +40,12 @@ _log = logging.getLogger("snakepit_trio.launch")
 _REACH = 5.0
 #: How long the end of the connection to Ray may take, in seconds.
 _LEAVE = 20.0
+
+
+def ray_launcher(context: LaunchContext) -> Launcher:
+    """The launcher ``"ray"``, as its entry point names it."""
+    assert context.config.ray is not None
+    return RayLauncher(context.config.ray, context.run_id, context.most_workers)
 
 
 class RayLauncher(Launcher):

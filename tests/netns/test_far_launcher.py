@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio.launch.base import ExitStatus, WorkerSpec
+from snakepit_trio.launchers import ExitStatus, WorkerSpec
 from snakepit_trio.wire.memory import THRESHOLD
 from tests.integration.test_shared_memory import memories, through
 from tests.netns.far import far_launcher
@@ -115,19 +115,17 @@ async def test_a_start_that_is_cancelled_leaves_nothing(far: Any) -> None:
 
 
 async def test_a_pool_over_it(far: Any) -> None:
-    config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="tests.adapters.basic", size=1)])
+    adapter = "tests.adapters.basic"
     with anyio.fail_after(60):
-        async with far.open_far_runtime(config, HERE) as runtime:
-            pool = runtime.pool("default")
+        async with sp.open_pool(adapter, size=1, launcher=far.far_workers(HERE)) as pool:
             assert await pool.execute("add", {"a": 1, "b": 2}) == 3
             (worker,) = pool.workers()
             os.kill(worker.pid, signal.SIGKILL)
             assert await pool.execute("add", {"a": 1, "b": 2}, idempotent=True) == 3
             assert pool.workers()[0].pid != worker.pid
         assert not psutil.pid_exists(worker.pid)
-        broken = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="tests.adapters.basic", size=1)])
         with pytest.raises(sp.WorkerStartupError, match="its supervisor is gone before it was ready"):
-            async with far.open_far_runtime(broken, ["false"]):
+            async with sp.open_pool(adapter, size=1, launcher=far.far_workers(["false"])):
                 pass
 
 
@@ -138,8 +136,7 @@ async def test_shared_memory_where_it_is_the_same_and_only_there(far: Any) -> No
     elsewhere = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", *HERE]
     with anyio.fail_after(100):
         for command, shared in ((HERE, True), (elsewhere, False)):
-            config = sp.RuntimeConfig(pools=[sp.PoolConfig(adapter="tests.adapters.basic", size=1, startup_timeout=60)])
-            async with far.open_far_runtime(config, command) as runtime:
-                pool = runtime.pool("default")
+            launcher = far.far_workers(command)
+            async with sp.open_pool("tests.adapters.basic", size=1, startup_timeout=60, launcher=launcher) as pool:
                 assert await pool.execute("echo", {"value": value}) == value
                 assert [through(memory) for memory in memories(pool)] == [(1, 1) if shared else (0, 0)]

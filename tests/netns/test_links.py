@@ -48,8 +48,9 @@ def node(place: Far) -> list[str]:
 
 
 def runtime_at(far: Any, command: list[str], **options: Any) -> Any:
-    pool = sp.PoolConfig(**{"adapter": BASIC, "size": 1, "startup_timeout": 60, "shm_limit": 0, **options})
-    return far.open_far_runtime(sp.RuntimeConfig(pools=[pool]), command)
+    launcher = far.far_workers(command)
+    given = {"adapter": BASIC, "size": 1, "startup_timeout": 60, "shm_limit": 0, "launcher": launcher, **options}
+    return sp.open_runtime(sp.RuntimeConfig(pools=[sp.PoolConfig(**given)]))
 
 
 async def test_calls_survive_lost_packets(net: Network, far: Any, tmp_path: Path) -> None:

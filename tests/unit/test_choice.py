@@ -35,11 +35,13 @@ def test_a_cluster_is_asked_for_as_many_as_there_may_be_at_once(
     options: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Any] = []
-    fake = SimpleNamespace(RayLauncher=lambda *given: made.append(given))
+    fake = SimpleNamespace(ray_launcher=lambda context: made.append(context) or SpawnLauncher())
     monkeypatch.setitem(sys.modules, "snakepit_trio.launch.ray_workers", fake)
     config = sp.PoolConfig(adapter="m", launcher="ray", **options)
     choice.launcher_for(config, RUN, str)
-    assert made == [(config.ray, "r", most)] and isinstance(config.ray, RayConfig)
+    [context] = made
+    assert (context.most_workers, context.run_id, context.config) == (most, "r", config)
+    assert isinstance(config.ray, RayConfig)
 
 
 def test_a_cluster_without_ray_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
