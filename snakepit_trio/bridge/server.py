@@ -149,7 +149,7 @@ class Bridge:
                 peer = peer_of(sock)
                 if not self._has_room(peer):
                     turn_away(sock, f"max_connections is {self._config.max_connections}", secured=self._tls is not None)
-                    self._events.publish("bridge.client_refused", {"connections": self.connections}, {})
+                    self._events.emit_frequent("bridge.client_refused", {"connections": self.connections}, {})
                     continue
             except BaseException:
                 sock.close()
@@ -208,12 +208,12 @@ class Bridge:
             self._strangers.pop(scope, None)
             self._clients.pop(scope, None)
             counts = {"duration": anyio.current_time() - began, "connections": self.connections}
-            self._events.publish("bridge.client_left", counts, {"known": known})
+            self._events.emit_frequent("bridge.client_left", counts, {"known": known})
 
     def _know(self, scope: anyio.CancelScope) -> None:
         """A client has shown the token."""
         self._strangers.pop(scope, None)
-        self._events.publish("bridge.client_joined", {"connections": self.connections}, {})
+        self._events.emit_frequent("bridge.client_joined", {"connections": self.connections}, {})
 
     async def _serve(self, transport: SocketTransport, sock: socket.socket, scope: anyio.CancelScope) -> None:
         connection = None

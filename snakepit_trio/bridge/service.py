@@ -314,7 +314,9 @@ def _params(pool: Pool, payload: Payload | None) -> Arguments:
 def _options(call: ServerCall, request: ExecuteToolRequest) -> CallOptions:
     left = call.time_left
     timeout: Any = UNSET if left is None and not request.unlimited else left
-    return CallOptions(timeout, request.priority, request.metadata or None, request.idempotent)
+    return CallOptions(
+        timeout, priority=request.priority, metadata=request.metadata or None, idempotent=request.idempotent
+    )
 
 
 def _in_our_words(error: SnakepitError) -> SnakepitError:

@@ -146,7 +146,7 @@ class EventBus:
                 if _log.isEnabledFor(logging.DEBUG):
                     _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
 
-    def publish(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+    def emit_frequent(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets:
         what the application has chosen goes through :meth:`clean` first."""
         if self.wanted(name):
@@ -155,7 +155,7 @@ class EventBus:
                 cls.check(name, measurements, metadata)
             self._offer(Event(name, measurements, metadata))
 
-    def tell(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
+    def emit_from_tool(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
         """Tell the subscribers of an event that is not the library's own: a tool's.
 
         Raises:

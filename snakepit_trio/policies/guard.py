@@ -235,7 +235,7 @@ class Guard:
             self._allowance.spend()
             admission.begin(anyio.current_time())
             stack.pop_all()
-        self._events.publish("policy.hedged", {}, {"pool": self._pool, "tool": tool})
+        self._events.emit_frequent("policy.hedged", {}, {"pool": self._pool, "tool": tool})
         return admission
 
     def _circuit_permit(self, tool: str) -> AbstractContextManager[object]:
@@ -277,7 +277,7 @@ class Guard:
 
     def _limited(self, tool: str, limit: str, refused: bool) -> None:
         fields = {"pool": self._pool, "tool": tool, "limit": limit, "refused": refused}
-        self._events.publish("policy.limited", {}, fields)
+        self._events.emit_frequent("policy.limited", {}, fields)
 
     def _retrying(self, tool: str, idempotent: bool, deadline: float, standing: Standing) -> tenacity.AsyncRetrying:
         # Imported only where it is used: it takes 30 ms.
@@ -293,7 +293,7 @@ class Guard:
             assert state.outcome is not None
             error = state.outcome.exception()
             fields = {"pool": self._pool, "tool": tool, "error": getattr(error, "code", "")}
-            self._events.publish(
+            self._events.emit_frequent(
                 "policy.retried", {"attempt": state.attempt_number, "pause": state.upcoming_sleep}, fields
             )
 

@@ -154,7 +154,7 @@ class RequestObserver:
             error = _error(event, request)
             if error is not None:
                 metadata["error"] = error
-        self._events.publish(_NAMES[event], measurements, metadata)
+        self._events.emit_frequent(_NAMES[event], measurements, metadata)
 
 
 def _error(event: str, request: Request) -> str | None:

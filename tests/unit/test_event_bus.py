@@ -26,17 +26,17 @@ async def test_what_nobody_listens_to_is_not_made(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(EventBus, "check", None)
     bus = EventBus()
     assert not bus.wanted("request.completed")
-    bus.publish("request.completed", {}, {})
+    bus.emit_frequent("request.completed", {}, {})
     async with bus.subscribe("worker.") as workers:
         assert not bus.wanted("request.completed")
-        bus.publish("request.completed", {}, {})
+        bus.emit_frequent("request.completed", {}, {})
         bus.emit("pool.opened", {}, pool="p")
-        bus.tell("own.event", {}, {})
+        bus.emit_from_tool("own.event", {}, {})
         assert not made
         async with bus.subscribe("request.completed", "own.") as narrow, bus.subscribe() as everything:
             for name in ("request.completed", "request.queued", "own.event", "worker.ready"):
                 assert bus.wanted(name)
-                bus.publish(name, {}, {})
+                bus.emit_frequent(name, {}, {})
             assert [event.name for event in iter(narrow.receive_nowait, None)] == ["request.completed", "own.event"]
             assert len(list(iter(everything.receive_nowait, None))) == 4
         assert made == ["request.completed", "request.queued", "own.event", "worker.ready"]
@@ -50,8 +50,8 @@ async def test_the_oldest_are_dropped_and_counted() -> None:
     bus = EventBus()
     async with bus.subscribe("own.", capacity=3) as stream:
         for number in range(10):
-            bus.tell("own.event", {"n": number}, {})
-            bus.tell("another", {"n": number}, {})
+            bus.emit_from_tool("own.event", {"n": number}, {})
+            bus.emit_from_tool("another", {"n": number}, {})
         assert stream.dropped == 7
         with anyio.fail_after(5):
             assert [(await anext(stream)).measurements["n"] for _ in range(3)] == [7, 8, 9]
@@ -69,9 +69,9 @@ async def test_what_is_refused() -> None:
         ("own", {"n": True}), ("own", {"n": "1"}), ("own", {1: 1}), ("own", {"n": None}),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=r"is no name|not numbers"):
-            bus.tell(name, measurements, {})  # type: ignore[arg-type]
+            bus.emit_from_tool(name, measurements, {})  # type: ignore[arg-type]
     async with bus.subscribe(capacity=1) as stream:
-        bus.tell("a" * 128, {"n": 1, "m": 1.5}, {"token": "secret"})
+        bus.emit_from_tool("a" * 128, {"n": 1, "m": 1.5}, {"token": "secret"})
         event = stream.receive_nowait()
         assert event is not None and event.metadata == {"token": "[redacted]"}
 
@@ -79,7 +79,7 @@ async def test_what_is_refused() -> None:
 async def test_it_ends_after_what_still_waits() -> None:
     bus = EventBus()
     async with bus.subscribe() as early:
-        bus.tell("one", {}, {})
+        bus.emit_from_tool("one", {}, {})
         bus.close()
         with anyio.fail_after(5):
             assert [event.name async for event in early] == ["one"]
@@ -92,5 +92,5 @@ async def test_the_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     bus = EventBus(2)
     for number in range(3):
         bus.emit("pool.opened", {"size": number}, pool="p")
-        bus.publish("request.completed", {}, {})
+        bus.emit_frequent("request.completed", {}, {})
     assert [event.measurements["size"] for event in bus.history] == [1, 2]

@@ -294,7 +294,7 @@ class WorkerDispatch:
         try:
             measurements, metadata = codec.decode(emit.payload, what="event", limit=EVENT_LIMIT)
             fields = {**metadata, **self.who(worker), "request_id": f"{self.request_prefix}{emit.call_id}"}
-            self._events.tell(emit.name, dict(measurements), fields)
+            self._events.emit_from_tool(emit.name, dict(measurements), fields)
         except (SnakepitError, TypeError, ValueError) as exc:
             why = one_line(str(exc))
             _log.warning("worker %s emitted an event that is refused: %s", worker.id, why, extra=self.who(worker))
