@@ -34,7 +34,7 @@ class Bus:
         check(name, measurements or {}, metadata)
         self.names.append(name)
 
-    def publish(self, name: str, measurements: dict[str, float], metadata: dict[str, Any]) -> None:
+    def emit_frequent(self, name: str, measurements: dict[str, float], metadata: dict[str, Any]) -> None:
         self.emit(name, measurements, **metadata)
 
 
