@@ -117,11 +117,11 @@ class EventBus:
         self._closed = False
 
     def wanted(self, name: str) -> bool:
-        """Whether anybody listens to this event: who would publish it may save itself the making of it."""
+        """Whether anybody listens to this event: an emitter may save itself the making of it."""
         return self.active and bool(self._who(name))
 
     def clean(self, value: Any) -> Any:
-        """A value for :meth:`publish` without secrets."""
+        """A value for :meth:`emit_frequent` without secrets."""
         return self._redact(value)
 
     def _who(self, name: str) -> tuple[EventStream, ...]:

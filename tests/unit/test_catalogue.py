@@ -58,4 +58,4 @@ def test_a_bus_remembers_what_comes_singly_and_is_not_active_for_that() -> None:
 )
 def test_what_a_tool_may_not_tell(name: str, measurements: dict[str, float]) -> None:
     with pytest.raises(ValueError):
-        EventBus(1).tell(name, measurements, {})
+        EventBus(1).emit_from_tool(name, measurements, {})
