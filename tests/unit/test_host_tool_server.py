@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -12,6 +13,7 @@ import pytest
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._fair_budget import FairBudget, Share
+from snakepit_trio.tools import serving
 from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.tools.serving import HostThreads, HostToolServer
 from snakepit_trio.tools.waits import Waits
@@ -178,3 +180,27 @@ async def test_who_leaves_while_it_waits_for_a_thread_keeps_none(moment: str) ->
             await anyio.wait_all_tasks_blocked()
     assert ended == [2]
     assert repr(threads) == "<HostThreads 0 of 1, 0 wait>" and not threads._holders
+
+
+async def test_who_is_refused_and_leaves_at_once_gives_no_thread_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusals: list[Any] = []
+    waits = SimpleNamespace(add=lambda run, needs, hopeless, refuse: refusals.append(refuse), remove=lambda run: None)
+    threads, runs = HostThreads(1, cast("Any", waits)), [cast("Any", Run()) for _ in range(3)]
+
+    class Event:
+        """As on asyncio: set, and cancelled before its task has gone on."""
+
+        def set(self) -> None:
+            pass
+
+        async def wait(self) -> None:
+            refusals[-1]()
+            raise LookupError
+
+    threads._holders.add(runs[0])
+    threads._waiting[runs[2]] = other = anyio.Event()
+    monkeypatch.setattr(serving.anyio, "Event", Event)
+    with pytest.raises(LookupError):
+        await threads._wait(runs[1])
+    assert runs[1].refused.details == {"tool": "tool", "threads": 1}
+    assert threads._holders == {runs[0]} and list(threads._waiting) == [runs[2]] and not other.is_set()
