@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import stat
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -161,17 +162,18 @@ def test_this_process_as_the_system_tells_of_it() -> None:
     began = start_time(me)
     assert began is not None and began == int(fields[19]) > 0
     assert start_time(2**22 + 1) is None
-    pid = os.posix_spawn("/bin/sleep", ["sleep", "60"], {"A": "1", "BA": "2"})
-    try:
+    # It tells when it is there: at the moment of an exec a process has no environment yet.
+    command, env = ["/bin/sh", "-c", "echo; read x"], {"A": "1", "BA": "2"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"\n"
+        pid = child.pid
         assert _processes.was_given(pid, "A=1") and not _processes.was_given(pid, "A=2")
         assert not _processes.was_given(pid, "A=") and not _processes.was_given(2**22 + 1, "A=1")
-        assert [one.pid for one in _processes.descendants(me) if one.pid == pid] == [pid]
-    finally:
-        os.kill(pid, 9)
+        assert [one for one in _processes.descendants(me) if one.pid == pid] == [(pid, start_time(pid))]
+        child.kill()
         # Until it is reaped it is dead, and counts no more.
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         assert pid not in [one.pid for one in _processes.descendants(me)]
-        os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize(
