@@ -127,6 +127,13 @@ def lint(session: nox.Session) -> None:
     check(session)
 
 
+@nox.session(name="types")
+def verify_types(session: nox.Session) -> None:
+    """Are the types of the public modules complete, as pyright reads them? It brings its own node."""
+    session.install(".", *group("lint"), "pyright>=1.1.390")
+    session.run("python", "-m", "tests.typing.completeness")
+
+
 @nox.session
 def protos(session: nox.Session) -> None:
     """Generate the messages anew and compare; with ``-- --write`` put them in place."""

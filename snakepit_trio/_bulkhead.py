@@ -333,7 +333,7 @@ class Bulkhead:
         on_error: Callable[[Exception], object] | None,
         who: dict[str, Any],
     ) -> None:
-        self.failed = False
+        self.failed: bool = False
         self._errors = errors
         self._ended = ended
         self._on_error = on_error

@@ -35,8 +35,8 @@ class FairBudget:
 
     def __init__(self, limit: int, holders: int, largest: int = 0) -> None:
         self.limit = limit
-        self.own = min(limit // 4, max(limit - largest, 0)) // holders
-        self.common = limit - self.own * holders
+        self.own: int = min(limit // 4, max(limit - largest, 0)) // holders
+        self.common: int = limit - self.own * holders
         self.largest = largest
         self.borrowed = 0
         self.used = 0
@@ -55,8 +55,8 @@ class Share:
     __slots__ = ("budget", "used")
 
     def __init__(self, budget: FairBudget) -> None:
-        self.budget = budget
-        self.used = 0
+        self.budget: FairBudget = budget
+        self.used: int = 0
 
     def __repr__(self) -> str:
         return f"<Share used={self.used} of {self.budget!r}>"

@@ -45,7 +45,7 @@ class UnixDoor:
         self._restore = restore
         self._failing = False
         self._made: os.stat_result
-        self.sock = self._bind()
+        self.sock: socket.socket = self._bind()
 
     def __repr__(self) -> str:
         return f"<UnixDoor {self._path!r}>"

@@ -100,13 +100,13 @@ class BridgeConnection(ConnectionHandler):
         self.transport = transport
         self.limits: Limits = limits
         self.share = share
-        self.clock = event_loop(sniffio.current_async_library()).now
+        self.clock: Callable[[], float] = event_loop(sniffio.current_async_library()).now
         now = self.clock()
         self._guard = Guard(now)
-        self.authenticated = False
-        self.draining = False
+        self.authenticated: bool = False
+        self.draining: bool = False
         self.began = now
-        self.redactor = services.redactor
+        self.redactor: Redactor = services.redactor
         self._services = services
         self._on_known = on_known
         self._on_expelled = on_expelled
@@ -122,7 +122,8 @@ class BridgeConnection(ConnectionHandler):
         self._seen: list[tuple[bytes, bytes]] = []
         transport.read_size = _FIRST_READS
         self._protocol = ServerProtocol(self, COSTS, empty_data=EMPTY_DATA)
-        self.errors = self._protocol.errors = services.errors
+        self.errors: InternalErrors = services.errors
+        self._protocol.errors = services.errors
         transport.attach(self._protocol)
 
     def __repr__(self) -> str:

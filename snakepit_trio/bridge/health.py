@@ -44,7 +44,7 @@ class HealthService:
         self._runtime = runtime
         self._closing = False
         prefix = b"/grpc.health.v1.Health/"
-        self.methods = {
+        self.methods: dict[bytes, Method] = {
             prefix + b"Check": Method(self._check, HealthCheckRequest, public=public, longest=_LONGEST),
             prefix + b"Watch": Method(
                 self._watch, HealthCheckRequest, streams_out=True, public=public, longest=_LONGEST

@@ -111,7 +111,7 @@ class ReflectionService:
 
     def __init__(self) -> None:
         self._descriptors = load_descriptors()
-        self.methods = {
+        self.methods: dict[bytes, Method] = {
             f"/grpc.reflection.{name}.ServerReflection/ServerReflectionInfo".encode(): Method(
                 functools.partial(self._info, module),
                 module.ServerReflectionRequest,

@@ -80,7 +80,7 @@ class ServerCall:
         # Its only message, once that is whole, and what cancels a call that was begun without a task.
         self._request: Any = None
         self._leave: Callable[[], None] | None = None
-        self.lost = False
+        self.lost: bool = False
         self._refusal: SnakepitError | None = None
         self._answered = False
         self._finished = False

@@ -55,7 +55,7 @@ class Signalled(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted" if number == signal.SIGINT else "terminated")
-        self.code = 128 + number
+        self.code: int = 128 + number
 
 
 def attended(main: Callable[[], Awaitable[_T]], *, backend: str = "trio") -> _T:

@@ -100,7 +100,7 @@ class Screen(App[int]):
         self._queues: dict[str, deque[float | None]] = {}
         self._done: dict[str, tuple[float, int]] = {}
         #: Looks that were made; a test waits for them.
-        self.looks = 0
+        self.looks: int = 0
 
     def compose(self) -> ComposeResult:
         with Vertical():

@@ -218,7 +218,7 @@ class Link:
         self._max_message = max_message
         self.connect_timeout = connect_timeout
         self._connection: Connection | None = None
-        self.slots = anyio.CapacityLimiter(1)
+        self.slots: anyio.CapacityLimiter = anyio.CapacityLimiter(1)
         self._freed: anyio.Event | None = None
         self._connecting = anyio.Lock()
         self._closed = False

@@ -27,6 +27,14 @@ class Descriptors:
         self.marks: BegunTable | None = None
         self.marks_file: int = -1
         #: The report's pipe has a name, by which others may open it: it does not end with the process.
+        self.lifeline_read: int
+        self.lifeline_write: int
+        self.report_read: int
+        self.report_write: int
+        self.stdout_read: int
+        self.stdout_write: int
+        self.stderr_read: int
+        self.stderr_write: int
         self.report_stays: bool = report is not None
         try:
             if marks:

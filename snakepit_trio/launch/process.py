@@ -9,7 +9,7 @@ import signal
 import struct
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
@@ -22,6 +22,9 @@ from .descriptors import Descriptors
 from .handle import Handle
 from .helpers import Helpers
 from .interpreter import import_path
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message"]
 
@@ -109,9 +112,9 @@ class LocalProcess(Handle):
         helpers: Helpers,
     ) -> None:
         self.pid = pid
-        self.stdout = _PipeOutput(descriptors.stdout_read)
-        self.stderr = _PipeOutput(descriptors.stderr_read)
-        self.tls = None
+        self.stdout: _PipeOutput = _PipeOutput(descriptors.stdout_read)
+        self.stderr: _PipeOutput = _PipeOutput(descriptors.stderr_read)
+        self.tls: ssl.SSLContext | None = None
         self.waiting = ""
         self._pidfd = _forks.keep(pidfd)
         self._host = os.getpid()

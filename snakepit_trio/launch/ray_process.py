@@ -59,10 +59,10 @@ class RayProcess(Handle):
         self, actor: Any, spec: WorkerSpec, tls: ssl.SSLContext, asked: str, on_end: Callable[[RayProcess], None]
     ) -> None:
         self.pid = 0
-        self.node = ""
+        self.node: str = ""
         self.tls = tls
-        self.stdout = _Output(actor, "stdout")
-        self.stderr = _Output(actor, "stderr")
+        self.stdout: _Output = _Output(actor, "stdout")
+        self.stderr: _Output = _Output(actor, "stderr")
         self._actor = actor
         self._asked = asked
         self._on_end = on_end

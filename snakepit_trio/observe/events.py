@@ -53,7 +53,7 @@ class EventStream:
         self._events: deque[Event] = deque(maxlen=capacity)
         self._arrived = anyio.Event()
         self._closed = False
-        self.dropped = 0
+        self.dropped: int = 0
 
     def __repr__(self) -> str:
         return f"<EventStream {', '.join(self._prefixes) or 'all'} waiting={len(self._events)} dropped={self.dropped}>"
@@ -107,11 +107,11 @@ class EventBus:
 
     def __init__(self, keep: int = 0, redact: Callable[[Any], Any] = redact_value) -> None:
         self.history: deque[Event] = deque(maxlen=keep)
-        self.errors = InternalErrors()
+        self.errors: InternalErrors = InternalErrors()
         self._redact = redact
         self._streams: dict[EventStream, None] = {}
         #: Whether anybody listens to anything.
-        self.active = False
+        self.active: bool = False
         # Who listens to what; of the library's own names only, so that it stays small.
         self._listeners: dict[str, tuple[EventStream, ...]] = {}
         self._closed = False

@@ -171,5 +171,5 @@ class LineRedactor:
 
 _plain = Redactor()
 #: What is secret everywhere.
-redact = _plain.text
-redact_value = _plain.value
+redact: Callable[[str], str] = _plain.text
+redact_value: Callable[[Any], Any] = _plain.value

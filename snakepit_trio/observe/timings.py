@@ -24,8 +24,8 @@ class Histogram:
     __slots__ = ("counts", "sum")
 
     def __init__(self) -> None:
-        self.counts = [0] * (len(BUCKETS) + 1)
-        self.sum = 0.0
+        self.counts: list[int] = [0] * (len(BUCKETS) + 1)
+        self.sum: float = 0.0
 
     def add(self, value: float) -> None:
         """Count a value."""

@@ -83,7 +83,7 @@ class Circuit:
         name: str = "",
         told: Callable[[State, int, int], object] = lambda state, failures, calls: None,
     ) -> None:
-        self.state = State.CLOSED
+        self.state: State = State.CLOSED
         self._config = config
         self._name = name
         self._told = told

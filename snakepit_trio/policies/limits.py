@@ -48,8 +48,8 @@ class _Gate:
         if config.rate is not None:
             burst = max(1, int(config.rate)) if config.burst is None else config.burst
             self.bucket = TokenBucket(config.rate, burst)
-        self.line = TokenLine()
-        self.nested_line = TokenLine()
+        self.line: TokenLine = TokenLine()
+        self.nested_line: TokenLine = TokenLine()
         self.inside = 0
         self.waiting = 0
 
@@ -91,8 +91,8 @@ class Pass:
     def __init__(self, limit: Limit, key: str, gate: _Gate) -> None:
         self.permit: Permit | None = None
         self._limit = limit
-        self.key = key
-        self.gate = gate
+        self.key: str = key
+        self.gate: _Gate = gate
         self._reserved = False
         self._left = self._given = False
         gate.inside += 1
@@ -143,7 +143,7 @@ class Admission:
     __slots__ = ("passes",)
 
     def __init__(self, passes: Sequence[Pass] = ()) -> None:
-        self.passes = list(passes)
+        self.passes: list[Pass] = list(passes)
 
     @property
     def permits(self) -> tuple[Permit, ...]:

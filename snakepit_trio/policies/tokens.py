@@ -32,7 +32,7 @@ class TokenBucket:
     __slots__ = ("_burst", "_full_at", "_interval", "reserved")
 
     def __init__(self, rate: float, burst: int) -> None:
-        self.reserved = 0
+        self.reserved: int = 0
         self._interval = 1.0 / rate
         self._burst = burst
         # When it is full again if nobody takes anything.

@@ -66,7 +66,8 @@ class KnownSession:
         self.bindings: dict[str, Any] = {}
         self.affinities: dict[str, Any] = {}
         self.tools: Any = None
-        self.used_at = self.told_at = now
+        self.used_at: float = now
+        self.told_at: float = now
 
     def __repr__(self) -> str:
         return f"<KnownSession {self.id!r} handles={self.handles} running={len(self.calls)}>"

@@ -72,9 +72,9 @@ class Resources:
     ) -> None:
         self.process: WorkerProcess | None = None
         self.connection: Connection | None = None
-        self.stderr = Tail()
-        self.address = ""
-        self.killed = False
+        self.stderr: Tail = Tail()
+        self.address: str = ""
+        self.killed: bool = False
         self._spec = spec
         self._settings = settings
         self._launcher = launcher

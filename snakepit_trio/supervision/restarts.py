@@ -40,7 +40,7 @@ class Restarts:
     """
 
     def __init__(self, settings: PoolConfig, rng: random.Random) -> None:
-        self.exhausted = False
+        self.exhausted: bool = False
         self._settings = settings
         self._rng = rng
         #: When workers ended, and when starts failed, within the last ``restart_window`` seconds.

@@ -40,7 +40,7 @@ class RunDirectory:
 
     def __init__(self, run_id: str) -> None:
         # The pid is for whoever finds it: a run that is only starting has no other sign of whose it is.
-        self.path = _make(f"snakepit-{run_id}-{os.getpid()}-")
+        self.path: Path = _make(f"snakepit-{run_id}-{os.getpid()}-")
         try:
             self._fd = self._hold()
         except BaseException:

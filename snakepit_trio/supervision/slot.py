@@ -87,10 +87,10 @@ class Slot:
         errors: InternalErrors,
     ) -> None:
         self.index = index
-        self.incarnation = 0
+        self.incarnation: int = 0
         self.current: Worker | None = None
-        self.failed = False
-        self.reason = ""
+        self.failed: bool = False
+        self.reason: str = ""
         self.last_exit: Exit | None = None
         self.next_attempt: float | None = None
         self._given: Worker | None = None

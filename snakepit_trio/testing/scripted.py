@@ -54,10 +54,10 @@ class ScriptedWorkers(Launcher, Wire):
     def __init__(self, tools: Mapping[str, Callable[..., Any]], *, seed: int = 0, **chances: float) -> None:
         super().__init__()
         self.tools: dict[str, Callable[..., Any]] = dict(tools)
-        self.idempotent = {
+        self.idempotent: set[str] = {
             name for name, function in tools.items() if (found := options_of(function)) is not None and found.idempotent
         }
-        self.behaviour = Behaviour(seed, **chances)
+        self.behaviour: Behaviour = Behaviour(seed, **chances)
         self.pids = _FIRST_PID
         self.alive: dict[ScriptedWorker, None] = {}
         self.starts: Counter[int] = Counter()

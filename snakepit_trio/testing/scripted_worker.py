@@ -14,13 +14,15 @@ import anyio
 import anyio.abc
 
 from snakepit_trio.errors import RequestCancelled
-from snakepit_trio.launch.base import ExitStatus, WorkerSpec
+from snakepit_trio.launch.base import ExitStatus, Output, WorkerSpec
 from snakepit_trio.wire import codec, failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.handshake_messages import HandshakeRequest, HandshakeResponse, ToolSpec
 from snakepit_trio.wire.startup import Report
 
 if TYPE_CHECKING:
+    import ssl
+
     from .scripted import ScriptedWorkers
 
 __all__ = ["Behaviour", "ScriptedWorker"]
@@ -82,10 +84,10 @@ class ScriptedWorker:
         self.credits: dict[int, int] = {}
         self.room: dict[int, float] = {}
         self.streams: set[int] = set()
-        self.credited = anyio.Event()
+        self.credited: anyio.Event = anyio.Event()
         self.status: ExitStatus | None = None
         self.over: anyio.Event = anyio.Event()
-        self.closed = False
+        self.closed: bool = False
         self._leaving = anyio.Event()
         # Those that are to stop because it leaves, not because their callers are gone.
         self._stopped: set[int] = set()
@@ -95,8 +97,9 @@ class ScriptedWorker:
         self._posted = anyio.Event()
         self._inbox: list[bytes] = []
         self._arrived = anyio.Event()
-        self.stdout = self.stderr = _Silence()
-        self.tls = None
+        self.stdout: Output = _Silence()
+        self.stderr: Output = _Silence()
+        self.tls: ssl.SSLContext | None = None
         self.waiting = ""
 
     # ---- the process -------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class RpcFailure(Exception):
         super().__init__(f"gRPC status {status}: {message}")
         self.status: int = status
         self.message = message
-        self.trailers = trailers or {}
+        self.trailers: Mapping[str, str] | dict[str, str] = trailers or {}
         self.reset_code = reset_code
         self.unprocessed = unprocessed
 
@@ -85,7 +85,7 @@ class Wire(AbstractAsyncContextManager["Wire"]):
     """
 
     def __init__(self) -> None:
-        self.errors = InternalErrors()
+        self.errors: InternalErrors = InternalErrors()
 
     async def __aenter__(self) -> Wire:
         return self
@@ -133,15 +133,15 @@ class Rpc:
         self._on_end: Callable[[int, str], None] | None = on_end
         stream.headers_received = Notice(self._headers)  # type: ignore[assignment]
         stream.trailers_received = Notice(self._trailers)  # type: ignore[assignment]
-        self.pipe = FramePipe(
+        self.pipe: FramePipe = FramePipe(
             stream,
             on_message=on_message,
             on_close=self._closed,
             max_message=connection.max_message,
             call_soon=connection.transport.call_soon,
         )
-        self.send = self.pipe.send
-        self.end = self.pipe.end
+        self.send: Callable[..., None] = self.pipe.send
+        self.end: Callable[..., None] = self.pipe.end
 
     @property
     def reset_code(self) -> int | None:

@@ -54,8 +54,8 @@ class Mapping:
     __slots__ = ("_kind", "address", "memory", "size")
 
     def __init__(self, address: int, size: int, length: int) -> None:
-        self.address = address
-        self.size = size
+        self.address: int = address
+        self.size: int = size
         self._kind: Any = ctypes.c_ubyte * length
         self.memory: Any = self._kind.from_address(address)
         weakref.finalize(self.memory, _libc.munmap, address, length).atexit = False

@@ -77,7 +77,7 @@ class Budget:
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
-        self.used = 0
+        self.used: int = 0
 
     def take(self, size: int) -> bool:
         """Reserve so many bytes, if they are there."""

@@ -31,7 +31,7 @@ class Offer:
 
     def __init__(self) -> None:
         self.pid = self.fd = 0
-        self.proof = secrets.token_bytes(_PROOF)
+        self.proof: bytes = secrets.token_bytes(_PROOF)
         with contextlib.suppress(OSError):
             fd = make_file()
             try:

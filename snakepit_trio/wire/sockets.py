@@ -73,7 +73,7 @@ class SocketTransport:
         server_hostname: str | None = None,
     ) -> None:
         self.read_size = _READ_SIZE
-        self.received = 0
+        self.received: int = 0
         self._sock = sock
         _forks.keep(sock.fileno())
         self._protocol: PipeProtocol | None = None

@@ -148,14 +148,15 @@ class Call:
         self.frame: CallFrame = frame
         self.id: int = frame.id
         self.tool: Tool = tool
-        self.payload, frame.payload = frame.payload, NO_PAYLOAD
+        self.payload: Payload = frame.payload
+        frame.payload = NO_PAYLOAD
         self.channel: Channel = channel
-        self.send = channel.send
-        self.cancelled = False
-        self.stopped = False
+        self.send: Callable[[Frame], object] = channel.send
+        self.cancelled: bool = False
+        self.stopped: bool = False
         self.span: CallSpan | None = None
         self.wake: Callable[[], None] | None = None
-        self.deadline = None if timeout is None else time.monotonic() + timeout
+        self.deadline: float | None = None if timeout is None else time.monotonic() + timeout
         # Whoever takes what is in it decides what becomes of the call; one operation of a list is never torn.
         self._claim = [None]
         self._credits = frame.credits
@@ -207,7 +208,7 @@ class Call:
 
     def enter(self) -> None:
         """Its tool is about to run in this context, which is its own: what is logged and traced here belongs to it."""
-        self.context = ToolContext(self)
+        self.context: ToolContext = ToolContext(self)
         CURRENT.set(self.context)
         self.span = begin_span(self.tool.name, self.context)
 

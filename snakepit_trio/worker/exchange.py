@@ -85,14 +85,14 @@ class Exchange:
         self._pipe: FramePipe | None = None
         self.calls: dict[int, Call] = {}
         self._shared = shared
-        self.host_calls = HostCalls(runner.portal, self.wait)
+        self.host_calls: HostCalls = HostCalls(runner.portal, self.wait)
         self._outbox: deque[frames.Frame] = deque()
         self._waking = False
         self._flushing = False
         self._flushed_at = 0.0
         self._sweeper: asyncio.TimerHandle | None = None
         self.met = False
-        self.stopping = False
+        self.stopping: bool = False
         self._memory = SharedMemory("o", marks.share, Budget(boot.shm_limit), boot.max_payload)
         self._channel = Channel(
             send=self._send,
@@ -105,7 +105,7 @@ class Exchange:
             limit=boot.max_payload,
             unserializable=boot.unserializable,
         )
-        self.host_lost = False
+        self.host_lost: bool = False
 
     def name_requests(self, prefix: str) -> None:
         """What the ids of the host's requests begin with; once the exchange is open it stays."""

@@ -29,7 +29,7 @@ class Threads:
         self._run = run
         self._count = count
         self._threads = [threading.Thread(target=self._work, name=f"snakepit-tool-{n}") for n in range(count)]
-        self.put = self._calls.put
+        self.put: Callable[[Call | None], None] = self._calls.put
 
     def __enter__(self) -> Threads:
         try:

@@ -30,13 +30,13 @@ class MainThreadRunner(WithoutLoop):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shared = SharedLoop(lambda: self.flush(), lambda: self.sweep())
+        self.shared: SharedLoop = SharedLoop(lambda: self.flush(), lambda: self.sweep())
         #: Writes what waits to be sent, and ends the calls that have waited too long; set by whoever knows how.
         self.flush: Callable[[], None] = lambda: None
         self.sweep: Callable[[], None] = lambda: None
         self._line: deque[Call] = deque()
         self._stopping = False
-        self.submit = self._line.append
+        self.submit: Callable[[Call], None] = self._line.append
 
     def stop(self) -> None:
         self._stopping = True

@@ -121,8 +121,8 @@ class SyncRunner(WithoutLoop):
     def __init__(self, threads: int) -> None:
         super().__init__()
         self._threads = Threads(threads, self.run_sync)
-        self.submit = self._threads.put
-        self.stop = self._threads.stop
+        self.submit: Callable[[Call], None] = self._threads.put
+        self.stop: Callable[[], None] = self._threads.stop
 
     def main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         before()

@@ -67,7 +67,7 @@ class SharedLoop:
         self.loop = loop
         self._on_turn = on_turn
         self._on_relief = on_relief
-        self.in_user_code = False
+        self.in_user_code: bool = False
         self._owner = threading.get_ident()
         self._baton = threading.Lock()
         self._baton.acquire()

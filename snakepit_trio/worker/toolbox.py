@@ -112,7 +112,7 @@ class Tool:
         self._names = [field[0] for field in fields]
         self._quick = None if self._keyword else self._shortcut(fields)
         self._params = _struct(fields, forbid_unknown=not self._extra)
-        self.kind = _kind(function, hints.get("return"))
+        self.kind: Kind = _kind(function, hints.get("return"))
         if options.inline and self.kind is not Kind.SYNC:
             raise ConfigError(
                 f"tool {self.name!r} can't be inline: it is {self.kind.phrase}, and only a plain function is run where its "

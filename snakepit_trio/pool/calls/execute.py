@@ -75,7 +75,7 @@ class Calls:
         self._supervisor = supervisor
         self._dispatch = supervisor.dispatch
         self._guard = guard
-        self.standing = Standing()
+        self.standing: Standing = Standing()
         self._loop = loop
         self._errors = errors
 

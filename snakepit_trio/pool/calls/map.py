@@ -62,7 +62,7 @@ class MapResults:
         loop: EventLoop,
         errors: InternalErrors,
     ) -> None:
-        self.index = -1
+        self.index: int = -1
         self._errors = errors
         # What the inputs themselves have raised, which is the consumer's.
         self._input_error: Exception | None = None
@@ -295,9 +295,9 @@ class MapTask:
     __slots__ = ("error", "phase", "scope", "value")
 
     def __init__(self) -> None:
-        self.phase = Phase.NEW
+        self.phase: Phase = Phase.NEW
         self.error: Exception | None = None
-        self.scope = anyio.CancelScope()
+        self.scope: anyio.CancelScope = anyio.CancelScope()
         self.value: Any = None
 
     def __repr__(self) -> str:

@@ -39,8 +39,8 @@ class Encoded:
     __slots__ = ("params", "payload")
 
     def __init__(self, payload: Payload, params: Mapping[str, Any] | None) -> None:
-        self.payload = payload
-        self.params = params
+        self.payload: Payload = payload
+        self.params: Mapping[str, Any] | None = params
 
 
 #: The arguments of a call, by name.

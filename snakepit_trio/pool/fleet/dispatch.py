@@ -115,7 +115,7 @@ class WorkerDispatch:
         self.config = config
         self.name: str = config.name
         self.seats: dict[Worker, Seats] = {}
-        self.repertoire = Repertoire()
+        self.repertoire: Repertoire = Repertoire()
         self.killed: list[str] = []
         self.request_prefix: str = f"{services.run_id}-"
         self.nursery: anyio.abc.TaskGroup | None = None

@@ -38,7 +38,7 @@ class WorkerFactory:
         self._devices = () if config.devices in (None, "auto") else config.devices
         limit = config.shm_limit if has_files() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
-        self.shm = Budget(None if limit is None else limit // 2)
+        self.shm: Budget = Budget(None if limit is None else limit // 2)
         workers = max(config.size, config.max_size or 0) + config.surge + config.spares
         self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
 

@@ -54,11 +54,11 @@ class Slots:
         self.kept: list[Slot] = []
         self.retiring: list[Slot] = []
         self.spares: list[Slot] = []
-        self.settled = Bell()
-        self.dispatch = WorkerDispatch(
+        self.settled: Bell = Bell()
+        self.dispatch: WorkerDispatch = WorkerDispatch(
             config, services, scheduler, on_due=self._replace_soon, on_more=self.settled.ring
         )
-        self.restarts = 0
+        self.restarts: int = 0
         self._config = config
         self._name: str = config.name
         self._services = services

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from snakepit_trio.supervision.worker import Worker
 
     from ..services import PoolServices
+    from .dispatch import WorkerDispatch
 
 __all__ = ["Supervisor"]
 
@@ -49,11 +50,11 @@ class Supervisor:
     def __init__(self, config: PoolConfig, services: PoolServices, scheduler: Scheduler) -> None:
         self.config = config
         self.name: str = config.name
-        self.size = config.size
+        self.size: int = config.size
         self._events = services.events
         self._scheduler = scheduler
         self._slots = Slots(config, services, scheduler)
-        self.dispatch = self._slots.dispatch
+        self.dispatch: WorkerDispatch = self._slots.dispatch
 
     def __repr__(self) -> str:
         return f"<Supervisor of {self.name!r}: {self.dispatch.ready} of {self.size} ready>"

@@ -43,8 +43,8 @@ class Admission:
     ) -> None:
         self.closed: SnakepitError | None = None
         self.broken: WorkerStartupError | None = None
-        self.next_attempt = 0.0
-        self.service_time = 0.0
+        self.next_attempt: float = 0.0
+        self.service_time: float = 0.0
         self._queue = queue
         self._placement = placement
         self._recall = recall

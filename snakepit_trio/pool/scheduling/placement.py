@@ -36,7 +36,7 @@ class Placement:
     """
 
     def __init__(self) -> None:
-        self.waiting = 0
+        self.waiting: int = 0
         # By how many seats are taken, and by how long the line is; each bucket is gone through in turn.
         self._free: list[dict[Seats, None]] = [{}]
         self._lines: list[dict[Seats, None]] = []
@@ -228,7 +228,7 @@ class Recall:
     """
 
     def __init__(self, placement: Placement, known: Sized, on_due: Callable[[float], object]) -> None:
-        self.look_at = math.inf
+        self.look_at: float = math.inf
         self._placement = placement
         self._known = known
         self._on_due = on_due

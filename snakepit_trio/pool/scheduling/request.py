@@ -57,10 +57,10 @@ class Binding:
     __slots__ = ("rebuilt", "seats", "session", "strict", "whole")
 
     def __init__(self, session: str, *, strict: bool, seats: Seats | None = None, whole: bool = True) -> None:
-        self.session = session
-        self.strict = strict
-        self.seats = seats
-        self.whole = whole
+        self.session: str = session
+        self.strict: bool = strict
+        self.seats: Seats | None = seats
+        self.whole: bool = whole
         self.rebuilt: anyio.Lock | None = None
 
     @property
@@ -195,14 +195,14 @@ class Request:
         self.idempotent: bool = options.idempotent is True
         self.session: str | None = None if binding is None else binding.session
         self.fairness_key: str | None = self.session
-        self.fail_fast = False
+        self.fail_fast: bool = False
         self.time_limit: float | None = None
         self.chain: tuple[Any, ...] = ()
         self.permits: tuple[Any, ...] = ()
         self.client: Hashable | None = None
         self.beside: list[Request] | None = None
         self.released: Callable[[], object] | None = None if stream is None else stream.released.set
-        self.phase = Phase.NEW
+        self.phase: Phase = Phase.NEW
         self.outcome: Outcome | None = None
         self.result: Payload | None = None
         self.error: SnakepitError | None = None
@@ -213,12 +213,12 @@ class Request:
         self.recalled: bool = False
         #: Its caller is gone, and it has not stopped in time.
         self.stuck: bool = False
-        self.attempt = 0
-        self.deaths = 0
-        self.suspicion = 0.0
-        self.suspect = False
-        self.submitted_at = math.nan
-        self.dispatched_at = math.nan
+        self.attempt: int = 0
+        self.deaths: int = 0
+        self.suspicion: float = 0.0
+        self.suspect: bool = False
+        self.submitted_at: float = math.nan
+        self.dispatched_at: float = math.nan
         self.queue_node: Any = None
         self.deadline_node: Any = None
 
@@ -314,18 +314,18 @@ class Seats:
     )
 
     def __init__(self, port: Port, capacity: int, depth: int = 0) -> None:
-        self.port = port
-        self.capacity = capacity
-        self.depth = depth
-        self.open = False
-        self.over = False
-        self.alone = False
+        self.port: Port = port
+        self.capacity: int = capacity
+        self.depth: int = depth
+        self.open: bool = False
+        self.over: bool = False
+        self.alone: bool = False
         self.end: SnakepitError | None = None
         self.running: dict[int, Request] = {}
         self.leaving: dict[int, Request] = {}
         self.ahead: dict[int, Request] = {}
-        self.since = -math.inf
-        self.served = 0
+        self.since: float = -math.inf
+        self.served: int = 0
         self.place: dict[Seats, None] | None = None
 
     @property

@@ -50,7 +50,7 @@ class LeanH2Connection(H2Connection):
 
     def __init__(self, config: H2Configuration) -> None:
         super().__init__(config)
-        self.decoder = RememberingDecoder(self.decoder.max_header_list_size)
+        self.decoder: RememberingDecoder = RememberingDecoder(self.decoder.max_header_list_size)
 
     def open_stream(self, headers: FixedHeaders) -> int:
         """Open a stream by a request's headers; returns its number.

@@ -45,7 +45,7 @@ class LeanStream(Stream):
         self.connection = connection
         self._h2_connection = connection._connection
         self._transport = connection._transport
-        self.wrapper = None
+        self.wrapper: None = None
         self.id = stream_id
         self.headers = self.trailers = None
         nothing = cast("Any", NOTHING)

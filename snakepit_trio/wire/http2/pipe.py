@@ -65,7 +65,7 @@ class Turn:
     __slots__ = ("left", "put_off")
 
     def __init__(self, left: int = 0) -> None:
-        self.left = left
+        self.left: int = left
         self.put_off: deque[FramePipe] = deque()
 
 
@@ -138,10 +138,10 @@ class FramePipe:
         self._held = False
         self._unacked = 0
         #: A message was refused on this side.
-        self.refused = False
+        self.refused: bool = False
         self._out: deque[bytes | memoryview] = deque()
         #: Bytes that the peer's flow control or the socket holds back.
-        self.unsent = 0
+        self.unsent: int = 0
         self._parts: list[bytes | bytearray] = []
         self._have = 0
         # Of the message that is arriving in parts; None until its length is known.
