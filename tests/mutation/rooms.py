@@ -10,7 +10,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "unit/test_printable.py", "unit/test_payloads.py", "integration/test_bridge_calls.py", "integration/test_bridge.py",
         "integration/test_bridge_clients.py", "integration/test_bridge_abuse.py", "integration/test_security.py",
     ),
-    "cli/": ("unit/test_counted.py", "unit/test_programs.py",
+    "cli/": ("unit/test_counted.py", "unit/test_programs.py", "unit/test_command_results.py",
         "unit/test_figures.py", "unit/test_commands_page.py", "unit/test_status_table.py", "unit/test_commands.py", "unit/test_checks.py", "integration/test_cli.py",
         "integration/test_operating.py", "integration/test_top.py",
     ),
@@ -105,7 +105,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "worker/prelude.py": ("unit/test_programs.py", "integration/test_launchers.py"),
     "launch/template.py": ("unit/test_programs.py", "integration/test_launchers.py", "integration/test_helpers.py"),
     "cli/serve.py": ("unit/test_given.py", "integration/test_cli.py"),
-    "cli/new.py": ("integration/test_new.py",),
+    "cli/new.py": (
+        "unit/test_command_results.py",
+        "integration/test_new.py",
+    ),
     "client/host_tools.py": (
         "unit/test_small_modules.py",
         "integration/test_connect.py",

@@ -218,3 +218,13 @@ def test_a_condition_that_holds_already_is_not_waited_for() -> None:
     with begun() as made, user_code(made):
         made.shared.wait(lambda: True, None)
         made.shared.wait(lambda: False, time.monotonic() - 1)
+
+
+def test_python_in_development_mode_is_so_for_user_code_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONASYNCIODEBUG", "1")
+    # asyncio's findings would be logged from here.
+    with asyncio.Runner() as runner:
+        assert runner.get_loop().get_debug()
+    shared = SharedLoop(lambda: None, lambda: None)
+    assert not shared.loop.get_debug()
+    shared._runner.close()
