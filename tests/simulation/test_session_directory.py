@@ -90,6 +90,26 @@ def test_each_use_gives_it_its_whole_time() -> None:
     run(main)
 
 
+def test_the_store_hears_of_each_use_once() -> None:
+    async def main() -> None:
+        store = ThreadLike()
+        async with kept(store) as sessions:
+            known = await sessions.open("a", 10.0, {})
+            await sessions.tell_of("a")
+            await trio.sleep(0.01)
+            await sessions.use(known)
+            asked = store.asked
+            await sessions.tell_of("a")
+            assert store.asked == asked + 1
+            # It has been told; of what is not known here there is nothing to tell.
+            for id in ("a", "none"):
+                await sessions.tell_of(id)
+            assert store.asked == asked + 1
+        store.tables.close()
+
+    run(main)
+
+
 def test_expiry_is_to_the_moment_and_needs_no_traffic() -> None:
     async def main() -> None:
         async with open_store("memory", Limits()) as store, kept(store) as sessions:

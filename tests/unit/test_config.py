@@ -57,6 +57,19 @@ def test_a_path_is_text_too(tmp_path: Path) -> None:
         sp.PoolConfig(adapter="a", cwd=3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        sp.PoolConfig, sp.RuntimeConfig, sp.BridgeConfig, sp.MetricsConfig, sp.TlsConfig, sp.RetryConfig, sp.CircuitConfig,
+        sp.LimitConfig, sp.HedgeConfig, sp.RayConfig,
+    ],
+)  # fmt: skip
+def test_options_are_given_by_name(kind: Any) -> None:
+    # So an option may be put before another one day.
+    with pytest.raises(TypeError, match="positional"):
+        kind("x")
+
+
 def test_a_runtime_needs_pools_with_different_names() -> None:
     with pytest.raises(sp.ConfigError, match="at least one"):
         sp.RuntimeConfig(pools=[])

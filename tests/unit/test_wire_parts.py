@@ -9,6 +9,8 @@ import pytest
 from hpack import Decoder
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio.wire.codec import codec
+from snakepit_trio.wire.codec.wrapping import Wrapper
 from snakepit_trio.wire.fields import MOST_FIELDS, read_fields, read_varint
 from snakepit_trio.wire.frames import FrameError
 from snakepit_trio.wire.http2 import client_engine
@@ -158,3 +160,26 @@ def test_the_engine_of_a_client() -> None:
     with pytest.raises(NotImplementedError):
         made.handler.accept(SimpleNamespace(), [], lambda: None)
     assert client_engine._WINDOW == 16 << 20
+
+
+# ---- values that most calls have -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "short"),
+    [
+        ({}, True), ({"a": 1, "b": "x", "c": None, "d": 1.5, "e": True}, True), (1, True), ("x", True), (None, True),
+        ({"a": bytes(9)}, True), ({"a": bytes(9), "b": 1}, True), (bytes(9), True), ({"a": bytes(10)}, False),
+        ({"b": 1, "a": bytes(10)}, False), (bytes(10), False), ({1: 1}, False), ({"a": 1, 1: 1}, False), ({"a": []}, False),
+        ({"a": {}}, False), ([1], False), ((1,), False), ({"a": 1 << 64}, False), ({"a": "\ud800"}, False),
+    ],
+)  # fmt: skip
+def test_the_short_way_is_for_plain_and_small_values(value: Any, short: bool) -> None:
+    found = codec._quick(value, 1000, 10)
+    assert (found is not None) is short
+    if found is not None:
+        long = codec._encode(value, "params", 1000, codec.MSGPACK, Wrapper(threshold=10))
+        assert (found.data, found.encoding) == (long.data, long.encoding) and not found.buffers and not long.buffers
+        assert codec.decode(found) == value
+        size = len(found.data)
+        assert codec._quick(value, size, 10) == found and codec._quick(value, size - 1, 10) is None
