@@ -115,41 +115,42 @@ class _Template:
         """
         name = f"template-{secrets.token_hex(4)}"
         book.reserve(name, "template", spec.pool)
-        with contextlib.ExitStack() as kept, contextlib.ExitStack() as passed:
-            kept.callback(book.ended, name)
-            lifeline_read, lifeline_write = _forks.pipe()
-            passed.callback(_forks.close, lifeline_read)
-            kept.callback(_forks.close, lifeline_write)
-            ours, theirs = _forks.socketpair()
-            passed.callback(theirs.close)
-            kept.callback(ours.close)
-            ours.setblocking(False)
-            # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
-            output = _forks.keep(os.memfd_create("snakepit-template", os.MFD_CLOEXEC))
-            kept.callback(_forks.close, output)
-            command = [
-                *python_command("snakepit_trio.launch.template", spec), "--run", spec.run_id,
-                "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
-            ]  # fmt: skip
-            environment = worker_environment(spec)
-            environment.pop("SNAKEPIT_WORKER_ID", None)
-            popen = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(lifeline_read, theirs.fileno()),
-                env=environment,
-                cwd=spec.cwd,
-                start_new_session=True,
-            )
-            kept.callback(popen.wait)
-            kept.callback(popen.kill)
-            with contextlib.suppress(OSError):  # It has ended already.
-                arm(lifeline_read, popen.pid)
-            book.begun(name, popen.pid)
-            helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
-            made = cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
+        with contextlib.ExitStack() as kept:
+            with contextlib.ExitStack() as passed:
+                kept.callback(book.ended, name)
+                lifeline_read, lifeline_write = _forks.pipe()
+                passed.callback(_forks.close, lifeline_read)
+                kept.callback(_forks.close, lifeline_write)
+                ours, theirs = _forks.socketpair()
+                passed.callback(theirs.close)
+                kept.callback(ours.close)
+                ours.setblocking(False)
+                # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
+                output = _forks.keep(os.memfd_create("snakepit-template", os.MFD_CLOEXEC))
+                kept.callback(_forks.close, output)
+                command = [
+                    *python_command("snakepit_trio.launch.template", spec), "--run", spec.run_id,
+                    "--lifeline", str(lifeline_read), "--channel", str(theirs.fileno()),
+                ]  # fmt: skip
+                environment = worker_environment(spec)
+                environment.pop("SNAKEPIT_WORKER_ID", None)
+                popen = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    pass_fds=(lifeline_read, theirs.fileno()),
+                    env=environment,
+                    cwd=spec.cwd,
+                    start_new_session=True,
+                )
+                kept.callback(popen.wait)
+                kept.callback(popen.kill)
+                with contextlib.suppress(OSError):  # It has ended already.
+                    arm(lifeline_read, popen.pid)
+                book.begun(name, popen.pid)
+                helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
+                made = cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
             # From here on they are the template's, to be closed at its end.
             kept.pop_all()
             return made
@@ -280,6 +281,8 @@ class _Template:
         # Whatever becomes of one step, the others are made.
         async with contextlib.AsyncExitStack() as steps:
             steps.enter_context(anyio.CancelScope(shield=True))
+            # Idempotent: it has been closed, unless :meth:`_hang_up` has failed.
+            steps.callback(self._channel.close)
             steps.push_async_callback(self._note_end)
             steps.callback(_forks.close, self._output)
             # Cut last: while it lives this would be its death.

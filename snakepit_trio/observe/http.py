@@ -149,7 +149,11 @@ class Metrics:
                 f"metrics.address: expected an address to listen at, got {address!r}: {exc}",
                 details={"source": "code", "key": "metrics.address", "expected": "an address to listen at"},
             ) from exc
-        task_status.started()
+        try:
+            task_status.started()
+        except BaseException:
+            await listener.__aexit__(None, None, None)
+            raise
         while True:
             try:
                 # The port of a listener that is made anew is the one that it has got first.
@@ -171,8 +175,12 @@ class Metrics:
             self.address = address
             return unix
         tcp = await anyio.create_tcp_listener(local_host=found[1], local_port=int(found[2]))
-        _keep(tcp)
-        host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
+        try:
+            _keep(tcp)
+            host, port = tuple(tcp.extra(anyio.abc.SocketAttribute.local_address))[:2]
+        except BaseException:
+            await tcp.aclose()
+            raise
         self.address = f"tcp:[{host}]:{port}" if ":" in str(host) else f"tcp:{host}:{port}"
         return tcp
 

@@ -86,7 +86,12 @@ class RunDirectory:
 
     def _hold(self) -> int:
         with _forks.unforked():
-            fd = _forks.keep(os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                _forks.keep(fd)
+            except BaseException:
+                os.close(fd)
+                raise
         with contextlib.suppress(OSError):  # Some file systems have no locks.
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return fd

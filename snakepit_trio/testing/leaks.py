@@ -51,7 +51,7 @@ class Footprint:
         return cls(
             children=frozenset(
                 child.pid
-                for child in psutil.Process().children(recursive=True)
+                for child in _children()
                 if not any(allowed in " ".join(_command(child)) for allowed in _ALLOWED_CHILDREN)
             ),
             threads=frozenset(f"{thread.name}-{thread.ident}" for thread in _threads()),
@@ -111,8 +111,18 @@ def _threads() -> set[threading.Thread]:
     return {thread for thread in threading.enumerate() if "Trio" not in thread.name and not thread.daemon}
 
 
+def _children() -> list[psutil.Process]:
+    """All descendants of this process."""
+    while True:
+        try:
+            return psutil.Process().children(recursive=True)
+        except IndexError:
+            # psutil has read the line of a process, anybody's, that was ending.
+            continue
+
+
 def _mine() -> set[int]:
-    return {os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))}
+    return {os.getpid(), *(child.pid for child in _children())}
 
 
 def _is_of_others(directory: str) -> bool:
