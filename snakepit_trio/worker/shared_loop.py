@@ -6,12 +6,18 @@ arrived, runs them, writes the replies, and drives the loop again. Between :meth
 :meth:`SharedLoop.come_back` it runs user code; when that takes longer than :data:`PATIENCE`, the relief thread drives the
 loop until the main thread is back, so that heartbeats, cancels and credits are seen to whatever a tool does.
 
-The right to drive the loop is a lock, the baton. A tool never runs inside an iteration of the loop, so iterations never
-nest, and which thread runs the next one is of no consequence to the loop. The relief thread costs nothing while no tool
-runs, and a look every :data:`PATIENCE` while short ones follow each other.
+The state of both threads is three things:
 
-Where two threads look at each other's flags below, each first says what it does and then looks what the other does, so
-that at least one of them notices.
+- The *baton*, a lock: whoever has it may drive the loop. A tool never runs inside an iteration of the loop, so iterations
+  never nest, and which thread runs the next one is of no consequence to the loop.
+- The owner's *crossings* between the loop and user code, a count that only the owner writes: odd while the owner is in user
+  code. The relief thread takes the baton only then, and gives it back once the count is even. It takes it of its own accord
+  when the count has not changed for :data:`PATIENCE`.
+- Whether the relief thread is *parked*, so that it costs nothing while no tool runs. Either thread first writes what it
+  does and then reads what the other does (the owner crosses, then looks for a parked thread; the relief thread says that it
+  is parked, then looks for a crossing), so that one of them notices.
+
+tests/property/test_shared_loop.py runs this code in every interleaving of its steps.
 """
 
 from __future__ import annotations
@@ -71,14 +77,10 @@ class SharedLoop:
         self._owner = threading.get_ident()
         self._baton = threading.Lock()
         self._baton.acquire()
-        self._wanted = False
-        self._away = False
-        self._excursion = 0
+        self._crossings = 0
         self._parked = False
-        self._relieving = False
-        self._ended = False
-        #: True asks the relief thread to take over at once, False to look.
-        self._signals: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        #: To the relief thread: True to take over at once, False to look, None to end.
+        self._signals: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._relief = threading.Thread(target=failure.run, args=[self._relieve], name="snakepit-io")
         self._task: asyncio.Task[None] | None = None
 
@@ -111,8 +113,7 @@ class SharedLoop:
     def leave(self) -> None:
         """User code comes next in this thread."""
         _set_running_loop(None)
-        self._excursion += 1
-        self._away = True
+        self._crossings += 1
         self._baton.release()
         if self._parked:
             self._parked = False
@@ -120,12 +121,11 @@ class SharedLoop:
 
     def come_back(self) -> None:
         """User code has ended, or waits for something that the loop brings: this thread drives the loop again."""
-        self._away = False
+        self._crossings += 1
         if not self._baton.acquire(blocking=False):
-            self._wanted = True
+            # The relief thread may be waiting in the loop.
             self.loop.call_soon_threadsafe(_nothing)
             self._baton.acquire()
-            self._wanted = False
         _set_running_loop(self.loop)
 
     def wait(self, condition: Callable[[], bool], until: float | None) -> None:
@@ -155,8 +155,7 @@ class SharedLoop:
                 while self._task is not None and not self._task.done():
                     self.loop.step()
             finally:
-                self._ended = True
-                self._signals.put(False)
+                self._signals.put(None)
                 self._relief.join()
         _set_running_loop(None)
         self._runner.close()
@@ -187,44 +186,52 @@ class SharedLoop:
         """
         if not self.is_owner():
             self.loop.call_soon_threadsafe(callback)
-            if self._away and not self._relieving:
+            if self._away and not self.in_user_code:
                 self._signals.put(True)
         elif not self._away:
             self.loop.call_soon(callback)
-        elif self._relieving:
+        elif self.in_user_code:
             self.loop.call_soon_threadsafe(callback)
 
     # ---- the relief thread -------------------------------------------------------------------------
 
+    @property
+    def _away(self) -> bool:
+        return self._crossings % 2 == 1
+
     def _relieve(self) -> None:
-        while not self._ended:
-            excursion = self._excursion
+        while True:
+            crossings = self._crossings
             try:
-                urgent = self._signals.get(timeout=PATIENCE)
+                signal = self._signals.get(timeout=PATIENCE)
             except queue.Empty:
-                # Nothing has begun since then: either the same excursion still goes on, or nothing is going on.
-                urgent = excursion == self._excursion
-            if not urgent:
-                continue
-            if self._away:
-                if self._baton.acquire(blocking=False):
-                    self._drive()
-                continue
-            self._parked = True
-            if not self._away:
-                self._signals.get()
+                if crossings != self._crossings:
+                    continue
+                # Nothing has begun or ended since then: one excursion still goes on, or there is none.
+                signal = self._away or self._park()
+            if signal is None:
+                return
+            if signal and self._away and self._baton.acquire(blocking=False):
+                self._drive()
+
+    def _park(self) -> bool | None:
+        """Wait for the next excursion, or another reason to look."""
+        self._parked = True
+        try:
+            return False if self._away else self._signals.get()
+        finally:
             self._parked = False
 
     def _drive(self) -> None:
         _set_running_loop(self.loop)
-        self._relieving = self.in_user_code = True
+        self.in_user_code = True
         try:
             self._on_turn()
             self._on_relief()
-            while not self._wanted:
+            while self._away:
                 self.loop.step()
         finally:
-            self._relieving = self.in_user_code = False
+            self.in_user_code = False
             _set_running_loop(None)
             self._baton.release()
 
