@@ -58,7 +58,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
         "unit/test_exceptions.py", "integration/test_wires.py", "integration/test_shared_memory.py",
     ),
     "worker/": (
-        "unit/test_worker_calls.py", "unit/test_worker_exchange.py", "unit/test_worker_tasks.py", "unit/test_shared_loop.py",
+        "unit/test_worker_calls.py", "unit/test_worker_exchange.py", "unit/test_worker_tasks.py", "unit/test_shared_loop.py", "unit/test_main_thread.py",
         "unit/test_adapters.py", "unit/test_schemas.py", "unit/test_forks.py", "unit/test_lines.py", "unit/test_begun.py", "integration/test_main_path.py", "integration/test_cancellation.py",
         "integration/test_plain_rpcs.py", "integration/test_host_tools.py",
     ),
@@ -131,6 +131,11 @@ OTHERS: dict[str, tuple[str, ...]] = {
     "launch/authority.py": ("unit/test_authority.py", "integration/test_bounds.py"),
     "launch/choice.py": ("unit/test_choice.py", "integration/test_launchers.py"),
     "worker/context.py": ("unit/test_context.py", "unit/test_worker_calls.py", "integration/test_main_path.py"),
+    "worker/shared_loop.py": (
+        "unit/test_shared_loop.py",
+        "property/test_shared_loop.py",
+        "integration/test_worker_io.py",
+    ),
     "worker/tracing.py": ("unit/test_worker_tracing.py", "integration/test_tracing.py"),
     "supervision/plain_link.py": ("integration/test_foreign.py",),
     "supervision/answers.py": (

@@ -198,6 +198,23 @@ def test_one_is_claimed_once() -> None:
     assert not host.sent
 
 
+def test_one_of_many_who_ask_at_once_decides() -> None:
+    for _ in range(50):
+        call, ready = Host().call(double), threading.Barrier(4)
+        got: list[bool] = []
+
+        def ask(call: Call = call, ready: threading.Barrier = ready, got: list[bool] = got) -> None:
+            ready.wait(10)
+            got.append(call.claim())
+
+        threads = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(10)
+        assert sorted(got) == [False, False, False, True]
+
+
 # ---- streams -----------------------------------------------------------------------------------------
 
 
@@ -227,6 +244,25 @@ def test_a_generator_waits_for_room(credits: int, room: int) -> None:
     thread.join(10)
     assert [value(frame.payload) for frame in host.sent[:5]] == list(range(5))
     assert host.reply() == frames.Reply(7)
+
+
+def test_the_last_chunk_may_have_more_bytes_than_there_is_room_and_the_next_waits_for_all_of_them() -> None:
+    call = Host().call(count, credits=10, credit_bytes=100)
+    assert call.take_credit()
+    call.chunk(b"x" * 500)
+    over = codec.encode(b"x" * 500).size - 100
+    assert call.take_credit() is False
+    call.credit(0, over)
+    assert call.take_credit() is False
+    call.credit(0, 1)
+    assert call.take_credit() is True
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_who_is_gone_takes_no_chunk_whatever_room_there_was(stopped: bool) -> None:
+    call = Host().call(count, credits=5)
+    call.cancel(stopped=stopped)
+    assert call.take_credit() is None and call.wait_credit() is False
 
 
 @pytest.mark.parametrize("stopped", [False, True])

@@ -180,6 +180,40 @@ def test_a_task_that_cancels_itself_costs_no_other() -> None:
     assert ended == ["stay"]
 
 
+def test_a_nursery_that_a_tool_has_left_open_ends_with_its_task() -> None:
+    import trio
+
+    happened: list[str] = []
+
+    async def child() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            happened.append("child")
+
+    async def test(tasks: Tasks) -> None:
+        left, ended = trio.Event(), trio.Event()
+
+        async def leave() -> None:
+            nursery = await trio.open_nursery().__aenter__()
+            nursery.start_soon(child)
+            await trio.testing.wait_all_tasks_blocked()
+            left.set()
+
+        async def other() -> None:
+            await left.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            happened.append("other")
+            ended.set()
+
+        tasks.start(leave)
+        tasks.start(other)
+        await ended.wait()
+
+    run("trio", test)
+    assert happened == ["child", "other"]
+
+
 def test_who_may_have_another_task() -> None:
     """The scopes are for tasks of theirs alone: on asyncio they are told by it when they are cancelled."""
 
