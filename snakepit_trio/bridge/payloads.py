@@ -8,15 +8,14 @@ from typing import Any
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import JSON, MSGPACK, Payload, SharedBlock
-from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding
 from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+from snakepit_trio.wire.payload_messages import message_of, payload_of
 
 __all__ = [
     "check_encoding",
     "encode",
     "in_encoding",
     "may_stay_unread",
-    "message_of",
     "packed",
     "params_of",
     "read",
@@ -36,9 +35,7 @@ def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
     """
     if message is None:
         raise InvalidPayload(f"{what} is missing", details={"path": what})
-    elsewhere = SharedBlock("", 0, 0)
-    buffers = [elsewhere if buffer.inline is None else buffer.inline for buffer in message.buffers]
-    return _decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+    return _decode(payload_of(message, SharedBlock("", 0, 0)), what=what, limit=limit)
 
 
 def may_stay_unread(payload: Payload | None, *, limit: int) -> bool:
@@ -143,15 +140,6 @@ def packed(message: PayloadMessage | None, *, limit: int) -> bytes | None:
 def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
     """A value as a message of the library's."""
     return message_of(encode(value, encoding, what=what, limit=limit))
-
-
-def message_of(payload: Payload) -> PayloadMessage:
-    """A payload as a message of the library's."""
-    return PayloadMessage(
-        encoding=Encoding(payload.encoding),
-        data=payload.data,
-        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
-    )
 
 
 def _arrays(value: Any, depth: int = 0) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -19,12 +19,14 @@ from snakepit_trio.sessions.records import check_name
 from snakepit_trio.wire.frames import MSGPACK, Payload
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.handshake_messages import ToolSpec
+from snakepit_trio.wire.payload_messages import message_of
+from snakepit_trio.wire.rpc_paths import BRIDGE
 from snakepit_trio.wire.tool_messages import ExecuteToolRequest, payload_answer
 from snakepit_trio.wire.version import PROTOCOL_VERSION
 
 from .client_tools import ClientTools, spec_of
 from .methods import Method
-from .payloads import check_encoding, encode, in_encoding, may_stay_unread, message_of, packed, params_of, read
+from .payloads import check_encoding, encode, in_encoding, may_stay_unread, packed, params_of, read
 from .server_call import ServerCall
 from .session_shares import SessionShares
 
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 __all__ = ["BridgeService"]
 
-_PREFIX = "/snakepit.v1.BridgeService/"
 #: Bytes of a request that carries no payload, and of one that is all schemas.
 _SMALL, _SCHEMAS = 64 * 1024, 1024 * 1024
 #: Bytes of chunks that wait here for a client which has windows of its own.
@@ -62,7 +63,7 @@ class BridgeService:
         self._runtime = runtime
         self._client_tools = ClientTools(runtime)
         self._session_shares = SessionShares(runtime)
-        self.keep = self._client_tools.keep
+        self.keep: Callable[[], Awaitable[None]] = self._client_tools.keep
         small = functools.partial(Method, longest=_SMALL)
         methods: dict[str, Method] = {
             "Ping": small(self._ping, v1.PingRequest),
@@ -85,7 +86,7 @@ class BridgeService:
             "DeleteProgram": small(self._delete_program, v1.DeleteProgramRequest),
             "ListPrograms": small(self._list_programs, v1.ListProgramsRequest),
         }
-        self.methods: Mapping[bytes, Method] = {f"{_PREFIX}{name}".encode(): method for name, method in methods.items()}
+        self.methods: Mapping[bytes, Method] = {f"{BRIDGE}{name}".encode(): method for name, method in methods.items()}
 
     def _pool(self, name: str) -> Pool:
         pools = self._runtime.pools

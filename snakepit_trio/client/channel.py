@@ -26,13 +26,13 @@ from snakepit_trio.wire.addresses import parse_address
 from snakepit_trio.wire.connection import Connection, Rpc, RpcFailure
 from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.engine import PipeProtocol
+from snakepit_trio.wire.rpc_paths import BRIDGE
 from snakepit_trio.wire.status import error_from_trailers
 
-__all__ = ["LAST_WORD", "SERVICE", "Link", "client_tls", "failure"]
+__all__ = ["LAST_WORD", "Link", "client_tls", "failure"]
 
 M = TypeVar("M")
 
-SERVICE = "/snakepit.v1.BridgeService/"
 #: After a timeout the server, which knows it too and says more about it, has so long to say it, in seconds.
 LAST_WORD = 0.25
 #: What one stream may have in flight before it is taken, and all together, in bytes.
@@ -315,7 +315,7 @@ class Link:
             self.start(made.serve, ended="connection", on_error=lambda exc: made.close())
             try:
                 # The answer comes after the server's settings, with the limits that are to be kept.
-                await made.unary(SERVICE + "Ping", b"")
+                await made.unary(BRIDGE + "Ping", b"")
             except RpcFailure as exc:
                 error = failure(exc.status, exc.message, exc.trailers)
                 if isinstance(error, ConnectionLost):
@@ -369,7 +369,7 @@ class Link:
             try:
                 patience.waiting = False
                 left = math.inf if deadline == math.inf else max(deadline - anyio.current_time(), 0.001)
-                reply = await connection.unary(SERVICE + method, data, timeout=left)
+                reply = await connection.unary(BRIDGE + method, data, timeout=left)
             except RpcFailure as exc:
                 error = failure(exc.status, exc.message, exc.trailers)
                 lost = isinstance(error, ConnectionLost) and not isinstance(error, ToolError)
@@ -418,7 +418,7 @@ class Link:
 
         def open_one(connection: Connection) -> Rpc:
             left = math.inf if timeout is None else max(deadline - anyio.current_time(), 0.001)
-            rpc = connection.rpc(SERVICE + method, on_message=on_message, on_end=on_end, timeout=left)
+            rpc = connection.rpc(BRIDGE + method, on_message=on_message, on_end=on_end, timeout=left)
             rpc.send(data)
             if last:
                 rpc.end()

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from snakepit_trio.wire import codec
-from snakepit_trio.wire.frames import MSGPACK, Payload
+from snakepit_trio.wire.frames import Payload
 from snakepit_trio.wire.generated.snakepit import v1
+from snakepit_trio.wire.payload_messages import message_of, payload_of
 
 __all__ = ["decode", "pack", "unpack"]
 
@@ -17,12 +18,7 @@ def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
     Raises:
         InvalidParameter: It, or something in it, can't travel; ``details["path"]`` says where it is.
     """
-    made = codec.encode(value, what=what, limit=limit)
-    return v1.Payload(
-        encoding=v1.Encoding(MSGPACK),
-        data=made.data,
-        buffers=[v1.Buffer(inline=bytes(buffer)) for buffer in made.buffers],  # type: ignore[arg-type]
-    )
+    return message_of(codec.encode(value, what=what, limit=limit))
 
 
 def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
@@ -31,10 +27,7 @@ def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
     Raises:
         InvalidPayload: It does not decode.
     """
-    if message is None:
-        return None
-    buffers = [buffer.inline or b"" for buffer in message.buffers]
-    return decode(Payload(int(message.encoding), message.data, buffers), what=what, limit=limit)
+    return None if message is None else decode(payload_of(message), what=what, limit=limit)
 
 
 def decode(payload: Payload | None, *, what: str, limit: int) -> Any:

@@ -58,7 +58,7 @@ class RayProcess(Handle):
     def __init__(
         self, actor: Any, spec: WorkerSpec, tls: ssl.SSLContext, asked: str, on_end: Callable[[RayProcess], None]
     ) -> None:
-        self.pid = 0
+        self.pid: int = 0
         self.node: str = ""
         self.tls = tls
         self.stdout: _Output = _Output(actor, "stdout")

@@ -26,6 +26,7 @@ from snakepit_trio.wire.frames import (
     Stop,
 )
 from snakepit_trio.wire.memory import SharedMemory
+from snakepit_trio.wire.rpc_paths import WORKER
 
 from .progress import Progress
 
@@ -40,8 +41,6 @@ if TYPE_CHECKING:
     from .link import LinkOwner
 
 __all__ = ["Exchange"]
-
-_PATH = "/snakepit.v1.WorkerService/Exchange"
 
 
 class Exchange:
@@ -79,7 +78,7 @@ class Exchange:
         self._failed = False
         self._pings = 0
         self._answered = 0
-        self._rpc = connection.rpc(_PATH, on_message=self._on_message, on_end=self._on_end)
+        self._rpc = connection.rpc(WORKER + "Exchange", on_message=self._on_message, on_end=self._on_end)
 
     # ---- the interface Link --------------------------------------------------------------------------
 

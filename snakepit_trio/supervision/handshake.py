@@ -8,6 +8,7 @@ import msgspec
 
 from snakepit_trio.errors import ProtocolMismatch, WorkerStartupError
 from snakepit_trio.wire.handshake_messages import HandshakeRequest, HandshakeResponse, ToolSpec
+from snakepit_trio.wire.rpc_paths import WORKER
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 from snakepit_trio.worker.adapter import TOOL_NAME
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Introduction", "shake_hands"]
 
-_METHOD = "/snakepit.v1.WorkerService/Handshake"
 #: Bytes of a handshake, nearly all of which are the schemas of its tools.
 _LONGEST = 4 * 1024 * 1024
 #: Looks at what a schema is, and only whether its parts are JSON: it may be deep, or hold much in few bytes.
@@ -70,7 +70,7 @@ async def shake_hands(
     if offer is not None:
         request.shared_memory_pid, request.shared_memory_fd = offer.pid, offer.fd
         request.shared_memory_proof = offer.proof
-    said = await connection.unary(_METHOD, bytes(request))
+    said = await connection.unary(WORKER + "Handshake", bytes(request))
     if len(said) > _LONGEST:
         raise WorkerStartupError(f"its handshake has {len(said)} bytes; the limit is {_LONGEST}")
     try:

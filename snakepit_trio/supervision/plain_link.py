@@ -23,8 +23,9 @@ from snakepit_trio.observe.printable import one_line
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.connection import RpcFailure
 from snakepit_trio.wire.frames import JSON, MSGPACK, Call, Chunk, HostReply, Payload, Reply
-from snakepit_trio.wire.generated.snakepit.v1 import Buffer, Encoding, ExecuteRequest, SettleRequest
-from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
+from snakepit_trio.wire.generated.snakepit.v1 import ExecuteRequest, SettleRequest
+from snakepit_trio.wire.payload_messages import message_of
+from snakepit_trio.wire.rpc_paths import WORKER
 
 from .answers import DEADLINE_EXCEEDED, error_info, read_response
 from .health import HEALTH
@@ -44,7 +45,6 @@ __all__ = ["PlainCalls"]
 
 _log = logging.getLogger(__name__)
 
-_SERVICE = "/snakepit.v1.WorkerService/"
 _OK = 0
 #: A server that ends a call so short a time before its deadline, in seconds, does so because of the deadline.
 _CLOSE = 0.05
@@ -127,7 +127,7 @@ class PlainCalls:
         try:
             request = bytes(self._request(call))
             run.rpc = self._connection.rpc(
-                _SERVICE + ("ExecuteStream" if call.stream else "Execute"),
+                WORKER + ("ExecuteStream" if call.stream else "Execute"),
                 on_message=functools.partial(self._on_message, run),
                 on_end=functools.partial(self._on_end, run),
                 timeout=timeout,
@@ -240,11 +240,7 @@ class PlainCalls:
         return ExecuteRequest(
             request_id=f"{self._prefix}{call.id}",
             tool=call.tool or self._tools[call.tool_index - 1],
-            payload=PayloadMessage(
-                encoding=Encoding(payload.encoding),
-                data=bytes(payload.data),
-                buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
-            ),
+            payload=message_of(payload),
             session_id=call.session_id,
             attempt=call.attempt,
             metadata=dict(call.metadata),
@@ -309,7 +305,7 @@ class PlainCalls:
         """Reply when the worker says that the call runs no longer. When it never does, its grace for the cancel ends it."""
         try:
             rpc = self._connection.rpc(
-                _SERVICE + "Settle",
+                WORKER + "Settle",
                 on_message=lambda message: None,
                 on_end=functools.partial(self._on_settled, run, reply),
             )

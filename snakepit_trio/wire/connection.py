@@ -131,8 +131,8 @@ class Rpc:
         self._stream = stream
         self._release = release
         self._on_end: Callable[[int, str], None] | None = on_end
-        stream.headers_received = Notice(self._headers)  # type: ignore[assignment]
-        stream.trailers_received = Notice(self._trailers)  # type: ignore[assignment]
+        stream.headers_received = Notice(self._headers)
+        stream.trailers_received = Notice(self._trailers)
         self.pipe: FramePipe = FramePipe(
             stream,
             on_message=on_message,

@@ -30,7 +30,8 @@ class Offer:
     """
 
     def __init__(self) -> None:
-        self.pid = self.fd = 0
+        self.pid: int = 0
+        self.fd: int = 0
         self.proof: bytes = secrets.token_bytes(_PROOF)
         with contextlib.suppress(OSError):
             fd = make_file()

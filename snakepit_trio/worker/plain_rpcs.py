@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from snakepit_trio.errors import SnakepitError, ToolNotFound, WorkerCrashed
 from snakepit_trio.wire import failures, frame_writing, frames
 from snakepit_trio.wire.generated.snakepit.v1 import (
-    Buffer,
-    Encoding,
     ExecuteRequest,
     ExecuteResponse,
     SettleRequest,
     SettleResponse,
 )
-from snakepit_trio.wire.generated.snakepit.v1 import Payload as PayloadMessage
 from snakepit_trio.wire.http2.grpc_server import RawMessage, Status
+from snakepit_trio.wire.payload_messages import message_of, payload_of
 
 from .call import Call, Channel
 
@@ -93,8 +91,7 @@ class PlainCalls:
     async def _run(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
         """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
         arrived: asyncio.Queue[frames.Frame] = asyncio.Queue()
-        given = request.payload or PayloadMessage()
-        payload = frames.Payload(int(given.encoding), given.data, [b.inline or b"" for b in given.buffers])
+        payload = payload_of(request.payload)
         deadline = stream.deadline
         frame = frames.Call(
             next(self._ids), 0, request.tool, payload, 0, request.attempt or 1, chunks, _CREDITS,
@@ -137,7 +134,7 @@ class PlainCalls:
                 item = await arrived.get()
                 if isinstance(item, frames.Chunk):
                     call.credit(1, item.payload.size)
-                    yield _message(item.payload)
+                    yield message_of(item.payload)
                 elif isinstance(item, frames.HostCall):
                     error = ToolNotFound("a plain call has no way to its host", details={"tool": item.name})
                     self._exchange.host_calls.resolve(frames.HostReply(item.id, None, failures.to_info(error)))
@@ -148,7 +145,7 @@ class PlainCalls:
                     if item.undone:
                         raise _Failed(failures.to_info(_undone(item.undone)))
                     if item.payload is not None:
-                        yield _message(item.payload)
+                        yield message_of(item.payload)
                     return
         finally:
             if self._exchange.calls.pop(call.id, None) is not None:
@@ -160,14 +157,6 @@ def _undone(why: int) -> WorkerCrashed:
     """What a host with a stock library is told where the exchange has an outcome of its own."""
     what = "has not begun the call" if why == frames.NOT_BEGUN else "has stopped the call"
     return WorkerCrashed(f"the worker ends, and {what}")
-
-
-def _message(payload: frames.Payload) -> PayloadMessage:
-    return PayloadMessage(
-        encoding=Encoding(payload.encoding),
-        data=payload.data,
-        buffers=[Buffer(inline=bytes(buffer)) for buffer in payload.buffers],  # type: ignore[arg-type]
-    )
 
 
 def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:

@@ -19,6 +19,7 @@ from snakepit_trio.wire.http2.grpc_server import (
     server_stream,
     unary,
 )
+from snakepit_trio.wire.rpc_paths import WORKER
 from snakepit_trio.wire.version import CAPABILITIES, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN
 
 from . import failure
@@ -66,14 +67,13 @@ class WorkerService:
         self._expected = f"Bearer {boot.token}".encode()
 
     def __mapping__(self) -> dict[str, Handler]:
-        service = "/snakepit.v1.WorkerService/"
         behind = self._behind
         return {
-            service + "Handshake": unary(behind(self._handshake)),
-            service + "Exchange": duplex(behind(self._open_exchange)),
-            service + "Execute": unary(behind(self._execute)),
-            service + "ExecuteStream": server_stream(behind(self._execute_stream)),
-            service + "Settle": unary(behind(self._settle)),
+            WORKER + "Handshake": unary(behind(self._handshake)),
+            WORKER + "Exchange": duplex(behind(self._open_exchange)),
+            WORKER + "Execute": unary(behind(self._execute)),
+            WORKER + "ExecuteStream": server_stream(behind(self._execute_stream)),
+            WORKER + "Settle": unary(behind(self._settle)),
             "/grpc.health.v1.Health/Check": unary(behind(self._check_health)),
         }
 

@@ -1,7 +1,7 @@
 """How much of the public surface has types that every checker reads in the same way.
 
-``pyright --verifytypes`` takes each module without an underscore for a public one. This counts what docs/architecture.md lists: the
-names of the public modules, and the public members of the classes behind them. Run by ``nox -s types``.
+``pyright --verifytypes`` takes each module without an underscore for a public one. This also counts what docs/architecture.md lists:
+the names of the public modules, and the public members of the classes behind them. Run by ``nox -s types``.
 """
 
 from __future__ import annotations
@@ -61,8 +61,9 @@ def main() -> int:
         print(f"pyright has found nothing: {done.stdout[:1000]}{done.stderr[:1000]}")
         return 1
     score = 1 - len(bad) / len(symbols)
-    print(f"public: {score:.2%} of {len(symbols)} symbols; every module: {report['completenessScore']:.2%}")
-    return 0 if score > _LEAST else 1
+    every = report["completenessScore"]
+    print(f"public: {score:.2%} of {len(symbols)} symbols; every module: {every:.2%}")
+    return 0 if min(score, every) > _LEAST else 1
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ class Repertoire:
     def __init__(self) -> None:
         self.tools: Mapping[str, ToolSpec] = {}
         self.checks: _Checks = _Checks(self.tools)
-        self.encoding = MSGPACK
+        self.encoding: int = MSGPACK
         self.encodings: frozenset[int] = frozenset({MSGPACK})
         #: The workers that are up, and whether they offer this, or what was offered before.
         self._workers: dict[Worker, bool] = {}

@@ -162,14 +162,14 @@ class PipeProtocol(H2Protocol):
         h2.update_settings(self.settings())
         self._turn = Turn()
         self._rest = b""
-        self.connection = _Connection(h2, cast("Transport", transport), config=self.config)
+        self.connection: _Connection = _Connection(h2, cast("Transport", transport), config=self.config)
         self.connection.fail = self.fail
         self.connection.turn = self._turn
         self.connection.write_ready = Ready()
         self.connection.write_ready.set()
         self.connection.flush()
         self.connection.initialize()
-        self.processor = self.make_processor()
+        self.processor: EventsProcessor = self.make_processor()
 
     @property
     def is_lost(self) -> bool:

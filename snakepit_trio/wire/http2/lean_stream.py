@@ -46,10 +46,14 @@ class LeanStream(Stream):
         self._h2_connection = connection._connection
         self._transport = connection._transport
         self.wrapper: None = None
-        self.id = stream_id
-        self.headers = self.trailers = None
+        self.id: int = stream_id
+        self.headers: Any = None
+        self.trailers: Any = None
         nothing = cast("Any", NOTHING)
-        self.buffer = self.window_updated = self.headers_received = self.trailers_received = nothing
+        self.buffer: Any = nothing
+        self.window_updated: Any = nothing
+        self.headers_received: Any = nothing
+        self.trailers_received: Any = nothing
 
 
 class Notice:
