@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 
+import snakepit_trio as sp
 from snakepit_trio.observe.timings import BUCKETS, RequestTimings
 
 prometheus = pytest.importorskip("snakepit_trio.observe.prometheus")
@@ -153,6 +154,77 @@ def test_gauges_while_the_runtime_lives() -> None:
     del other
     gc.collect()
     assert list(callback(cast("Any", None))) == []
+
+
+@pytest.mark.anyio
+async def test_the_phases_of_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from snakepit_trio.observe import tracing
+
+    telemetry, owner, waits, durations = made()
+    monkeypatch.setattr(tracing.anyio, "current_time", lambda: 100.0)
+    monkeypatch.setattr(tracing.time, "time_ns", lambda: 5_000_000_000_000)
+    request: Any = SimpleNamespace(
+        tool="t", submitted_at=100.5, dispatched_at=101.0, attempt=1, worker_id="w", error=None, session=None
+    )
+
+    def begun(*, decodes: bool = False) -> tuple[tracing.RequestTrace, Span]:
+        span = Span()
+        return tracing.RequestTrace(telemetry, cast("Any", span), "p", {}, decodes=decodes), span
+
+    def at(moment: float) -> int:
+        return int((5000 + moment - 100) * 1e9)
+
+    trace, span = begun()
+    trace.note("queued", request, 100.5)
+    assert not span.events
+    trace.note("dispatched", request, 101.0)
+    assert span.events == [
+        ("queue", {"snakepit.duration": 0.5}, at(100.5)),
+        ("dispatch", {"snakepit.worker_id": "w", "snakepit.attempt": 1}, at(101.0)),
+    ]
+    # Of another attempt the wait is no phase of its own.
+    request.attempt = 2
+    trace.note("dispatched", request, 101.0)
+    assert [event[0] for event in span.events] == ["queue", "dispatch", "dispatch"] and not span.ended
+    trace.note("completed", request, 102.0)
+    assert span.events[3:] == [("execute", {"snakepit.duration": 1.0}, at(101.0))]
+    assert span.ended == [at(102.0)] and span.status is None
+    assert span.attributes == {
+        "snakepit.worker_id": "w", "rpc.response.status_code": "OK", "snakepit.outcome": "completed",
+    }  # fmt: skip
+    trace.end()
+    assert span.ended == [at(102.0)]
+    assert [value for value, _ in waits.recorded] == [0.5, 0.5] and durations.recorded[0][0] == 1.5
+    # One whose result is decoded ends with that, and one that nobody tells of has no time of its own.
+    trace, span = begun(decodes=True)
+    trace.note("completed", request, 102.0)
+    assert not span.ended
+    with trace.decode():
+        monkeypatch.setattr(tracing.anyio, "current_time", lambda: 103.0)
+    assert span.events[-1] == ("decode", {"snakepit.duration": 3.0}, at(100.0)) and span.ended == [at(103.0)]
+    trace, span = begun()
+    trace.end()
+    assert span.ended == [None]
+    # No worker had it.
+    request.dispatched_at = math.nan
+    for outcome, error, code in (
+        ("cancelled", None, "CANCELLED"), ("expired", sp.RequestTimeout("late"), "DEADLINE_EXCEEDED"),
+        ("failed", sp.ToolError("x", code="odd"), "INTERNAL"),
+    ):  # fmt: skip
+        request.error = error
+        trace, span = begun(decodes=True)
+        trace.note(outcome, request, 103.5)
+        assert [event[:2] for event in span.events] == [("queue", {"snakepit.duration": 3.0})] and len(span.ended) == 1
+        recorded = durations.recorded[-1][1]
+        assert span.attributes["snakepit.outcome"] == outcome
+        assert (span.status is None) == (error is None) == ("error.type" not in recorded)
+        assert span.attributes["rpc.response.status_code"] == recorded["rpc.response.status_code"]
+        if outcome != "failed":
+            assert recorded["rpc.response.status_code"] == code
+        else:
+            # There may be any number of a tool's own codes.
+            assert recorded["error.type"] == "tool_error"
+    del owner
 
 
 def test_when_there_is_any() -> None:

@@ -11,9 +11,15 @@ from typer.main import get_command
 
 import snakepit_trio as sp
 from snakepit_trio.cli import build
+from snakepit_trio.hardware import Accelerator, Cpu, Hardware, Memory
+from snakepit_trio.launch.base import WorkerSpec
+from snakepit_trio.pool.fleet.scaling import Load
 from snakepit_trio.sessions.directory import SessionDirectory
 from snakepit_trio.sessions.programs import ProgramStore
-from snakepit_trio.tools.registry import ToolRegistry
+from snakepit_trio.sessions.records import Limits, ProgramInfo, SessionInfo
+from snakepit_trio.supervision.exits import Exit
+from snakepit_trio.supervision.runs import RunEntry
+from snakepit_trio.tools.registry import HostTool, ToolRegistry
 
 #: Options of a pool that have the same default on every machine.
 POOL = {
@@ -109,6 +115,19 @@ def test_records() -> None:
         sp.Event: "name measurements metadata time",
     }.items():
         assert set(names.split()) <= {field.name for field in attrs.fields(kind)}, kind
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        sp.PoolStats, sp.WorkerInfo, SessionInfo, ProgramInfo, Limits, HostTool, RunEntry, Exit, Load, WorkerSpec, Hardware,
+        Cpu, Memory, Accelerator,
+    ],
+)  # fmt: skip
+def test_records_are_made_by_name(kind: Any) -> None:
+    # So that a field may be put before another one.
+    with pytest.raises(TypeError, match="positional"):
+        kind("x")
 
 
 def test_what_stands_on_objects() -> None:
