@@ -22,6 +22,7 @@ from tests.interleavings import Actor, Interleavings
 
 #: Runs of one scenario: about a second; under the profile "soak" there is no limit, and all are made in a few minutes.
 MOST = None if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 700
+pytestmark = pytest.mark.timeout(900)
 SHARED = frozenset({"_crossings", "_parked", "in_user_code"})
 
 
