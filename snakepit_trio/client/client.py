@@ -241,6 +241,8 @@ class Client:
     async def ping(self, message: str = "") -> v1.PingResponse:
         """Ask who is there: the runtime's version and id, and its pools with their figures.
 
+        A cancellation leaves everything as it is.
+
         Args:
             message: Text that comes back in the answer.
 
@@ -251,7 +253,10 @@ class Client:
 
     @operation
     async def tools(self) -> tuple[v1.ToolSpec, ...]:
-        """What the pool's workers offer, by name."""
+        """What the pool's workers offer, by name.
+
+        A cancellation leaves everything as it is.
+        """
         answer = await self._link.unary(
             "ListTools", v1.ListToolsRequest(pool=self.name), v1.ListToolsResponse, again=True
         )
@@ -271,6 +276,8 @@ class Client:
         """Open a session, or resume the one of this id; leaving the block closes it, unless ``detach`` is set.
 
         A session of a client that was killed lives until it has not been used for its TTL.
+
+        A block that is cancelled closes the session all the same, unless ``detach`` is set.
 
         Args:
             id, affinity, ttl, metadata: As in :meth:`snakepit_trio.Pool.session`; ``ttl`` in seconds.
@@ -325,6 +332,8 @@ class Client:
     ) -> None:
         """Store a named blob, in the place of one of that name.
 
+        A cancellation leaves at once; the runtime may have done it by then.
+
         Args:
             name: Printable text of up to 256 bytes.
             data: Its bytes.
@@ -343,6 +352,8 @@ class Client:
     @operation
     async def get_program(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
         """A program's bytes.
+
+        A cancellation leaves everything as it is.
 
         Args:
             name: Its name.
@@ -364,6 +375,8 @@ class Client:
     @operation
     async def delete_program(self, name: str, *, session: str | None = None) -> bool:
         """Delete a program. Returns whether there was one.
+
+        A cancellation leaves at once; the runtime may have done it by then.
 
         Args:
             name: Its name.

@@ -127,6 +127,8 @@ class SessionDirectory:
     async def get(self, id: str) -> SessionInfo:
         """What there is to say of a session. Does not count as a use.
 
+        A cancellation leaves everything as it is.
+
         Raises:
             SessionNotFound: There is none of that id.
         """
@@ -135,7 +137,10 @@ class SessionDirectory:
 
     @operation
     async def list(self) -> tuple[SessionInfo, ...]:
-        """All sessions, by id."""
+        """All sessions, by id.
+
+        A cancellation leaves everything as it is.
+        """
         store = self._store
         async with self._lock:
             await self._tell(list(self._untold))

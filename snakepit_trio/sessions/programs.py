@@ -42,6 +42,8 @@ class ProgramStore:
     async def put(self, name: str, data: bytes, session: str | None = None, ttl: float | None = None) -> None:
         """Store a program, in the place of one of that name.
 
+        A cancellation comes before it, and nothing is stored, or after it.
+
         Args:
             name: Printable text of up to 256 bytes.
             data: Its bytes; copied.
@@ -73,14 +75,20 @@ class ProgramStore:
     async def get(self, name: str, session: str | None = None, *, default: Any) -> Any: ...
     @operation
     async def get(self, name: str, session: str | None = None, *, default: Any = None) -> Any:
-        """A program's bytes; ``default`` when there is none."""
+        """A program's bytes; ``default`` when there is none.
+
+        A cancellation leaves everything as it is.
+        """
         await self._check(name, session)
         found = await self._store.ask(self._store.tables.program, session, name, self._store.clock())
         return default if found is None else found
 
     @operation
     async def delete(self, name: str, session: str | None = None) -> bool:
-        """Delete a program. Returns whether there was one."""
+        """Delete a program. Returns whether there was one.
+
+        A cancellation comes before it, and nothing is deleted, or after it.
+        """
         await self._check(name, session)
         found: bool = await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
         if found:
@@ -89,7 +97,10 @@ class ProgramStore:
 
     @operation
     async def list(self, session: str | None = None) -> tuple[ProgramInfo, ...]:
-        """The programs that belong to a session, or to none, by name."""
+        """The programs that belong to a session, or to none, by name.
+
+        A cancellation leaves everything as it is.
+        """
         if session is not None:
             check_name(session, "session")
             await self._directory.tell_of(session)

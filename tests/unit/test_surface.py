@@ -11,6 +11,7 @@ from typer.main import get_command
 
 import snakepit_trio as sp
 from snakepit_trio.cli import build
+from snakepit_trio.client.session import RemoteSession
 from snakepit_trio.hardware import Accelerator, Cpu, Hardware, Memory
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.pool.fleet.scaling import Load
@@ -153,3 +154,37 @@ def test_errors_carry_their_context() -> None:
 
 def test_commands() -> None:
     assert set(COMMANDS) <= set(get_command(build()).commands)  # type: ignore[attr-defined]
+
+
+#: Async methods that are for other rooms of the library, and in no reference.
+INTERNAL = {
+    "Pool": {"aclose", "open"},
+    "Session": {"call"},
+    "SessionDirectory": {"end", "info", "keep", "leave", "open", "sweep", "tell_of", "use"},
+}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        sp.Pool,
+        sp.Session,
+        sp.Runtime,
+        sp.ToolContext,
+        sp.Client,
+        RemoteSession,
+        ProgramStore,
+        SessionDirectory,
+        ToolRegistry,
+    ],
+    ids=lambda kind: kind.__name__,
+)
+def test_each_async_method_says_what_a_cancellation_leaves(kind: type) -> None:
+    silent = []
+    for name, member in inspect.getmembers(kind, callable):
+        function = inspect.unwrap(member)
+        if name.startswith("_") or name in INTERNAL.get(kind.__name__, ()):
+            continue
+        if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+            silent += [name] * ("cancel" not in (member.__doc__ or "").lower())
+    assert not silent

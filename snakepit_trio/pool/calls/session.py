@@ -219,6 +219,8 @@ class Session:
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
         """Store a value, as it is now: later changes of the object are not seen.
 
+        A cancellation comes before it, and nothing is stored, or after it.
+
         Args:
             key: Printable text of up to 256 bytes.
             value: Anything that could be an argument of a tool.
@@ -251,6 +253,8 @@ class Session:
     async def get(self, key: str, default: Any = None) -> Any:
         """A value, read anew each time.
 
+        A cancellation leaves everything as it is.
+
         Args:
             key: The value's key.
             default: What to return when there is none.
@@ -266,6 +270,8 @@ class Session:
     async def get_versioned(self, key: str) -> tuple[Any, int]:
         """A value and its version, for ``put(..., expect=version)``; ``(None, 0)`` when there is none.
 
+        A cancellation leaves everything as it is.
+
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
@@ -274,6 +280,8 @@ class Session:
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
         """Replace a value by what a function makes of it, so that no other update is lost.
+
+        A cancellation comes before an attempt to store, and nothing is stored, or after it.
 
         Args:
             key: The value's key.
@@ -293,6 +301,8 @@ class Session:
     async def delete(self, key: str) -> bool:
         """Delete a value. Returns whether there was one.
 
+        A cancellation comes before it, and nothing is deleted, or after it.
+
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
@@ -302,6 +312,8 @@ class Session:
     @operation
     async def keys(self) -> tuple[str, ...]:
         """The keys of its values, sorted.
+
+        A cancellation leaves everything as it is.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -326,6 +338,8 @@ class Session:
     @operation
     async def info(self) -> SessionInfo:
         """What there is to say of it.
+
+        A cancellation leaves everything as it is.
 
         Raises:
             SessionNotFound: It was closed, or has expired.

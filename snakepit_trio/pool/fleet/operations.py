@@ -19,6 +19,8 @@ class Operations:
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
         """Wait until ``n`` workers are ready, all of them when None.
 
+        A cancellation ends the wait, and nothing else.
+
         Raises:
             WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
                 too.
@@ -33,6 +35,8 @@ class Operations:
 
         Surplus workers finish the calls that they hold, within ``stop_grace``.
 
+        A cancellation ends the wait; the new size stays.
+
         Raises:
             InvalidParameter: The size is not a positive int.
             WorkerStartupError: A new worker could not start.
@@ -46,6 +50,8 @@ class Operations:
         The new ones may be of another version of the adapter (with ``start_method="spawn"``, whose workers import it anew);
         from the first of them on, its tools are the pool's. A slot that has no worker tries at once.
 
+        After a cancellation the workers whose turn it is are replaced still, and those after them stay.
+
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
         """
@@ -57,6 +63,8 @@ class Operations:
 
         Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
         already is waited for.
+
+        A cancellation ends the wait; the worker is replaced still.
 
         Raises:
             InvalidParameter: The pool has no such worker.
