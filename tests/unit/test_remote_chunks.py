@@ -114,6 +114,23 @@ async def test_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
         rpc.cancelled += 1
 
 
+async def test_sixteen_mebibytes_are_many_and_four_are_few() -> None:
+    chunks, rpc = opened()
+    chunks._limit = 1 << 21
+    one = bytes(v1.ToolChunk(payload=pack(bytes(1 << 20), what="chunk", limit=1 << 21)))
+    for _ in range(15):
+        chunks.on_message(one)
+        assert not rpc.held
+    chunks.on_message(one)
+    assert rpc.held
+    # Each has a few bytes more.
+    for waiting in range(15, 3, -1):
+        await anext(chunks)
+        assert rpc.held, waiting
+    await anext(chunks)
+    assert not rpc.held
+
+
 async def test_an_error_comes_after_what_was_before_it() -> None:
     chunks, _ = opened()
     chunks.on_message(chunk("a"))

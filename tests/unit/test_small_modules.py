@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from snakepit_trio.client.host_tools import _Server
 from snakepit_trio.client.values import pack, unpack
 from snakepit_trio.launch.base import ExitStatus
 from snakepit_trio.launch.spawn import PopenReaper, _status_of
-from snakepit_trio.testing import Footprint, ScriptedWorkers
+from snakepit_trio.testing import Footprint, ScriptedWorkers, leaks
 from snakepit_trio.wire.generated.snakepit import v1
 
 # ---- times ---------------------------------------------------------------------------------------------
@@ -248,6 +249,24 @@ def test_what_has_grown() -> None:
         f"temporary directory snakepit-b-{os.getpid()}-y",
     ]  # fmt: skip
     assert before.grown_since(after) == ["file descriptor 3 -> pipe:[1]"]
+
+
+def test_the_threads_that_the_interpreter_would_wait_for() -> None:
+    go_on = threading.Event()
+    made = [
+        threading.Thread(target=go_on.wait, name=name, daemon=daemon)
+        for name, daemon in (("a", False), ("b", True), ("Trio thread 1", False))
+    ]
+    for thread in made:
+        thread.start()
+    try:
+        found = leaks._threads()
+        assert [thread in found for thread in made] == [True, False, False] and threading.current_thread() in found
+        assert f"a-{made[0].ident}" in Footprint.take().threads
+    finally:
+        go_on.set()
+        for thread in made:
+            thread.join()
 
 
 # ---- the end of scripted workers, and of processes -----------------------------------------------------
