@@ -152,7 +152,7 @@ async def test_nothing_can_be_read_on_the_way(net: Network, far: Any) -> None:
             nursery.start_soon(read)
             async with runtime_at(far, node(place)) as runtime:
                 pool = runtime.pool("default")
-                token = pool._parts.token
+                token = pool._services.token
                 assert await pool.execute("echo", {"value": secret}) == secret
                 assert await pool.execute("echo", {"value": secret * 1000}, metadata={"k": secret.decode()})
                 # A stranger at this end of the link, without a certificate, and one that does not even try.
