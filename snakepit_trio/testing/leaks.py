@@ -113,12 +113,7 @@ def _threads() -> set[threading.Thread]:
 
 def _children() -> list[psutil.Process]:
     """All descendants of this process."""
-    while True:
-        try:
-            return psutil.Process().children(recursive=True)
-        except IndexError:
-            # psutil has read the line of a process, anybody's, that was ending.
-            continue
+    return psutil.Process().children(recursive=True)
 
 
 def _mine() -> set[int]:

@@ -134,9 +134,6 @@ class ScriptedWorker:
             self.status = status
             self.over.set()
             self.close(f"died: {status}")
-            # With a process goes its memory, and the frames that it has not sent.
-            self._outbox.clear()
-            self._inbox.clear()
 
     def crash(self) -> None:
         """Make it end as by a segmentation fault."""
@@ -176,6 +173,9 @@ class ScriptedWorker:
                 nursery.start_soon(self._die_some_day)
             await self.over.wait()
             nursery.cancel_scope.cancel()
+        # With a process goes its memory, and the frames that it has not sent.
+        self._outbox.clear()
+        self._inbox.clear()
 
     def close(self, reason: str = "closed") -> None:
         """End its connection."""

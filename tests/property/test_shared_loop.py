@@ -21,7 +21,7 @@ from snakepit_trio.worker.shared_loop import SharedLoop
 from tests.interleavings import Actor, Interleavings
 
 #: Runs of one scenario: about a second; under the profile "soak" there is no limit, and all are made in a few minutes.
-MOST = None if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 700
+MOST = None if os.environ.get("HYPOTHESIS_PROFILE") == "soak" else 300
 pytestmark = pytest.mark.timeout(900)
 SHARED = frozenset({"_crossings", "_parked", "in_user_code"})
 
