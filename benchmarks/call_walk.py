@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import sys
 from collections import Counter
 from pathlib import Path
@@ -64,8 +65,13 @@ def walk() -> list[tuple[str, str]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", action="store_true", help="how many calls in each file")
+    parser.add_argument("--json", action="store_true", help="as a list of pairs")
+    options = parser.parse_args()
     found = walk()
-    if parser.parse_args().files:
+    if options.json:
+        print(json.dumps(found))
+        return
+    if options.files:
         for file, count in Counter(file for file, _ in found).most_common():
             print(f"{count:4} {file}")
     else:

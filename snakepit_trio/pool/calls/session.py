@@ -389,14 +389,7 @@ async def open_session(
         session._ties.join()
         yield session
     finally:
-        known.handles -= 1
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
-            try:
-                await _left(directory, known, session, detach=detach)
-            except Exception:
-                # Once more: nobody else would end it.
-                await _left(directory, known, session, detach=detach)
-                raise
+        await _let_go(directory, known, session, detach=detach)
 
 
 @asynccontextmanager
@@ -419,13 +412,19 @@ async def resume_session(
         session = Session(pool, directory, known, affinity=affinity_in(pool, known), on_lost="error")
         yield session
     finally:
-        known.handles -= 1
-        with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
-            try:
-                await _left(directory, known, session, detach=True)
-            except Exception:
-                await _left(directory, known, session, detach=True)
-                raise
+        await _let_go(directory, known, session, detach=True)
+
+
+async def _let_go(directory: SessionDirectory, known: KnownSession, session: Session | None, *, detach: bool) -> None:
+    """A block has ended, or was not entered: its handle is given back, also when it is cancelled."""
+    known.handles -= 1
+    with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
+        try:
+            await _left(directory, known, session, detach=detach)
+        except Exception:
+            # Once more: nobody else would end it.
+            await _left(directory, known, session, detach=detach)
+            raise
 
 
 async def _left(directory: SessionDirectory, known: KnownSession, session: Session | None, *, detach: bool) -> None:
