@@ -123,9 +123,11 @@ class Opened:
 
     rpc: Rpc
 
-    def __init__(self, link: Link, open_one: Callable[[Connection], Rpc]) -> None:
+    def __init__(self, link: Link, open_one: Callable[[Connection, bytes], Rpc], first: bytes) -> None:
         self._link = link
         self._open_one = open_one
+        # Sent again with each attempt, and let go of at the end: what refers to this object may be garbage that waits.
+        self._first = first
         self._patience = _Patience(link)
         self._connection: Connection | None = None
         self._slots: anyio.CapacityLimiter | None = None
@@ -142,7 +144,7 @@ class Opened:
             await slots.acquire_on_behalf_of(self)
             self._slots = slots
             try:
-                self.rpc = self._open_one(self._connection)
+                self.rpc = self._open_one(self._connection, self._first)
                 return
             except RpcFailure as exc:
                 self._release()
@@ -166,6 +168,7 @@ class Opened:
 
     def close(self) -> None:
         """Cancel it. Idempotent."""
+        self._first = b""
         if self._slots is not None:
             try:
                 self.rpc.cancel()
@@ -413,20 +416,19 @@ class Link:
             timeout: Seconds for all of it, told to the server; keeping to it is the caller's business.
             last: There are no more messages.
         """
-        data = bytes(request)
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
 
-        def open_one(connection: Connection) -> Rpc:
+        def open_one(connection: Connection, first: bytes) -> Rpc:
             left = math.inf if timeout is None else max(deadline - anyio.current_time(), 0.001)
             rpc = connection.rpc(BRIDGE + method, on_message=on_message, on_end=on_end, timeout=left)
-            rpc.send(data)
+            rpc.send(first)
             if last:
                 rpc.end()
             return rpc
 
-        opened = Opened(self, open_one)
-        await opened.open()
+        opened = Opened(self, open_one, bytes(request))
         try:
+            await opened.open()
             yield opened
         finally:
             opened.close()
