@@ -24,8 +24,10 @@ def find_generators() -> list[Any]:
     # Bit generators first: reseeding the others relies on it.
     for name in ("BitGenerator", "Generator", "RandomState"):
         kinds += _with_subclasses(getattr(numpy, name, None))
-    order = {kind: number for number, kind in enumerate(kinds)}
-    return sorted((found for found in gc.get_objects() if type(found) in order), key=lambda found: order[type(found)])
+    # By identity: a metaclass of somebody's may refuse to be hashed, or do anything else.
+    order = {id(kind): number for number, kind in enumerate(kinds)}
+    found = (each for each in gc.get_objects() if id(type(each)) in order)
+    return sorted(found, key=lambda each: order[id(type(each))])
 
 
 def _with_subclasses(kind: Any) -> list[Any]:

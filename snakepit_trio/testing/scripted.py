@@ -31,7 +31,8 @@ __all__ = ["Behaviour", "ScriptedWorker", "ScriptedWorkers"]
 _FIRST_PID = 1 << 24
 
 
-class ScriptedWorkers(Launcher, Wire):
+# A protocol's __init__ calls no other: so it comes last.
+class ScriptedWorkers(Wire, Launcher):
     """Everything below a pool, without processes.
 
     ``async with ScriptedWorkers({"add": add}).open_pool(size=2) as pool: ...``

@@ -165,17 +165,19 @@ class ScriptedWorker:
 
     async def serve(self) -> None:
         """Carry frames both ways, each after a while, in order."""
-        async with anyio.create_task_group() as nursery:
-            nursery.start_soon(self._carry_in, nursery)
-            nursery.start_soon(self._carry_out)
-            nursery.start_soon(self._stop_what_runs)
-            if self.world.behaviour.chance(self.world.behaviour.crash):
-                nursery.start_soon(self._die_some_day)
-            await self.over.wait()
-            nursery.cancel_scope.cancel()
-        # With a process goes its memory, and the frames that it has not sent.
-        self._outbox.clear()
-        self._inbox.clear()
+        try:
+            async with anyio.create_task_group() as nursery:
+                nursery.start_soon(self._carry_in, nursery)
+                nursery.start_soon(self._carry_out)
+                nursery.start_soon(self._stop_what_runs)
+                if self.world.behaviour.chance(self.world.behaviour.crash):
+                    nursery.start_soon(self._die_some_day)
+                await self.over.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            # With a process goes its memory, and the frames that it has not sent.
+            self._outbox.clear()
+            self._inbox.clear()
 
     def close(self, reason: str = "closed") -> None:
         """End its connection."""

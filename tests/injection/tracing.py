@@ -79,6 +79,8 @@ class Injector:
 
     def __init__(self, wanted: Callable[[Target], bool]) -> None:
         self.counts: Counter[Target] = Counter()
+        #: The exception, once it was raised.
+        self.raised: Injected | None = None
         self.raised_in: threading.Thread | None = None
         self.path: list[str] = []
         self._wanted = wanted
@@ -143,7 +145,8 @@ class Injector:
         if wish is not None and self.counts[target] == self._entry and self.raised_in is None:
             self.raised_in = threading.current_thread()
             self.path = stack_of(frame)
-            raise Injected(f"on entry {self._entry} to {target}")
+            self.raised = Injected(f"on entry {self._entry} to {target}")
+            raise self.raised
 
 
 def depth_of(exc: BaseException) -> int:

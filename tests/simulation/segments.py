@@ -77,6 +77,11 @@ class _HostMemory(SharedMemory):
         super().close()
 
 
+def _mapped() -> set[str]:
+    """The mappings of places that this process has."""
+    return {line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:snakepit" in line}
+
+
 class Segments:
     """The host's sides of one simulation.
 
@@ -89,6 +94,7 @@ class Segments:
         self.seen: Counter[str] = Counter()
         self._hosts: list[_HostMemory] = []
         self._budgets: dict[Budget, None] = {}
+        self._mapped_before = _mapped()
 
     def make(self, side: str, share: Callable[[], int | None] | None, budget: Budget, limit: int) -> SharedMemory:
         """Stands for the class."""
@@ -120,5 +126,4 @@ class Segments:
             assert memory._closed, f"{memory!r} was not closed"
             assert not memory._leases, f"{memory!r} is looked at by nobody"
         assert not any(budget.used for budget in self._budgets), "bytes of places that are gone are counted"
-        maps = Path("/proc/self/maps").read_text()
-        assert "memfd:snakepit" not in maps, "a place is still mapped"
+        assert not _mapped() - self._mapped_before, "a place is still mapped"

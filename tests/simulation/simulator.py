@@ -91,6 +91,11 @@ class Simulation(trio.abc.Instrument):
         self.outcomes[f"{caller.kind}:{outcome}"] += 1
         self.note(f"caller {caller.number} ({caller.kind} {caller.tool}): {outcome}")
 
+    def _forget_frames(self) -> None:
+        # The test keeps what was injected, and that would keep the frames that it has come through, with their payloads.
+        if self.injection is not None and self.injection.injector.raised is not None:
+            self.injection.injector.raised.__traceback__ = None
+
     def after_io_wait(self, timeout: float) -> None:
         # An exception from an instrument would only be logged.
         if self.invariants and self.failure is None:
@@ -155,6 +160,7 @@ class Simulation(trio.abc.Instrument):
             invariants.after_the_end()
         while self.kept:
             assert same(*self.kept.pop()), "an answer has changed with the pool's end"
+        self._forget_frames()
         self.segments.after_the_end()
         assert not self.world.alive, "workers are left"
 
@@ -170,6 +176,7 @@ class Simulation(trio.abc.Instrument):
         assert not scope.cancelled_caught, "a call stays in its worker"
         for invariants in self.invariants:
             invariants.at_rest()
+        self._forget_frames()
         self.segments.at_rest([worker.memory for worker in self.world.alive])
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 import typer
 from rich.console import Console
@@ -132,7 +133,8 @@ def test_one_that_does_not_answer() -> None:
         return status._without_answer(runs.Found(entry, None, problem))
 
     assert said(DEAD) == "run dead01: old.py, pid 7: stale, its host was killed; `snakepit cleanup` clears it away"
-    assert said(ONE, "no\nword") == "run abc123: one.py, pid 11, begun 2.0 h ago: alive, but no word"
+    one = attrs.evolve(ONE, started=time.time() - 7200)
+    assert said(one, "no\nword") == "run abc123: one.py, pid 11, begun 2.0 h ago: alive, but no word"
     assert said(RunEntry(run_id="x", alive=True), "no") == "run x: unknown program, pid ?: alive, but no"
 
 
