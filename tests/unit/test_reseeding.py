@@ -124,3 +124,16 @@ def test_torchs_own_is_seeded_where_there_is_torch(monkeypatch: pytest.MonkeyPat
     # One that is only half imported.
     monkeypatch.setitem(sys.modules, "torch", types.ModuleType("torch"))
     reseed([])
+
+
+def test_a_class_that_refuses_to_be_hashed_is_passed_over() -> None:
+    class Refuses(type):
+        def __hash__(cls) -> int:
+            raise SystemExit(3)
+
+    class Odd(metaclass=Refuses):
+        """Its instances are among what the collector knows."""
+
+    odd, generator = Odd(), random.Random(1)
+    odd.held = [generator]  # type: ignore[attr-defined]
+    assert any(found is generator for found in find_generators())
