@@ -74,7 +74,9 @@ class ExecuteToolRequest(msgspec.Struct):
 
     def __bytes__(self) -> bytes:
         payload = self.payload
-        parts = [_text(b"\x0a", self.tool), b"" if payload is None else _sized(b"\x12", _payload_bytes(payload))]
+        parts: list[bytes | bytearray | memoryview] = [_text(b"\x0a", self.tool)]
+        if payload is not None:
+            parts += _payload_parts(b"\x12", payload)
         if self.pool or self.session_id or self.metadata:
             parts += (_text(b"\x1a", self.pool), _text(b"\x22", self.session_id))
             for key, value in self.metadata.items():
@@ -146,23 +148,31 @@ def _buffer(data: bytes) -> Buffer:
 
 def payload_answer(payload: Payload) -> bytes:
     """An ``ExecuteToolResponse`` or a ``ToolChunk`` that holds this payload: both are the same bytes."""
-    return _sized(b"\x0a", _payload_bytes(payload))
+    return b"".join(_payload_parts(b"\x0a", payload))
 
 
-def _payload_bytes(payload: Payload) -> bytes:
+def _payload_parts(tag: bytes, payload: Payload) -> list[bytes | bytearray | memoryview]:
+    """A field that holds a payload, in parts, of which the large ones are the values themselves: they are copied once, when the
+    message is joined."""
     data = payload.data
-    parts: list[bytes | bytearray | memoryview] = []
+    parts: list[bytes | bytearray | memoryview] = [b"", b"", b""]
     if payload.encoding:
-        parts += (b"\x08", varint(payload.encoding))
+        parts[2] = b"\x08" + varint(payload.encoding)
+    length = len(parts[2])
     if data:
-        parts += (b"\x12", varint(len(data)), data)
+        head = b"\x12" + varint(len(data))
+        parts += (head, data)
+        length += len(head) + len(data)
     for buffer in payload.buffers:
         if isinstance(buffer, SharedBlock):
             raise FrameError("a client has no shared memory with us")
         size = memoryview(buffer).nbytes
-        head = b"\x0a" + varint(size)
-        parts += (b"\x1a", varint(len(head) + size), head, buffer)
-    return b"".join(parts)
+        inner = b"\x0a" + varint(size)
+        head = b"\x1a%b%b" % (varint(len(inner) + size), inner)
+        parts += (head, buffer)
+        length += len(head) + size
+    parts[:2] = (tag, varint(length))
+    return parts
 
 
 def _text(tag: bytes, value: str) -> bytes:
