@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import FAILED, run, to_json
+from .progress import ProgressBar
 
 _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test"}
 
@@ -42,7 +43,7 @@ def demo(
         async with sp.open_pool("code_metrics", size=workers) as pool:
             opened = time.perf_counter()
             async with pool.runtime.events.subscribe("request.dispatched", "worker.ready") as events:
-                with _bar(len(modules), quiet=as_json) as advance:
+                with ProgressBar(False if as_json else None, len(modules), title="measuring", unit="modules") as bar:
                     async with pool.map(
                         "measure", ({"path": str(path)} for path in modules), ordered=False, return_errors=True
                     ) as results:
@@ -52,7 +53,7 @@ def demo(
                             else:
                                 rows.append(result)
                             done = len(rows) + len(found["errors"])
-                            advance(done)
+                            bar.update(done)
                             if kill and not killed and done >= len(modules) // 2:
                                 victim = next((w for w in pool.workers() if w.state == "busy"), None)
                                 if victim is not None and victim.pid is not None:
@@ -107,31 +108,6 @@ def _tell(killed: dict[str, Any], events: Any) -> None:
             killed["replaced_by"] = event.metadata["worker_id"]
             killed["replaced_after"] = round(event.time - at, 3)
     killed["run_again"] = again
-
-
-class _bar:
-    """A progress bar on a terminal, nothing elsewhere."""
-
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        self._total = total
-        self._bar: Any = None
-        if sys.stderr.isatty() and not quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TextColumn("modules")
-            self._bar = Progress(*columns, console=Console(stderr=True))
-
-    def __enter__(self) -> Any:
-        if self._bar is None:
-            return lambda done: None
-        self._bar.start()
-        task = self._bar.add_task("", total=self._total)
-        return lambda done: self._bar.update(task, completed=done)
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
 
 def _show(found: dict[str, Any], asked: int) -> None:

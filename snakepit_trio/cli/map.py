@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from .common import FAILED, UNUSABLE, fail, run, to_json
+from .progress import ProgressBar
 from .tools import type_words
 
 #: What stands for a file's own in a template.
@@ -107,7 +107,7 @@ def map_command(
                 files = list(_files(inputs, glob))
                 known = len(files)
                 params = from_files(files)
-            with _progress(progress, known) as advance:
+            with ProgressBar(progress, known, title="running") as bar:
                 async with pool.map(
                     tool,
                     params,
@@ -127,8 +127,8 @@ def map_command(
                                 line["error"]["type"] = result.remote_type
                         else:
                             line["result"] = result
-                        print(to_json(line), flush=True)
-                        advance(done, failed)
+                        bar.print(to_json(line))
+                        bar.update(done, f"running, {failed} failed" if failed else None)
         if failed:
             print(f"snakepit: {failed} of {done} inputs failed", file=sys.stderr)
         return FAILED if failed else 0
@@ -240,33 +240,3 @@ async def _lines() -> AsyncIterator[tuple[int, bytes]]:
             if rest:
                 yield number + 1, rest
             return
-
-
-class _progress:
-    """A progress bar, or nothing; gives the function that moves it."""
-
-    def __init__(self, wanted: bool | None, total: int | None) -> None:
-        self._wanted = sys.stderr.isatty() if wanted is None else wanted
-        self._total = total
-        self._bar: Any = None
-        self._began = time.monotonic()
-
-    def __enter__(self) -> Any:
-        if not self._wanted:
-            return lambda done, failed: None
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bar = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-            console=Console(stderr=True),
-        )  # fmt: skip
-        self._bar.start()
-        task = self._bar.add_task("running", total=self._total)
-        return lambda done, failed: self._bar.update(
-            task, completed=done, description="running" if not failed else f"running, {failed} failed"
-        )
-
-    def __exit__(self, *exc: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
