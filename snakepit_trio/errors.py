@@ -114,6 +114,20 @@ class ToolExists(SnakepitError):
     default_code = "tool_exists"
 
 
+class RemoteTraceback(Exception):
+    """Where in a worker an exception was raised; the ``__cause__`` of a :class:`ToolError` and of a :class:`WorkerStartupError`.
+
+    It is there to be printed: ``traceback.print_exception``, a log record's ``exc_info``, pytest and an uncaught error show the
+    worker's frames above the host's. Programs read ``ToolError.remote_traceback``.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+
+    def __str__(self) -> str:
+        return f'\n"""\n{self.args[0].rstrip()}\n"""'
+
+
 class ToolError(SnakepitError):
     """A tool raised. The worker is well and goes on serving.
 
@@ -124,7 +138,8 @@ class ToolError(SnakepitError):
     Attributes:
         remote_type: The exception's class: its bare name for a built-in one, else ``module.QualName``.
         remote_message: What ``str()`` of the exception gave in the worker, redacted; of a group, with what its leaves say.
-        remote_traceback: The worker's formatted traceback, redacted.
+        remote_traceback: The worker's formatted traceback, redacted; where there is one, it is also the error's ``__cause__``,
+            a :class:`RemoteTraceback`.
         remote_types: ``module.QualName`` of the exception's class and of its bases, nearest first; of a group, followed by
             those of its leaves.
         leaves: When the tool raised a group of exceptions: the first of its leaves, each as an error of its own.
@@ -151,6 +166,7 @@ class ToolError(SnakepitError):
         self.remote_type = remote_type
         self.remote_message = remote_message
         self.remote_traceback = remote_traceback
+        _show(self, remote_traceback)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The class was made for the exception's own bases, so it is made anew and not looked up by name.
@@ -160,7 +176,16 @@ class ToolError(SnakepitError):
 def _rebuild_tool_error(
     code: str, names: tuple[str, ...], args: tuple[Any, ...], state: dict[str, Any]
 ) -> SnakepitError:
-    return _rebuild(_tool_error_class(class_for_code(code).default_code, names), args, state)
+    error = _rebuild(_tool_error_class(class_for_code(code).default_code, names), args, state)
+    _show(error, state.get("remote_traceback"))
+    return error
+
+
+def _show(error: SnakepitError, remote_traceback: object) -> None:
+    """Have whatever prints an error print the worker's frames, too."""
+    text = exact_text(remote_traceback)
+    if text:
+        error.__cause__ = RemoteTraceback(text)
 
 
 class PoolNotFound(SnakepitError, LookupError):
@@ -216,12 +241,18 @@ class WorkerBusy(SnakepitError):
 class WorkerStartupError(SnakepitError):
     """No worker of the pool could be started. ``details`` holds ``pool`` and ``reason``.
 
+    What the adapter raised meanwhile is shown as the error's ``__cause__``, a :class:`RemoteTraceback`.
+
     From a pool that is open it is retryable: ``details["retry_after"]`` is the time in seconds until the next worker is
     started, and ``details["option"]`` the option of the pool that decides when that is. Workers that calls have ended
     don't count.
     """
 
     default_code = "worker_startup"
+
+    def __init__(self, message: str = "", **options: Any) -> None:
+        super().__init__(message, **options)
+        _show(self, self.details.get("remote_traceback"))
 
 
 class SessionNotFound(SnakepitError, LookupError):

@@ -92,6 +92,8 @@ def _error(exc: Any) -> dict[str, Any]:
     found = {"code": exc.code, "message": exc.message, "retryable": exc.retryable}
     if getattr(exc, "remote_type", ""):
         found["type"] = exc.remote_type
+    if getattr(exc, "remote_traceback", ""):
+        found["traceback"] = exc.remote_traceback
     if last := last_words(exc):
         found["stderr"] = last
     return found

@@ -125,6 +125,8 @@ def map_command(
                             line["error"] = {"code": result.code, "message": message}
                             if isinstance(result, sp.ToolError):
                                 line["error"]["type"] = result.remote_type
+                                if result.remote_traceback:
+                                    line["error"]["traceback"] = result.remote_traceback
                         else:
                             line["result"] = result
                         bar.print(to_json(line))

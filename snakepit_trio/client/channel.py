@@ -68,8 +68,10 @@ def client_tls(tls: ssl.SSLContext | TlsConfig | str | bool | None) -> ssl.SSLCo
 
 
 def failure(status: int, message: str, trailers: Any) -> SnakepitError:
-    """The exception for an RPC that failed."""
-    return error_from_trailers(trailers, status, message)
+    """The exception for an RPC that failed, to be raised as it is: its cause, where it has one, is what a tool raised."""
+    error = error_from_trailers(trailers, status, message)
+    error.__suppress_context__ = True
+    return error
 
 
 def _read(answer: type[M], reply: bytes) -> M:
@@ -149,7 +151,7 @@ class Opened:
             except RpcFailure as exc:
                 self._release()
                 if not await self._patience.again(exc, self._connection):
-                    raise failure(exc.status, exc.message, exc.trailers) from None
+                    raise failure(exc.status, exc.message, exc.trailers)
             except BaseException:
                 self._release()
                 raise
@@ -323,7 +325,7 @@ class Link:
                 error = failure(exc.status, exc.message, exc.trailers)
                 if isinstance(error, ConnectionLost):
                     raise
-                raise error from None
+                raise error
         except BaseException:
             transport.abort()
             raise
@@ -380,7 +382,7 @@ class Link:
                     unprocessed = exc
                 elif not (again and lost and attempt < _ATTEMPTS):
                     try:
-                        raise error from None
+                        raise error
                     finally:
                         # Its traceback holds this frame, with the request, which must not wait for a garbage collection.
                         del error

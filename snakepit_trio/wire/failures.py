@@ -29,6 +29,7 @@ from snakepit_trio._exceptions import (
 from snakepit_trio.errors import (
     GRPC_STATUS,
     MAX_REMOTE_TYPES,
+    RemoteTraceback,
     SnakepitError,
     ToolError,
     class_for_code,
@@ -118,7 +119,9 @@ def describe_exception(exc: BaseException, *, redact: Redact) -> ErrorInfo:
         # One that came from another process, and goes on: it is still caught by the types that it had there.
         info = to_info(exc, redact=redact)  # type: ignore[arg-type]
         again = "The above exception was raised again here"
-        info.remote_traceback = clean(f"{info.remote_traceback}\n{again}:\n\n{trace}", TRACEBACK_LIMIT)
+        if not is_a(attempt(exc, getattr, exc, "__cause__") or exc, RemoteTraceback):
+            trace = f"{info.remote_traceback}\n{again}:\n\n{trace}"
+        info.remote_traceback = clean(trace, TRACEBACK_LIMIT)
         return info
     else:
         info = _describe(exc, redact)

@@ -114,7 +114,7 @@ async def test_in_the_host_and_through_a_worker() -> None:
                 with anyio.fail_after(20):
                     assert await pool.execute("host", {"kind": kind}) != "nothing"
                     error = await told(lambda kind=kind: pool.execute("passes_on", {"kind": kind}))  # type: ignore[misc]
-                    assert "raised again" in error.remote_traceback
+                    assert "direct cause" in error.remote_traceback
             assert await pool.execute("runs") == dict.fromkeys(kinds, 1)
 
 

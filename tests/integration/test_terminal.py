@@ -63,9 +63,7 @@ def test_results_of_a_map_go_into_the_file(adapter: Path, options: tuple[str, ..
 
 def test_results_of_a_map_go_through_the_pipe_while_the_bar_goes_into_a_file(adapter: Path) -> None:
     with (adapter / "out.jsonl").open("w") as out, (adapter / "err").open("w") as err:
-        code, shown = in_terminal(
-            adapter, "map", "given", "double", "-", "--progress", stdin=LINES, out=out, err=err
-        )
+        code, shown = in_terminal(adapter, "map", "given", "double", "-", "--progress", stdin=LINES, out=out, err=err)
     assert (code, shown) == (0, "")
     assert len((adapter / "out.jsonl").read_text().splitlines()) == 2
     assert "twice" not in (adapter / "err").read_text()
