@@ -151,7 +151,7 @@ class Opened:
             except RpcFailure as exc:
                 self._release()
                 if not await self._patience.again(exc, self._connection):
-                    raise failure(exc.status, exc.message, exc.trailers)
+                    raise failure(exc.status, exc.message, exc.trailers)  # noqa: B904  # It has a cause already, or needs none.
             except BaseException:
                 self._release()
                 raise
@@ -325,7 +325,7 @@ class Link:
                 error = failure(exc.status, exc.message, exc.trailers)
                 if isinstance(error, ConnectionLost):
                     raise
-                raise error
+                raise error from None
         except BaseException:
             transport.abort()
             raise
