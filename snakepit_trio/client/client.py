@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Unpack
 
 import anyio
-import sniffio
 
 from snakepit_trio._bulkhead import block, operation
 from snakepit_trio._call_options import (
@@ -16,14 +15,12 @@ from snakepit_trio._call_options import (
     CallOptions,
     StreamKeywords,
     Unset,
-    check_limit,
     check_params,
     check_tool,
     declares,
 )
-from snakepit_trio._waiting import event_loop
+from snakepit_trio._map_results import MapCalls, MapResults, MapTasks, open_map
 from snakepit_trio.errors import SnakepitError
-from snakepit_trio.pool.calls.map import MapResults, MapTasks, running
 from snakepit_trio.sessions.records import check_ttl
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.generated.snakepit import v1
@@ -203,37 +200,14 @@ class Client:
             InvalidParameter: ``limit`` is refused.
             SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
         """
-        # Before the boundary: what the inputs themselves raise is the caller's own.
-        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
-        return self._map(tool, source, options, limit, ordered=ordered, return_errors=return_errors)
 
-    @block("map")
-    def _map(
-        self,
-        tool: str,
-        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
-        keywords: CallKeywords,
-        limit: int | None,
-        *,
-        ordered: bool,
-        return_errors: bool,
-    ) -> AbstractAsyncContextManager[MapResults]:
-        check_limit(limit)
-        options = CallOptions.of(keywords)
-        tasks = MapTasks(lambda params: self._execute(tool, params, options))
-        results = MapResults(
-            inputs,
-            limit=lambda: limit or _MAP_LIMIT,
-            has_room=lambda: True,
-            ordered=ordered,
-            return_errors=return_errors,
-            submit=tasks.submit,
-            take=tasks.take,
-            cancel=tasks.cancel,
-            loop=event_loop(sniffio.current_async_library()),
-            errors=self._errors,
-        )
-        return running(results, tasks)
+        def begin() -> MapCalls:
+            own = CallOptions.of(options)
+            return MapTasks(lambda params: self._execute(tool, params, own)).calls(lambda: limit or _MAP_LIMIT)
+
+        return open_map(
+            inputs, begin, limit=limit, ordered=ordered, return_errors=return_errors, errors=self._errors
+        )  # fmt: skip
 
     # ---- the runtime -------------------------------------------------------------------------------
 

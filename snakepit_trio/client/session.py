@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from snakepit_trio._bulkhead import block, operation
 from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares
+from snakepit_trio.sessions.records import compare_and_set
 from snakepit_trio.wire.frames import MSGPACK
 from snakepit_trio.wire.generated.snakepit import v1
 
@@ -98,11 +99,7 @@ class RemoteSession:
 
         A cancellation leaves at once; the runtime may have stored the new value by then.
         """
-        while True:
-            value, version = await self.get_versioned(key)
-            new = function(value if version else default)
-            if await self.put(key, new, expect=version) is not None:
-                return new
+        return await compare_and_set(self.get_versioned, self.put, key, function, default)
 
     @operation
     async def delete(self, key: str) -> bool:

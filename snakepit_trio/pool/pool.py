@@ -33,7 +33,6 @@ from snakepit_trio.errors import (
 from snakepit_trio.policies.guard import Guard
 
 from .calls.execute import Calls
-from .calls.map import MapResults
 from .calls.proxy import bind
 from .calls.session import OnLost, Session, open_session
 from .calls.stream import ChunkStream
@@ -53,6 +52,7 @@ from .snapshot import snapshot
 from .stats import PoolStats, WorkerInfo
 
 if TYPE_CHECKING:
+    from snakepit_trio._map_results import MapResults
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.runtime import Runtime
     from snakepit_trio.wire.handshake_messages import ToolSpec

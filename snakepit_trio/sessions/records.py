@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import attrs
@@ -20,6 +20,7 @@ __all__ = [
     "SessionInfo",
     "check_name",
     "check_ttl",
+    "compare_and_set",
     "new_generation",
     "over_quota",
     "session_not_found",
@@ -172,3 +173,22 @@ def check_name(value: object, what: str) -> str:
             details={"path": what},
         )
     return value
+
+
+async def compare_and_set(
+    read: Callable[[str], Awaitable[tuple[Any, int]]],
+    store: Callable[..., Awaitable[int | None]],
+    key: str,
+    function: Callable[[Any], Any],
+    default: Any,
+) -> Any:
+    """Replace a value by what a function makes of it, as often as another update comes first; returns the new value.
+
+    Args:
+        read, store: ``get_versioned`` and ``put`` of a session.
+    """
+    while True:
+        value, version = await read(key)
+        new = function(value if version else default)
+        if await store(key, new, expect=version) is not None:
+            return new

@@ -95,13 +95,13 @@ MAY_KEEP_SILENT: Mapping[tuple[str, str], str] = {
 CALLED: Mapping[tuple[str, str], str] = {
     ("pool/calls/execute.py", "Calls.execute"): "Pool.execute",
     ("pool/calls/execute.py", "Calls.map"): "Pool.map",
-    ("pool/calls/execute.py", "Calls._calling"): "Pool.map",
+    ("_map_results.py", "open_map"): "Pool.map",
     ("pool/calls/session.py", "Session._bind"): "Session.execute",
-    ("pool/calls/map.py", "MapResults.__aiter__"): "the map",
-    ("pool/calls/map.py", "MapResults.__anext__"): "the map",
+    ("_map_results.py", "MapResults.__aiter__"): "the map",
+    ("_map_results.py", "MapResults.__anext__"): "the map",
     ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
     ("pool/pool.py", "Pool.map"): "Pool.execute_many",
-    ("pool/calls/map.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
+    ("_map_results.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventBus.subscribe"): "entering its block",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
 }

@@ -11,9 +11,9 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
+from snakepit_trio._map_results import MapResults
 from snakepit_trio.pool.calls import session as session_module
 from snakepit_trio.pool.calls.affinity import Ties
-from snakepit_trio.pool.calls.map import MapResults
 from snakepit_trio.pool.calls.session import Session
 from snakepit_trio.pool.calls.stream import ChunkStream
 from snakepit_trio.pool.scheduling.repair import RepairableLedger

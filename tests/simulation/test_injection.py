@@ -43,7 +43,7 @@ def test_an_exception_ends_no_more_than_what_it_ran_for(internal_errors: list[Ba
 OUTSIDE = [
     r"pool/fleet/dispatch\.py _WorkerPort\.start$", r"pool/fleet/dispatch\.py _WorkerPort\.cancel$",
     r"pool/observer\.py RequestObserver\.__call__$", r"_waiting\.py .*Waiter\.wake$", r"pool/calls/stream\.py ChunkStream\.wake$",
-    r"pool/calls/map\.py .*\.wake$",
+    r"_map_results\.py .*\.wake$",
 ]  # fmt: skip
 #: Calls that are sent ahead and taken back are rare.
 RARELY = [r"pool/fleet/dispatch\.py _WorkerPort\.withdraw$", r"pool/fleet/dispatch\.py _WorkerPort\.recall$"]

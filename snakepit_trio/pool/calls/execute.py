@@ -7,18 +7,18 @@ more call here.
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import anyio
 
-from snakepit_trio._call_options import CallOptions, check_limit
+from snakepit_trio._call_options import CallOptions
 from snakepit_trio._interrupts import protected
+from snakepit_trio._map_results import MapCalls, MapResults, MapTasks, open_map
 from snakepit_trio.errors import SnakepitError
 
 from ..scheduling.request import Binding, Outcome, Phase, Request
-from .map import MapResults, MapTasks, running
 from .paused import Standing, session_closed
 from .stream import STREAM_BYTES, STREAM_WINDOW, ChunkStream
 from .submission import Arguments, Submission
@@ -327,48 +327,32 @@ class Calls:
         return_errors: bool,
     ) -> AbstractAsyncContextManager[MapResults]:
         """See :meth:`Pool.map`."""
-        # Before the boundary: what the inputs themselves raise is the caller's own.
-        source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
-        return self._calling(self._map, tool, source, options, limit, ordered=ordered, return_errors=return_errors)
+        patient = isinstance(inputs, AsyncIterable)
 
-    def _map(
-        self,
-        tool: str,
-        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
-        keywords: CallKeywords,
-        limit: int | None,
-        *,
-        ordered: bool,
-        return_errors: bool,
-    ) -> AbstractAsyncContextManager[MapResults]:
-        options = CallOptions.of(keywords)
-        check_limit(limit)
-        make = functools.partial(
-            MapResults,
-            inputs,
-            limit=functools.partial(self._map_limit, tool, limit, patient=isinstance(inputs, AsyncIterable)),
-            has_room=lambda: self._scheduler.has_room,
-            ordered=ordered,
-            return_errors=return_errors,
-            loop=self._loop,
-            errors=self._errors,
-        )
-        if self._guard is not None:
-            tasks = MapTasks(
-                lambda params: self.execute(tool, params, options, tasks=tasks),
-                has_room=lambda: self._scheduler.has_room,
+        def has_room() -> bool:
+            return self._scheduler.has_room
+
+        def begin() -> MapCalls:
+            own, now = CallOptions.of(options), functools.partial(self._map_limit, tool, limit, patient=patient)
+            if self._guard is not None:
+                tasks = MapTasks(lambda params: self.execute(tool, params, own, tasks=tasks), has_room)
+                return tasks.calls(now)
+            submission = self._submission
+
+            def submit(params: Mapping[str, Any], wake: Callable[[], None]) -> Request:
+                return submission.submit(submission.make(tool, params, own, wake, batch=True))
+
+            return MapCalls(
+                now,
+                has_room,
+                lambda params, wake: self._calling(submit, params, wake),
+                submission.take,
+                lambda request: self._scheduler.cancel(request, self._loop.now()),
             )
-            results = make(submit=tasks.submit, take=tasks.take, cancel=tasks.cancel)
-            return self._errors.block(running(results, tasks), "map")
-        submission = self._submission
-        results = make(
-            submit=lambda params, wake: self._calling(
-                lambda: submission.submit(submission.make(tool, params, options, wake, batch=True))
-            ),
-            take=submission.take,
-            cancel=lambda request: self._scheduler.cancel(request, self._loop.now()),
-        )
-        return self._errors.block(running(results), "map")
+
+        return open_map(
+            inputs, begin, limit=limit, ordered=ordered, return_errors=return_errors, errors=self._errors
+        )  # fmt: skip
 
     def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
         """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""

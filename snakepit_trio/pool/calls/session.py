@@ -18,7 +18,7 @@ from snakepit_trio.errors import (
     SessionNotFound,
     SnakepitError,
 )
-from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, session_not_found
+from snakepit_trio.sessions.records import SessionInfo, check_name, check_ttl, compare_and_set, session_not_found
 from snakepit_trio.tools.registry import ToolRegistry
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import MSGPACK, Payload
@@ -291,11 +291,7 @@ class Session:
         Returns:
             The new value.
         """
-        while True:
-            value, version = await self.get_versioned(key)
-            new = function(value if version else default)
-            if await self.put(key, new, expect=version) is not None:
-                return new
+        return await compare_and_set(self.get_versioned, self.put, key, function, default)
 
     @operation
     async def delete(self, key: str) -> bool:

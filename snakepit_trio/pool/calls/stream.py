@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import anyio
-import anyio.lowlevel
 
-from snakepit_trio._interrupts import protected
-from snakepit_trio.errors import SnakepitError
+from snakepit_trio._chunks import Chunks
+from snakepit_trio.wire.frames import Payload
 
 from ..scheduling.request import Outcome, Phase
 
@@ -17,8 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from snakepit_trio._bulkhead import InternalErrors
-    from snakepit_trio._waiting import EventLoop, Waiter
-    from snakepit_trio.wire.frames import Payload
+    from snakepit_trio._waiting import EventLoop
 
     from ..scheduling.request import Request
 
@@ -26,14 +23,10 @@ __all__ = ["STREAM_BYTES", "STREAM_WINDOW", "ChunkStream"]
 
 #: How many chunks of one stream may be under way or wait for the consumer; and bytes, beyond which one chunk may go.
 STREAM_WINDOW, STREAM_BYTES = 64, 16 * 1024 * 1024
-#: After so many chunks that were there already, other tasks get their turn.
-_IN_A_ROW = 16
 
 
-class ChunkStream:
-    """The chunks of one call: an async iterator of the values that the tool yields, for one task: a second one that
-    reads at the same time gets ``anyio.BusyResourceError``, and one that reads when the block has been left before the end, or
-    is waiting then, ``anyio.ClosedResourceError``, as from any stream of anyio's.
+class ChunkStream(Chunks[Payload]):
+    """The chunks of one call of a pool; see :class:`snakepit_trio._chunks.Chunks`.
 
     Up to ``window`` chunks are under way or wait here, and none comes once those have ``window_bytes`` or more; a consumer
     that pauses makes the tool's generator pause.
@@ -51,7 +44,7 @@ class ChunkStream:
         loop: EventLoop,
         errors: InternalErrors,
     ) -> None:
-        self._errors = errors
+        super().__init__(loop, errors)
         self.request: Request | None = None
         self.window = window
         self.window_bytes = window_bytes
@@ -62,18 +55,11 @@ class ChunkStream:
         self._room = window_bytes
         self._credit = credit
         self._decode = decode
-        self._chunks: deque[Payload] = deque()
         self._taken = 0
         self._taken_bytes = 0
-        self._in_a_row = 0
-        self._left = False
         self._given = False
-        self._exhausted = False
         # A reader was waiting when the call ended.
         self._starved = False
-        self._reading = False
-        self._loop = loop
-        self._consumer: Waiter | None = None
         self.released: anyio.Event = anyio.Event()
 
     def __repr__(self) -> str:
@@ -105,8 +91,7 @@ class ChunkStream:
     def wake(self) -> None:
         """The call has ended."""
         self._starved = self._consumer is not None
-        if self._consumer is not None:
-            self._consumer.wake()
+        self._wake()
 
     def verdict(self, *, gone: bool) -> BaseException | bool | None:
         """What the call, which its reader leaves now, says of the tool: how it has failed; True: it did well; None: nothing.
@@ -125,82 +110,37 @@ class ChunkStream:
 
     def leave(self) -> None:
         """The consumer has left; nothing more can be had here."""
-        self._left = True
         self.on_held = None
-        self._chunks.clear()
+        super().leave()
 
-    def __aiter__(self) -> ChunkStream:
-        return self
+    def _take(self) -> Any:
+        request = self.request
+        assert request is not None
+        if request.outcome is Outcome.EXPIRED and request.error is not None:
+            raise request.error
+        self._given = True
+        chunk = self._chunks.popleft()
+        self._taken += 1
+        self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
+        half = self._taken * 2 >= self.window or self._taken_bytes * 2 >= self.window_bytes
+        if self.on_held is not None:
+            self.on_held()
+        if half and request.phase is Phase.RUNNING:
+            # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
+            self._credits += self._taken
+            self._room += self._taken_bytes
+            self._credit(self._taken, self._taken_bytes)
+            self._taken = self._taken_bytes = 0
+        return self._decode(chunk)
 
-    @protected
-    async def __anext__(self) -> Any:
-        """Wait for the next chunk. A cancellation loses none.
-
-        Raises:
-            anyio.BusyResourceError: Another task waits for it already.
-            anyio.ClosedResourceError: The block has been left.
-        """
-        try:
-            request = self.request
-            assert request is not None
-            if self._reading:
-                raise anyio.BusyResourceError("reading from")
-            self._reading = True
-            try:
-                if not self._chunks:
-                    await self._arrival(request)
-                    self._in_a_row = 0
-                if request.outcome is Outcome.EXPIRED and request.error is not None:
-                    raise request.error
-                self._in_a_row += 1
-                if self._in_a_row >= _IN_A_ROW:
-                    self._in_a_row = 0
-                    await anyio.lowlevel.checkpoint()
-                else:
-                    await self._loop.check()
-            finally:
-                self._reading = False
-            if self._left:
-                raise anyio.ClosedResourceError
-            self._given = True
-            chunk = self._chunks.popleft()
-            self._taken += 1
-            self._taken_bytes += chunk.size if chunk.buffers else len(chunk.data)
-            half = self._taken * 2 >= self.window or self._taken_bytes * 2 >= self.window_bytes
-            if self.on_held is not None:
-                self.on_held()
-            if half and request.phase is Phase.RUNNING:
-                # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
-                self._credits += self._taken
-                self._room += self._taken_bytes
-                self._credit(self._taken, self._taken_bytes)
-                self._taken = self._taken_bytes = 0
-            return self._decode(chunk)
-        except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError, anyio.ClosedResourceError):
-            raise
-        except Exception as exc:
-            raise self._errors.caller(exc, "stream") from exc
-
-    async def _arrival(self, request: Request) -> None:
-        """Wait until there is a chunk.
-
-        Raises:
-            StopAsyncIteration: There will be none, for the call has ended well.
-            anyio.ClosedResourceError: The block has been left.
-        """
-        while not self._chunks:
-            if self._left and not self._exhausted:
-                raise anyio.ClosedResourceError
-            if request.phase is Phase.DONE:
-                if request.error is not None:
-                    if request.outcome is Outcome.CANCELLED:
-                        # The worker saw the end of the caller's scope a moment before the scope itself does.
-                        await anyio.sleep_until(request.scope_deadline)
-                    raise request.error
-                self._exhausted = True
-                raise StopAsyncIteration
-            self._consumer = self._loop.waiter()
-            try:
-                await self._consumer.wait()
-            finally:
-                self._consumer = None
+    async def _ended(self) -> bool:
+        request = self.request
+        assert request is not None
+        if request.phase is not Phase.DONE:
+            return False
+        if request.error is not None:
+            if request.outcome is Outcome.CANCELLED:
+                # The worker saw the end of the caller's scope a moment before the scope itself does.
+                await anyio.sleep_until(request.scope_deadline)
+            raise request.error
+        return True

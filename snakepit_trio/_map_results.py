@@ -7,26 +7,27 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
+import attrs
+import sniffio
 
-from snakepit_trio._bell import Bell
-from snakepit_trio._interrupts import Unwrapped, exposed, managed, protected
-from snakepit_trio.errors import QueueFull, SnakepitError, ToolError
-
-from ..scheduling.request import Phase, Request
+from ._bell import Bell
+from ._call_options import check_limit
+from ._interrupts import Unwrapped, exposed, managed, protected
+from ._waiting import event_loop
+from .errors import QueueFull, SnakepitError, ToolError
 
 if TYPE_CHECKING:
-    from snakepit_trio._bulkhead import InternalErrors
-    from snakepit_trio._waiting import EventLoop, Waiter
+    from ._bulkhead import InternalErrors
+    from ._waiting import EventLoop, Waiter
 
-__all__ = ["MapResults", "MapTask", "MapTasks", "running"]
+__all__ = ["MapCalls", "MapResults", "MapTask", "MapTasks", "open_map"]
 
 #: Stands for no input; any value may be one, if only to be refused.
 _NOTHING: Final = object()
@@ -36,29 +37,78 @@ _IN_A_ROW = 16
 _CLOSE = 5.0
 
 
+@attrs.frozen
+class MapCalls:
+    """How the calls of one map are made.
+
+    Attributes:
+        limit: How many inputs may be with the pool now.
+        has_room: Whether a call that is made now would be taken, as far as that is known here.
+        submit: Begins a call, or refuses it by a SnakepitError; what it is given is called when the call has ended.
+        take: The result of a call that has ended, or what it raised.
+        cancel: The result is not wanted any more.
+        tasks: Where the calls run, when they have tasks.
+    """
+
+    limit: Callable[[], int]
+    has_room: Callable[[], bool]
+    submit: Callable[[Mapping[str, Any], Callable[[], None]], Any]
+    take: Callable[[Any], Any]
+    cancel: Callable[[Any], object]
+    tasks: MapTasks | None = None
+
+
+def open_map(
+    inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
+    begin: Callable[[], MapCalls],
+    *,
+    limit: int | None,
+    ordered: bool,
+    return_errors: bool,
+    errors: InternalErrors,
+) -> AbstractAsyncContextManager[MapResults]:
+    """A map as its caller gets it: the block has its results, and leaving it cancels what is under way.
+
+    Args:
+        begin: Checks the caller's options, and says how the calls are made.
+        limit: The caller's; only checked here.
+        errors: Where unexpected exceptions are told.
+
+    Raises:
+        InvalidParameter: ``limit`` or an option is refused.
+    """
+    # Before the boundary: what the inputs themselves raise is the caller's own.
+    source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+    try:
+        check_limit(limit)
+        loop = event_loop(sniffio.current_async_library())
+        results = MapResults(source, begin(), ordered, return_errors, loop, errors)
+    except SnakepitError:
+        raise
+    except Exception as exc:
+        raise errors.caller(exc, "map") from exc
+    return errors.block(_running(results), "map")
+
+
 class MapResults:
     """The results of a map: an async iterator for one task; a second one that reads at the same time gets
     ``anyio.BusyResourceError``, as from any stream of anyio's.
 
-    The inputs are taken as the results are: at most ``limit()`` of them are with the pool at any moment. Results that
+    The inputs are taken as the results are: at most ``calls.limit()`` of them are with the pool at any moment. Results that
     arrive together cost its task one wake-up, and the inputs that take their places leave together. No task runs for it,
     but for :meth:`feed` where the inputs are an async iterable: a result must not wait for an input that is yet to come.
 
     Attributes:
+        calls: How its calls are made.
         index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
     """
 
     def __init__(
         self,
-        inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
-        *,
-        limit: Callable[[], int],
-        has_room: Callable[[], bool],
+        inputs: Iterator[Mapping[str, Any]] | AsyncIterator[Mapping[str, Any]],
+        calls: MapCalls,
         ordered: bool,
         return_errors: bool,
-        submit: Callable[[Mapping[str, Any], Callable[[], None]], Any],
-        take: Callable[[Any], Any],
-        cancel: Callable[[Any], None],
         loop: EventLoop,
         errors: InternalErrors,
     ) -> None:
@@ -66,31 +116,28 @@ class MapResults:
         self._errors = errors
         # What the inputs themselves have raised, which is the consumer's.
         self._input_error: Exception | None = None
-        self._inputs: Any = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
+        self._inputs: Any = inputs
         #: Whether :meth:`feed` has to run beside it.
-        self.fed: bool = isinstance(inputs, AsyncIterable)
+        self.fed: bool = isinstance(inputs, AsyncIterator)
         self._fetched: Any = _NOTHING
         self._room = Bell()
         self._source_ended = False
         self._source_error: Exception | None = None
         self._exhausted = False
-        self._limit = limit
-        self._has_room = has_room
+        self.calls: MapCalls = calls
         self._ordered = ordered
         self._return_errors = return_errors
-        self._submit = submit
-        self._take = take
-        self._cancel = cancel
         # An input that was refused before it reached the pool stands here as its error.
-        self._under_way: dict[int, Request | MapTask | SnakepitError] = {}
-        self._ready: deque[int] = deque()
+        self._under_way: dict[int, Any] = {}
+        # The places of those that have ended, in that order.
+        self._done: dict[int, None] = {}
         self._taken = 0
         self._in_a_row = 0
         self._loop = loop
         self._consumer: Waiter | None = None
 
     def __repr__(self) -> str:
-        return f"<MapResults under_way={len(self._under_way)} ready={len(self._ready)}>"
+        return f"<MapResults under_way={len(self._under_way)} done={len(self._done)}>"
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -141,7 +188,7 @@ class MapResults:
             async for params in self._inputs:
                 self._fetched = params
                 self._wake()
-                while self._fetched is not _NOTHING or len(self._under_way) >= self._limit():
+                while self._fetched is not _NOTHING or len(self._under_way) >= self.calls.limit():
                     await self._room.wait()
         except Exception as exc:
             self._source_error = exc
@@ -157,31 +204,24 @@ class MapResults:
         """Cancel what is still under way."""
         for request in self._under_way.values():
             if not isinstance(request, SnakepitError):
-                self._cancel(request)
+                self.calls.cancel(request)
         self._under_way.clear()
-        self._ready.clear()
+        self._done.clear()
         self._exhausted = True
 
-    def _next_done(self) -> Request | MapTask | SnakepitError | None:
-        if self._ordered:
-            index = next(iter(self._under_way), None)
-            if index is None:
-                return None
-            first = self._under_way[index]
-            if not isinstance(first, SnakepitError) and first.phase is not Phase.DONE:
-                return None
-        elif self._ready:
-            index = self._ready.popleft()
-        else:
+    def _next_done(self) -> Any:
+        index = next(iter(self._under_way if self._ordered else self._done), None)
+        if index is None or index not in self._done:
             return None
+        del self._done[index]
         self.index = index
         return self._under_way.pop(index)
 
-    def _deliver(self, done: Request | MapTask | SnakepitError) -> Any:
+    def _deliver(self, done: Any) -> Any:
         try:
             if isinstance(done, SnakepitError):
                 raise done
-            return self._take(done)
+            return self.calls.take(done)
         except SnakepitError as exc:
             if self._return_errors:
                 return exc
@@ -214,8 +254,8 @@ class MapResults:
         return next(self._inputs)
 
     def _refill(self) -> None:
-        while not self._exhausted and len(self._under_way) < self._limit():
-            if self._under_way and not self._has_room():
+        while not self._exhausted and len(self._under_way) < self.calls.limit():
+            if self._under_way and not self.calls.has_room():
                 # Others have filled the queue: the next input waits for one of ours to end.
                 return
             params = self._next_input()
@@ -227,7 +267,7 @@ class MapResults:
                 self._note_done(index)
 
             try:
-                request: Request | MapTask | SnakepitError = self._submit(params, wake)
+                request = self.calls.submit(params, wake)
             except SnakepitError as exc:
                 request = exc
                 self._note_done(index)
@@ -235,8 +275,7 @@ class MapResults:
             self._under_way[index] = request
 
     def _note_done(self, index: int) -> None:
-        if not self._ordered:
-            self._ready.append(index)
+        self._done[index] = None
         self._wake()
 
     def _wake(self) -> None:
@@ -245,13 +284,9 @@ class MapResults:
 
 
 @managed
-async def running(results: MapResults, tasks: MapTasks | None = None) -> AsyncIterator[MapResults]:
-    """Hold a map's results, and what runs for them; leaving the block cancels what is under way.
-
-    Args:
-        results: The results.
-        tasks: Where its calls run, when they have tasks.
-    """
+async def _running(results: MapResults) -> AsyncIterator[MapResults]:
+    """Hold a map's results, and what runs for them; leaving the block cancels what is under way."""
+    tasks = results.calls.tasks
     if not results.fed and tasks is None:
         try:
             yield results
@@ -288,20 +323,15 @@ class MapTask:
     """One call of a map, in a task of its own.
 
     Attributes:
-        phase: ``DONE`` when it has ended.
         error: What it raised.
     """
 
-    __slots__ = ("error", "phase", "scope", "value")
+    __slots__ = ("error", "scope", "value")
 
     def __init__(self) -> None:
-        self.phase: Phase = Phase.NEW
         self.error: Exception | None = None
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.value: Any = None
-
-    def __repr__(self) -> str:
-        return f"<MapTask {self.phase.value}>"
 
 
 class MapTasks:
@@ -309,7 +339,7 @@ class MapTasks:
 
     Args:
         execute: Makes a call.
-        has_room: Whether a call that is made now would be taken, as far as that is known here.
+        has_room: See :class:`MapCalls`.
 
     Attributes:
         nursery: Where they run; set before the first.
@@ -329,24 +359,21 @@ class MapTasks:
     def __repr__(self) -> str:
         return f"<MapTasks busy={self._busy}>"
 
-    def submit(self, params: Mapping[str, Any], wake: Callable[[], None]) -> MapTask:
-        """Begin a call; ``wake`` is called when it has ended."""
+    def calls(self, limit: Callable[[], int]) -> MapCalls:
+        """The calls, so many at a time."""
+        return MapCalls(limit, self._has_room, self._submit, self._take, lambda task: task.scope.cancel(), self)
+
+    def _submit(self, params: Mapping[str, Any], wake: Callable[[], None]) -> MapTask:
         task = MapTask()
         self._busy += 1
         self.nursery.start_soon(self._run, task, params, wake)
         return task
 
     @staticmethod
-    def take(task: MapTask) -> Any:
-        """The result of a call that has ended, or what it raised."""
+    def _take(task: MapTask) -> Any:
         if task.error is not None:
             raise task.error
         return task.value
-
-    @staticmethod
-    def cancel(task: MapTask) -> None:
-        """Its result is not wanted any more."""
-        task.scope.cancel()
 
     @protected
     async def _run(self, task: MapTask, params: Mapping[str, Any], wake: Callable[[], None]) -> None:
@@ -359,7 +386,6 @@ class MapTasks:
         finally:
             self._busy -= 1
             self._fewer.ring()
-        task.phase = Phase.DONE
         wake()
 
     @contextmanager
