@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
-from ._timeouts import check_timeout
+from ._timeouts import TimeLimit, check_timeout
 from .errors import InvalidParameter
 
 __all__ = [
@@ -77,12 +77,13 @@ class CallOptions:
 
     Attributes:
         timeout: Seconds; None for no limit, :data:`UNSET` for the pool's own.
+        asked: The same, as the caller gave it: of ``timeout`` a part may be spent.
         priority: Greater goes first.
         metadata: As it was when the call was made, whatever its owner makes of it later.
         idempotent: The call may run more than once; None means what the tool says of itself.
     """
 
-    __slots__ = ("idempotent", "metadata", "priority", "timeout")
+    __slots__ = ("asked", "idempotent", "metadata", "priority", "timeout")
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class CallOptions:
         idempotent: bool | None = None,
     ) -> None:
         self.timeout: float | Unset | None = timeout if isinstance(timeout, Unset) else check_timeout(timeout)
+        self.asked: float | Unset | None = self.timeout
         if type(priority) is not int:
             raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
         if not -_MOST_PRIORITY <= priority <= _MOST_PRIORITY:
@@ -141,15 +143,21 @@ class CallOptions:
         """
         return default if isinstance(self.timeout, Unset) else self.timeout
 
+    def decided(self, option: str, default: float | None) -> TimeLimit:
+        """The limit that the caller gave, or that the pool's configuration says.
+
+        Args:
+            option: The name of the pool's option.
+            default: Its value.
+        """
+        asked = self.asked
+        return TimeLimit(default, option, of_pool=True) if isinstance(asked, Unset) else TimeLimit(asked)
+
     def within(self, timeout: float | None) -> CallOptions:
         """The same options with another timeout, in seconds."""
         made = CallOptions.__new__(CallOptions)
-        made.timeout, made.priority, made.metadata, made.idempotent = (
-            timeout,
-            self.priority,
-            self.metadata,
-            self.idempotent,
-        )
+        made.timeout, made.asked = timeout, self.asked
+        made.priority, made.metadata, made.idempotent = self.priority, self.metadata, self.idempotent
         return made
 
 

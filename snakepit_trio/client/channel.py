@@ -19,6 +19,7 @@ import anyio.abc
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
+from snakepit_trio._timeouts import as_given
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError, ConnectionLost, InvalidPayload, RequestTimeout, SnakepitError, ToolError
 from snakepit_trio.wire import sockets
@@ -355,8 +356,14 @@ class Link:
         with anyio.CancelScope(deadline=deadline + LAST_WORD):
             return await self._exchange(method, data, answer, deadline, again, patience)
         if patience.waiting:
-            raise RequestTimeout(f"the host had no room for it within {timeout:g} s", details={"phase": "queued"})
-        raise RequestTimeout(f"no answer within {timeout:g} s", details={"phase": "running"})
+            raise RequestTimeout(
+                f"the host had no room for the call within timeout={as_given(timeout)}",
+                details={"phase": "queued", "option": "timeout", "limit": timeout},
+            )
+        raise RequestTimeout(
+            f"no answer within timeout={as_given(timeout)}",
+            details={"phase": "running", "option": "timeout", "limit": timeout},
+        )
 
     async def _exchange(
         self, method: str, data: bytes, answer: type[M], deadline: float, again: bool, patience: _Patience

@@ -66,7 +66,7 @@ class PoolConfig(_Remembers):
         max_queue: How many requests may wait; more are refused at once. None: no limit. Of one connection of the bridge no more
             wait than it leaves places for others: half of them when it is alone.
         timeouts: The profile that the next three come from where they are not given; see docs/resilience.md.
-        queue_timeout: How long a request may wait for a worker.
+        queue_timeout: How long a request may wait for a worker; None: as long as its ``timeout`` allows.
         timeout: For a whole call, waiting included, when the caller gives none.
         stream_timeout: For a whole stream, when the caller gives none.
         startup_timeout: For a worker to become ready. None: no limit.
@@ -99,7 +99,7 @@ class PoolConfig(_Remembers):
             workers that did not become ready, or ended soon after without having begun a call. Workers that a call has ended
             don't count. A limit of None: it never fails, and goes on restarting after pauses that grow.
         backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to; when the workers can
-            start, and calls end them, no more than a tenth of ``queue_timeout``.
+            start, and calls end them, no more than a tenth of ``queue_timeout``, or a second without one.
         spares: How many workers more are kept warm, without calls, to take the place of one that ends at once.
         surge: How many workers above ``size`` there may be while workers are replaced.
         poison_limit: A request that has ended so many workers is refused; None: no limit.
@@ -133,7 +133,7 @@ class PoolConfig(_Remembers):
     timeouts: Literal["balanced", "production", "production_strict", "development", "ml_inference", "batch"] = (
         "balanced"
     )
-    queue_timeout: float | None = within(10.0, TINY)
+    queue_timeout: float | None = within(None, TINY)
     timeout: float | None = within(300.0, TINY)
     stream_timeout: float | None = within(900.0, TINY)
     startup_timeout: float | None = within(30.0, TINY)

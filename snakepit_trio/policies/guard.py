@@ -22,6 +22,7 @@ from .verdicts import judge, may_retry
 if TYPE_CHECKING:
     import tenacity
 
+    from snakepit_trio._timeouts import TimeLimit
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.observe.events import EventBus
     from snakepit_trio.tools.waits import Waits
@@ -90,6 +91,7 @@ class Guard:
         *,
         tool: str,
         timeout: float | None,
+        limit: TimeLimit,
         idempotent: bool,
         session: str | None,
         standing: Standing,
@@ -100,6 +102,7 @@ class Guard:
             attempt: Makes it once.
             tool: A tool that the pool has.
             timeout: Seconds for all of it; None: no limit.
+            limit: Where that comes from.
             idempotent: It may run more than once.
             session: The id of its session.
             standing: Wraps its waits.
@@ -115,17 +118,17 @@ class Guard:
 
         async def once() -> Any:
             with ExitStack() as stack:
-                admission = stack.enter_context(await self._admit(tool, session, deadline, standing))
+                admission = stack.enter_context(await self._admit(tool, session, deadline, limit, standing))
                 stack.enter_context(self._circuit_permit(tool))
                 admission.begin(anyio.current_time())
                 if self._hedge is None or not self._may_hedge(tool, idempotent, session):
-                    return await attempt(_left(deadline, tool), admission.permits, None)
+                    return await attempt(_left(deadline, tool, limit), admission.permits, None)
                 both: list[Any] = []
 
                 async def run(held: Admission) -> Any:
                     # Each gives back what it holds when it ends: the other may wait for ever.
                     with held:
-                        return await attempt(_left(deadline, tool), held.permits, both)
+                        return await attempt(_left(deadline, tool, limit), held.permits, both)
 
                 def beside() -> Callable[[], Awaitable[Any]] | None:
                     held = self._admit_hedge(tool)
@@ -151,6 +154,7 @@ class Guard:
         *,
         tool: str,
         timeout: float | None,
+        limit: TimeLimit,
         session: str | None,
         standing: Standing,
     ) -> AsyncIterator[S]:
@@ -158,13 +162,13 @@ class Guard:
 
         Args:
             make: Opens it, within ``timeout`` seconds, while it holds ``permits``.
-            tool, timeout, session, standing: As in :meth:`execute`.
+            tool, timeout, limit, session, standing: As in :meth:`execute`.
 
         Raises:
             CircuitOpen, QuotaExceeded, QueueFull, RequestTimeout, WouldDeadlock: As in :meth:`execute`.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        with await self._admit(tool, session, deadline, standing) as admission:
+        with await self._admit(tool, session, deadline, limit, standing) as admission:
             circuit = self._circuit_of(tool)
             permit = None if circuit is None else circuit.acquire(anyio.current_time())
             verdict = Verdict.NONE
@@ -172,7 +176,7 @@ class Guard:
                 admission.begin(anyio.current_time())
                 opened = False
                 try:
-                    async with make(timeout=_left(deadline, tool), permits=admission.permits) as chunks:
+                    async with make(timeout=_left(deadline, tool, limit), permits=admission.permits) as chunks:
                         opened = True
                         try:
                             yield chunks
@@ -191,7 +195,9 @@ class Guard:
 
     # ---- inside ----------------------------------------------------------------------------------
 
-    async def _admit(self, tool: str, session: str | None, deadline: float, standing: Standing) -> Admission:
+    async def _admit(
+        self, tool: str, session: str | None, deadline: float, limit: TimeLimit, standing: Standing
+    ) -> Admission:
         """Wait until a call may begin; it has to do so in the same step."""
         circuit = self._circuit_of(tool)
         if circuit is not None:
@@ -204,17 +210,19 @@ class Guard:
 
         with ExitStack() as stack:
             admission = stack.enter_context(Admission())
-            for limit in self._limits:
-                key = limit.key(tool, session)
+            for each in self._limits:
+                key = each.key(tool, session)
                 if key is not None:
                     chain = (*outer, *admission.permits)
-                    admission.passes.append(await limit.enter(key, tool, deadline, chain, waiting, nested=bool(outer)))
+                    admission.passes.append(
+                        await each.enter(key, tool, deadline, chain, waiting, limit=limit, nested=bool(outer))
+                    )
             while delay := admission.delay(anyio.current_time()):
                 with waiting():
                     await anyio.sleep(delay)
             # Whoever is gone by now takes nothing.
             await anyio.lowlevel.checkpoint_if_cancelled()
-            _left(deadline, tool)
+            _left(deadline, tool, limit)
             stack.pop_all()
         return admission
 
@@ -320,7 +328,7 @@ class Guard:
         )
 
 
-def _left(deadline: float, tool: str) -> float | None:
+def _left(deadline: float, tool: str, limit: TimeLimit) -> float | None:
     """Seconds until the deadline, None when there is none.
 
     Raises:
@@ -331,6 +339,7 @@ def _left(deadline: float, tool: str) -> float | None:
     left = deadline - anyio.current_time()
     if left <= 0:
         raise RequestTimeout(
-            f"{tool!r} had not begun when its time was spent", details={"phase": "queued", "tool": tool}
+            f"{tool!r} had not begun when {limit} was spent",
+            details={"phase": "queued", "tool": tool, "option": limit.option, "limit": limit.seconds},
         )
     return left

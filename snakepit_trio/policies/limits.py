@@ -28,11 +28,12 @@ from snakepit_trio.tools.waits import Permit
 from .tokens import TokenBucket, TokenLine
 
 if TYPE_CHECKING:
+    from snakepit_trio._timeouts import TimeLimit
     from snakepit_trio.tools.waits import Waits
 
     from .options import LimitConfig
 
-__all__ = ["Admission", "Limit", "Pass"]
+__all__ = ["Admission", "Limit", "Pass", "out_of_time"]
 
 #: With more keys than this, those that are at rest are forgotten.
 _MANY = 1000
@@ -213,6 +214,7 @@ class Limit:
         chain: tuple[Any, ...],
         standing: Callable[[], AbstractContextManager[object]],
         *,
+        limit: TimeLimit,
         nested: bool,
     ) -> Pass:
         """Wait until a call may begin, as far as this limit goes. A cancellation leaves nothing counted.
@@ -223,6 +225,7 @@ class Limit:
             deadline: When the wait ends at the latest.
             chain: Whoever can't go on before the call does.
             standing: Wraps a wait; raises what ends it.
+            limit: What the deadline comes from.
             nested: Others wait for it.
 
         Raises:
@@ -234,7 +237,7 @@ class Limit:
         made = Pass(self, key, self._gate(key))
         try:
             await self._get_permit(made, tool, chain, standing)
-            await self._get_token(made, tool, deadline, standing, nested=nested)
+            await self._get_token(made, tool, deadline, standing, limit=limit, nested=nested)
         except BaseException:
             Admission([made]).__exit__(None, None, None)
             raise
@@ -328,6 +331,7 @@ class Limit:
         deadline: float,
         standing: Callable[[], AbstractContextManager[object]],
         *,
+        limit: TimeLimit,
         nested: bool,
     ) -> None:
         gate = made.gate
@@ -340,7 +344,7 @@ class Limit:
         if len(line) or delay(now):
             self._too_early(gate, tool, "rate", self._config.rate)
             if now + bucket.delay(now) > deadline:
-                raise _out_of_time(tool)
+                raise out_of_time(tool, "its limit", limit)
             gate.waiting += 1
             try:
                 with standing():
@@ -366,7 +370,9 @@ class Limit:
             )
 
 
-def _out_of_time(tool: str) -> RequestTimeout:
+def out_of_time(tool: str, what: str, limit: TimeLimit) -> RequestTimeout:
+    """The error for a call that was still waiting for ``what``."""
     return RequestTimeout(
-        f"{tool!r} was waiting for its limit when its time was spent", details={"phase": "queued", "tool": tool}
+        f"{tool!r} was waiting for {what} when {limit} was spent",
+        details={"phase": "queued", "tool": tool, "option": limit.option, "limit": limit.seconds},
     )

@@ -22,12 +22,12 @@ class Timeouts(NamedTuple):
 
 #: The timeout profiles by name.
 TIMEOUTS: Mapping[str, Timeouts] = {
-    "balanced": Timeouts(300.0, 900.0, 10.0),
+    "balanced": Timeouts(300.0, 900.0, None),
     "production": Timeouts(300.0, 900.0, 10.0),
     "production_strict": Timeouts(60.0, 300.0, 5.0),
-    "development": Timeouts(900.0, 3600.0, 60.0),
-    "ml_inference": Timeouts(900.0, 3600.0, 60.0),
-    "batch": Timeouts(3600.0, None, 300.0),
+    "development": Timeouts(900.0, 3600.0, None),
+    "ml_inference": Timeouts(900.0, 3600.0, None),
+    "batch": Timeouts(3600.0, None, None),
 }
 
 

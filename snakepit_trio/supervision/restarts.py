@@ -28,6 +28,8 @@ __all__ = ["Restarts"]
 _LONGEST_PAUSE = 300.0
 #: The part of ``queue_timeout`` that a pause may take when workers can start: whoever waits outlives several of them.
 _SHARE_OF_WAIT = 0.1
+#: The same where there is no ``queue_timeout``, in seconds.
+_LONGEST_WITHOUT_LIMIT = 1.0
 #: The part by which a pause is longer or shorter, so that slots which failed together don't start together.
 _JITTER = 0.2
 
@@ -92,9 +94,8 @@ class Restarts:
 
     def _longest_while_calls_wait(self) -> float:
         settings = self._settings
-        if settings.queue_timeout is None:
-            return settings.backoff_max
-        return min(settings.backoff_max, settings.queue_timeout * _SHARE_OF_WAIT)
+        limit = settings.queue_timeout
+        return min(settings.backoff_max, _LONGEST_WITHOUT_LIMIT if limit is None else limit * _SHARE_OF_WAIT)
 
     def _pause(self, longest: float) -> float:
         pause = min(longest, self._settings.backoff_base * 2.0 ** min(self._in_a_row - 1, 60))

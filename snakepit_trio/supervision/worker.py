@@ -25,7 +25,7 @@ import anyio.abc
 from snakepit_trio._bell import Bell
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
-from snakepit_trio._timeouts import seconds
+from snakepit_trio._timeouts import as_given, seconds
 from snakepit_trio.errors import SnakepitError, WorkerStartupError
 from snakepit_trio.observe.printable import one_line
 from snakepit_trio.wire.connection import RpcFailure
@@ -369,8 +369,8 @@ class Worker:
         except TimeoutError:
             process = self._resources.process
             why = process.waiting if process is not None else ""
-            limit = "its time" if settings.startup_timeout is None else f"{settings.startup_timeout:g} s"
-            words = f"was not ready within {limit}"
+            limit = settings.startup_timeout
+            words = f"was not ready within {'its time' if limit is None else f'startup_timeout={as_given(limit)}'}"
             self._end("startup_timeout", f"{words}: {why}" if why else words)
             return
         except SnakepitError as exc:
@@ -488,8 +488,16 @@ class Worker:
 
     def link_silent(self, silence: float) -> None:
         words = f"gave no sign of life for {seconds(silence)}"
+        settings = self._settings
+        limits = (
+            f"heartbeat_interval={as_given(settings.heartbeat_interval)}, heartbeat_misses={settings.heartbeat_misses}"
+        )
         if self._held:
-            words += ", no answer to a heartbeat and no CPU time used (heartbeat_while_busy)"
+            words += (
+                f", no answer to a heartbeat and no CPU time used under a call ({limits}, heartbeat_while_busy=True)"
+            )
+        else:
+            words += f" ({limits})"
         self._end("heartbeat", words)
 
     def link_broken(self, message: str) -> None:

@@ -288,7 +288,7 @@ async def test_a_worker_that_reads_messagepack_gets_it(odd: Callable[..., dict[s
         (["sh", "-c", 'echo "tcp:10.0.0.1:80" > "$SNAKEPIT_READY_FILE"; sleep 60'], "loopback"),
         (["sh", "-c", 'echo "hello" > "/dev/fd/$SNAKEPIT_READY_FD"; sleep 60'], "expected unix:PATH"),
         (["sh", "-c", 'echo "unix:/nowhere/sock" > "$SNAKEPIT_READY_FILE"; sleep 60'], "could not be reached"),
-        (["sleep", "60"], "not ready within 0.5 s"),
+        (["sleep", "60"], "not ready within startup_timeout=0.5"),
     ],
 )
 async def test_what_can_not_start_says_why(command: list[str], reason: str) -> None:

@@ -258,7 +258,7 @@ async def test_a_hedge_and_its_loser(tmp_path: Path) -> None:
 
 async def test_profiles_of_timeouts() -> None:
     config = sp.PoolConfig(adapter=BASIC, size=1)
-    assert (config.timeout, config.stream_timeout, config.queue_timeout) == (300.0, 900.0, 10.0)
+    assert (config.timeout, config.stream_timeout, config.queue_timeout) == (300.0, 900.0, None)
     with anyio.fail_after(100):
         async with sp.open_pool(config, timeouts="production_strict", queue_timeout=1) as pool:
             found = pool.config

@@ -95,7 +95,7 @@ def _explained(
             early = any(limit.rate is not None for limit in options.limits)
             return caller.kind != "execute" or early or spent >= caller.timeout - _LATE
         case "QueueTimeout":
-            waited = spent >= options.queue_timeout - _LATE
+            waited = options.queue_timeout is not None and spent >= options.queue_timeout - _LATE
             return waited or (options.reject_hopeless and bool(details.get("hopeless")))
         case "QueueFull":
             waiting = [limit.max_waiting for limit in options.limits]

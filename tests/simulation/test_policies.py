@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
+from snakepit_trio._timeouts import TimeLimit
 from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
@@ -80,8 +81,12 @@ def simulate(main: Callable[[], Awaitable[None]]) -> None:
 
 def call(guard: Guard, script: Script, **options: Any) -> Awaitable[Any]:
     tool = options.get("tool", "t")
-    standing = functools.partial(Standing().wait, tool, None)
-    defaults = {"tool": tool, "timeout": 60.0, "idempotent": True, "session": None, "standing": standing}
+    timeout = options.get("timeout", 60.0)
+    limit = TimeLimit(timeout)
+    standing = functools.partial(Standing().wait, tool, None, limit)
+    defaults = {
+        "tool": tool, "timeout": timeout, "limit": limit, "idempotent": True, "session": None, "standing": standing,
+    }  # fmt: skip
     return guard.execute(script, **{**defaults, **options})
 
 

@@ -276,7 +276,7 @@ def test_nested_tables_and_their_variables(tmp_path: Path) -> None:
     assert pool.retry == sp.RetryConfig(attempts=4, delay=0.5)
     assert [limit.concurrency for limit in pool.limits] == [2, None]
     assert pool.limits[1].per == "session"
-    assert (pool.timeout, pool.stream_timeout, pool.queue_timeout) == (5, None, 300.0)
+    assert (pool.timeout, pool.stream_timeout, pool.queue_timeout) == (5, None, None)
     assert config.metrics == sp.MetricsConfig(address=None, max_tools=3)
     assert config.redact_patterns == ("acct-[0-9]+",)
     assert "acct" not in repr(config)

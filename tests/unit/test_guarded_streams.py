@@ -12,6 +12,7 @@ import pytest
 import trio
 
 import snakepit_trio as sp
+from snakepit_trio._timeouts import TimeLimit
 from snakepit_trio.errors import tool_error
 from snakepit_trio.policies.circuit import Circuit, State, Verdict
 from snakepit_trio.policies.guard import Guard
@@ -50,8 +51,9 @@ class Streams:
 
 
 def stream(made: Guard, streams: Streams, timeout: float | None = 60.0) -> Any:
-    standing = functools.partial(Standing().wait, "t", None)
-    return made.stream(streams, tool="t", timeout=timeout, session=None, standing=standing)
+    limit = TimeLimit(timeout)
+    standing = functools.partial(Standing().wait, "t", None, limit)
+    return made.stream(streams, tool="t", timeout=timeout, limit=limit, session=None, standing=standing)
 
 
 def state(made: Guard) -> str:

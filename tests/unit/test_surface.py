@@ -24,7 +24,7 @@ from snakepit_trio.tools.registry import HostTool, ToolRegistry
 
 #: Options of a pool that have the same default on every machine.
 POOL = {
-    "name": "default", "max_queue": 1000, "queue_timeout": 10.0, "timeout": 300.0, "stream_timeout": 900.0,
+    "name": "default", "max_queue": 1000, "queue_timeout": None, "timeout": 300.0, "stream_timeout": 900.0,
     "startup_timeout": 30.0, "profile": "process", "threads": 1, "worker_backend": "auto", "transport": "auto",
     "launcher": "local", "affinity": "hint", "cancel_grace": 1.0, "on_cancel": "kill", "stop_grace": 5.0,
     "max_requests": None, "max_age": None, "max_rss": None, "heartbeat_interval": 2.0, "heartbeat_misses": 3,

@@ -26,6 +26,7 @@ from .submission import Arguments, Submission
 if TYPE_CHECKING:
     from snakepit_trio._bulkhead import InternalErrors
     from snakepit_trio._call_options import CallKeywords
+    from snakepit_trio._timeouts import TimeLimit
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.policies.guard import Guard
@@ -166,11 +167,12 @@ class Calls:
         binding: Binding | None,
         tasks: MapTasks | None,
     ) -> Any:
-        limit = options.limit(self._config.timeout)
+        timeout = options.limit(self._config.timeout)
+        limit = options.decided("timeout", self._config.timeout)
 
         async def attempt(left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None) -> Any:
             # In a map waiting does not count, so each attempt has the whole of its time.
-            own = options.within(left if tasks is None else limit)
+            own = options.within(left if tasks is None else timeout)
             call = functools.partial(
                 self.execute, spec.name, params, own, session=session, binding=binding, permits=permits, beside=beside,
                 tasks=tasks,
@@ -180,16 +182,23 @@ class Calls:
         return await guard.execute(
             attempt,
             tool=spec.name,
-            timeout=limit if tasks is None else None,
+            timeout=timeout if tasks is None else None,
+            limit=limit,
             idempotent=spec.idempotent if options.idempotent is None else options.idempotent,
             session=None if session is None else session.id,
-            standing=functools.partial(self._standing, spec.name, session, tasks),
+            standing=functools.partial(self._standing, spec.name, session, tasks, limit),
         )
 
     def _standing(
-        self, tool: str, session: Session | None, tasks: MapTasks | None, deadline: float, what: str
+        self,
+        tool: str,
+        session: Session | None,
+        tasks: MapTasks | None,
+        limit: TimeLimit,
+        deadline: float,
+        what: str,
     ) -> AbstractContextManager[object]:
-        wait = self.standing.wait(tool, session, deadline, what)
+        wait = self.standing.wait(tool, session, limit, deadline, what)
         return wait if tasks is None else tasks.standing(wait)
 
     def reads(self, payload: Payload | None) -> bool:
@@ -258,7 +267,8 @@ class Calls:
             params, payload: As of :meth:`begin`.
             window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
         """
-        limit = options.limit(self._config.stream_timeout)
+        timeout = options.limit(self._config.stream_timeout)
+        limit = options.decided("stream_timeout", self._config.stream_timeout)
 
         def make(timeout: float | None, permits: tuple[Permit, ...] = ()) -> AbstractAsyncContextManager[ChunkStream]:
             return self._plain_stream(tool, params, options.within(timeout), session, binding, window_bytes, permits)
@@ -267,12 +277,13 @@ class Calls:
             guarded = self._guard.stream(
                 make,
                 tool=tool,
-                timeout=limit,
+                timeout=timeout,
+                limit=limit,
                 session=None if session is None else session.id,
-                standing=functools.partial(self.standing.wait, tool, session),
+                standing=functools.partial(self.standing.wait, tool, session, limit),
             )
             return self._errors.block(guarded, "stream")
-        return self._errors.block(make(limit), "stream")
+        return self._errors.block(make(timeout), "stream")
 
     @asynccontextmanager
     async def _plain_stream(

@@ -11,7 +11,9 @@ from typing import Protocol
 
 import anyio
 
-from snakepit_trio.errors import RequestCancelled, RequestTimeout, SnakepitError
+from snakepit_trio._timeouts import TimeLimit
+from snakepit_trio.errors import RequestCancelled, SnakepitError
+from snakepit_trio.policies.limits import out_of_time
 
 from ..scheduling.failures import copy_error
 
@@ -55,10 +57,11 @@ class Standing:
         return len(self._waits)
 
     @contextmanager
-    def wait(self, tool: str, session: _Session | None, deadline: float, what: str) -> Iterator[None]:
+    def wait(self, tool: str, session: _Session | None, limit: TimeLimit, deadline: float, what: str) -> Iterator[None]:
         """Wait in the block, until the deadline, the end of the session, or the close of the pool. The session lives meanwhile.
 
         Args:
+            limit: What the deadline comes from.
             what: What is waited for, for the error.
 
         Raises:
@@ -81,9 +84,7 @@ class Standing:
             if session is not None:
                 session.finish(wait)
         if wait.scope.cancelled_caught:
-            raise wait.error or RequestTimeout(
-                f"{tool!r} was waiting for {what} when its time was spent", details={"phase": "queued", "tool": tool}
-            )
+            raise wait.error or out_of_time(tool, what, limit)
 
     def close(self, error: SnakepitError) -> None:
         """The pool takes nothing more: whoever waits is told so."""

@@ -184,7 +184,8 @@ class Session:
                 return binding, options
             limit = options.limit(default)
             deadline = math.inf if limit is None else anyio.current_time() + limit
-            with self.pool._calls.standing.wait(tool, self, deadline, "its session to be rebuilt"):
+            decided = options.decided("timeout" if allowed is CallKeywords else "stream_timeout", default)
+            with self.pool._calls.standing.wait(tool, self, decided, deadline, "its session to be rebuilt"):
                 binding = await self._ties.rebuilt()
             return binding, options.within(None if limit is None else max(0.0, deadline - anyio.current_time()))
         except SnakepitError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from snakepit_trio._call_options import CallOptions, check_params, check_tool
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
+from snakepit_trio.policies.options import Timeouts
 from snakepit_trio.tools.waits import Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import Payload
@@ -69,6 +70,7 @@ class Submission:
     ) -> None:
         self._config = config
         self._name = config.name
+        self._timeouts = Timeouts(config.timeout, config.stream_timeout, config.queue_timeout)
         self._services = services
         self._dispatch = dispatch
         self._scheduler = scheduler
@@ -138,6 +140,7 @@ class Submission:
             request.idempotent = spec.idempotent and stream is None
         if batch:
             request.time_limit = timeout
+        request.defaults = self._timeouts
         request.chain = chain
         request.permits = permits
         request.client = CLIENT.get()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from snakepit_trio._timeouts import seconds
+from snakepit_trio._timeouts import as_given, seconds
 from snakepit_trio.errors import (
     QueueTimeout,
     RequestTimeout,
@@ -30,9 +30,10 @@ def overdue(request: Request, now: float) -> SnakepitError:
     """Which of its limits a request has reached."""
     if request.phase is Phase.QUEUED and request.deadline > now:
         waited = now - request.submitted_at
+        limit = request.defaults.queue_timeout
         return QueueTimeout(
-            f"no worker was free for {seconds(waited)} (queue_timeout)",
-            details={"waited": waited, "tool": request.tool, "option": "queue_timeout"},
+            f"no worker was free for {request.tool!r} within queue_timeout={None if limit is None else as_given(limit)}",
+            details={"waited": waited, "tool": request.tool, "option": "queue_timeout", "limit": limit},
             # One that stands in a worker's line may have begun a moment ago.
             retryable=request.seats is None,
         )
@@ -42,9 +43,17 @@ def overdue(request: Request, now: float) -> SnakepitError:
 def deadline_passed(request: Request, now: float) -> RequestTimeout:
     phase = "running" if request.phase is Phase.RUNNING else "queued"
     spent = now - request.submitted_at
+    option = "timeout" if request.stream is None else "stream_timeout"
+    limit = request.options.decided(option, getattr(request.defaults, option))
     return RequestTimeout(
-        f"{request.tool!r} was {phase} when its time of {seconds(spent)} was spent",
-        details={"phase": phase, "tool": request.tool, "elapsed": spent},
+        f"{request.tool!r} was {phase} when {limit} was spent",
+        details={
+            "phase": phase,
+            "tool": request.tool,
+            "elapsed": spent,
+            "option": limit.option,
+            "limit": limit.seconds,
+        },
     )
 
 

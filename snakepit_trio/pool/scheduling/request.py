@@ -10,18 +10,21 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from snakepit_trio._call_options import NO_OPTIONS
 from snakepit_trio._interrupts import protected
+from snakepit_trio.policies.options import TIMEOUTS
 
 if TYPE_CHECKING:
     import anyio
 
     from snakepit_trio._call_options import CallOptions
     from snakepit_trio.errors import SnakepitError
+    from snakepit_trio.policies.options import Timeouts
     from snakepit_trio.wire.frames import Payload
 
 __all__ = ["CLIENT", "Binding", "Outcome", "Phase", "Port", "Request", "Seats"]
 
 #: Whose requests are made in this context; see :class:`Request`.
 CLIENT: ContextVar[Hashable | None] = ContextVar("snakepit_client", default=None)
+_DEFAULTS: Timeouts = TIMEOUTS["balanced"]
 
 
 class Phase(Enum):
@@ -109,6 +112,7 @@ class Request:
         priority: Greater goes first.
         metadata: What the tool finds in ``ctx.metadata``.
         idempotent: It may run again when a worker dies under it.
+        defaults: What its pool says of time where its caller has said nothing; for errors.
         session: The id of its session.
         fairness_key: In a fair queue, requests of the same priority take turns by this.
         fail_fast: It does not wait for the worker of its session.
@@ -132,6 +136,7 @@ class Request:
         "deadline",
         "deadline_node",
         "deaths",
+        "defaults",
         "dispatched_at",
         "error",
         "fail_fast",
@@ -193,6 +198,7 @@ class Request:
         self.priority: int = options.priority
         self.metadata: Mapping[str, str] = options.metadata
         self.idempotent: bool = options.idempotent is True
+        self.defaults: Timeouts = _DEFAULTS
         self.session: str | None = None if binding is None else binding.session
         self.fairness_key: str | None = self.session
         self.fail_fast: bool = False

@@ -29,6 +29,8 @@ __all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "check_shape", "check_size", "de
 
 #: Bytes; the default of ``PoolConfig.max_payload``.
 DEFAULT_LIMIT = 64 * 1024 * 1024
+#: The values whose size that option bounds; the bounds of others are fixed.
+_BY_OPTION = frozenset({"params", "result", "chunk", "payload"})
 #: Binary values of at least this many bytes travel beside the data instead of inside it.
 BUFFER_THRESHOLD = 64 * 1024
 
@@ -171,8 +173,13 @@ def _encode(value: Any, what: str, limit: int, encoding: int, wrapper: Wrapper) 
             raise Refused(what, f"is nested deeper than {MAX_DEPTH} levels, or contains itself") from None
     size = len(data) + sum(buffer.nbytes for buffer in wrapper.buffers)
     if size > limit:
-        raise Refused(what, f"has {size} bytes when encoded; the limit is {limit}")
+        raise Refused(what, f"has {size} bytes when encoded; the limit is {_named(limit, what)}")
     return Payload(encoding, data, wrapper.buffers)
+
+
+def _named(limit: int, what: str) -> str:
+    """A limit in bytes, with the option that says so."""
+    return f"{limit} (max_payload)" if what in _BY_OPTION else str(limit)
 
 
 def _check_json(value: Any, path: str, depth: int) -> None:
@@ -258,7 +265,8 @@ def check_size(payload: Payload, *, what: str, limit: int) -> None:
     """
     size = payload.size if payload.buffers else len(payload.data)
     if size > limit:
-        raise InvalidPayload(f"{what} has {size} bytes; the limit is {limit}", details={"size": size, "limit": limit})
+        words = f"{what} has {size} bytes; the limit is {_named(limit, what)}"
+        raise InvalidPayload(words, details={"size": size, "limit": limit})
 
 
 def _here(buffers: Sequence[object]) -> list[memoryview]:

@@ -263,7 +263,8 @@ class Wrapper:
             size = _least_size(value)
             if size > self._limit:
                 raise Refused(
-                    path, f"a value of type {type_name(value)} of at least {size} bytes; the limit is {self._limit}"
+                    path,
+                    f"a value of type {type_name(value)} of at least {size} bytes; the limit is {self._limit} (max_payload)",
                 )
             try:
                 found = method(value)
