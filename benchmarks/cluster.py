@@ -1,4 +1,4 @@
-"""A cluster of many hosts, simulated: the pool's own ledger and queue under a discrete clock, no processes, no network.
+"""A cluster of many hosts, simulated: the pool's own scheduler and queue under a discrete clock, no processes, no network.
 
 python benchmarks/cluster.py [--seconds 10] [--rate 100000] [--hosts 50] [--workers 200] [--json FILE] [--plot FILE.svg]
 
@@ -53,7 +53,7 @@ NOTHING = Payload(MSGPACK, b"\xc0")
 
 
 class Worker:
-    """A port of the ledger: runs each call for as long as the call takes, in simulated time."""
+    """A port of the scheduler: runs each call for as long as the call takes, in simulated time."""
 
     def __init__(self, host: Host, node: int) -> None:
         self.host = host
@@ -73,17 +73,17 @@ class Worker:
 
     def _ended(self, call: int) -> None:
         if self.alive:
-            self.host.ledger.replied(self.seats, call, self.host.cluster.now, result=NOTHING, error=None)
+            self.host.scheduler.replied(self.seats, call, self.host.cluster.now, result=NOTHING, error=None)
 
 
 class Host:
-    """One host: a ledger and its workers."""
+    """One host: a scheduler and its workers."""
 
     def __init__(self, cluster: Cluster, workers: int) -> None:
         self.cluster = cluster
         self.alive = True
         self.reported = 0
-        self.ledger = Scheduler(
+        self.scheduler = Scheduler(
             queue=RequestQueue(max_queue=None, aging=30.0), cancel_set=CancelSet(1024, 60.0), observer=cluster.observe
         )
         self.workers: list[Worker] = []
@@ -93,11 +93,11 @@ class Host:
     def add(self, node: int) -> None:
         worker = Worker(self, node)
         self.workers.append(worker)
-        self.ledger.open(worker.seats, self.cluster.now)
+        self.scheduler.incarnations.open(worker.seats, self.cluster.now)
 
     @property
     def load(self) -> int:
-        return self.ledger.in_flight + self.ledger.queued
+        return self.scheduler.ledger.in_flight + self.scheduler.ledger.queued
 
     def lose(self, node: int) -> int:
         """A node is gone. Its workers are replaced on the others, later."""
@@ -106,7 +106,7 @@ class Host:
         for worker in lost:
             worker.alive = False
             self.workers.remove(worker)
-            self.ledger.gone(worker.seats, error, self.cluster.now)
+            self.scheduler.incarnations.gone(worker.seats, error, self.cluster.now)
             self.cluster.at(REPLACE_AFTER, self.add, (node + 1) % NODES)
         return len(lost)
 
@@ -174,20 +174,20 @@ class Cluster:
             next(self.ids), "t", NOTHING, CallOptions(idempotent=self.rng.random() < IDEMPOTENT), on_end=_nothing,
             deadline=first + TIMEOUT, queue_deadline=first + QUEUE_TIMEOUT,
         )  # fmt: skip
-        host.ledger.submit(request, self.now)
+        host.scheduler.submit(request, self.now)
 
     def report(self) -> None:
         for host in self.hosts:
             host.reported = host.load
         alive = [host for host in self.hosts if host.alive]
         capacity = sum(len(host.workers) for host in alive)
-        self.loads.append((self.now, sum(host.ledger.in_flight for host in alive) / capacity))
+        self.loads.append((self.now, sum(host.scheduler.ledger.in_flight for host in alive) / capacity))
         self.at(REPORT_EVERY, self.report)
 
     def expire(self) -> None:
         for host in self.hosts:
             if host.alive:
-                host.ledger.expire(self.now)
+                host.scheduler.expire(self.now)
         self.at(0.05, self.expire)
 
     # ---- losses ------------------------------------------------------------------------------------

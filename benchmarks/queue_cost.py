@@ -45,7 +45,7 @@ def timed(work: Callable[[], object], count: int) -> float:
 
 
 def measure(count: int) -> dict[str, float]:
-    """Cost per entry of each operation on a ledger without workers, and of taking entries out of the queue."""
+    """Cost per entry of each operation on a scheduler without workers, and of taking entries out of the queue."""
     found = {}
     scheduler = Scheduler(queue=RequestQueue(aging=30.0), cancel_set=CancelSet(1024, 60.0))
     waiting = requests(count)

@@ -29,7 +29,7 @@ class DeadlineTask:
         """Something is due at that time, which may be earlier than was known."""
         scope, scheduler = self._scope, self._scheduler
         if scope is not None and scheduler is not None and when < scope.deadline:
-            scope.deadline = scheduler.next_deadline()
+            scope.deadline = scheduler.ledger.arm()
 
     @protected
     async def run(self, scheduler: Scheduler, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -38,7 +38,7 @@ class DeadlineTask:
         task_status.started()
         while True:
             try:
-                with anyio.CancelScope(deadline=scheduler.next_deadline()) as scope:
+                with anyio.CancelScope(deadline=scheduler.ledger.arm()) as scope:
                     self._scope = scope
                     await anyio.sleep_forever()
                 scheduler.expire(anyio.current_time())

@@ -6,7 +6,7 @@ It is called for each step of each request, so what nobody has asked for costs a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
 import attrs
@@ -17,6 +17,9 @@ from .scheduling.request import Outcome, Request
 
 if TYPE_CHECKING:
     from snakepit_trio.observe.events import EventBus
+
+    from .scheduling.ledger import Ledger
+    from .scheduling.nested import NestedRequests
 
 __all__ = ["RequestObserver", "Timings"]
 
@@ -57,8 +60,8 @@ class RequestObserver:
         events: Where events go.
         keep: How many ended requests are remembered.
         timings: Counts how long requests took; None: nobody does.
-        queued: How many requests wait.
-        nested: Hears of the steps of requests that tools wait for, or for whose permits others may.
+        ledger: The pool's tables.
+        nested: Follows the requests that tools wait for, or for whose permits others may.
     """
 
     def __init__(
@@ -68,8 +71,8 @@ class RequestObserver:
         events: EventBus,
         keep: int,
         timings: Timings | None,
-        queued: Callable[[], int],
-        nested: Callable[[str, Request], object],
+        ledger: Ledger,
+        nested: NestedRequests,
     ) -> None:
         self._pool = pool
         self._prefix = prefix
@@ -77,7 +80,7 @@ class RequestObserver:
         # Plain values only: a request itself would hold its payload and its result.
         self._ended: deque[tuple[Any, ...]] = deque(maxlen=keep)
         self._timings = timings
-        self._queued = queued
+        self._ledger = ledger
         self._nested = nested
         # How many requests may wait, once one more was refused; None while none was.
         self._saturated: int | None = None
@@ -91,9 +94,8 @@ class RequestObserver:
             yield Ended(outcome, f"{self._prefix}{number}", *rest)
 
     def __call__(self, event: str, request: Request, now: float) -> None:
-        """See :class:`~snakepit_trio.pool.scheduling.scheduler.Observer`."""
+        """See :class:`~snakepit_trio.pool.scheduling.ledger.Observer`."""
         if event == _DISPATCHED:
-            request.worker_id = request.seats.port.worker.id  # type: ignore[union-attr]
             if self._saturated is not None:
                 self._note_room(self._saturated)
         elif event != _QUEUED:
@@ -121,16 +123,16 @@ class RequestObserver:
         if request.trace is not None:
             request.trace.note(event, request, now)
         if request.chain or request.permits:
-            self._nested(event, request)
+            self._nested.follow(event, request)
 
     def _note_refusal(self, request: Request) -> None:
         error = request.error
         if isinstance(error, QueueFull) and self._saturated is None:
             self._saturated = error.details["limit"]
-            self._events.emit("queue.saturated", {"queued": self._queued()}, pool=self._pool)
+            self._events.emit("queue.saturated", {"queued": self._ledger.queued}, pool=self._pool)
 
     def _note_room(self, limit: int) -> None:
-        queued = self._queued()
+        queued = self._ledger.queued
         if queued <= limit // 2:
             self._saturated = None
             self._events.emit("queue.relieved", {"queued": queued}, pool=self._pool)

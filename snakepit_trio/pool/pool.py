@@ -16,6 +16,7 @@ import anyio.abc
 import anyio.lowlevel
 import attrs
 
+from snakepit_trio._bell import Bell
 from snakepit_trio._bulkhead import operation
 from snakepit_trio._call_options import (
     UNSET,
@@ -78,17 +79,7 @@ class Pool(Operations):
         self._events = services.events
         self._errors = services.errors
         self._loop = event_loop(services.backend)
-        self._idle = anyio.Event()
         self._deadline_task = DeadlineTask(services.errors, config.name)
-        self.watch: RequestObserver = RequestObserver(
-            config.name,
-            f"{services.run_id}-",
-            services.events,
-            runtime.config.recorder_size if runtime is not None else 0,
-            services.timings,
-            lambda: self._scheduler.queued,
-            lambda event, request: self._nested.follow(event, request),
-        )
         self._scheduler = Scheduler(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
             cancel_set=CancelSet(config.cancel_set_size, config.cancel_set_ttl),
@@ -96,13 +87,20 @@ class Pool(Operations):
             errors=services.errors,
             pool=config.name,
             reject_hopeless=config.reject_hopeless,
-            observer=self.watch,
-            on_idle=self._note_idle,
             on_due=self._deadline_task.note_due,
         )
         self._supervisor = Supervisor(config, services, self._scheduler)
         self._dispatch = self._supervisor.dispatch
-        self._nested = NestedRequests(config, services.waits, self._scheduler, self._supervisor)
+        self.watch: RequestObserver = RequestObserver(
+            config.name,
+            f"{services.run_id}-",
+            services.events,
+            runtime.config.recorder_size if runtime is not None else 0,
+            services.timings,
+            self._scheduler.ledger,
+            NestedRequests(config, services.waits, self._scheduler, self._supervisor),
+        )
+        self._scheduler.ledger.observer = self.watch
         self._guard = Guard.of(config, services.events, services.waits)
         self._scaled: ScaledFleet | None = None
         if config.max_size is not None:
@@ -121,7 +119,6 @@ class Pool(Operations):
             self._scheduler,
             self._loop,
             on_queued=_nobody if self._scaled is None else self._scaled.poke,
-            on_due=self._deadline_task.note_due,
         )
         self._calls = Calls(
             config, self._submission, self._scheduler, self._supervisor, self._guard, self._loop, services.errors
@@ -268,7 +265,7 @@ class Pool(Operations):
             ready=self._dispatch.ready,
             busy=self._dispatch.busy,
             restarts=self._supervisor.restarts,
-            **attrs.asdict(self._scheduler.totals(), recurse=False),
+            **attrs.asdict(self._scheduler.ledger.totals(), recurse=False),
         )
 
     @operation
@@ -398,14 +395,15 @@ class Pool(Operations):
     async def aclose(self, *, drain: bool) -> None:
         """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
-        found = {"in_flight": self._scheduler.in_flight, "queued": self._scheduler.queued}
+        found = {"in_flight": self._scheduler.ledger.in_flight, "queued": self._scheduler.ledger.queued}
         self._events.emit("pool.closing", found, pool=self.name)
         self._calls.close(error)
         if drain:
+            idle = Bell()
+            self._scheduler.ledger.on_idle = idle.ring
             with anyio.move_on_after(self.config.stop_grace):
-                while self._scheduler.in_flight:
-                    self._idle = anyio.Event()
-                    await self._idle.wait()
+                while self._scheduler.ledger.in_flight:
+                    await idle.wait()
         self._scheduler.abort(error, anyio.current_time())
         await self._supervisor.stop()
         self._events.emit("pool.closed", None, pool=self.name)
@@ -424,7 +422,7 @@ class Pool(Operations):
     @property
     def closed(self) -> bool:
         """Whether it is closing or closed."""
-        return self._scheduler.closed is not None
+        return self._scheduler.ledger.closed is not None
 
     @property
     def killed(self) -> list[str]:
@@ -437,9 +435,6 @@ class Pool(Operations):
         """The workers that strict sessions are tied to."""
         bindings = self._services.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
-
-    def _note_idle(self) -> None:
-        self._idle.set()
 
 
 def _nobody() -> None:

@@ -28,7 +28,7 @@ def snapshot(
         now: The event loop's time, in seconds.
     """
     requests: list[dict[str, Any]] = []
-    for request in scheduler.requests():
+    for request in scheduler.ledger.requests():
         if len(requests) == _MOST:
             break
         requests.append(_request(request, supervisor.dispatch.request_prefix, now))

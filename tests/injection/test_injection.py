@@ -17,7 +17,7 @@ from tests.injection.trying import Settings, trying
 from tests.injection.verdict import CALLED, EXCEPTED, MAY_KEEP_SILENT, is_good, outcome
 
 HOST = [
-    ("pool/scheduling/ledger.py", "Ledger._start", 3),
+    ("pool/scheduling/ledger.py", "Ledger.start", 3),
     ("pool/fleet/dispatch.py", "WorkerDispatch.worker_gone", 1),
     ("pool/observer.py", "RequestObserver.__call__", 3),
     ("pool/fleet/slots.py", "Slots._retire", 1),

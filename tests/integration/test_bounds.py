@@ -106,7 +106,7 @@ async def test_a_client_that_pauses_holds_large_chunks_back_on_all_sides(tmp_pat
         params = {"n": 10**9, "marker": str(marker), "size": size}
         async with client.stream("count_and_note", params) as chunks:
             assert await anext(chunks) == bytes(size)
-            (seats,) = runtime.pool()._scheduler.seats
+            (seats,) = runtime.pool()._scheduler.ledger.seats
             (request,) = seats.running.values()
             source: Any = request.stream  # type: ignore[union-attr]
             # The client holds the bridge back, and the worker has no credit left.

@@ -26,8 +26,8 @@ def nothing_is_held(pool: sp.Pool) -> bool:
     return (
         not stats.in_flight
         and not stats.queued
-        and not any(seats.load for seats in scheduler.seats)
-        and len(scheduler._wheel) == 0
+        and not any(seats.load for seats in scheduler.ledger.seats)
+        and len(scheduler.ledger.deadlines) == 0
         and not any(worker.in_flight for worker in pool.workers())
         and not any(w._grace for slot in pool._supervisor.slots for w in slot.workers)
     )

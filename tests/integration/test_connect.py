@@ -177,7 +177,7 @@ async def test_a_reader_that_pauses_holds_the_generator_back(tmp_path: Path) -> 
             assert await anext(chunks) == bytes(size)
             assert chunks.opened is not None
             pipe = chunks.opened.rpc.pipe
-            (seats,) = runtime.pool("basic")._scheduler.seats
+            (seats,) = runtime.pool("basic")._scheduler.ledger.seats
             (request,) = seats.running.values()
             source: Any = request.stream  # type: ignore[union-attr]
             # The server may send this client no further chunk, and the worker has no leave to make another one.

@@ -140,7 +140,7 @@ async def test_priority_overtakes_a_line(tmp_path: Path) -> None:
     log, gate = tmp_path / "log", tmp_path / "gate"
     async with sp.open_pool(ADAPTER, size=1, env={"LINES_LOG": str(log)}) as pool:
         await warm(pool)
-        (seats,) = pool._scheduler.seats
+        (seats,) = pool._scheduler.ledger.seats
         callers = Callers(pool)
         async with anyio.create_task_group() as nursery:
             nursery.start_soon(callers.call, "long", gate)

@@ -24,10 +24,11 @@ from snakepit_trio.errors import (
     WorkerStartupError,
 )
 from snakepit_trio.pool.scheduling.expiry import CancelSet
+from snakepit_trio.pool.scheduling.ledger import UnexpectedReply
 from snakepit_trio.pool.scheduling.placement import PATIENCE
 from snakepit_trio.pool.scheduling.queue import RequestQueue
 from snakepit_trio.pool.scheduling.request import Binding, Outcome, Phase, Request, Seats
-from snakepit_trio.pool.scheduling.scheduler import Scheduler, UnexpectedReply
+from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from tests.requests import NOTHING, make_request
 
 FINAL = frozenset(outcome.value for outcome in Outcome)
@@ -130,7 +131,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.count += 1
             worker = ScriptedWorker(self.count, capacity, lambda number: self.remembered.add(number, self.now), depth)
             self.workers.append(worker)
-            self.scheduler.open(worker.seats, self.now)
+            self.scheduler.incarnations.open(worker.seats, self.now)
 
     @rule(
         timeout=st.sampled_from([1.0, 3.0, math.inf]),
@@ -167,7 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         # Calls that wait, and calls that do not, by one tie.
         request.fail_fast = session == "f" and number % 3 > 0
-        before = self.scheduler.queued
+        before = self.scheduler.ledger.queued
         try:
             self.scheduler.submit(request, self.now)
         except SnakepitError as exc:
@@ -178,7 +179,6 @@ class LedgerMachine(RuleBasedStateMachine):
             self.requests.append(request)
             where = "line" if request.seats is not None else "queue" if request.pin is None else "lane of a worker"
             self.met["runs at once" if request.phase is Phase.RUNNING else f"waits in a {where}"] += 1
-            self.told_of_due(min(request.deadline, request.queue_deadline))
             if request.phase is Phase.QUEUED and self.limit is not None:
                 assert before < self.limit
             if request.phase is Phase.QUEUED and request.seats is None and request.pin is None:
@@ -208,7 +208,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.scheduler.expire(self.now)
-        self.alarm = self.scheduler.next_deadline()
+        self.alarm = self.scheduler.ledger.arm()
         assert self.alarm > self.now
         if any(w.seats.open and w.seats.load < w.capacity for w in self.workers):
             # Whoever stands in line behind a call that has turned out long has been asked back.
@@ -258,7 +258,7 @@ class LedgerMachine(RuleBasedStateMachine):
         number = data.draw(st.sampled_from(worker.returnable()))
         request = worker.release(number)
         ended, outcome, attempt = request.phase is Phase.DONE, request.outcome, request.attempt
-        self.scheduler.returned(worker.seats, number, self.now)
+        self.scheduler.incarnations.returned(worker.seats, number, self.now)
         self.met["given back, nobody waits" if ended else "given back"] += 1
         if ended:
             assert request.outcome is outcome
@@ -273,7 +273,7 @@ class LedgerMachine(RuleBasedStateMachine):
         request = worker.release(number)
         worker.answered.append(number)
         before = request.outcome
-        late = self.scheduler.totals().late_replies
+        late = self.scheduler.ledger.totals().late_replies
         error: SnakepitError | None = None
         if how == "error":
             error = RequestCancelled("x") if cancelled else ToolError("x")
@@ -283,7 +283,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if cancelled:
             assert found is None
             assert request.outcome is before
-            assert self.scheduler.totals().late_replies == late + (error is None)
+            assert self.scheduler.ledger.totals().late_replies == late + (error is None)
             self.met["late reply" if error is None else "confirmed"] += 1
         else:
             assert found is request
@@ -294,16 +294,16 @@ class LedgerMachine(RuleBasedStateMachine):
     def reply_twice(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from([w for w in self.workers if w.answered]))
         number = worker.answered[-1]
-        before = self.scheduler.totals()
+        before = self.scheduler.ledger.totals()
         if self.remembered.seen(number, self.now):
             assert self.scheduler.replied(worker.seats, number, self.now, result=NOTHING, error=None) is None
-            assert self.scheduler.totals().late_replies == before.late_replies + 1
+            assert self.scheduler.ledger.totals().late_replies == before.late_replies + 1
             self.met["a reply more, remembered"] += 1
         else:
             self.met["a reply more"] += 1
             with pytest.raises(UnexpectedReply):
                 self.scheduler.replied(worker.seats, number, self.now, result=NOTHING, error=None)
-            assert self.scheduler.totals() == before
+            assert self.scheduler.ledger.totals() == before
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data(), marks=st.booleans())
@@ -313,9 +313,9 @@ class LedgerMachine(RuleBasedStateMachine):
         unbegun = {n for n in worker.holds if n not in worker.begun} if marks else set()
         deaths = {n: r.deaths for n, r in worker.holds.items()}
         queued = {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED}
-        self.scheduler.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
-        self.scheduler.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
-        assert worker.seats not in self.scheduler.seats
+        self.scheduler.incarnations.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
+        self.scheduler.incarnations.gone(worker.seats, WorkerCrashed("died"), self.now, unbegun=unbegun)
+        assert worker.seats not in self.scheduler.ledger.seats
         for number, request in worker.holds.items():
             assert request.phase is Phase.DONE or request.seats is not worker.seats
             if number not in unbegun and (request.stream or not request.idempotent):
@@ -338,19 +338,19 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def cordon(self, data: st.DataObject) -> None:
         worker = data.draw(st.sampled_from(self.workers))
-        self.scheduler.cordon(worker.seats, self.now)
+        self.scheduler.incarnations.cordon(worker.seats, self.now)
         # What it has not begun is asked back.
         assert {n for n, r in worker.seats.ahead.items() if r.phase is Phase.QUEUED} <= worker.recalled
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def retire(self, data: st.DataObject) -> None:
-        self.scheduler.retire(data.draw(st.sampled_from(self.workers)).seats, self.now)
+        self.scheduler.incarnations.retire(data.draw(st.sampled_from(self.workers)).seats, self.now)
 
     @precondition(lambda self: self.workers)
     @rule(data=st.data())
     def uncordon(self, data: st.DataObject) -> None:
-        self.scheduler.uncordon(data.draw(st.sampled_from(self.workers)).seats, self.now)
+        self.scheduler.incarnations.uncordon(data.draw(st.sampled_from(self.workers)).seats, self.now)
 
     @rule()
     def sessions_end(self) -> None:
@@ -376,19 +376,19 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.count % 7 == 0:
             self.closed = True
             self.scheduler.close(PoolClosed("closed"), self.now)
-            assert self.scheduler.queued == 0
+            assert self.scheduler.ledger.queued == 0
 
     @invariant()
     def conserved(self) -> None:
         if not hasattr(self, "scheduler"):
             return
-        t = self.scheduler.totals()
+        t = self.scheduler.ledger.totals()
         assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued
         assert t.accepted == len(self.requests)
         assert t.rejected == self.rejected
         assert t.cancel_set_size <= 3
         assert not (self.closed and t.queued), "it waits in a closed pool"
-        assert len(self.scheduler._wheel) <= t.in_flight + t.queued
+        assert len(self.scheduler.ledger.deadlines) <= t.in_flight + t.queued
 
     @invariant()
     def each_has_one_end(self) -> None:
@@ -424,9 +424,9 @@ class LedgerMachine(RuleBasedStateMachine):
             if any(r.suspect for r in seats.running.values()):
                 assert seats.alone and seats.load == 1
         waiting = [r for r in self.alive() if r.phase is Phase.QUEUED]
-        assert len(waiting) == self.scheduler.queued
+        assert len(waiting) == self.scheduler.ledger.queued
         running = sum(len(w.seats.running) for w in self.workers)
-        assert running == self.scheduler.in_flight
+        assert running == self.scheduler.ledger.in_flight
 
     @invariant()
     def nobody_waits_while_a_seat_is_free(self) -> None:
@@ -454,7 +454,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def somebody_will_look_in_time(self) -> None:
         if hasattr(self, "scheduler"):
-            assert self.scheduler.next_deadline() >= self.alarm - 1e-9
+            assert self.scheduler.ledger.next_deadline() >= self.alarm - 1e-9
 
 
 LedgerMachine.TestCase.settings = settings(stateful_step_count=50)
@@ -464,7 +464,7 @@ TestLedger = LedgerMachine.TestCase
 def test_a_reply_to_nothing_is_a_fault_of_the_workers() -> None:
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
     worker = ScriptedWorker(1, 1)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
     with pytest.raises(UnexpectedReply):
         scheduler.replied(worker.seats, 99, 0.0, result=NOTHING, error=None)
 
@@ -477,29 +477,29 @@ def test_a_call_that_is_stopped_because_its_worker_ends_runs_again_only_if_it_ma
     for request in (begun, unbegun, left):
         scheduler.submit(request, 0.0)
     scheduler.cancel(left, 0.0)
-    scheduler.retire(first.seats, 0.0)
-    scheduler.returned(first.seats, first.release(2).id, 0.0)
+    scheduler.incarnations.retire(first.seats, 0.0)
+    scheduler.incarnations.returned(first.seats, first.release(2).id, 0.0)
     error = WorkerCrashed("was asked to end")
     for number in (1, 3):
-        scheduler.stopped(first.seats, first.release(number).id, error, 0.0)
+        scheduler.incarnations.stopped(first.seats, first.release(number).id, error, 0.0)
         with pytest.raises(UnexpectedReply):
-            scheduler.stopped(first.seats, number, error, 0.0)
+            scheduler.incarnations.stopped(first.seats, number, error, 0.0)
     # What had not begun runs elsewhere in any case, as if it had never been sent.
     assert (unbegun.phase, unbegun.attempt) == (Phase.QUEUED, 0)
     assert left.outcome is Outcome.CANCELLED
     assert begun.phase is (Phase.QUEUED if idempotent else Phase.DONE)
     assert begun.outcome is (None if idempotent else Outcome.FAILED)
     assert begun.deaths == 0 and not begun.suspect
-    scheduler.gone(first.seats, error, 0.0)
-    scheduler.open(second.seats, 0.0)
+    scheduler.incarnations.gone(first.seats, error, 0.0)
+    scheduler.incarnations.open(second.seats, 0.0)
     assert len(second.holds) == 1 and second.holds.keys() <= {1, 2}
-    totals = scheduler.totals()
+    totals = scheduler.ledger.totals()
     assert totals.accepted == totals.failed + totals.cancelled + totals.in_flight + totals.queued
 
 
 def several(scheduler: Scheduler, number: int, capacity: int) -> ScriptedWorker:
     worker = ScriptedWorker(number, capacity)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
     return worker
 
 
@@ -517,7 +517,7 @@ def test_a_call_is_not_blamed_for_what_its_neighbours_do() -> None:
         neighbour = make_request(10 + turn, "die")
         scheduler.submit(neighbour, 0.0)
         assert worker.holds.keys() == {1, 10 + turn}
-        scheduler.gone(worker.seats, WorkerCrashed("died"), 0.0)
+        scheduler.incarnations.gone(worker.seats, WorkerCrashed("died"), 0.0)
         assert neighbour.outcome is Outcome.FAILED
     assert innocent.phase is Phase.QUEUED and innocent.deaths == 0
 
@@ -527,7 +527,7 @@ def test_a_call_is_not_blamed_for_what_an_operator_does() -> None:
     request = make_request(1, "t", idempotent=True)
     scheduler.submit(request, 0.0)
     for turn in range(5):
-        scheduler.gone(several(scheduler, turn, 1).seats, WorkerCrashed("killed"), 0.0, blamed=False)
+        scheduler.incarnations.gone(several(scheduler, turn, 1).seats, WorkerCrashed("killed"), 0.0, blamed=False)
     assert request.phase is Phase.QUEUED and request.deaths == 0
 
 
@@ -550,7 +550,7 @@ def test_a_poisonous_call_beside_others_is_found_and_they_are_not_blamed() -> No
             scheduler.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
             continue
         workers.remove(worker)
-        scheduler.gone(worker.seats, WorkerCrashed("died"), 0.0)
+        scheduler.incarnations.gone(worker.seats, WorkerCrashed("died"), 0.0)
         deaths += 1
         assert deaths < 20
         workers.append(several(scheduler, 10 + deaths, 4))
@@ -566,7 +566,7 @@ def test_the_first_calls_of_a_session_go_to_one_worker() -> None:
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
     workers = [ScriptedWorker(n, 2) for n in range(2)]
     for worker in workers:
-        scheduler.open(worker.seats, 0.0)
+        scheduler.incarnations.open(worker.seats, 0.0)
     binding = Binding("s", strict=True)
     for number in range(2):
         scheduler.submit(make_request(number, "t", binding=binding), 0.0)
@@ -622,7 +622,7 @@ def walk(seed: int, steps: int) -> LedgerMachine:
         for worker in [worker for worker in machine.workers if worker.seats.over and not worker.holds]:
             # It has drained, and makes room for another.
             machine.workers.remove(worker)
-            machine.scheduler.gone(worker.seats, WorkerCrashed("stopped"), machine.now)
+            machine.scheduler.incarnations.gone(worker.seats, WorkerCrashed("stopped"), machine.now)
         if sum(worker.seats.open for worker in machine.workers) < 2 and len(machine.workers) < 4 and rng.random() < 0.5:
             step = "come"
         if step == "come":
@@ -689,7 +689,7 @@ def test_walks(block: int) -> None:
         machine.scheduler.close(PoolClosed("closed"), machine.now)
         machine.scheduler.abort(PoolClosed("closed"), machine.now)
         machine.conserved()
-        assert machine.scheduler.in_flight == machine.scheduler.queued == 0
+        assert machine.scheduler.ledger.in_flight == machine.scheduler.ledger.queued == 0
         seen.update(machine.met)
     assert {"queued", "dispatched", *(outcome.value for outcome in Outcome)} <= set(seen)
     assert not [outcome for outcome in MET if not seen[outcome]], seen
@@ -699,7 +699,7 @@ def line_of_two(told: list[float]) -> tuple[Scheduler, ScriptedWorker, Callable[
     """A worker with a call that runs and one that may wait behind it, and a function that submits."""
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 5.0), on_due=told.append)
     worker = ScriptedWorker(1, 1, depth=1)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
 
     def submit(number: int, now: float, **options: Any) -> Request:
         request = make_request(number, "t", **options)
@@ -717,21 +717,21 @@ def test_the_clock_is_told_of_an_id_that_is_to_be_forgotten() -> None:
     runs, waits = submit(2, 0.0), submit(3, 0.0)
     assert worker.seats.ahead == {3: waits}
     scheduler.cancel(waits, 1.0)
-    assert min(told) == scheduler.next_deadline() == 6.0
+    assert min(told) == scheduler.ledger.next_deadline() == 6.0
     told.clear()
     scheduler.expire(7.0)
     scheduler.cancel(runs, 8.0)
-    assert min(told) == scheduler.next_deadline() == 13.0
+    assert min(told) == scheduler.ledger.next_deadline() == 13.0
 
 
 def test_the_clock_is_told_of_a_call_that_is_given_back_and_waits_again() -> None:
     told: list[float] = []
     scheduler, worker, submit = line_of_two(told)
     back = submit(2, 0.0, queue_deadline=0.5)
-    scheduler.cordon(worker.seats, 0.0)
-    assert back.phase is Phase.RUNNING and scheduler.next_deadline() == math.inf
+    scheduler.incarnations.cordon(worker.seats, 0.0)
+    assert back.phase is Phase.RUNNING and scheduler.ledger.next_deadline() == math.inf
     told.clear()
-    scheduler.returned(worker.seats, worker.release(2).id, 0.4)
+    scheduler.incarnations.returned(worker.seats, worker.release(2).id, 0.4)
     assert back.phase is Phase.QUEUED and min(told) == 0.5
     scheduler.expire(0.502)
     assert isinstance(back.error, QueueTimeout)
@@ -742,28 +742,28 @@ def test_a_call_that_is_given_back_when_its_time_is_spent_ends_at_once(limits: d
     """It was given to a free worker, which has not begun it: it has waited all the time."""
     scheduler, worker, submit = line_of_two([])
     back = submit(2, 0.0, **limits)
-    scheduler.cordon(worker.seats, 0.0)
+    scheduler.incarnations.cordon(worker.seats, 0.0)
     scheduler.expire(0.6)
     assert back.phase is Phase.RUNNING
-    scheduler.returned(worker.seats, worker.release(2).id, 0.7)
+    scheduler.incarnations.returned(worker.seats, worker.release(2).id, 0.7)
     assert back.outcome is Outcome.EXPIRED and back.attempt == 0
     assert isinstance(back.error, QueueTimeout if "queue_deadline" in limits else RequestTimeout)
     assert back.error.retryable == ("queue_deadline" in limits)
-    assert scheduler.queued == scheduler.in_flight == len(scheduler._wheel) == 0
+    assert scheduler.ledger.queued == scheduler.ledger.in_flight == len(scheduler.ledger.deadlines) == 0
 
 
 def test_a_call_that_is_given_back_after_it_should_have_begun_ends_at_once() -> None:
     scheduler, worker, submit = line_of_two([])
     submit(2, 0.0)
     back = submit(3, 0.0, queue_deadline=0.5)
-    scheduler.cordon(worker.seats, 0.0)
+    scheduler.incarnations.cordon(worker.seats, 0.0)
     assert worker.recalled == {3}
     # As far as is known here it has begun in time.
     scheduler.replied(worker.seats, worker.release(2).id, 0.4, result=NOTHING, error=None)
     assert back.phase is Phase.RUNNING
     scheduler.expire(0.6)
-    assert scheduler.next_deadline() == math.inf
-    scheduler.returned(worker.seats, worker.release(3).id, 0.7)
+    assert scheduler.ledger.next_deadline() == math.inf
+    scheduler.incarnations.returned(worker.seats, worker.release(3).id, 0.7)
     assert back.outcome is Outcome.EXPIRED
 
 
@@ -773,8 +773,8 @@ def test_the_clock_is_told_when_a_line_is_to_be_looked_at() -> None:
     submit(2, 1.0)
     submit(3, 1.0)
     assert worker.seats.ahead
-    scheduler.open(ScriptedWorker(2, 1).seats, 1.001)
-    assert min(told) == scheduler.next_deadline() == 1.0 + PATIENCE
+    scheduler.incarnations.open(ScriptedWorker(2, 1).seats, 1.001)
+    assert min(told) == scheduler.ledger.next_deadline() == 1.0 + PATIENCE
 
 
 def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_found_busy() -> None:
@@ -788,7 +788,7 @@ def test_calls_of_a_session_that_does_not_wait_are_refused_when_its_worker_is_fo
     patient = make_request(9, "t", binding=binding)
     scheduler.submit(patient, 0.0)
     # They were made when no worker was chosen yet.
-    scheduler.open(ScriptedWorker(1, 2).seats, 1.0)
+    scheduler.incarnations.open(ScriptedWorker(1, 2).seats, 1.0)
     assert [request.phase for request in made] == [Phase.RUNNING, Phase.RUNNING, Phase.DONE]
     assert made[2].error is not None and made[2].error.code == "worker_busy"
     assert patient.phase is Phase.QUEUED
@@ -807,11 +807,11 @@ def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:
     call(1, stream=True)
     worker.release(1)
     scheduler.replied(worker.seats, 1, 50.0, result=NOTHING, error=None)
-    assert scheduler.service_time == 0.0
+    assert scheduler.ledger.placement.service_time == 0.0
     call(2)
     worker.release(2)
     scheduler.replied(worker.seats, 2, 1.0, result=NOTHING, error=None)
-    assert scheduler.service_time == 1.0
+    assert scheduler.ledger.placement.service_time == 1.0
     for number in range(3, 9):
         call(number)
     with pytest.raises(QueueTimeout) as caught:
@@ -823,7 +823,7 @@ def test_what_a_request_would_wait_for_is_what_goes_before_it() -> None:
 def test_calls_of_a_tool_that_has_ended_a_worker_stand_in_no_line_for_a_while() -> None:
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
     worker = ScriptedWorker(1, 1, depth=4)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
     numbers = iter(range(1, 10_000))
 
     def call() -> int:
@@ -837,28 +837,28 @@ def test_calls_of_a_tool_that_has_ended_a_worker_stand_in_no_line_for_a_while() 
         scheduler.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
 
     run()
-    assert scheduler.is_short("t")
+    assert scheduler.ledger.placement.is_short("t")
     call(), call()
     assert len(worker.holds) == 2
-    scheduler.gone(worker.seats, WorkerCrashed("died"), 0.0, unbegun={3})
+    scheduler.incarnations.gone(worker.seats, WorkerCrashed("died"), 0.0, unbegun={3})
     worker = ScriptedWorker(2, 1, depth=4)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
     # The one that had not begun runs there, and nobody stands behind it.
     waits = call()
-    assert list(worker.holds) == [3] and not scheduler.is_short("t")
+    assert list(worker.holds) == [3] and not scheduler.ledger.placement.is_short("t")
     for number in (3, waits):
         worker.release(number)
         scheduler.replied(worker.seats, number, 0.0, result=NOTHING, error=None)
     for _ in range(998):
         run()
-    assert scheduler.is_short("t")
+    assert scheduler.ledger.placement.is_short("t")
 
 
 def test_a_wait_in_a_line_that_was_too_long_is_not_to_be_tried_again() -> None:
     """The worker may have begun the call a moment before it hears that nobody waits for it."""
     scheduler = Scheduler(queue=RequestQueue(), cancel_set=CancelSet(10, 10.0))
     worker = ScriptedWorker(1, 1, depth=1)
-    scheduler.open(worker.seats, 0.0)
+    scheduler.incarnations.open(worker.seats, 0.0)
     first = make_request(1, "t")
     scheduler.submit(first, 0.0)
     worker.release(1)
@@ -880,16 +880,16 @@ def test_a_call_that_is_given_back_to_a_closed_pool_ends() -> None:
     scheduler.submit(request, 0.0)
     scheduler.close(PoolClosed("closed"), 1.0)
     assert request.phase is Phase.RUNNING
-    scheduler.returned(worker.seats, worker.release(1).id, 2.0)
-    assert isinstance(request.error, PoolClosed) and scheduler.queued == scheduler.in_flight == 0
+    scheduler.incarnations.returned(worker.seats, worker.release(1).id, 2.0)
+    assert isinstance(request.error, PoolClosed) and scheduler.ledger.queued == scheduler.ledger.in_flight == 0
 
 
 def test_a_call_that_is_given_back_while_no_worker_can_start_is_told_so() -> None:
     scheduler = poison_ledger()
     worker, request = several(scheduler, 1, 1), make_request(1, "t")
     scheduler.submit(request, 0.0)
-    scheduler.retire(worker.seats, 1.0)
-    scheduler.fail_all(WorkerStartupError("no worker starts"), 9.0, 1.0)
-    scheduler.returned(worker.seats, worker.release(1).id, 2.0)
+    scheduler.incarnations.retire(worker.seats, 1.0)
+    scheduler.incarnations.fail_all(WorkerStartupError("no worker starts"), 9.0, 1.0)
+    scheduler.incarnations.returned(worker.seats, worker.release(1).id, 2.0)
     assert isinstance(request.error, WorkerStartupError) and request.error.details["retry_after"] == 7.0
-    assert scheduler.queued == scheduler.in_flight == 0
+    assert scheduler.ledger.queued == scheduler.ledger.in_flight == 0

@@ -42,8 +42,8 @@ class Invariants:
         self._overdue: dict[Worker, float] = {}
         self._stranded = math.inf
         self._note = note
-        self._told = pool._scheduler._observe
-        pool._scheduler._observe = self._hear
+        self._told = pool._scheduler.ledger.observer
+        pool._scheduler.ledger.observer = self._hear
 
     def _hear(self, event: str, request: Request, now: float) -> None:
         self._note(f"request {request.id} {request.tool}: {event}")
@@ -57,14 +57,14 @@ class Invariants:
     def check(self, now: float) -> None:
         """Raise AssertionError when anything does not hold now."""
         pool, scheduler, supervisor = self.pool, self.pool._scheduler, self.pool._supervisor
-        t = scheduler.totals()
+        t = scheduler.ledger.totals()
         assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued, f"lost: {t}"
         assert len(self.open) == t.in_flight + t.queued, "a request is in no table, or in two"
         assert t.cancel_set_size <= pool.config.cancel_set_size, "the set of cancelled ids is too large"
         running = 0
         free = []
         overdue: dict[Worker, float] = {}
-        for seats in scheduler._all:
+        for seats in scheduler.ledger.seats:
             load = len(seats.running) + len(seats.leaving)
             running += len(seats.running)
             assert load <= seats.capacity, f"{seats!r} runs more than it may"
@@ -97,8 +97,8 @@ class Invariants:
         for worker, since in overdue.items():
             assert now < since + _TICK, f"{worker!r} runs only what should have stopped by {since:.6f}"
         assert running == t.in_flight, "running calls and in_flight differ"
-        if free and len(scheduler._queue):
-            for request in scheduler._queue:
+        if free and len(scheduler.ledger.queue):
+            for request in scheduler.ledger.queue:
                 # One that may have ended workers runs where nothing else does.
                 may_take = [
                     seats for seats in free if not (request.suspect and seats.load) and not request.avoids(seats)
@@ -111,9 +111,9 @@ class Invariants:
             if request.phase is Phase.QUEUED:
                 due = min(due, request.queue_deadline)
             assert due > now - _TICK, f"{request!r} is overdue by {now - due:.6f} s"
-        assert len(scheduler._wheel) <= len(self.open), "a deadline is kept of what has ended"
-        assert scheduler._placement.waiting == sum(
-            request.phase is Phase.QUEUED for seats in scheduler._all for request in seats.ahead.values()
+        assert len(scheduler.ledger.deadlines) <= len(self.open), "a deadline is kept of what has ended"
+        assert scheduler.ledger.placement.waiting == sum(
+            request.phase is Phase.QUEUED for seats in scheduler.ledger.seats for request in seats.ahead.values()
         ), "the lines are miscounted"
         workers = [worker for slot in supervisor._slots for worker in slot._alive]
         assert len(set(map(id, workers))) == len(workers), "a worker is in two slots"
@@ -123,7 +123,7 @@ class Invariants:
             offers = {frozenset(tool.name for tool in worker.tools) for worker in up}
             assert len(offers) <= 1, f"workers that differ take calls: {offers}"
         self._no_limit_is_passed()
-        if not scheduler.closed:
+        if not scheduler.ledger.closed:
             self._every_place_is_kept(now)
             self._nobody_is_stranded(now)
 
@@ -159,12 +159,12 @@ class Invariants:
         """Whoever waits, waits for a worker that is there or to come."""
         scheduler, supervisor, dispatch = self.pool._scheduler, self.pool._supervisor, self.pool._dispatch
         hope = supervisor.expecting or dispatch.ready or dispatch.cordoned
-        assert not (scheduler.broken and dispatch.ready), "calls are refused, and a worker serves"
-        assert supervisor.slots or not scheduler.broken, "calls are refused for good: no slot will try again"
+        assert not (scheduler.ledger.broken and dispatch.ready), "calls are refused, and a worker serves"
+        assert supervisor.slots or not scheduler.ledger.broken, "calls are refused for good: no slot will try again"
         stranded = False
-        for request in scheduler._queue:
+        for request in scheduler.ledger.queue:
             if request.pin is not None:
-                assert request.pin in scheduler._all, f"{request!r} waits for a worker that is gone"
+                assert request.pin in scheduler.ledger.seats, f"{request!r} waits for a worker that is gone"
                 assert not request.pin.over, f"{request!r} waits for a worker that takes no more calls"
             else:
                 stranded = stranded or not hope
@@ -178,14 +178,19 @@ class Invariants:
         assert not self.open, f"never ended: {list(self.open.values())}"
         assert set(self.ended.values()) <= {1}, "a request has ended twice"
         assert self.ended.keys() == self.requests
-        assert (len(scheduler._queue), len(scheduler._wheel), scheduler._placement.waiting, scheduler.in_flight) == (
+        assert (
+            len(scheduler.ledger.queue),
+            len(scheduler.ledger.deadlines),
+            scheduler.ledger.placement.waiting,
+            scheduler.ledger.in_flight,
+        ) == (
             0,
             0,
             0,
             0,
         )
-        assert not any(seats.load or seats.ahead for seats in scheduler.seats), "a seat never came back"
-        assert not scheduler._placement._priorities, "priorities are kept of nobody"
+        assert not any(seats.load or seats.ahead for seats in scheduler.ledger.seats), "a seat never came back"
+        assert not scheduler.ledger.placement._priorities, "priorities are kept of nobody"
         services = self.pool._services
         # The whole runtime's, of which every pool has a part.
         assert len(services.waits) == 0, "a wait is kept of nobody"
@@ -205,7 +210,7 @@ class Invariants:
         """Raise AssertionError unless a closed pool is empty."""
         self.at_rest()
         pool = self.pool
-        assert not list(pool._scheduler.seats), "seats are left"
+        assert not list(pool._scheduler.ledger.seats), "seats are left"
         assert not pool._dispatch.seats, "workers are left"
         assert not pool._dispatch._servers, "host tools are left"
         supervisor = pool._supervisor

@@ -169,8 +169,8 @@ class Simulation(trio.abc.Instrument):
         schedulers = [pool._scheduler for pool in self.pools]
         # Cancelled ids are remembered for their time.
         with trio.move_on_after(60 + self.configs[0].cancel_set_ttl) as scope:
-            while any(seats.load or seats.ahead for scheduler in schedulers for seats in scheduler.seats) or any(
-                len(scheduler._cancel_set) for scheduler in schedulers
+            while any(seats.load or seats.ahead for scheduler in schedulers for seats in scheduler.ledger.seats) or any(
+                len(scheduler.ledger.cancel_set) for scheduler in schedulers
             ):
                 await trio.sleep(0.1)
         assert not scope.cancelled_caught, "a call stays in its worker"

@@ -16,7 +16,7 @@ from snakepit_trio.pool.calls import session as session_module
 from snakepit_trio.pool.calls.affinity import Ties
 from snakepit_trio.pool.calls.session import Session
 from snakepit_trio.pool.calls.stream import ChunkStream
-from snakepit_trio.pool.scheduling.repair import RepairableLedger
+from snakepit_trio.pool.scheduling.ledger import Ledger
 from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from snakepit_trio.sessions.directory import SessionDirectory
 from snakepit_trio.testing import ScriptedWorkers
@@ -74,8 +74,8 @@ async def mapped(pool: sp.Pool) -> None:
             for kind, name in [
                 (ChunkStream, "leave"),
                 (Scheduler, "cancel"),
-                (RepairableLedger, "_put_out"),
-                (RepairableLedger, "_leave"),
+                (Ledger, "put_out"),
+                (Ledger, "leave"),
             ]
         ],
         *[(body, SessionDirectory, "finish") for body in (stream_of_a_session, call_of_a_session)],
@@ -83,7 +83,7 @@ async def mapped(pool: sp.Pool) -> None:
         *[
             (body, kind, name)
             for body in (call, call_of_a_session, mapped)
-            for kind, name in [(Scheduler, "cancel"), (RepairableLedger, "_put_out")]
+            for kind, name in [(Scheduler, "cancel"), (Ledger, "put_out")]
         ],
         (mapped, MapResults, "close"),
     ],

@@ -12,7 +12,7 @@ from collections import Counter
 
 import pytest
 
-from snakepit_trio.pool.scheduling.scheduler import Scheduler
+from snakepit_trio.pool.scheduling.ledger import Ledger
 from tests.injection.scenario import leaves
 from tests.injection.tracing import Injected
 from tests.simulation.injection import attempt, tries
@@ -63,13 +63,13 @@ def test_what_the_ledger_calls_may_raise(internal_errors: list[BaseException]) -
     assert all(raised.values()), raised
 
 
-@pytest.mark.parametrize("name", ["Ledger._finish", "Incarnations._settle"])
+@pytest.mark.parametrize("name", ["Ledger.finish", "Incarnations._settle"])
 def test_books_that_are_not_put_in_order_are_found(
     name: str, monkeypatch: pytest.MonkeyPatch, internal_errors: list[BaseException]
 ) -> None:
     (one,) = tries([1], f"^pool/.* {name}$", (1,))
     assert attempt(*one) is None
-    monkeypatch.setattr(Scheduler, "_recover", lambda *_: None)
+    monkeypatch.setattr(Ledger, "fail", lambda *_: None)
     found = attempt(*one)
     assert found is not None
     assert f"{name} #1: AssertionError: " in found

@@ -211,11 +211,11 @@ class Walk(trio.abc.Instrument):
     def after_io_wait(self, timeout: float) -> None:
         if self.pool is None:
             return
-        stats = self.pool._scheduler.totals()
+        stats = self.pool._scheduler.ledger.totals()
         ended = stats.completed + stats.failed + stats.cancelled + stats.timed_out
         if stats.accepted != ended + stats.in_flight + stats.queued:
             self.wrong.append(f"the books don't agree: {stats}")
-        for seats in self.pool._scheduler.seats:
+        for seats in self.pool._scheduler.ledger.seats:
             held = [*seats.running.values(), *seats.leaving.values(), *seats.ahead.values()]
             groups = [id(request.beside) for request in held if request.beside is not None]
             if len(groups) != len(set(groups)):
@@ -253,7 +253,7 @@ class Walk(trio.abc.Instrument):
                     self.seen["closed"] += 1
                     await pool.aclose(drain=True)
             if not closing:
-                while any(seats.load or seats.ahead for seats in pool._scheduler.seats):
+                while any(seats.load or seats.ahead for seats in pool._scheduler.ledger.seats):
                     await trio.sleep(0.1)
             self.at_rest(pool)
             trio.lowlevel.remove_instrument(self)

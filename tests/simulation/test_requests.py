@@ -104,7 +104,7 @@ async def simulate(seed: int, seen: Counter[str]) -> tuple[Counter[str], sp.Pool
                 assert outcomes.total() == count
                 # Every seat comes back, and every table is empty.
                 await pool.wait_ready()
-                while any(seats.load for seats in pool._scheduler.seats):
+                while any(seats.load for seats in pool._scheduler.ledger.seats):
                     await anyio.sleep(0.05)
                 while pool.stats().cancel_set_size:
                     await anyio.sleep(0.5)
@@ -116,7 +116,7 @@ async def simulate(seed: int, seen: Counter[str]) -> tuple[Counter[str], sp.Pool
         assert stats.accepted == ended + stats.in_flight + stats.queued
         assert (stats.in_flight, stats.queued) == (0, 0)
         assert stats.accepted + stats.rejected <= count
-        assert len(pool._scheduler._wheel) == 0
+        assert len(pool._scheduler.ledger.deadlines) == 0
         assert set(finals.values()) <= {1}
         assert finals.total() == stats.accepted + stats.rejected
         await pool.aclose(drain=True)

@@ -173,7 +173,7 @@ def test_a_failure_is_made_small_and_can_be_run_again(monkeypatch: pytest.Monkey
     """A scheduler that forgets to count what it cancels: one caller is enough to show it."""
 
     def forget(self: Scheduler, *arguments: object) -> None:
-        self._ended["cancelled"] -= 1
+        self.ledger.ended["cancelled"] -= 1
         cancel(self, *arguments)  # type: ignore[arg-type]
 
     cancel = Scheduler.cancel

@@ -22,7 +22,7 @@ def lined_up(placement: Placement, number: int, *, began: float, priority: int =
     seats.open = True
     placement.admit(seats)
     seats.running[number] = request(number, at=began)
-    placement.began(seats, began)
+    placement.place(seats, began=began)
     behind = request(number + 1, priority=priority, at=began)
     behind.phase = Phase.QUEUED
     seats.ahead[number + 1] = behind
@@ -38,11 +38,11 @@ def test_a_long_call_is_not_hidden_behind_one_that_began_later() -> None:
     assert (list(placement.holders()), placement.hostage_since()) == ([first, second], 1.0)
     # The first goes on to its next call; the second has run for longest from now on.
     first.ahead[9] = request(9)
-    placement.began(first, 5.0)
+    placement.place(first, began=5.0)
     assert (list(placement.holders()), placement.hostage_since()) == ([second, first], 2.0)
     # One that begins the last of its line holds nobody up.
     second.ahead.clear()
-    placement.began(second, 6.0)
+    placement.place(second, began=6.0)
     assert (list(placement.holders()), placement.hostage_since()) == ([first], 5.0)
     placement.forget(first)
     assert placement.hostage_since() == math.inf

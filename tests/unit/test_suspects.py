@@ -26,7 +26,7 @@ class Desk:
         self.workers = [Seats(Port(), 2), Seats(Port(), 2)]
         self.number = 0
         for seats in self.workers:
-            self.scheduler.open(seats, 0.0)
+            self.scheduler.incarnations.open(seats, 0.0)
         self.first = [self.submit() for _ in range(4)]
 
     def submit(self, *, suspect: bool = False, beside: list[Request] | None = None) -> Request:
@@ -43,7 +43,9 @@ class Desk:
         assert request.seats is not None
         self.scheduler.replied(request.seats, request.id, 1.0, result=NOTHING, error=None)
         # Nobody is forgotten.
-        assert self.scheduler.queued == sum(1 for request in self.scheduler._living if request.phase is Phase.QUEUED)
+        assert self.scheduler.ledger.queued == sum(
+            1 for request in self.scheduler.ledger.living if request.phase is Phase.QUEUED
+        )
 
 
 def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat() -> None:
@@ -57,7 +59,7 @@ def test_one_of_several_suspects_is_not_lost_behind_a_call_that_takes_the_seat()
     desk.reply(next(iter(right.running.values())))
     assert plain.phase is Phase.RUNNING
     assert other.phase is last.phase is Phase.QUEUED
-    assert desk.scheduler.queued == 2
+    assert desk.scheduler.ledger.queued == 2
     desk.reply(one)
     assert other.seats is left
 

@@ -341,7 +341,7 @@ class Calls:
         patient = isinstance(inputs, AsyncIterable)
 
         def has_room() -> bool:
-            return self._scheduler.has_room
+            return self._scheduler.ledger.has_room
 
         def begin() -> MapCalls:
             own, now = CallOptions.of(options), functools.partial(self._map_limit, tool, limit, patient=patient)
@@ -371,7 +371,7 @@ class Calls:
             return limit
         # A pool without workers gets one when an input waits for it.
         config, size = self._config, max(1, self._supervisor.size)
-        if config.threads == 1 and not patient and self._scheduler.is_short(tool):
+        if config.threads == 1 and not patient and self._scheduler.ledger.placement.is_short(tool):
             return 2 * size * (1 + config.prefetch)
         return 2 * size * config.threads
 

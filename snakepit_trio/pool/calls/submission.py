@@ -54,7 +54,6 @@ class Submission:
     Args:
         loop: The event loop that is running.
         on_queued: Called when a request has to wait for a worker.
-        on_due: Called with the time at which a request has to be ended at the latest.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Submission:
         loop: EventLoop,
         *,
         on_queued: Callable[[], object],
-        on_due: Callable[[float], object],
     ) -> None:
         self._config = config
         self._name = config.name
@@ -76,7 +74,6 @@ class Submission:
         self._scheduler = scheduler
         self._loop = loop
         self._on_queued = on_queued
-        self._on_due = on_due
 
     def make(
         self,
@@ -162,9 +159,6 @@ class Submission:
                 payload = request.payload
                 request.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
             self._on_queued()
-            self._on_due(min(request.deadline, request.queue_deadline))
-        else:
-            self._on_due(request.deadline)
         return request
 
     def take(self, request: Request) -> Any:

@@ -21,14 +21,15 @@ from snakepit_trio.tools.serving import HostToolServer
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.frames import EVENT_LIMIT, Call, Chunk, Emit, HostCall, HostCancel, Reply
 
+from ..scheduling.ledger import UnexpectedReply
 from ..scheduling.request import Request, Seats
-from ..scheduling.scheduler import Scheduler, UnexpectedReply
 from .repertoire import Repertoire
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.supervision.worker import Worker
 
+    from ..scheduling.scheduler import Scheduler
     from ..services import PoolServices
 
 __all__ = ["WorkerDispatch", "no_such_worker"]
@@ -91,7 +92,7 @@ class WorkerDispatch:
     Args:
         config: The pool's configuration.
         parts: What the pool has from its runtime.
-        scheduler: The pool's books.
+        scheduler: Decides about the pool's requests.
         on_due: Called with a worker that is to be replaced, and the reason.
         on_more: Called when a worker takes calls again that was cordoned.
 
@@ -157,10 +158,10 @@ class WorkerDispatch:
         for worker, seats in self.seats.items():
             if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
                 if cordoned:
-                    self._scheduler.cordon(seats, anyio.current_time())
+                    self._scheduler.incarnations.cordon(seats, anyio.current_time())
                     self._services.waits.check()
                 else:
-                    self._scheduler.uncordon(seats, anyio.current_time())
+                    self._scheduler.incarnations.uncordon(seats, anyio.current_time())
                     self._on_more()
                 name = "worker.cordoned" if cordoned else "worker.uncordoned"
                 self._events.emit(name, None, **self.who(worker))
@@ -195,7 +196,7 @@ class WorkerDispatch:
         elif new is WorkerState.DRAINING or new.over:
             seats_now = self.seats.get(worker)
             if seats_now is not None:
-                self._scheduler.retire(seats_now, anyio.current_time())
+                self._scheduler.incarnations.retire(seats_now, anyio.current_time())
                 self._services.waits.check()
             server = self._servers.get(worker)
             if new.over:
@@ -207,15 +208,15 @@ class WorkerDispatch:
         """A worker takes calls from now on."""
         # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
         may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
-        seats = Seats(None, worker.threads, self.config.prefetch if may_hold else 0)  # type: ignore[arg-type]
-        seats.port = _WorkerPort(worker, self._servers, self._now)
+        port = _WorkerPort(worker, self._servers, self._now)
+        seats = Seats(port, worker.threads, self.config.prefetch if may_hold else 0, worker.id)
         self.seats[worker] = seats
-        self._scheduler.open(seats, anyio.current_time())
+        self._scheduler.incarnations.open(seats, anyio.current_time())
 
     def worker_tainted(self, worker: Worker, reason: str) -> None:
         seats = self.seats.get(worker)
         if seats is not None:
-            self._scheduler.cordon(seats, anyio.current_time())
+            self._scheduler.incarnations.cordon(seats, anyio.current_time())
             self._services.waits.check()
         self._events.emit("worker.tainted", None, reason=reason, **self.who(worker))
         if reason != "cancel_grace":
@@ -224,7 +225,7 @@ class WorkerDispatch:
     def worker_stuck(self, worker: Worker, call_id: int) -> None:
         seats = self.seats.get(worker)
         if seats is not None:
-            self._scheduler.stuck(seats, call_id)
+            self._scheduler.incarnations.stuck(seats, call_id)
             self._services.waits.check()
 
     def worker_missed(self, worker: Worker, silence: float) -> None:
@@ -242,7 +243,7 @@ class WorkerDispatch:
 
     def worker_returned(self, worker: Worker, call_id: int) -> None:
         try:
-            self._scheduler.returned(self.seats[worker], call_id, anyio.current_time())
+            self._scheduler.incarnations.returned(self.seats[worker], call_id, anyio.current_time())
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
 
@@ -250,7 +251,7 @@ class WorkerDispatch:
         details = {"worker_id": worker.id, "pool": self.name, "reason": "leaving"}
         error = WorkerCrashed("the worker was asked to end by others, and stopped the call", details=details)
         try:
-            self._scheduler.stopped(self.seats[worker], call_id, error, anyio.current_time())
+            self._scheduler.incarnations.stopped(self.seats[worker], call_id, error, anyio.current_time())
         except UnexpectedReply as exc:
             raise ValueError(str(exc)) from None
 
@@ -307,7 +308,7 @@ class WorkerDispatch:
         seats = self.seats.get(worker)
         if seats is not None:
             error: WorkerCrashed | PoolClosed
-            if self._scheduler.closed is not None:
+            if self._scheduler.ledger.closed is not None:
                 error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
             else:
                 error = WorkerCrashed(
@@ -315,12 +316,14 @@ class WorkerDispatch:
                 )
             now = anyio.current_time()
             # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
-            with self._services.errors.bulkhead("worker", lambda exc: self._scheduler.gone(seats, error, now)):
+            with self._services.errors.bulkhead(
+                "worker", lambda exc: self._scheduler.incarnations.gone(seats, error, now)
+            ):
                 blamed = not worker.killed_on_demand and exit.reason not in _NO_CALLS_FAULT
-                self._scheduler.gone(seats, error, now, unbegun=worker.unbegun, blamed=blamed)
+                self._scheduler.incarnations.gone(seats, error, now, unbegun=worker.unbegun, blamed=blamed)
             del self.seats[worker]
             self._services.waits.check()
-        if self._scheduler.closed is not None and worker.was_killed:
+        if self._scheduler.ledger.closed is not None and worker.was_killed:
             self.killed.append(worker.id)
         self._events.emit(
             "worker.gone",

@@ -125,14 +125,14 @@ class Slots:
             with self._services.errors.bulkhead("operation", give_up, pool=self._name):
                 if slot.current in self.dispatch.seats:
                     # At once: a call that came before the slot's task has run would find a worker that is to stop.
-                    self._scheduler.cordon(self.dispatch.seats[slot.current], anyio.current_time())
+                    self._scheduler.incarnations.cordon(self.dispatch.seats[slot.current], anyio.current_time())
                 self._start(self._retire, slot, on_error=give_up)
         self.settled.ring()
 
     def infos(self) -> tuple[WorkerInfo, ...]:
         """A record of each worker, by slot."""
         # While no worker can serve, every slot has failed, though it makes another attempt before it gives up for long.
-        broken = self._scheduler.broken
+        broken = self._scheduler.ledger.broken is not None
         return tuple(
             _info(slot, worker, self.dispatch.seats.get(worker), failed=broken or slot.failed)
             for slot in self
@@ -202,7 +202,7 @@ class Slots:
     def _fail(self) -> None:
         """No worker can serve."""
         why = self._why()
-        self._scheduler.fail_all(why, self._next_attempt(), anyio.current_time())
+        self._scheduler.incarnations.fail_all(why, self._next_attempt(), anyio.current_time())
         self._events.emit("pool.failed", None, pool=self._name, reason=why.message)
 
     # ---- inside ----------------------------------------------------------------------------------
@@ -257,7 +257,7 @@ class Slots:
     @protected
     async def _retire(self, slot: Slot) -> None:
         try:
-            await slot.retire(0.0 if self._scheduler.closed is not None else self._config.stop_grace)
+            await slot.retire(0.0 if self._scheduler.ledger.closed is not None else self._config.stop_grace)
         finally:
             self._gone(slot)
 

@@ -130,8 +130,8 @@ class Supervisor:
     async def _until_ready(self, needed: Callable[[], int]) -> None:
         """Wait until so many workers are ready; how many is asked anew each time, for sizes change meanwhile."""
         while True:
-            if self._scheduler.closed is not None:
-                raise PoolClosed(self._scheduler.closed.message, details={"pool": self.name})
+            if self._scheduler.ledger.closed is not None:
+                raise PoolClosed(self._scheduler.ledger.closed.message, details={"pool": self.name})
             if self.dispatch.ready >= needed():
                 return
             hopeless = sum(slot.hopeless for slot in self.slots)
@@ -192,7 +192,7 @@ class Supervisor:
             self.size = len(self.slots)
         if not self.slots:
             # Whoever could not start is gone; the next request gets a worker that has yet to try.
-            self._scheduler.clear_failure()
+            self._scheduler.incarnations.clear_failure()
         return grows
 
     def load(self) -> Load:
@@ -201,11 +201,11 @@ class Supervisor:
         return Load(
             size=self.size,
             starting=sum(self._starts(slot) for slot in self.slots),
-            in_flight=self._scheduler.in_flight,
-            queued=self._scheduler.waiting_for_any,
-            tied=self._scheduler.queued - self._scheduler.waiting_for_any,
-            oldest_wait=self._scheduler.oldest_wait(now),
-            service_time=self._scheduler.service_time,
+            in_flight=self._scheduler.ledger.in_flight,
+            queued=self._scheduler.ledger.waiting_for_any,
+            tied=self._scheduler.ledger.queued - self._scheduler.ledger.waiting_for_any,
+            oldest_wait=self._scheduler.ledger.oldest_wait(now),
+            service_time=self._scheduler.ledger.placement.service_time,
         )
 
     def _starts(self, slot: Slot) -> bool:
@@ -296,5 +296,5 @@ class Supervisor:
         raise no_such_worker(worker_id)
 
     def check_open(self) -> None:
-        if self._scheduler.closed is not None:
-            raise PoolClosed(self._scheduler.closed.message, details={"pool": self.name})
+        if self._scheduler.ledger.closed is not None:
+            raise PoolClosed(self._scheduler.ledger.closed.message, details={"pool": self.name})

@@ -1,4 +1,4 @@
-"""What a pool decides when its workers come, stop taking calls, and end; and who gets a worker's free seats.
+"""What a pool decides when its workers come, stop taking calls, give calls back, and end.
 
 The theory of it is written in :mod:`.scheduler`.
 """
@@ -11,30 +11,48 @@ from collections.abc import Container
 from snakepit_trio._interrupts import protected
 from snakepit_trio.errors import PoolClosed, SnakepitError, WorkerCrashed, WorkerStartupError
 
+from .assignment import Assignment
 from .failures import copy_error, no_worker, overdue, poisonous, worker_lost
-from .ledger import release
-from .placement import PATIENCE
-from .repair import RepairableLedger
+from .ledger import Ledger, UnexpectedReply
+from .repair import Repair
 from .request import Outcome, Phase, Request, Seats
 
 __all__ = ["Incarnations"]
 
 
-class Incarnations(RepairableLedger):
-    """The decisions of one pool about its workers; made as :class:`.Ledger` are."""
+class Incarnations:
+    """The decisions of one pool about its workers.
+
+    Args:
+        ledger: The pool's.
+        assignment: Gives what waits to workers that have room.
+        repair: Puts the ledger in order after an unexpected exception.
+        poison_limit: A request that has ended this many workers is not given to another; None means no limit.
+    """
+
+    def __init__(self, ledger: Ledger, assignment: Assignment, repair: Repair, *, poison_limit: int | None) -> None:
+        self._ledger = ledger
+        self._assignment = assignment
+        self._repair = repair
+        self._poison_limit = poison_limit
+
+    # ---- they come, and take calls or don't ------------------------------------------------------------
 
     @protected
     def open(self, seats: Seats, now: float) -> None:
         """An incarnation is ready for calls; it gets what waits for it."""
-        self._all[seats] = None
+        ledger = self._ledger
+        ledger.seats[seats] = None
         self.clear_failure()
         seats.open = True
         try:
-            self._placement.admit(seats)
-            self._placement.place(seats)
-            self._fill(seats, now)
+            ledger.placement.admit(seats)
+            ledger.placement.place(seats)
+            self._assignment.fill(seats, now)
         except Exception as exc:
-            self._recover(exc, now)
+            ledger.fail(exc, now)
+        if not ledger.sound:
+            self._repair.run(now)
 
     @protected
     def cordon(self, seats: Seats, now: float) -> None:
@@ -42,13 +60,45 @@ class Incarnations(RepairableLedger):
         try:
             self._shut(seats)
         except Exception as exc:
-            self._recover(exc, now)
+            self._ledger.fail(exc, now)
+        if not self._ledger.sound:
+            self._repair.run(now)
 
     def _shut(self, seats: Seats) -> None:
         if seats.open:
             seats.open = False
-            self._placement.place(seats)
-            self._recall.recall(seats)
+            self._ledger.placement.place(seats)
+            self._ledger.recall.recall(seats)
+
+    @protected
+    def uncordon(self, seats: Seats, now: float) -> None:
+        """Undo :meth:`cordon`."""
+        ledger = self._ledger
+        if not seats.open and not seats.over and seats in ledger.seats:
+            seats.open = True
+            try:
+                ledger.placement.place(seats)
+                self._assignment.fill(seats, now)
+            except Exception as exc:
+                ledger.fail(exc, now)
+            if not ledger.sound:
+                self._repair.run(now)
+
+    @protected
+    def retire(self, seats: Seats, now: float) -> None:
+        """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""
+        try:
+            self._retire(seats, now)
+        except Exception as exc:
+            self._ledger.fail(exc, now)
+        if not self._ledger.sound:
+            self._repair.run(now)
+
+    def _retire(self, seats: Seats, now: float) -> None:
+        seats.over = True
+        self._shut(seats)
+        for request in self._ledger.queue.drop_pin(seats):
+            self._ledger.finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
 
     def stuck(self, seats: Seats, call_id: int) -> None:
         """A call whose caller is gone does not stop: its seat comes back with its worker's end, after what runs beside it."""
@@ -57,26 +107,96 @@ class Incarnations(RepairableLedger):
             request.stuck = True
 
     @protected
-    def retire(self, seats: Seats, now: float) -> None:
-        """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""
-        seats.over = True
-        try:
-            self._shut(seats)
-            for request in self._queue.drop_pin(seats):
-                self._finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
-        except Exception as exc:
-            self._recover(exc, now)
+    def fail_all(self, why: WorkerStartupError, next_attempt: float, now: float) -> None:
+        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready.
+
+        Args:
+            why: What keeps workers from starting.
+            next_attempt: When the next one is started.
+        """
+        ledger = self._ledger
+        ledger.broken = why
+        ledger.next_attempt = next_attempt
+        ledger.end_waiting(no_worker(why, next_attempt, now), now)
+        if not ledger.sound:
+            self._repair.run(now)
 
     @protected
-    def uncordon(self, seats: Seats, now: float) -> None:
-        """Undo :meth:`cordon`."""
-        if not seats.open and not seats.over and seats in self._all:
-            seats.open = True
-            try:
-                self._placement.place(seats)
-                self._fill(seats, now)
-            except Exception as exc:
-                self._recover(exc, now)
+    def clear_failure(self) -> None:
+        """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
+        self._ledger.broken = None
+
+    # ---- they give calls back --------------------------------------------------------------------------
+
+    @protected
+    def returned(self, seats: Seats, call_id: int, now: float) -> None:
+        """A worker gives a call back that it had not begun. The request returns to its place in the queue.
+
+        Raises:
+            UnexpectedReply: The worker holds no such call.
+        """
+        self._take_back(seats, call_id, now, None)
+
+    @protected
+    def stopped(self, seats: Seats, call_id: int, error: WorkerCrashed, now: float) -> None:
+        """A worker that ends has stopped a call that it had begun. It runs again if it may, else it ends with ``error``.
+
+        Raises:
+            UnexpectedReply: The worker holds no such call.
+        """
+        self._take_back(seats, call_id, now, error)
+
+    def _take_back(self, seats: Seats, call_id: int, now: float, error: WorkerCrashed | None) -> None:
+        """Take a call that a worker has not carried out out of that one's tables, and settle what becomes of its request.
+
+        Args:
+            error: Why it was stopped; None: it had not begun.
+        """
+        ledger = self._ledger
+        request = seats.ahead.get(call_id) or seats.running.get(call_id) or seats.leaving.get(call_id)
+        if request is None:
+            raise UnexpectedReply(f"call {call_id} is given back, which is not under way")
+        try:
+            if seats.ahead.pop(call_id, None) is not None:
+                if request.phase is Phase.QUEUED:
+                    ledger.placement.left(request)
+            elif seats.running.pop(call_id, None) is not None:
+                # Of one that had not begun: the call before it had ended, so it was taken to run.
+                ledger.in_flight -= 1
+            else:
+                del seats.leaving[call_id]
+            if request.phase is Phase.DONE:
+                request.release()
+            elif error is not None:
+                self._retry_or_fail(request, error, now, started=True)
+            else:
+                self._go_back(request, seats, now)
+            self._assignment.advance(seats, now)
+            self._assignment.fill_all(now)
+        except Exception as exc:
+            ledger.fail(exc, now, request)
+        if not ledger.sound:
+            self._repair.run(now)
+
+    def _go_back(self, request: Request, seats: Seats, now: float) -> None:
+        ledger = self._ledger
+        if request.binding is not None and request.binding.lost:
+            ledger.finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
+        elif ledger.closed is not None:
+            # No worker gets anything more.
+            ledger.finish(request, Outcome.FAILED, None, copy_error(ledger.closed), now)
+        elif ledger.broken is not None:
+            # Whoever waits has been told already that no worker can be had for now.
+            error = no_worker(ledger.broken, ledger.next_attempt, now)
+            ledger.finish(request, Outcome.FAILED, None, error, now)
+        else:
+            request.attempt -= 1
+            ledger.requeue(request, now)
+            if request.phase is Phase.QUEUED and min(request.deadline, request.queue_deadline) <= now:
+                # It was never begun, so it has waited all the time.
+                ledger.leave(request, Outcome.EXPIRED, overdue(request, now), now)
+
+    # ---- they end --------------------------------------------------------------------------------------
 
     @protected
     def gone(
@@ -88,7 +208,7 @@ class Incarnations(RepairableLedger):
         unbegun: Container[int] = (),
         blamed: bool = True,
     ) -> None:
-        """An incarnation has ended: its books end with it.
+        """An incarnation has ended, and what was kept of it with it.
 
         A call that was never started there, and one that may be run again, goes back to its place in the queue; any
         other ends with ``error``.
@@ -98,25 +218,26 @@ class Incarnations(RepairableLedger):
             unbegun: Ids of the calls that it had not begun to run.
             blamed: The calls that it ran may have brought its end about.
         """
-        if seats not in self._all:
+        ledger = self._ledger
+        if seats not in ledger.seats:
             return
         seats.open = False
         seats.over = True
         seats.end = error
         try:
-            self._placement.place(seats)
-            self._placement.forget(seats)
-            self.retire(seats, now)
-            self._all.pop(seats, None)
+            ledger.placement.place(seats)
+            ledger.placement.forget(seats)
+            self._retire(seats, now)
+            ledger.seats.pop(seats, None)
             held = [*seats.running.values(), *seats.ahead.values()]
             begun = sum(id not in unbegun for table in (seats.running, seats.leaving, seats.ahead) for id in table)
             blame = 1 / max(1, begun) if blamed else 0.0
             if blamed:
                 for request in held:
                     if request.id not in unbegun:
-                        self._placement.beware(request.tool)
+                        ledger.placement.beware(request.tool)
             for request in seats.leaving.values():
-                release(request)
+                request.release()
             seats.running.clear()
             seats.leaving.clear()
             seats.ahead.clear()
@@ -125,12 +246,13 @@ class Incarnations(RepairableLedger):
                 try:
                     self._settle(request, error, now, blame if request.id not in unbegun else None)
                 except Exception as exc:
-                    self._recover(exc, now, request)
-            self._fill_all(now)
-            if not self._in_flight:
-                self._on_idle()
+                    ledger.fail(exc, now, request)
+            self._assignment.fill_all(now)
+            ledger.look_idle()
         except Exception as exc:
-            self._recover(exc, now)
+            ledger.fail(exc, now)
+        if not ledger.sound:
+            self._repair.run(now)
 
     def _settle(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, blame: float | None) -> None:
         """What becomes of a call that an incarnation held which has ended.
@@ -139,12 +261,12 @@ class Incarnations(RepairableLedger):
             blame: The call's part in that end, 1 if no other ran there; None: it had not begun.
         """
         if request.phase is Phase.DONE:
-            release(request)
+            request.release()
             return
         if request.phase is Phase.RUNNING:
-            self._in_flight -= 1
+            self._ledger.in_flight -= 1
         else:
-            self._placement.left(request)
+            self._ledger.placement.left(request)
         if blame is not None:
             self._note_blame(request, blame)
         self._retry_or_fail(request, error, now, started=blame is not None)
@@ -159,133 +281,22 @@ class Incarnations(RepairableLedger):
             request.suspicion += blame
             request.suspect = request.suspicion >= self._poison_limit
 
-    @protected
-    def fail_all(self, why: WorkerStartupError, next_attempt: float, now: float) -> None:
-        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready.
-
-        Args:
-            why: What keeps workers from starting.
-            next_attempt: When the next one is started.
-        """
-        self._admission.broken = why
-        self._admission.next_attempt = next_attempt
-        self._end_queue(no_worker(why, next_attempt, now), now)
-
-    @protected
-    def clear_failure(self) -> None:
-        """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
-        self._admission.broken = None
-
-    def refuse(self, error: SnakepitError) -> None:
-        """Accept nothing more. What waits and what runs goes on."""
-        self._admission.closed = error
-
-    @protected
-    def close(self, error: SnakepitError, now: float) -> None:
-        """Accept nothing more, and end what waits. What runs goes on."""
-        self.refuse(error)
-        self._end_queue(error, now)
-
-    @protected
-    def abort(self, error: SnakepitError, now: float) -> None:
-        """End every running request with ``error``; their calls are cancelled in the workers."""
-        for seats in tuple(self._all):
-            for request in tuple(seats.running.values()):
-                self._put_out(request, Outcome.FAILED, copy_error(error), now)
-
-    # ---- inside ----------------------------------------------------------------------------------
-
-    def _advance(self, seats: Seats, now: float) -> None:
-        """A worker has ended a call: the next in its line runs now, and it gets more."""
-        placement = self._placement
-        if seats.alone and not seats.running and not seats.leaving:
-            seats.alone = False
-        while seats.ahead and len(seats.running) + len(seats.leaving) < seats.capacity:
-            call_id = next(iter(seats.ahead))
-            request = seats.ahead.pop(call_id)
-            if request.phase is Phase.QUEUED:
-                placement.left(request)
-                self._begin(request, seats, now)
-            else:
-                # Its caller is gone, and it may have begun: its seat is taken until the worker confirms.
-                seats.leaving[call_id] = request
-                placement.began(seats, now)
-                seats.port.cancel(request)
-        placement.place(seats)
-        self._fill(seats, now)
-        if placement.waiting and now > placement.hostage_since() + PATIENCE:
-            self._recall.look(now)
-        if not self._in_flight:
-            self._on_idle()
-
-    def _fill(self, seats: Seats, now: float) -> None:
-        """Give a worker what it may have of what waits: calls for its free seats, then some in line behind a short one."""
-        queue, placement = self._queue, self._placement
-        aside: list[Request] = []
-        while len(queue) and seats.open and not seats.alone:
-            if len(seats.running) + len(seats.leaving) < seats.capacity:
-                request = queue.pop(now, seats)
-            elif placement.has_line(seats, now):
-                request = queue.pop(now, seats, lambda request: placement.may_stand(request, now))
-            else:
-                break
-            if request is None:
-                break
-            if request.beside is not None and request.avoids(seats):
-                aside.append(request)
-                continue
-            if request.suspect and seats.load:
-                # It runs where nothing else does: this worker takes no more until it is empty, if none does so already.
-                aside.append(request)
-                seats.alone = not any(other.alone for other in self._all)
-                if request.session is not None:
-                    break  # Its younger sisters wait behind it.
-                continue
-            if min(request.deadline, request.queue_deadline) <= now:
-                # Its time ran out before the clock's owner could say so.
-                self._finish(request, Outcome.EXPIRED, None, overdue(request, now), now)
-            elif len(seats.running) + len(seats.leaving) < seats.capacity:
-                self._start(request, seats, now)
-            else:
-                self._line_up(request, seats, now)
-        for request in aside:
-            queue.push_front(request, now)
-        if aside:
-            placement.place(seats)
-        if placement.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
-            self._recall.look_later()
-
-    def _fill_all(self, now: float) -> None:
-        if not len(self._queue):
-            return
-        for seats in self._placement.seats():
-            self._fill(seats, now)
-
     def _retry_or_fail(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, *, started: bool) -> None:
+        ledger = self._ledger
         crashed = isinstance(error, WorkerCrashed)
-        again = crashed and self._admission.closed is None and request.deadline > now
+        again = crashed and ledger.closed is None and request.deadline > now
         if again and started:
             again = request.idempotent and not request.stream
         if crashed and request.binding is not None and request.binding.strict:
-            self._finish(request, Outcome.FAILED, None, worker_lost(request, error), now)
+            self._fail(request, worker_lost(request, error), now)
         elif again and self._poison_limit is not None and request.deaths >= self._poison_limit:
-            self._finish(request, Outcome.FAILED, None, poisonous(request, error), now)
+            self._fail(request, poisonous(request, error), now)
         elif again:
             if request.phase is Phase.RUNNING:
                 request.queue_deadline = math.inf
-            self._queue_again(request, now)
+            ledger.requeue(request, now)
         else:
-            self._finish(request, Outcome.FAILED, None, copy_error(error), now)
+            self._fail(request, copy_error(error), now)
 
-    def _end_queue(self, error: SnakepitError, now: float) -> None:
-        try:
-            self._end_all_that_wait(error, now)
-        except Exception as exc:
-            self._recover(exc, now)
-
-    def _end_all_that_wait(self, error: SnakepitError, now: float) -> None:
-        for seats in tuple(self._all):
-            for request in tuple(seats.ahead.values()):
-                self._put_out(request, Outcome.FAILED, copy_error(error), now)
-        for request in list(self._queue):
-            self._put_out(request, Outcome.FAILED, copy_error(error), now)
+    def _fail(self, request: Request, error: SnakepitError, now: float) -> None:
+        self._ledger.finish(request, Outcome.FAILED, None, error, now)

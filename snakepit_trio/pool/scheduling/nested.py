@@ -26,7 +26,7 @@ class NestedRequests:
     Args:
         config: The pool's configuration.
         waits: All that wait for each other, in all pools.
-        scheduler: The pool's books.
+        scheduler: Decides about the pool's requests.
         crew: The pool's workers.
     """
 

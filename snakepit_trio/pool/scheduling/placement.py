@@ -24,7 +24,7 @@ _RESPECT = 0.05
 #: So many calls of a tool that has ended a worker stand in no line, and have none behind them: the worker holds the replies of
 #: short calls back for a moment, to send them together, and they would end with the next one that ends it.
 _CAREFUL = 1000
-#: The weight of one call in the average of how long the calls of a tool take.
+#: The weight of one call in an average of how long calls take.
 _SMOOTHING = 0.1
 
 
@@ -33,10 +33,12 @@ class Placement:
 
     Attributes:
         waiting: How many requests stand in lines and have callers that wait.
+        service_time: How long calls took of late, in seconds: an exponential average, 0 before the first.
     """
 
     def __init__(self) -> None:
         self.waiting: int = 0
+        self.service_time: float = 0.0
         # By how many seats are taken, and by how long the line is; each bucket is gone through in turn.
         self._free: list[dict[Seats, None]] = [{}]
         self._lines: list[dict[Seats, None]] = []
@@ -44,6 +46,8 @@ class Placement:
         self._paces: dict[str, float] = {}
         # By tool, how many more of its calls are to be handled with care.
         self._careful: dict[str, int] = {}
+        # The tools whose calls are short, by both.
+        self._short: set[str] = set()
         # Incarnations with a line, roughly by when the call began that they run.
         self._holders: dict[Seats, None] = {}
         # How many stand in lines, by priority; and up to when which priorities may not.
@@ -74,16 +78,29 @@ class Placement:
 
     # ---- room --------------------------------------------------------------------------------------
 
-    def place(self, seats: Seats) -> None:
-        """Put an incarnation where it belongs by what it holds now."""
+    def place(self, seats: Seats, *, began: float | None = None) -> None:
+        """Put an incarnation where it belongs by what it holds now.
+
+        Args:
+            began: When the next of its calls began, if that is what has changed.
+        """
+        if began is not None and seats.depth:
+            seats.since = began
+            if self._holders:
+                self._holders.pop(seats, None)
+                if seats.ahead:
+                    self._holders[seats] = None
         old = seats.place
         new: dict[Seats, None] | None = None
         if seats.open and not seats.alone:
             load = len(seats.running) + len(seats.leaving)
             if load < seats.capacity:
                 new = self._free[load]
-            elif len(seats.ahead) < seats.depth and self._is_quick(seats):
-                new = self._lines[len(seats.ahead)]
+            elif len(seats.ahead) < seats.depth:
+                # Where there may be a line, one call runs, or none whose caller waits.
+                for request in seats.running.values():
+                    if request.tool in self._short:
+                        new = self._lines[len(seats.ahead)]
         if old is not None:
             del old[seats]
         if new is not None:
@@ -131,28 +148,29 @@ class Placement:
             and (request.priority >= self._floor or now >= self._floor_until)
         )
 
-    def _is_quick(self, seats: Seats) -> bool:
-        for request in seats.running.values():
-            return self.is_short(request.tool)
-        return False
-
     def is_short(self, tool: str) -> bool:
         """Whether the calls of a tool are short, by those that there were."""
-        return self._paces.get(tool, math.inf) <= SHORT and tool not in self._careful
+        return tool in self._short
 
     def note(self, tool: str, seconds: float) -> None:
         """A call has taken so long."""
+        self.service_time += (seconds - self.service_time) * (_SMOOTHING if self.service_time else 1.0)
         seconds = min(seconds, 5 * SHORT)
         if self._careful:
             left = self._careful.pop(tool, 0) - 1
             if left > 0:
                 self._careful[tool] = left
         known = self._paces.get(tool)
-        self._paces[tool] = seconds if known is None else known + (seconds - known) * _SMOOTHING
+        pace = self._paces[tool] = seconds if known is None else known + (seconds - known) * _SMOOTHING
+        if pace <= SHORT and tool not in self._careful:
+            self._short.add(tool)
+        else:
+            self._short.discard(tool)
 
     def beware(self, tool: str) -> None:
         """A worker has ended while it ran a call of this tool."""
         self._careful[tool] = _CAREFUL
+        self._short.discard(tool)
 
     # ---- lines -------------------------------------------------------------------------------------
 
@@ -171,14 +189,6 @@ class Placement:
             self._priorities[request.priority] = count
         else:
             del self._priorities[request.priority]
-
-    def began(self, seats: Seats, now: float) -> None:
-        """The next call of an incarnation begins."""
-        seats.since = now
-        if self._holders:
-            self._holders.pop(seats, None)
-            if seats.ahead:
-                self._holders[seats] = None
 
     def forget(self, seats: Seats) -> None:
         """An incarnation's line is dissolved: it is at its end, or all that stood in it was asked for."""

@@ -151,6 +151,9 @@ class RequestQueue(Generic[E]):
         max_queue: How many may wait; None means no limit, 0 that nobody may.
         aging: Seconds of waiting that are worth one priority level; None means that priority is all.
         fair: Requests of the same priority take turns by their ``fairness_key``.
+
+    Attributes:
+        live: How many wait; the length, for whoever asks often.
     """
 
     def __init__(self, *, max_queue: int | None = None, aging: float | None = None, fair: bool = False) -> None:
@@ -162,15 +165,15 @@ class RequestQueue(Generic[E]):
         self._sessions: dict[str, OrderedDict[_Node[E], None]] = {}
         self._numbers = itertools.count()
         self._turns = itertools.count()
-        self._live = 0
+        self.live: int = 0
         # How many wait of each client.
         self._clients: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
-        return self._live
+        return self.live
 
     def __repr__(self) -> str:
-        return f"<RequestQueue {self._live} waiting, {len(self._pinned)} pinned lanes>"
+        return f"<RequestQueue {self.live} waiting, {len(self._pinned)} pinned lanes>"
 
     def __iter__(self) -> Iterator[E]:
         """What waits, lane by lane, by priority, oldest first."""
@@ -205,10 +208,10 @@ class RequestQueue(Generic[E]):
 
     def has_room(self, others: int = 0) -> bool:
         """Whether one more may wait, beside so many that wait elsewhere."""
-        return self._live + others < self._limit
+        return self.live + others < self._limit
 
     def _check_room(self, client: Hashable | None, others: int) -> None:
-        waiting = self._live + others
+        waiting = self.live + others
         if waiting >= self._limit:
             raise QueueFull(
                 f"{waiting} requests wait already, which is the limit (max_queue)",
@@ -326,7 +329,7 @@ class RequestQueue(Generic[E]):
         self._pinned.clear()
         self._sessions.clear()
         self._clients.clear()
-        self._live = 0
+        self.live = 0
 
         def number(entry: E) -> int:
             return entry.queue_node.number if isinstance(entry.queue_node, _Node) else -1
@@ -379,7 +382,7 @@ class RequestQueue(Generic[E]):
         node.lane, node.level = lane, level
         entry.queue_node = node
         lane.live += 1
-        self._live += 1
+        self.live += 1
         if entry.client is not None:
             self._clients[entry.client] = self._clients.get(entry.client, 0) + 1
         if entry.session is not None:
@@ -406,7 +409,7 @@ class RequestQueue(Generic[E]):
         lane, level = node.lane, node.level
         level.drop()
         lane.live -= 1
-        self._live -= 1
+        self.live -= 1
         client = entry.client
         if client is not None:
             self._clients[client] -= 1

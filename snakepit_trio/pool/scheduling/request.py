@@ -239,6 +239,11 @@ class Request:
             return None
         return seats
 
+    def release(self) -> None:
+        """The worker is through with the call."""
+        if self.released is not None:
+            self.released()
+
     def avoids(self, seats: Seats) -> bool:
         """Whether a worker has a part in another request for the same call."""
         return self.beside is not None and any(other is not self and other.held_by is seats for other in self.beside)
@@ -283,12 +288,13 @@ class Port(Protocol):
 
 
 class Seats:
-    """The books of one worker incarnation.
+    """What one worker incarnation may run, runs and holds.
 
     Attributes:
         port: The way to the worker.
         capacity: How many calls it runs at once.
         depth: How many more it may hold, in line behind those that run.
+        worker_id: The worker's id; None where nobody asks for it.
         open: New calls may be given to it.
         over: They never will be again.
         alone: No more calls until it is empty: one that may have ended workers runs here, or waits to, and would be no sign of
@@ -317,10 +323,12 @@ class Seats:
         "running",
         "served",
         "since",
+        "worker_id",
     )
 
-    def __init__(self, port: Port, capacity: int, depth: int = 0) -> None:
+    def __init__(self, port: Port, capacity: int, depth: int = 0, worker_id: str | None = None) -> None:
         self.port: Port = port
+        self.worker_id: str | None = worker_id
         self.capacity: int = capacity
         self.depth: int = depth
         self.open: bool = False

@@ -1,0 +1,181 @@
+"""Which request goes to which worker: a new one on its way in, and those that wait, when a seat comes free."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from snakepit_trio._timeouts import seconds
+from snakepit_trio.errors import QueueTimeout, RequestTimeout
+
+from .failures import copy_error, no_worker, overdue, worker_busy, worker_lost
+from .ledger import Ledger
+from .placement import PATIENCE
+from .request import Outcome, Phase, Request, Seats
+
+__all__ = ["Assignment", "Way"]
+
+
+class Way(Enum):
+    """What becomes of a request that is accepted."""
+
+    RUN = "run"
+    PREFETCH = "prefetch"
+    QUEUE = "queue"
+
+
+_RUN, _PREFETCH, _QUEUE = Way.RUN, Way.PREFETCH, Way.QUEUE
+
+
+class Assignment:
+    """Gives requests to workers.
+
+    Args:
+        ledger: The pool's.
+        reject_hopeless: Refuse a request whose deadline would pass while it waits.
+    """
+
+    def __init__(self, ledger: Ledger, *, reject_hopeless: bool = False) -> None:
+        self._ledger = ledger
+        self._reject_hopeless = reject_hopeless
+
+    # ---- on their way in -----------------------------------------------------------------------------
+
+    def admit(self, request: Request, now: float) -> tuple[Way, Seats | None]:
+        """What becomes of a new request, and the worker that runs it or holds it ahead of its time.
+
+        One that has to wait is in the queue then; one that is held ahead has a place in it to come back to.
+        """
+        ledger = self._ledger
+        if ledger.closed is not None:
+            raise copy_error(ledger.closed)
+        if ledger.broken is not None:
+            raise no_worker(ledger.broken, ledger.next_attempt, now)
+        if request.deadline <= now:
+            raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
+        placement = ledger.placement
+        binding = request.binding
+        if request.beside is not None:
+            seats = next((seats for seats in placement.seats() if not request.avoids(seats)), None)
+        elif binding is None:
+            seats = placement.seat()
+        else:
+            if binding.lost:
+                raise worker_lost(request)
+            tied = binding.seats
+            if tied is not None and tied.open and not tied.alone and tied.load < tied.capacity:
+                seats = tied
+            elif tied is not None and binding.strict:
+                if request.fail_fast:
+                    raise worker_busy(request)
+                seats, request.pin = None, tied
+            else:
+                seats = placement.seat()
+        return (_RUN, seats) if seats is not None else self._wait(request, now)
+
+    def _wait(self, request: Request, now: float) -> tuple[Way, Seats | None]:
+        """The same for a request for which no seat is free."""
+        if self._reject_hopeless:
+            self._check_hope(request, now)
+        queue, placement = self._ledger.queue, self._ledger.placement
+        late = placement.waiting and placement.overtaken(request, now)
+        if not queue.live and request.pin is None and not late:
+            seats = placement.line(request, now)
+            if seats is not None:
+                queue.admit(request, now, others=placement.waiting)
+                return _PREFETCH, seats
+        queue.push(request, now, others=placement.waiting)
+        if late:
+            self._ledger.recall.recall_below(request.priority)
+        return _QUEUE, None
+
+    def _expected_wait(self, request: Request) -> float:
+        """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
+        ledger, pin = self._ledger, request.pin
+        capacity = pin.capacity if pin is not None else sum(seats.capacity for seats in ledger.seats if seats.open)
+        if not capacity:
+            return 0.0
+        before = ledger.queue.before(request.priority, pin)
+        if pin is None:
+            before += ledger.placement.before(request.priority)
+        return ledger.placement.service_time * (before + 1) / capacity
+
+    def _check_hope(self, request: Request, now: float) -> None:
+        wait = self._expected_wait(request)
+        due = min(request.deadline, request.scope_deadline, request.queue_deadline)
+        if now + wait > due:
+            raise QueueTimeout(
+                f"a worker would be free after about {seconds(wait)}, and the request has {seconds(max(0.0, due - now))}",
+                details={"expected_wait": wait, "hopeless": True, "tool": request.tool},
+            )
+
+    # ---- when a seat comes free ------------------------------------------------------------------------
+
+    def advance(self, seats: Seats, now: float) -> None:
+        """A worker has ended a call: the next of those that it holds runs now, and it gets more."""
+        ledger = self._ledger
+        placement = ledger.placement
+        if seats.alone and not seats.running and not seats.leaving:
+            seats.alone = False
+        while seats.ahead and len(seats.running) + len(seats.leaving) < seats.capacity:
+            call_id = next(iter(seats.ahead))
+            request = seats.ahead.pop(call_id)
+            if request.phase is Phase.QUEUED:
+                placement.left(request)
+                ledger.begin(request, seats, now)
+                placement.place(seats, began=now)
+            else:
+                # Its caller is gone, and it may have begun: its seat is taken until the worker confirms.
+                seats.leaving[call_id] = request
+                placement.place(seats, began=now)
+                seats.port.cancel(request)
+        placement.place(seats)
+        if ledger.queue.live or placement.waiting:
+            self.fill(seats, now)
+            if placement.waiting and now > placement.hostage_since() + PATIENCE:
+                ledger.recall.look(now)
+        if ledger.on_idle is not None:
+            ledger.look_idle()
+
+    def fill(self, seats: Seats, now: float) -> None:
+        """Give a worker what it may have of what waits: calls for its free seats, then some ahead of their time."""
+        ledger = self._ledger
+        queue, placement = ledger.queue, ledger.placement
+        aside: list[Request] = []
+        while queue.live and seats.open and not seats.alone:
+            if len(seats.running) + len(seats.leaving) < seats.capacity:
+                request = queue.pop(now, seats)
+            elif placement.has_line(seats, now):
+                request = queue.pop(now, seats, lambda request: placement.may_stand(request, now))
+            else:
+                break
+            if request is None:
+                break
+            if request.beside is not None and request.avoids(seats):
+                aside.append(request)
+                continue
+            if request.suspect and seats.load:
+                # It runs where nothing else does: this worker takes no more until it is empty, if none does so already.
+                aside.append(request)
+                seats.alone = not any(other.alone for other in ledger.seats)
+                if request.session is not None:
+                    break  # Its younger sisters wait behind it.
+                continue
+            if min(request.deadline, request.queue_deadline) <= now:
+                # Its time ran out before the clock's owner could say so.
+                ledger.finish(request, Outcome.EXPIRED, None, overdue(request, now), now)
+            elif len(seats.running) + len(seats.leaving) < seats.capacity:
+                ledger.start(request, seats, now)
+            else:
+                ledger.prefetch(request, seats, now)
+        for request in aside:
+            queue.push_front(request, now)
+        if aside:
+            placement.place(seats)
+        if placement.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
+            ledger.recall.look_later()
+
+    def fill_all(self, now: float) -> None:
+        """Give every worker with a free seat what it may have."""
+        if self._ledger.queue.live:
+            for seats in self._ledger.placement.seats():
+                self.fill(seats, now)
