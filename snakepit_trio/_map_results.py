@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -114,7 +114,7 @@ class MapResults:
     ) -> None:
         self.index: int = -1
         self._errors = errors
-        # What the inputs themselves have raised, which is the consumer's.
+        # What the inputs have raised; the consumer gets it after the results of those that came before.
         self._input_error: Exception | None = None
         self._inputs: Any = inputs
         #: Whether :meth:`feed` has to run beside it.
@@ -122,7 +122,6 @@ class MapResults:
         self._fetched: Any = _NOTHING
         self._room = Bell()
         self._source_ended = False
-        self._source_error: Exception | None = None
         self._exhausted = False
         self.calls: MapCalls = calls
         self._ordered = ordered
@@ -146,10 +145,13 @@ class MapResults:
     async def __anext__(self) -> Any:
         """Wait for the next result. A cancellation loses none.
 
+        What the inputs themselves raise comes after the results of the inputs before, with a note that says at which index.
+
         Raises:
-            SnakepitError: What that input's call raised, unless errors are returned.
+            SnakepitError: What that input's call raised, unless errors are returned; a note says of which input.
             anyio.BusyResourceError: Another task waits for it already.
         """
+        input_error: Exception | None = None
         try:
             await self._loop.check()
             while True:
@@ -164,7 +166,8 @@ class MapResults:
                     await anyio.lowlevel.checkpoint()
                     continue
                 if not self._under_way and self._exhausted:
-                    raise StopAsyncIteration
+                    input_error, self._input_error = self._input_error, None
+                    raise StopAsyncIteration if input_error is None else input_error
                 if self._consumer is not None:
                     raise anyio.BusyResourceError("taking results from")
                 self._consumer = self._loop.waiter()
@@ -176,7 +179,7 @@ class MapResults:
         except (SnakepitError, StopAsyncIteration, anyio.BusyResourceError):
             raise
         except Exception as exc:
-            if exc is self._input_error:
+            if exc is input_error:
                 raise
             raise self._errors.caller(exc, "map") from exc
 
@@ -191,7 +194,7 @@ class MapResults:
                 while self._fetched is not _NOTHING or len(self._under_way) >= self.calls.limit():
                     await self._room.wait()
         except Exception as exc:
-            self._source_error = exc
+            self._end_of_inputs(exc)
         finally:
             if inspect.isasyncgen(self._inputs):
                 # Nobody else has it, and the event loop would have to close it some day.
@@ -225,6 +228,7 @@ class MapResults:
         except SnakepitError as exc:
             if self._return_errors:
                 return exc
+            exc.add_note(f"raised for the input at index {self.index} of this map")
             raise
 
     def _next_input(self) -> Any:
@@ -236,18 +240,21 @@ class MapResults:
                 self._exhausted = True
                 return _NOTHING
             except Exception as exc:
-                self._input_error = exc
-                raise
+                self._end_of_inputs(exc)
+                self._exhausted = True
+                return _NOTHING
         fetched, self._fetched = self._fetched, _NOTHING
         if fetched is not _NOTHING:
             self._room.ring()
         elif self._source_ended:
             self._exhausted = True
-            error, self._source_error = self._source_error, None
-            if error is not None:
-                self._input_error = error
-                raise error
         return fetched
+
+    def _end_of_inputs(self, error: Exception) -> None:
+        """The inputs have raised instead of giving the next one."""
+        self._input_error = error
+        with suppress(Exception):  # The class is the caller's own, and so may its `add_note` be.
+            error.add_note(f"raised by the inputs of this map, instead of the one at index {self._taken}")
 
     @exposed
     def _next_of_inputs(self) -> Any:

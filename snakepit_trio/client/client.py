@@ -186,13 +186,15 @@ class Client:
     ) -> AbstractAsyncContextManager[MapResults]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
-        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way.
+        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. What the
+        inputs themselves raise comes out of the iteration after the results of the inputs before.
 
         Args:
             tool: The tool's name.
             inputs: The arguments of each call; an async iterable too.
             limit: How many inputs may be with the runtime at once; None: 16.
-            ordered: Results in the order of the inputs, else as they come.
+            ordered: Results in the order of the inputs. Otherwise as they come; ``results.index`` is then the index, among
+                the inputs, of the result that was given last.
             return_errors: Give the error in the place of a result instead of raising it.
             timeout, priority, metadata, idempotent: Of each call, as in :meth:`execute`.
 

@@ -207,14 +207,16 @@ class Pool(Operations):
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
         Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. The pool's
-        policies hold for each input, as for a call of its own.
+        policies hold for each input, as for a call of its own. What the inputs themselves raise comes out of the iteration
+        after the results of the inputs before.
 
         Args:
             tool: The tool's name.
             inputs: The arguments of each call; an async iterable too.
             limit: How many inputs may be with the pool at once; None means twice as many as it can run at once, and for a tool
                 that turns out to take no time as many as it can hold ahead of their time; see ``prefetch``.
-            ordered: Results in the order of the inputs, else as they come.
+            ordered: Results in the order of the inputs. Otherwise as they come; ``results.index`` is then the index, among
+                the inputs, of the result that was given last.
             return_errors: Give the error in the place of a result instead of raising it.
             timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
             priority, metadata, idempotent: As in :meth:`execute`.

@@ -287,3 +287,78 @@ def test_a_cordon_that_is_lifted_wakes_who_waits_for_workers() -> None:
                 await ready.wait()
 
     simulate(body, size=2)
+
+
+def _raising(inputs: int) -> Iterator[dict[str, Any]]:
+    for number in range(inputs):
+        yield {"seconds": 0.1 * (inputs - number), "number": number}
+    raise KeyError("the file ends here")
+
+
+async def _raising_later(inputs: int) -> AsyncIterator[dict[str, Any]]:
+    for params in _raising(inputs):
+        yield params
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("return_errors", [True, False])
+@pytest.mark.parametrize("source", [_raising, _raising_later])
+@pytest.mark.parametrize("policies", [True, False])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_inputs_that_raise_do_not_overtake_the_results_before(
+    ordered: bool, return_errors: bool, source: Any, policies: bool, count: int
+) -> None:
+    async def body(pool: sp.Pool) -> None:
+        found: list[int] = []
+        async with pool.map("work", source(count), ordered=ordered, return_errors=return_errors) as results:
+            with pytest.raises(KeyError, match="the file ends here") as caught:
+                async for result in results:
+                    found.append(result["number"])
+                    assert results.index == found[-1]
+            assert [result async for result in results] == [], "it is raised once"
+        assert sorted(found) == list(range(count))
+        assert found == sorted(found) or not ordered
+        assert caught.value.__notes__ == [f"raised by the inputs of this map, instead of the one at index {count}"]
+
+    simulate(body, size=2, limits=[LimitConfig(concurrency=3)] if policies else [])
+
+
+def test_an_error_of_the_inputs_that_nobody_reads_up_to_is_not_raised() -> None:
+    async def body(pool: sp.Pool) -> None:
+        async with pool.map("work", _raising(3), ordered=False) as results:
+            async for _ in results:
+                break
+
+    simulate(body, size=2)
+
+
+def test_inputs_may_raise_an_error_of_the_librarys_own() -> None:
+    """As inputs do that are themselves results of a pool: it is not taken for an internal error, and comes once."""
+
+    async def inputs(pool: sp.Pool) -> AsyncIterator[dict[str, Any]]:
+        yield {"seconds": 0.5, "number": 0}
+        yield await pool.execute("work", {"seconds": 0.2}, timeout=0.1)
+
+    async def body(pool: sp.Pool) -> None:
+        found = []
+        async with pool.map("work", inputs(pool)) as results:
+            with pytest.raises(sp.RequestTimeout):
+                async for result in results:
+                    found.append(result["number"])
+            assert [result async for result in results] == []
+        assert found == [0]
+
+    simulate(body, size=2)
+
+
+def test_an_error_says_which_input_it_is_of() -> None:
+    async def body(pool: sp.Pool) -> None:
+        inputs = [{"seconds": 0.0}, {"seconds": 0.0, "odd": object()}, {"seconds": 0.0}]
+        async with pool.map("work", inputs) as results:
+            assert await anext(results) == {"seconds": 0.0}
+            with pytest.raises(sp.InvalidParameter) as caught:
+                await anext(results)
+            assert caught.value.__notes__ == ["raised for the input at index 1 of this map"]
+            assert await anext(results) == {"seconds": 0.0}
+
+    simulate(body, size=1)
