@@ -1,6 +1,6 @@
 """A structured-concurrency runtime over a pool of worker processes that speak gRPC, for Trio and anyio.
 
-Names are imported on first use (PEP 562), so that a worker, which needs only the adapter's side, never imports the host's.
+Names are imported on first use (PEP 562), so a worker imports only the adapter's side and never the host's.
 """
 
 from __future__ import annotations

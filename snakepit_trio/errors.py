@@ -1,8 +1,8 @@
-"""Every failure that the library raises.
+"""Every error that the library raises.
 
-One tree, rooted at :class:`SnakepitError`. A class stands for one thing that went wrong; ``code`` is its stable name on
-the wire, ``details`` holds what a program may want to act on, and ``retryable`` says whether the same request may
-succeed if it is sent again. The mapping to gRPC status codes follows
+All errors derive from :class:`SnakepitError`. Each class stands for one kind of failure: ``code`` is its stable name on the
+wire, ``details`` holds values that a program may act on, and ``retryable`` says whether the same request may succeed when it
+is sent again. The mapping to gRPC status codes follows
 https://grpc.io/docs/guides/status-codes/ and is kept in :data:`GRPC_STATUS`.
 """
 
@@ -47,12 +47,12 @@ __all__ = [
 
 
 class SnakepitError(Exception):
-    """The root of every failure of this library.
+    """The base class of every error of this library.
 
     Attributes:
         message: One sentence for people.
-        code: The failure's stable name, the same in every language.
-        details: Plain values that say more; which keys there are depends on the class.
+        code: The error's stable name, the same in every language.
+        details: Plain values; the keys depend on the class.
         retryable: Whether the same request may succeed when it is sent again.
     """
 
@@ -88,37 +88,37 @@ def _rebuild(cls: type[SnakepitError], args: tuple[Any, ...], state: dict[str, A
 
 
 class InvalidParameter(SnakepitError, ValueError):
-    """An argument was refused before anything was done with it.
+    """An argument was refused before the call began.
 
-    ``details["path"]`` names the place inside the parameters, such as ``params["rows"][3]``.
+    ``details["path"]`` is the argument's place inside the parameters, such as ``params["rows"][3]``.
     """
 
     default_code = "invalid_parameter"
 
 
 class InvalidPayload(SnakepitError):
-    """What arrived, or what a tool returned, could not be turned into a value or back into bytes."""
+    """A payload could not be decoded, or a tool's result could not be encoded."""
 
     default_code = "invalid_payload"
 
 
 class ToolNotFound(SnakepitError, LookupError):
-    """No tool has this name. ``details["tool"]`` is the name."""
+    """There is no tool of this name. ``details["tool"]`` is the name."""
 
     default_code = "tool_not_found"
 
 
 class ToolExists(SnakepitError):
-    """A tool of this name is registered already and may not be replaced. ``details["tool"]`` is the name."""
+    """A tool of this name is already registered and may not be replaced. ``details["tool"]`` is the name."""
 
     default_code = "tool_exists"
 
 
 class RemoteTraceback(Exception):
-    """Where in a worker an exception was raised; the ``__cause__`` of a :class:`ToolError` and of a :class:`WorkerStartupError`.
+    """A worker's traceback, as the ``__cause__`` of a :class:`ToolError` or :class:`WorkerStartupError`.
 
-    It is there to be printed: ``traceback.print_exception``, a log record's ``exc_info``, pytest and an uncaught error show the
-    worker's frames above the host's. Programs read ``ToolError.remote_traceback``.
+    Its purpose is to be printed: ``traceback.print_exception``, a log record's ``exc_info``, pytest and the interpreter's report
+    of an uncaught error show the worker's frames above the host's. Programs read ``ToolError.remote_traceback`` instead.
     """
 
     def __init__(self, text: str) -> None:
@@ -129,20 +129,20 @@ class RemoteTraceback(Exception):
 
 
 class ToolError(SnakepitError):
-    """A tool raised. The worker is well and goes on serving.
+    """A tool raised an exception. The worker is unharmed and continues to serve.
 
-    When a tool raises one of the library's own errors, the caller gets an error of both classes: ``except
-    sp.InvalidParameter`` catches it, and ``except sp.ToolError`` does. What the library itself says of a request, such as that
-    its queue was full or its worker crashed, is never a ToolError, so no tool can say it in the library's place.
+    If a tool raises one of the library's own errors, the caller's error has both classes: ``except sp.InvalidParameter`` and
+    ``except sp.ToolError`` both catch it. An error that the library itself raises about a request (a full queue, a crashed
+    worker) is never a ToolError, so a tool cannot imitate it.
 
     Attributes:
-        remote_type: The exception's class: its bare name for a built-in one, else ``module.QualName``.
-        remote_message: What ``str()`` of the exception gave in the worker, redacted; of a group, with what its leaves say.
-        remote_traceback: The worker's formatted traceback, redacted; where there is one, it is also the error's ``__cause__``,
-            a :class:`RemoteTraceback`.
-        remote_types: ``module.QualName`` of the exception's class and of its bases, nearest first; of a group, followed by
+        remote_type: The exception's class: the bare name of a built-in class, else ``module.QualName``.
+        remote_message: ``str()`` of the exception in the worker, redacted; for a group, with the messages of its leaves.
+        remote_traceback: The worker's formatted traceback, redacted. If it is not empty, the error's ``__cause__`` is a
+            :class:`RemoteTraceback` with the same text.
+        remote_types: ``module.QualName`` of the exception's class and its bases, nearest first; for a group, followed by
             those of its leaves.
-        leaves: When the tool raised a group of exceptions: the first of its leaves, each as an error of its own.
+        leaves: For a group of exceptions: the first leaves, each as a ToolError.
     """
 
     default_code = "tool_error"
@@ -169,7 +169,7 @@ class ToolError(SnakepitError):
         _show(self, remote_traceback)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The class was made for the exception's own bases, so it is made anew and not looked up by name.
+        # The class was created for the remote exception's bases, so pickle cannot find it by name.
         return _rebuild_tool_error, (self.code, self.remote_types, self.args, self.__dict__.copy())
 
 
@@ -182,7 +182,7 @@ def _rebuild_tool_error(
 
 
 def _show(error: SnakepitError, remote_traceback: object) -> None:
-    """Have whatever prints an error print the worker's frames, too."""
+    """Make tracebacks of this error show the worker's frames too."""
     text = exact_text(remote_traceback)
     if text:
         error.__cause__ = RemoteTraceback(text)
@@ -195,36 +195,36 @@ class PoolNotFound(SnakepitError, LookupError):
 
 
 class QueueFull(SnakepitError):
-    """The pool's queue held ``max_queue`` requests already; this one was refused at once."""
+    """The request was refused at once because the pool's queue already held ``max_queue`` requests."""
 
     default_code = "queue_full"
     default_retryable = True
 
 
 class QueueTimeout(SnakepitError, TimeoutError):
-    """The request waited ``queue_timeout`` seconds for a worker and was never started."""
+    """The request waited for a worker for ``queue_timeout`` seconds and did not begin."""
 
     default_code = "queue_timeout"
     default_retryable = True
 
 
 class RequestTimeout(SnakepitError, TimeoutError):
-    """The request's ``timeout`` was spent. ``details["phase"]`` is ``"queued"`` or ``"running"``."""
+    """The request's ``timeout`` passed. ``details["phase"]`` is ``"queued"`` or ``"running"``."""
 
     default_code = "request_timeout"
 
 
 class RequestCancelled(SnakepitError):
-    """The request was cancelled by somebody other than the scope that made it."""
+    """The request was cancelled from outside its caller's scope: its session was closed, or its worker cancelled it."""
 
     default_code = "request_cancelled"
 
 
 class WorkerCrashed(SnakepitError):
-    """The worker that ran the request ended before it answered.
+    """The worker ended before it answered the request.
 
-    ``details`` holds ``worker_id``, ``reason`` (how it ended), ``exit_code`` or ``signal`` where known, ``stderr`` (the
-    last lines), and ``poison=True`` when the request is refused because it has killed ``poison_limit`` workers.
+    ``details`` holds ``worker_id``, ``reason`` (how the worker ended), ``exit_code`` or ``signal`` if known, ``stderr`` (its
+    last lines), and ``poison=True`` if the request is refused because it has ended ``poison_limit`` workers.
     """
 
     default_code = "worker_crashed"
@@ -232,20 +232,20 @@ class WorkerCrashed(SnakepitError):
 
 
 class WorkerBusy(SnakepitError):
-    """The session's worker was busy and the affinity is ``strict_fail_fast``."""
+    """The session's worker was busy, and the session's affinity is ``strict_fail_fast``."""
 
     default_code = "worker_busy"
     default_retryable = True
 
 
 class WorkerStartupError(SnakepitError):
-    """No worker of the pool could be started. ``details`` holds ``pool`` and ``reason``.
+    """No worker of the pool could start. ``details`` holds ``pool`` and ``reason``.
 
-    What the adapter raised meanwhile is shown as the error's ``__cause__``, a :class:`RemoteTraceback`.
+    If the adapter raised an exception, the error's ``__cause__`` is a :class:`RemoteTraceback` that shows it.
 
-    From a pool that is open it is retryable: ``details["retry_after"]`` is the time in seconds until the next worker is
-    started, and ``details["option"]`` the option of the pool that decides when that is. Workers that calls have ended
-    don't count.
+    The error is retryable if the pool is open: ``details["retry_after"]`` is the time in seconds until the next attempt to
+    start a worker, and ``details["option"]`` names the pool option that determines that time. A worker that a call has ended
+    does not count as a failed start.
     """
 
     default_code = "worker_startup"
@@ -262,58 +262,58 @@ class SessionNotFound(SnakepitError, LookupError):
 
 
 class SessionWorkerUnavailable(SnakepitError):
-    """The worker that a strict session is bound to is gone."""
+    """The worker to which a strict session is bound has ended."""
 
     default_code = "session_worker_unavailable"
 
 
 class QuotaExceeded(SnakepitError):
-    """A store's limit would be passed; nothing was changed. ``details``: ``quota``, ``limit``, ``used``, ``asked``."""
+    """The operation would exceed a quota; nothing was changed. ``details``: ``quota``, ``limit``, ``used``, ``asked``."""
 
     default_code = "quota_exceeded"
 
 
 class StreamingUnsupported(SnakepitError):
-    """A tool that gives one result was asked for a stream, or the other way round."""
+    """A stream was requested from a tool that returns one result, or one result from a streaming tool."""
 
     default_code = "streaming_unsupported"
 
 
 class CircuitOpen(SnakepitError):
-    """The tool has failed so often of late that it is not called for a while."""
+    """The circuit breaker of the tool is open after recent failures, so the call was refused."""
 
     default_code = "circuit_open"
     default_retryable = True
 
 
 class PoolClosed(SnakepitError):
-    """The pool is closing or closed; the request was not, or will not be, finished."""
+    """The pool is closing or closed, so the request was not completed."""
 
     default_code = "pool_closed"
 
 
 class WouldDeadlock(SnakepitError):
-    """A call that would wait on capacity which its own caller holds."""
+    """The call could only wait for capacity that its own callers hold."""
 
     default_code = "would_deadlock"
 
 
 class ConfigError(SnakepitError, ValueError):
-    """A configuration was refused. ``details`` holds ``source`` (file or variable), ``key`` and ``expected``."""
+    """A configuration is invalid. ``details`` holds ``source`` (file or variable), ``key`` and ``expected``."""
 
     default_code = "config_error"
 
 
 class AuthenticationFailed(SnakepitError):
-    """The token was missing or wrong."""
+    """The token is missing or wrong."""
 
     default_code = "authentication_failed"
 
 
 class ConnectionLost(SnakepitError, ConnectionError):
-    """A client has no connection to its runtime: it can't be reached, or went away before it answered.
+    """The client could not reach its runtime, or lost the connection before the answer arrived.
 
-    In the latter case nobody knows whether the call has run.
+    After a lost connection it is unknown whether the call ran.
     """
 
     default_code = "connection_lost"
@@ -321,15 +321,16 @@ class ConnectionLost(SnakepitError, ConnectionError):
 
 
 class ProtocolMismatch(SnakepitError):
-    """The two sides speak no common version of the protocol. ``details``: ``ours``, ``theirs``."""
+    """The two sides have no protocol version in common. ``details``: ``ours``, ``theirs``."""
 
     default_code = "protocol_mismatch"
 
 
 class IncompatibleDependency(SnakepitError):
-    """A release of a dependency, or of Python, lacks what is used of it. ``details``: ``dependency``, ``version``, ``missing``.
+    """The installed release of a dependency, or of Python, lacks a name that the library uses.
 
-    Raised when a module is imported; to use another release of either is the only remedy.
+    The error is raised when a module is imported; install another release of the dependency. ``details``: ``dependency``,
+    ``version``, ``missing``.
     """
 
     default_code = "incompatible_dependency"
@@ -361,7 +362,7 @@ GRPC_STATUS: Mapping[str, int] = {
     "config_error": 3,
     "authentication_failed": 16,
     "connection_lost": 14,
-    # Of the bridge's program store; the exception is SnakepitError.
+    # Used by the bridge's program store; the exception's class is SnakepitError.
     "program_not_found": 5,
     "protocol_mismatch": 9,
     "incompatible_dependency": 13,
@@ -401,26 +402,26 @@ _BY_CODE: Mapping[str, type[SnakepitError]] = {
 
 
 def class_for_code(code: str) -> type[SnakepitError]:
-    """The class whose stable name is ``code``; :class:`SnakepitError` itself for a name that is not known here."""
+    """Return the error class of a code, or :class:`SnakepitError` for an unknown code."""
     return _BY_CODE.get(code, SnakepitError)
 
 
 # ---- catching a remote exception by its type -----------------------------------------------------
 #
-# ``except`` looks at real base classes only, so an error must be born with the class that the clause will name. Each
-# remote class name has one class here, made on first use by whichever side comes first: the raising one or the clause.
+# ``except`` compares real base classes only, so an error must be created with the class that the clause names. Each remote
+# class name has one class here. It is created on first use, either by the error or by the ``except`` clause.
 
 _by_name: weakref.WeakValueDictionary[str, type[ToolError]] = weakref.WeakValueDictionary()
 
 
 def remote(exception: type[BaseException] | str) -> type[ToolError]:
-    """The class to catch a :class:`ToolError` by the type of the exception that the tool raised.
+    """Return a class that catches a :class:`ToolError` by the type of the exception that the tool raised.
 
-    ``except sp.remote(ValueError)`` catches what a tool raised as ValueError or as a subclass of it, and a group of exceptions
-    with one in it. A class that exists in the worker only is named by its ``module.QualName``.
+    ``except sp.remote(ValueError)`` catches the error if the tool raised ValueError, a subclass of ValueError, or an exception
+    group that contains one. Name a class that exists only in the worker by its ``module.QualName``.
 
     Raises:
-        TypeError: It is neither an exception class nor text.
+        TypeError: The argument is neither an exception class nor a string.
     """
     given = exact_text(exception)
     if given is not None:
@@ -438,7 +439,7 @@ def remote(exception: type[BaseException] | str) -> type[ToolError]:
 
 @functools.lru_cache(maxsize=256)
 def _tool_error_class(code: str, names: tuple[str, ...]) -> type[ToolError]:
-    """The class of an error that a tool raised as one of these, and, by its code, as one of the library's."""
+    """Return the class of a tool's error: derived from the remote classes ``names`` and from the library's class for ``code``."""
     own = class_for_code(code)
     bases: tuple[type[SnakepitError], ...] = tuple(remote(name) for name in dict.fromkeys(names)) or (ToolError,)
     shown = "ToolError"
@@ -447,7 +448,7 @@ def _tool_error_class(code: str, names: tuple[str, ...]) -> type[ToolError]:
     return type(shown, bases, {"__module__": __name__, "__qualname__": shown})
 
 
-#: So many classes are told of one remote exception; of a group, of all its leaves together.
+#: The largest number of class names transmitted for one remote exception; for a group, for all its leaves together.
 MAX_REMOTE_TYPES = 32
 
 
@@ -462,12 +463,12 @@ def tool_error(
     retryable: bool = False,
     leaves: tuple[ToolError, ...] = (),
 ) -> ToolError:
-    """A :class:`ToolError` that ``except sp.remote(T)`` catches for every ``T`` named in ``remote_types``.
+    """Create a :class:`ToolError` that ``except sp.remote(T)`` catches for every ``T`` named in ``remote_types``.
 
     Args:
-        remote_types, remote_message, remote_traceback, details, retryable, leaves: Its attributes.
-        code: Of the library's own error that the tool raised.
-        message: What that said.
+        remote_types, remote_message, remote_traceback, details, retryable, leaves: The error's attributes.
+        code: The code of the library's own error, if the tool raised one.
+        message: The message of that error.
     """
     names = remote_types[:MAX_REMOTE_TYPES]
     shown = display_name(names[0]) if names else "Exception"

@@ -1,4 +1,4 @@
-"""The runtime: the root nursery that everything hangs on, and the two ways to open one."""
+"""The runtime, which owns the root nursery, and the functions that open one."""
 
 from __future__ import annotations
 
@@ -65,26 +65,26 @@ _log = logging.getLogger(__name__)
 # A library is silent until the application sets logging up.
 logging.getLogger("snakepit_trio").addHandler(logging.NullHandler())
 
-#: How long closing may take after a body that was cancelled, in seconds: the workers are asked to stop, then killed.
+#: Seconds. The longest time that closing takes after the block was cancelled: workers are asked to stop, then killed.
 _CANCELLED_CLOSE = 1.0
-#: So many workers can each have their own part of what host calls may use.
+#: The number of workers that can each have a reserved share of ``max_host_call_bytes``.
 _WORKERS = 1024
 
 
 class Runtime:
-    """Pools and what they share. Made by :func:`open_runtime`.
+    """A set of pools with the services that they share. Created by :func:`open_runtime`.
 
     Attributes:
-        config: Its configuration.
-        events: What happens in it; ``events.subscribe(...)``.
-        tools: The host's own tools, which the workers' tools may call.
+        config: The configuration.
+        events: The event bus; see ``events.subscribe(...)``.
+        tools: The host tools, which the workers' tools may call.
         sessions: The sessions of all pools.
-        programs: Named blobs.
-        metrics: For Prometheus, when they are configured: ``metrics.address``, ``metrics.collector``.
-        recorder: The flight recorder; ``recorder.dump()``, ``recorder.write()``.
-        internal_errors: The exceptions that the library did not expect; ``internal_errors.counts`` by what they ended.
-        run_id: Its identity on this machine.
-        bridge: Its door for gRPC clients, when the configuration asks for one; ``bridge.address``, ``bridge.token``.
+        programs: The named blobs.
+        metrics: The Prometheus metrics, if configured: ``metrics.address``, ``metrics.collector``.
+        recorder: The flight recorder: ``recorder.dump()``, ``recorder.write()``.
+        internal_errors: The library's unexpected exceptions; ``internal_errors.counts`` counts them by what each ended.
+        run_id: The runtime's identity on this machine.
+        bridge: The gRPC server for clients, if configured: ``bridge.address``, ``bridge.token``.
     """
 
     bridge: Bridge | None = None
@@ -105,7 +105,7 @@ class Runtime:
         self.events: EventBus = EventBus(config.recorder_size, self._redactor.value)
         self.internal_errors: InternalErrors = InternalErrors(self.events.emit)
         self.events.errors = self.internal_errors
-        # Connections are made before and after there is a pool to speak for them.
+        # Connections exist before the first pool is there and after the last pool is gone.
         wire.errors = self.internal_errors
         self.sessions: SessionDirectory = SessionDirectory(store, self.events)
         self.programs: ProgramStore = ProgramStore(store, self.sessions, config.program_ttl, self.events)
@@ -133,10 +133,10 @@ class Runtime:
         return dict(self._pools)
 
     def pool(self, name: str = "default") -> Pool:
-        """The pool of this name.
+        """Return the pool of this name.
 
         Raises:
-            PoolNotFound: There is none.
+            PoolNotFound: There is no such pool.
         """
         try:
             return self._pools[name]
@@ -148,22 +148,22 @@ class Runtime:
 
     @property
     def killed(self) -> Mapping[str, tuple[str, ...]]:
-        """After the end: by pool, the ids of the workers that had to be killed because they did not stop in time."""
+        """The ids, by pool, of the workers that were killed because they did not stop in time; filled when the runtime closes."""
         return {pool.name: tuple(pool.killed) for pool in self._pools.values() if pool.killed}
 
     def expose(self, pool: str, *tools: str, prefix: str | None = None) -> None:
-        """Let the tools of all workers call tools of a pool, through the host.
+        """Register tools of a pool as host tools, so that the tools of all workers can call them through the host.
 
         Args:
-            pool: The pool whose tools are exposed.
-            tools: Which of them; all that give one result when none is named.
-            prefix: They are called ``PREFIX.TOOL`` as host tools; by default the pool's name.
+            pool: The name of the pool.
+            tools: The names of the tools; by default all tools of the pool that return one result.
+            prefix: The host tools are named ``PREFIX.TOOL``; by default the prefix is the pool's name.
 
         Raises:
             PoolNotFound: There is no such pool.
-            ToolNotFound: It has no such tool.
-            StreamingUnsupported: It gives a stream.
-            ToolExists, InvalidParameter: As from ``runtime.tools.register``; nothing was exposed.
+            ToolNotFound: The pool has no such tool.
+            StreamingUnsupported: A named tool is a streaming tool.
+            ToolExists, InvalidParameter: As from ``runtime.tools.register``; no tool was registered.
         """
         target = self.pool(pool)
         chosen = tools or tuple(spec.name for spec in target.tools() if not spec.streaming)
@@ -171,7 +171,7 @@ class Runtime:
         self.tools.register_many(functions)
 
     def kill(self) -> None:
-        """End every worker at once, for a close that nobody wants to wait for any longer."""
+        """Kill every worker at once, without waiting for running calls or ``stop_grace``."""
         for pool in self._pools.values():
             pool.kill()
 
@@ -232,11 +232,11 @@ class Runtime:
             for pool in self._pools.values():
                 closing.start_soon(close_one, pool)
         if self.bridge is not None:
-            # After the pools: its clients get the answers that they wait for.
+            # The bridge closes after the pools, so that its clients receive the answers to running calls.
             await self.bridge.aclose(drain=drain)
 
     async def _close_at_once(self) -> None:
-        """Stop the workers, or kill them when that takes too long; also in what is cancelled."""
+        """Stop the workers, and kill them after ``_CANCELLED_CLOSE`` seconds; shielded from cancellation."""
         with anyio.CancelScope(shield=True), anyio.move_on_after(_CANCELLED_CLOSE):
             await self._close(drain=False)
 
@@ -257,7 +257,7 @@ class Runtime:
         return list(self._pools.values())
 
     def _readiness(self) -> dict[str, tuple[int, int]]:
-        """By pool: how many workers take calls, and how many there should be."""
+        """Return, by pool, the number of workers that accept calls and the number wanted."""
         found = {}
         for pool in self._pools.values():
             stats = pool.stats()
@@ -265,7 +265,7 @@ class Runtime:
         return found
 
     def _look(self) -> dict[str, Any]:
-        """How things stand, for the flight recorder."""
+        """Return the state of all pools as plain values, for the flight recorder."""
         return {
             "run_id": self.run_id,
             "backend": self._backend,
@@ -273,18 +273,18 @@ class Runtime:
         }
 
     def _forked(self) -> None:
-        """In a fork of this process: the workers are not its own."""
+        """In a fork of this process, mark the pools as closed: the workers belong to the parent."""
         for pool in self._pools.values():
             pool.forked()
 
     def _report(self) -> None:
-        """Say what did not end by itself."""
+        """Log the workers that had to be killed."""
         for pool in self._pools.values():
             if pool.killed:
                 _log.warning("pool %s: had to kill %s", pool.name, ", ".join(pool.killed), extra={"pool": pool.name})
 
     def _registries(self, request: Request) -> tuple[ToolRegistry, ...]:
-        """Where the host tools of a request are looked for, the nearest first."""
+        """Return the registries in which a request's host tools are looked up, nearest first."""
         if request.session is not None:
             known = self.sessions.known(request.session)
             if known is not None and known.tools is not None:
@@ -294,17 +294,17 @@ class Runtime:
 
 @managed
 async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
-    """Open pools, wait until they are ready, and close them when the block ends.
+    """Open a runtime's pools, wait until they are ready, and close them when the block ends.
 
-    When the block ends in good order, running requests may end within each pool's ``stop_grace``; a block that raised or
-    was cancelled skips that. What the block raises leaves unwrapped. Afterwards nothing is left: no task, process,
-    socket, file, shared memory.
+    If the block ends normally, running requests have ``stop_grace`` seconds of their pool to end. If the block raised or was
+    cancelled, they are cancelled at once. An exception of the block propagates unwrapped. No task, process, socket, file or
+    shared memory is left afterwards, also after a cancellation.
 
     Raises:
-        WorkerStartupError: No pool has got a worker; ``details["pools"]`` says why for each, when there are several. When
-            only some have not, their requests fail with that reason and the others serve.
-        ConfigError: The configuration does not fit this event loop, or is no RuntimeConfig; or this is a worker that is
-            importing its adapter, whose import does all this: see ``if __name__ == "__main__"``.
+        WorkerStartupError: No pool has a worker that could start; with several pools ``details["pools"]`` holds the reason for
+            each. If only some pools have none, their requests fail with that reason and the other pools serve.
+        ConfigError: The argument is not a RuntimeConfig, the configuration does not fit this event loop, or a worker's import of
+            its adapter opens the runtime (put it under ``if __name__ == "__main__"``).
     """
     if not isinstance(config, RuntimeConfig):
         refuse("config", type(config), "a RuntimeConfig")
@@ -320,7 +320,7 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
 async def assemble(
     config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[PoolConfig, Run], Launcher]
 ) -> AsyncIterator[Runtime]:
-    """What :func:`open_runtime` does, over a given run, wire and launchers: a test may have its own."""
+    """Open a runtime as :func:`open_runtime` does, over the given run, wire and launchers; tests pass their own."""
     root = _Root(config, run, wire, launcher)
     with Unwrapped() as unwrapped:
         try:
@@ -343,13 +343,13 @@ async def assemble(
 
 
 class _Root:
-    """The task in which a runtime is opened and closed.
+    """The task that opens and closes a runtime.
 
-    A task of its own, since an interrupt is raised in the main task wherever that waits, shielded or not: at the end of a
-    nursery, which goes on to wait all the same, and not in the middle of a clean-up.
+    It is a separate task because Trio raises KeyboardInterrupt in the main task wherever that task waits, shielded or not. The
+    main task therefore waits at the end of a nursery, which continues to wait after an interrupt, and never inside clean-up.
 
     Attributes:
-        failure: What it has failed with; None as long as it has not.
+        failure: The exception with which opening or closing failed, or None.
     """
 
     def __init__(
@@ -371,7 +371,7 @@ class _Root:
         """Wait until the runtime is open.
 
         Raises:
-            WorkerStartupError, ConfigError: It can't be.
+            WorkerStartupError, ConfigError: The runtime could not be opened.
         """
         await self._ready.wait()
         if self._runtime is not None:
@@ -379,12 +379,12 @@ class _Root:
         failure, self.failure = self.failure, None
         if failure is not None:
             raise failure
-        # It was cancelled, and so is this.
+        # The root task was cancelled, and the same scope cancels this task.
         await anyio.sleep_forever()
         raise AssertionError
 
     def leave(self, *, drain: bool) -> None:
-        """The block has ended, or will never begin: close, and when draining let end what runs. Ends :meth:`run`."""
+        """Make :meth:`run` close the runtime and return; with ``drain``, running requests may end first."""
         self._drain = drain
         self._leaving.set()
         if self._runtime is None:
@@ -392,14 +392,14 @@ class _Root:
 
     @protected
     async def run(self, nursery: anyio.abc.TaskGroup) -> None:
-        """Be the runtime. A failure cancels the nursery, and with it the block."""
+        """Open the runtime, wait for :meth:`leave`, and close it. A failure cancels the nursery, and with it the block."""
         try:
             with Unwrapped(), self._opening:
                 await self._open_and_close()
         except BaseException as exc:
             if isinstance(exc, anyio.get_cancelled_exc_class()):
                 raise
-            # Not raised here: on asyncio an interrupt stops the loop as it leaves a task, and the block has yet to be left.
+            # Not raised here: on asyncio an interrupt that leaves a task stops the loop, before the block could be left.
             self.failure = exc
             if self._runtime is not None:
                 nursery.cancel_scope.cancel()
@@ -433,7 +433,7 @@ class _Root:
                         except BaseException as exc:
                             cancelled = isinstance(exc, anyio.get_cancelled_exc_class())
                             if cancelled and nursery.cancel_scope.cancel_called:
-                                # A task of our own has failed, and takes everything down.
+                                # One of the library's tasks has failed and ends the whole runtime.
                                 wreck = runtime.recorder.dump()
                             await runtime._close_at_once()
                             if cancelled:
@@ -441,7 +441,7 @@ class _Root:
                             unwrapped.raised = exc
                         nursery.cancel_scope.cancel()
             except (Exception, BaseExceptionGroup) as exc:
-                # A cancellation alone is no crash.
+                # A cancellation is not a crash.
                 alone = anyio.get_cancelled_exc_class()
                 failed = not isinstance(exc, BaseExceptionGroup) or exc.split(alone)[1] is not None
                 if wreck is not None and failed and interrupt_in(exc) is None:
@@ -465,7 +465,7 @@ class _Root:
 
 
 def _none_could_start(failed: list[WorkerStartupError]) -> WorkerStartupError:
-    """The failure of a runtime none of whose pools has got a worker."""
+    """Return the error of a runtime in which no pool has a worker that could start."""
     if len(failed) == 1:
         return failed[0]
     return WorkerStartupError(
@@ -475,12 +475,12 @@ def _none_could_start(failed: list[WorkerStartupError]) -> WorkerStartupError:
 
 
 def _dumps(state_dir: str | None) -> Path:
-    """Where the flight recorder's dumps are."""
+    """Return the directory of the flight recorder's dumps."""
     return private_directory(private_directory(state_directory(state_dir)) / "recorder")
 
 
 def limits_of(config: RuntimeConfig) -> Limits:
-    """The quotas of a configuration."""
+    """Return the session and program quotas of a configuration."""
     return Limits(**{field.name: getattr(config, field.name) for field in attrs.fields(Limits)})
 
 
@@ -503,16 +503,18 @@ async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> 
     ``async with open_pool("my_module:Math", size=4) as pool: ...``
 
     Args:
-        adapter: The adapter's reference, or a whole :class:`~snakepit_trio.PoolConfig`; None when there is a ``command``.
+        adapter: The adapter's reference, or a :class:`~snakepit_trio.PoolConfig`; None if ``command`` is given.
         options: Any field of :class:`~snakepit_trio.PoolConfig`.
 
+    The block ends, and is cancelled, as that of :func:`open_runtime`: no task, process, file or shared memory is left.
+
     Raises:
-        ConfigError: An option is unknown or refused.
-        WorkerStartupError: No worker could start; ``details`` name the pool and the reason.
+        ConfigError: An option is unknown or invalid.
+        WorkerStartupError: No worker could start; ``details`` holds the pool's name and the reason.
     """
     if isinstance(adapter, PoolConfig):
         if "timeouts" in options:
-            # A profile that is chosen now goes before what the old one gave.
+            # The profile named here overrides the timeouts that the config's own profile set.
             profile = TIMEOUTS.get(options["timeouts"], TIMEOUTS["balanced"])
             options = {**profile._asdict(), **options}
         config = attrs.evolve(adapter, **_known(options))

@@ -1,4 +1,4 @@
-"""Script mode: a runtime around one coroutine, signals turned into an exit code."""
+"""Script mode: run one coroutine function in a runtime, handle signals, and return an exit code."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from snakepit_trio.worker.importing import refuse_tower
 
 __all__ = ["only", "run"]
 
-#: As a shell counts a program that SIGPIPE has ended.
+#: The exit code that a shell reports for a program ended by SIGPIPE.
 _BROKEN_PIPE = 128 + 13
 
 
 def run(
     main: Callable[[Runtime], Awaitable[Any]], config: RuntimeConfig | PoolConfig | str, *, backend: str = "trio"
 ) -> int:
-    """Script mode: open a runtime, run ``main(runtime)``, close it, and give an exit code for ``sys.exit``.
+    """Open a runtime, run ``main(runtime)``, close the runtime, and return an exit code for ``sys.exit``.
 
-    SIGINT and SIGTERM cancel ``main`` and close the runtime in order: what the bridge's clients have under way may end
-    within ``stop_grace``. A second one ends the workers at once. In any thread but the main one no signals are handled.
+    SIGINT and SIGTERM cancel ``main`` and close the runtime in order: calls of the bridge's clients have ``stop_grace`` seconds
+    to end. A second signal kills the workers at once. Outside the main thread no signals are handled.
 
     Returns:
-        What ``main`` returned when that is an int from 0 to 255, 0 for anything else; 1 when it raised (the traceback is
-        printed), 2 for a configuration that is refused, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's
-        number, as shells count). After a signal the process is expected to exit: SIGINT is ignored from then on.
+        The result of ``main`` if it is an int from 0 to 255, else 0; 1 if ``main`` raised (the traceback is printed), 2 for an
+        invalid configuration or a pool that could not start, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's number,
+        as in a shell). After a signal the process is expected to exit, and SIGINT is ignored.
     """
     if isinstance(config, str):
         try:
@@ -45,10 +45,10 @@ def run(
             return 2
     if isinstance(config, PoolConfig):
         config = RuntimeConfig(pools=[config])
-    # Not as the exit code of a program that this is not.
+    # Raised as ConfigError rather than turned into an exit code: this process is a worker, not the program.
     refuse_tower(config)
     whole = config
-    # Python gives signals to no other; elsewhere they are for whoever runs the thread to handle.
+    # Python delivers signals to the main thread only; in another thread they are the application's to handle.
     in_main_thread = threading.current_thread() is threading.main_thread()
     received: list[int] = []
     opened: list[Runtime] = []
@@ -60,7 +60,7 @@ def run(
                 received.append(number)
                 body.cancel()
                 if not opened or len(received) > 1:
-                    # Nothing runs yet; or asked twice, nobody waits for calls to end or workers to stop any more.
+                    # The runtime is still opening, or this is the second signal: do not wait for calls or workers.
                     opening.cancel()
                     for runtime in opened:
                         runtime.kill()
@@ -74,8 +74,8 @@ def run(
             with opening:
                 async with open_runtime(whole) as runtime:
                     opened.append(runtime)
-                    # A signal ends the body alone: the block below it ends in good order, and what others have under
-                    # way (the bridge's clients) may end within stop_grace.
+                    # A signal cancels only the body. The runtime's block then ends normally, so calls of the bridge's
+                    # clients have stop_grace seconds to end.
                     with body:
                         result = await main(runtime)
             nursery.cancel_scope.cancel()
@@ -86,7 +86,7 @@ def run(
     except BaseException as exc:
         error = interrupt_in(exc) or only(exc)
         if isinstance(error, SystemExit):
-            # As the interpreter does: nothing is success, and text is a last word.
+            # As the interpreter does: None is success, and a string is printed.
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
             if error.code is not None and not isinstance(error.code, int):
                 print(error.code, file=sys.stderr)  # noqa: T201
@@ -94,7 +94,7 @@ def run(
             print(f"snakepit: {error}", file=sys.stderr)  # noqa: T201
             code = 2
         elif isinstance(error, KeyboardInterrupt):
-            # A Ctrl-C before the receiver was there, or one more while it was being closed.
+            # A Ctrl-C before the signal receiver was open, or another one while it was being closed.
             received.append(signal.SIGINT)
         elif isinstance(error, BrokenPipeError):
             code = _BROKEN_PIPE
@@ -104,7 +104,7 @@ def run(
         else:
             raise
     if received and in_main_thread:
-        # The process is about to exit, as it was asked to: one Ctrl-C more has nothing to add.
+        # The process is about to exit; another Ctrl-C must not interrupt that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     for runtime in opened:
         for pool, workers in runtime.killed.items():
@@ -117,19 +117,19 @@ def run(
 
 
 def only(exc: BaseException) -> BaseException:
-    """The exception inside a group of one."""
+    """Return the exception inside nested groups of one."""
     while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
         exc = exc.exceptions[0]
     return exc
 
 
 def _flushed(code: int) -> int:
-    """A reader that has gone away must not hang or break the exit."""
+    """Flush standard output and return the exit code; a reader that has gone away neither blocks nor breaks the exit."""
     try:
         if sys.stdout is not None and not getattr(sys.stdout, "closed", False):
             sys.stdout.flush()
     except BrokenPipeError:
-        # What is left in the buffer would fail again, and loudly, when the interpreter ends.
+        # The rest of the buffer would fail again, with a traceback, when the interpreter ends.
         devnull = os.open(os.devnull, os.O_WRONLY)
         os.dup2(devnull, sys.stdout.fileno())
         os.close(devnull)
