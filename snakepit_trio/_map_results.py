@@ -191,8 +191,12 @@ class MapResults:
             async for params in self._inputs:
                 self._fetched = params
                 self._wake()
-                while self._fetched is not _NOTHING or len(self._under_way) >= self.calls.limit():
-                    await self._room.wait()
+                try:
+                    while self._fetched is not _NOTHING or len(self._under_way) >= self.calls.limit():
+                        await self._room.wait()
+                except Exception as exc:
+                    # The inputs have not raised it.
+                    raise self._errors.caller(exc, "map") from exc
         except Exception as exc:
             self._end_of_inputs(exc)
         finally:

@@ -121,10 +121,11 @@ class Session:
             WorkerBusy: The affinity is ``"strict_fail_fast"``, and the worker is busy.
             RequestCancelled: The session was closed while the call was under way.
         """
-        return await self.call(tool, params, options)
+        binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
+        return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
 
-    async def call(self, tool: str, params: Arguments, options: CallKeywords | CallOptions) -> Any:
-        """Run a tool with options that may have been checked already. For the bridge."""
+    async def call(self, tool: str, params: Arguments, options: CallOptions) -> Any:
+        """Run a tool with options that have been checked. For the bridge."""
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
         return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
 

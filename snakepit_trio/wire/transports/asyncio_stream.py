@@ -71,20 +71,19 @@ class AsyncioWire(Wire):
         loop = asyncio.get_running_loop()
         lost = asyncio.Event()
 
-        def factory() -> _Protocol:
-            protocol = client_protocol(_Protocol, errors=self.errors)
-            protocol.lost = lost
-            return protocol
-
+        protocol = client_protocol(_Protocol, errors=self.errors)
+        protocol.lost = lost
+        # asyncio leaves the socket open when the factory raises, so it is a function that can't.
+        factory = iter([protocol]).__next__
         place = parse_address(address)
         made: Any
         if isinstance(place, str):
-            made, protocol = await loop.create_unix_connection(factory, place)
+            made, _ = await loop.create_unix_connection(factory, place)
         else:
             if tls is not None:
                 # Where asyncio is refused this, the socket is open already, and stays so.
                 tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
-            made, protocol = await loop.create_connection(
+            made, _ = await loop.create_connection(
                 factory, *place, ssl=tls, server_hostname=name if tls is not None else None
             )
         transport = _Transport(loop, cast("asyncio.Transport", made), lost)
