@@ -36,6 +36,7 @@ from typing import Any
 import anyio
 import anyio.abc
 import attrs
+import psutil
 import sniffio
 import trio
 
@@ -44,7 +45,6 @@ sys.path.insert(0, ROOT)
 
 import snakepit_trio as sp  # noqa: E402
 from benchmarks.abuse_attacks import IN_HOST, MIB, Ended  # noqa: E402
-from snakepit_trio.observe.memory import family  # noqa: E402
 
 ATTACKS = str(Path(__file__).with_name("abuse_attacks.py"))
 EVIL, ASYNC, BASIC = "tests.adapters.evil", "tests.adapters.asynchronous", "tests.adapters.basic"
@@ -258,7 +258,7 @@ class Memory:
         return "client" if "--as-bystander" in command or ATTACKS in command else "worker"
 
     def _sizes(self, field: str) -> Iterator[tuple[str, str, int]]:
-        for pid in family(self.host):
+        for pid in [str(self.host), *(str(child.pid) for child in psutil.Process(self.host).children(recursive=True))]:
             with suppress(OSError):
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith(field):

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from snakepit_trio import _platform
 from snakepit_trio.errors import ConfigError
 
 __all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within", "working_directory"]
@@ -123,10 +124,7 @@ def working_directory() -> str:
     try:
         return os.getcwd()
     except FileNotFoundError:
-        try:
-            name = os.readlink("/proc/self/cwd").removesuffix(" (deleted)")
-        except OSError:
-            name = os.environ.get("PWD", "of this process")
+        name = _platform.deleted_directory()
         raise ConfigError(
             f"the working directory {name} has been deleted: change to one that exists",
             details={"source": "code", "key": "cwd", "expected": "a directory that exists"},

@@ -8,14 +8,14 @@ import os
 import socket
 import ssl
 import stat
-import struct
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
+from snakepit_trio._platform import SOCKET_PATH_MAX
 from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.wire.addresses import parse_address
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Door", "listen", "peer_of", "tls_context", "turn_away"]
 
-#: ``sun_path`` holds 107 bytes, see unix(7).
-_LONGEST_PATH = 107
 _BACKLOG = 1024
-#: ``struct ucred``, see unix(7).
-_CREDENTIALS = struct.Struct("3i")
 #: An empty SETTINGS frame, with which a server begins, and what follows the length of a GOAWAY frame.
 _SETTINGS, _GOAWAY = b"\0\0\0\4\0\0\0\0\0", b"\7\0\0\0\0\0"
 
@@ -60,9 +56,11 @@ def peer_of(sock: socket.socket) -> Hashable:
     try:
         if sock.family != socket.AF_UNIX:
             return str(sock.getpeername()[0])
-        return _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-    except (OSError, AttributeError):
+        peer = _platform.peer_of(sock)
+    except OSError:
         return None
+    # A user alone would make all of its programs one peer.
+    return None if peer is None or peer.pid is None else peer
 
 
 def turn_away(sock: socket.socket, reason: str, *, secured: bool) -> None:
@@ -101,8 +99,8 @@ def listen(config: BridgeConfig, default: str, restore: Callable[[], None]) -> I
 
 def _listen_unix(path: str, restore: Callable[[], None]) -> Iterator[tuple[Door, str]]:
     path = os.path.abspath(path)
-    if len(os.fsencode(path)) > _LONGEST_PATH:
-        _refuse("address", f"the path of a Unix socket may have {_LONGEST_PATH} bytes: {path}", "a shorter path")
+    if len(os.fsencode(path)) > SOCKET_PATH_MAX:
+        _refuse("address", f"the path of a Unix socket may have {SOCKET_PATH_MAX} bytes: {path}", "a shorter path")
     _clear(path)
     try:
         door = UnixDoor(path, backlog=_BACKLOG, restore=restore)

@@ -20,7 +20,7 @@ from pathlib import Path
 import attrs
 import psutil
 
-from snakepit_trio import hardware
+from snakepit_trio import _platform, hardware
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.supervision.runs import LONGEST_SOCKET_PATH, list_runs
 from snakepit_trio.supervision.state_directory import find_fault, state_directory
@@ -58,6 +58,7 @@ def run_checks(state_dir: str | None) -> Iterator[Check]:
         ("packages", _packages),
         ("cpu", _cpu),
         ("memory", _memory),
+        ("platform", _platform_form),
         ("fork", _fork),
         ("lifeline", _lifeline),
         ("descriptors", _descriptors),
@@ -149,55 +150,55 @@ def _memory() -> Check:
     return Check("memory", OK, found)
 
 
+def _platform_form() -> Check:
+    missing = _platform.what_is_missing()
+    if missing is not None:
+        return Check(
+            "platform", FAIL, f"the {_platform.FORM} form is used: {missing}", "a system or an interpreter that has it"
+        )
+    if _platform.FORM == "linux":
+        return Check("platform", OK, "the Linux form is used: pidfds, memfds, signals on hang-up")
+    if sys.platform == "linux":
+        return Check("platform", OK, f"the portable form is used, as {_platform.VARIABLE}=1 asks")
+    return Check(
+        "platform",
+        WARN,
+        "the portable form is used: this system is not Linux",
+        "run the tests here; nobody has done so",
+    )
+
+
 def _fork() -> Check:
     if not hasattr(os, "fork"):
         return Check("fork", WARN, "this system can't fork: workers are new interpreters", "start_method='spawn'")
-    if not hasattr(os, "pidfd_open"):
-        return Check("fork", FAIL, "this system has no pidfd_open", "use Linux 5.3 or later")
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError as exc:
-        return Check("fork", FAIL, f"pidfd_open does not work: {exc}", "Linux 5.3 or later, allowed by the sandbox")
-    return Check("fork", OK, "the fork server can be used; pidfd works")
-
-
-_CHILD = """
-import fcntl, os, signal, sys
-fd = int(sys.argv[1])
-fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGKILL)
-fcntl.fcntl(fd, fcntl.F_SETOWN, -os.getpgrp())
-fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) | os.O_ASYNC)
-print("armed", flush=True)
-while True:
-    signal.pause()
-"""
+    return Check("fork", OK, "the fork server can be used")
 
 
 def _lifeline() -> Check:
     """Do for a child what is done for workers, and let go of it."""
-    if sys.platform != "linux":
+    if _platform.FORM != "linux":
         return Check("lifeline", OK, "a thread in each worker watches for the host's end")
     read, write = os.pipe()
     child = None
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _CHILD, str(read)],
+            [sys.executable, "-I", "-S", "-c", "import signal; signal.pause()"],
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(read,),
             start_new_session=True,
         )
-        assert child.stdout is not None
-        if child.stdout.readline() != b"armed\n":
-            return Check(
-                "lifeline", FAIL, "F_SETSIG does not work here", "a kernel or sandbox that allows fcntl(F_SETSIG)"
-            )
+        _platform.arm_lifeline(read, child.pid)
         begun = time.monotonic()
         os.close(write)
         write = -1
         child.wait(timeout=2)
         took = time.monotonic() - begun
+    except OSError as exc:
+        return Check(
+            "lifeline", FAIL, f"the kernel does not watch pipes here: {exc}", "a kernel or sandbox that allows F_SETSIG"
+        )
     except subprocess.TimeoutExpired:
         return Check(
             "lifeline", FAIL, "a child outlived its lifeline", "workers of a killed host will have to be swept"
@@ -209,8 +210,6 @@ def _lifeline() -> Check:
         if child is not None:
             child.kill()
             child.wait()
-            if child.stdout is not None:
-                child.stdout.close()
     if child.returncode != -signal.SIGKILL:
         return Check("lifeline", FAIL, f"the child ended with {child.returncode}", "a kernel that allows F_SETSIG")
     return Check("lifeline", OK, f"the kernel ended a child {took * 1000:.1f} ms after its lifeline was cut")
@@ -249,10 +248,9 @@ def pid_room() -> int | None:
             except psutil.Error:
                 continue
         room.append(soft - mine)
-    try:
-        room.append(int(Path("/proc/sys/kernel/pid_max").read_text()) - len(psutil.pids()))
-    except (OSError, ValueError):
-        pass
+    most = _platform.most_processes()
+    if most is not None:
+        room.append(most - len(psutil.pids()))
     return min(room, default=None)
 
 
@@ -267,15 +265,17 @@ def _pids() -> Check:
 
 
 def _shared_memory() -> Check:
-    from snakepit_trio.wire.memory import has_files, make_file
+    from snakepit_trio.wire.memory import make_file
 
-    if not has_files():
-        return Check("shared memory", WARN, "there is none: large values travel inline", "Linux has it (memfd_create)")
+    if not _platform.has_shared_files():
+        return Check("shared memory", WARN, "there is none: large values travel inline", "a 64-bit system")
     try:
         os.close(make_file())
     except OSError as exc:
         fix = "allow memfd_create, and files of any size (ulimit -f); large values travel inline until then"
         return Check("shared memory", WARN, f"not to be had: {exc}", fix)
+    if _platform.FORM != "linux":
+        return Check("shared memory", OK, f"large values go through files in {tempfile.gettempdir()} that have no path")
     return Check("shared memory", OK, "large values go through memory without a name, not through /dev/shm")
 
 

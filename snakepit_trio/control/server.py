@@ -13,15 +13,14 @@ import logging
 import math
 import os
 import socket
-import struct
-import sys
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
 import anyio
 import anyio.abc
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._interrupts import protected
 from snakepit_trio._unix_door import UnixDoor
@@ -262,11 +261,13 @@ class ControlServer:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the other side is this user's process, as the system tells; where it can't, the directory's mode has to do."""
-    if sys.platform != "linux":
-        return True
+    """Whether the other side is this user's process, as the system tells; where it doesn't, whether nobody else can reach the
+    socket, by the mode of its directory."""
     try:
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        peer = _platform.peer_of(sock)
+        if peer is not None:
+            return peer.user == os.geteuid()
+        place = os.stat(os.path.dirname(os.path.abspath(sock.getsockname())))
     except OSError:
         return False
-    return int(struct.unpack("3i", credentials)[1]) == os.geteuid()
+    return place.st_uid == os.geteuid() and not stat.S_IMODE(place.st_mode) & 0o077

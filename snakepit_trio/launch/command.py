@@ -16,8 +16,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from snakepit_trio import _platform
 from snakepit_trio.errors import WorkerStartupError
-from snakepit_trio.observe.cpu import cpu_time_of_family
 from snakepit_trio.wire.addresses import is_loopback, parse_address
 from snakepit_trio.wire.startup import Report
 
@@ -71,8 +71,8 @@ class CommandLauncher(LocalLauncher):
             "SNAKEPIT_THREADS": str(spec.threads),
             "SNAKEPIT_MAX_PAYLOAD": str(spec.max_payload),
         }
-        popen, pidfd = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
-        hand_over(popen, pidfd, descriptors, hold)
+        popen, process = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
+        hand_over(popen, process, descriptors, hold)
         # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
         # lifeline is armed, and closed, by whoever holds the process from now on.
         descriptors.close(stdout, stderr)
@@ -97,7 +97,7 @@ class CommandLauncher(LocalLauncher):
 
     def _cpu_time(self, pid: int) -> float | None:
         # The command may be a wrapper around the program that serves.
-        return cpu_time_of_family(pid)
+        return _platform.cpu_time_of_family(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
         shutil.rmtree(self._place(spec), ignore_errors=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.wire.begun import BegunTable, marks_file
-from snakepit_trio.worker.lifeline import arm
 
 __all__ = ["Descriptors", "make_descriptors"]
 
@@ -80,10 +79,10 @@ class Descriptors:
         self.close(*self.for_worker[1:])
 
     def arm_lifeline(self, group: int) -> None:
-        """Nothing more will be written to it: its hang-up ends the group from now on."""
+        """Nothing more will be written to it: its hang-up ends the group from now on, where the kernel sees to that."""
         if self.lifeline_read in self._open:
             with contextlib.suppress(OSError):  # The process has ended already.
-                arm(self.lifeline_read, group)
+                _platform.arm_lifeline(self.lifeline_read, group)
             self.close(self.lifeline_read)
 
     def close(self, *fds: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from snakepit_trio import _platform
+
 from .base import WorkerSpec
 
 __all__ = ["THREAD_VARIABLES", "worker_environment"]
@@ -35,4 +37,8 @@ def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str] | None = N
     environment["SNAKEPIT_WORKER_ID"] = spec.worker_id
     environment["PYTHONUNBUFFERED"] = "1"
     environment.update(spec.env)
+    # In the host's form, whatever has become of the variable since: they hold processes for each other.
+    environment.pop(_platform.VARIABLE, None)
+    if _platform.FORM == "portable":
+        environment[_platform.VARIABLE] = "1"
     return environment

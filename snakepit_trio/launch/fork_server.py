@@ -2,10 +2,10 @@
 
 The host's side. A template is started like a spawned worker, once for each kind of worker (adapter, environment,
 directory); it answers over a Unix socket whose other end nobody else holds. For each worker the host sends the worker's
-ends of its pipes; the template forks, and answers with the child's pid and a descriptor of it (a pidfd), opened before
-anybody could have reaped it. The template never reaps a child before the host says so: until then the child's process
-group can't be a stranger's. A template that ends or stops answering is ended and replaced by the next start; its workers
-go on, only how they end can't be told any more.
+ends of its pipes; the template forks, and answers with the child's pid and a descriptor by which the host holds it (see
+``_platform.fork_watched``), made before anybody could have reaped it. The template never reaps a child before the host says
+so: until then the child's process group can't be a stranger's. A template that ends or stops answering is ended and replaced
+by the next start; its workers go on, only how they end can't be told any more.
 
 The protocol of that socket: messages of 4 bytes of big-endian length and JSON, one after another; descriptors ride on the
 first byte of a message.
@@ -26,11 +26,10 @@ from typing import Any
 import anyio
 import attrs
 
-from snakepit_trio import _forks, _private_names
+from snakepit_trio import _forks, _platform, _private_names
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor, redact
-from snakepit_trio.worker.lifeline import arm
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
 from .descriptors import make_descriptors
@@ -126,7 +125,7 @@ class _Template:
                 kept.callback(ours.close)
                 ours.setblocking(False)
                 # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
-                output = _forks.keep(os.memfd_create("snakepit-template", os.MFD_CLOEXEC))
+                output = _forks.keep(_platform.make_private_file("snakepit-template"))
                 kept.callback(_forks.close, output)
                 command = [
                     *python_command("snakepit_trio.launch.template", spec), "--run", spec.run_id,
@@ -147,7 +146,7 @@ class _Template:
                 kept.callback(popen.wait)
                 kept.callback(popen.kill)
                 with contextlib.suppress(OSError):  # It has ended already.
-                    arm(lifeline_read, popen.pid)
+                    _platform.arm_lifeline(lifeline_read, popen.pid)
                 book.begun(name, popen.pid)
                 helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
                 made = cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
@@ -260,7 +259,7 @@ class _Template:
                         body, self._received = self._received[4 : 4 + size], self._received[4 + size :]
                         return json.loads(body), fds
                 try:
-                    data, more, _, _ = socket.recv_fds(self._channel, 65536, 8, socket.MSG_CMSG_CLOEXEC)
+                    data, more = _platform.receive_descriptors(self._channel, 65536, 8)
                 except BlockingIOError:
                     await anyio.wait_readable(self._channel)
                     continue
@@ -318,12 +317,12 @@ class _Template:
     async def _ended(self) -> bool:
         """Give it a moment to end; returns whether it has, and is reaped."""
         if self._popen.poll() is None:
-            pidfd = os.pidfd_open(self._popen.pid)
+            process = _platform.open_child(self._popen.pid)
             try:
                 with anyio.move_on_after(_END_TIME):
-                    await anyio.wait_readable(pidfd)
+                    await process.wait()
             finally:
-                os.close(pidfd)
+                process.close()
         return self._popen.poll() is not None
 
 
@@ -469,7 +468,13 @@ class ForkServerLauncher(LocalLauncher):
                     f"could not fork a worker: {answer.get('error', 'no descriptor came')}",
                     details={"reason": str(answer.get("error"))},
                 )
-            hold(answer["pid"], fds[0], descriptors, _TemplateReaper(template, answer["pid"]))
+            process = _platform.open_forked(answer["pid"], fds[0])
+            try:
+                hold(process, descriptors, _TemplateReaper(template, process.pid))
+            except BaseException:
+                process.close()
+                fds.clear()
+                raise
         except BaseException:
             descriptors.close_all()
             for fd in fds:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 
 import anyio
 
-from snakepit_trio import _forks
-from snakepit_trio._processes import Identity, descendants, in_sessions, start_time, stat_of, was_given
+from snakepit_trio import _platform
+from snakepit_trio._platform import Identity, ProcessHandle, descendants, in_sessions, was_given
 
 from .base import ProcessBook
 
@@ -34,7 +34,7 @@ class Helpers:
         self._given = f"SNAKEPIT_RUN_ID={run_id}"
         self._pool = pool
         self._book = book
-        self._held: dict[Identity, int] = {}
+        self._held: dict[Identity, ProcessHandle] = {}
         self._sessions: set[int] = {parent}
 
     def __repr__(self) -> str:
@@ -65,15 +65,15 @@ class Helpers:
         with anyio.CancelScope(shield=True):
             for number, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, _GONE)):
                 self._find_more()
-                for pidfd in self._held.values():
+                for process in self._held.values():
                     with contextlib.suppress(OSError):
-                        signal.pidfd_send_signal(pidfd, number)
+                        process.send_signal(number)
                 with anyio.move_on_after(seconds):
-                    for pidfd in self._held.values():
-                        await anyio.wait_readable(pidfd)
-        for helper, pidfd in self._held.items():
+                    for process in self._held.values():
+                        await process.wait()
+        for helper, process in self._held.items():
             self._book.ended(_name(helper))
-            _forks.close(pidfd)
+            process.close()
         self._held.clear()
 
     def _find_more(self) -> None:
@@ -87,19 +87,17 @@ class Helpers:
             if helper in self._held:
                 continue
             try:
-                with _forks.unforked():
-                    pidfd = _forks.keep(os.pidfd_open(helper.pid))
+                process = _platform.open_process(helper.pid)
             except (OSError, OverflowError):
                 continue  # It has ended, or is none.
             # From here on the id means no other process. Did it before?
-            if start_time(helper.pid) != helper.started:
-                _forks.close(pidfd)
+            if not _platform.is_same(helper):
+                process.close()
                 continue
-            self._held[helper] = pidfd
-            with contextlib.suppress(OSError, IndexError):
-                session = int(stat_of(helper.pid)[3])
-                if session == helper.pid:
-                    self._sessions.add(session)
+            self._held[helper] = process
+            with contextlib.suppress(OSError):
+                if os.getsid(helper.pid) == helper.pid:
+                    self._sessions.add(helper.pid)
             self._book.reserve(_name(helper), "helper", self._pool)
             self._book.begun(_name(helper), helper.pid)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import struct
 from abc import abstractmethod
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 import anyio
 
-from snakepit_trio import _forks
+from snakepit_trio import _platform
 from snakepit_trio._interrupts import protected
-from snakepit_trio.observe.cpu import cpu_time
+from snakepit_trio._platform import ProcessHandle
 
 from .base import Boot, ExitStatus, Launcher, NoBook, ProcessBook, Report, WorkerProcess, WorkerSpec
 from .descriptors import Descriptors
@@ -87,8 +86,7 @@ class LocalProcess(Handle):
     """A worker process on this machine; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
-        pid: Its process id, which is also its process group's.
-        pidfd: A descriptor of the process; owned from here on.
+        process: It; its id is also its process group's. Owned from here on.
         descriptors: Its pipes, the worker's ends closed already but for the lifeline's; owned from here on.
         boot: What it is to read from its lifeline.
         reaper: Its parent.
@@ -100,8 +98,7 @@ class LocalProcess(Handle):
 
     def __init__(
         self,
-        pid: int,
-        pidfd: int,
+        process: ProcessHandle,
         descriptors: Descriptors,
         boot: bytes,
         reaper: Reaper,
@@ -111,12 +108,12 @@ class LocalProcess(Handle):
         cpu_time: Callable[[int], float | None],
         helpers: Helpers,
     ) -> None:
-        self.pid = pid
+        self.pid = process.pid
         self.stdout: _PipeOutput = _PipeOutput(descriptors.stdout_read)
         self.stderr: _PipeOutput = _PipeOutput(descriptors.stderr_read)
         self.tls: ssl.SSLContext | None = None
         self.waiting = ""
-        self._pidfd = _forks.keep(pidfd)
+        self._process = process
         self._host = os.getpid()
         self._descriptors = descriptors
         self._boot = memoryview(boot)
@@ -207,7 +204,7 @@ class LocalProcess(Handle):
         while self._status is None:
             async with self._watching:
                 if self._status is None:
-                    await anyio.wait_readable(self._pidfd)
+                    await self._process.wait()
                     self._signal(signal.SIGKILL)
                     # Ends: the process has, and its parent is this process, or a template, of which ask() gives up.
                     with anyio.CancelScope(shield=True):
@@ -232,32 +229,25 @@ class LocalProcess(Handle):
             return  # It is gone, or not ours: this is a fork of its host.
         # A group whose leader is not reaped can't be a stranger's. Without the reaper that is so while the leader lives, so the
         # group comes first. Until it leads a group of its own, the group of that number does not exist and only it is hit.
-        if self._reaper.alive() or not self._dead():
+        if self._reaper.alive() or not self._process.ended():
             try:
                 os.killpg(self.pid, number)
             except (ProcessLookupError, PermissionError):
                 pass
         try:
-            signal.pidfd_send_signal(self._pidfd, number)
+            self._process.send_signal(number)
         except ProcessLookupError:
             pass
 
-    def _dead(self) -> bool:
-        poll = select.poll()
-        poll.register(self._pidfd, select.POLLIN)
-        return bool(poll.poll(0))
-
     def _release(self) -> None:
         self._descriptors.close_all()
-        if self._pidfd >= 0:
-            pidfd, self._pidfd = self._pidfd, -1
-            _forks.close(pidfd)
+        self._process.close()
 
 
 class Hold(Protocol):
-    """Takes over a process that has just been started: its pid, its pidfd, its pipes, its parent. If it raises, it has not."""
+    """Takes over a process that has just been started, its pipes, and its parent. If it raises, it has not."""
 
-    def __call__(self, pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess: ...
+    def __call__(self, process: ProcessHandle, descriptors: Descriptors, reaper: Reaper) -> LocalProcess: ...
 
 
 class LocalLauncher(Launcher):
@@ -284,21 +274,20 @@ class LocalLauncher(Launcher):
             self._book.ended(spec.worker_id)
             self._clear(spec)
 
-        def hold(pid: int, pidfd: int, descriptors: Descriptors, reaper: Reaper) -> LocalProcess:
-            process = LocalProcess(
-                pid,
-                pidfd,
+        def hold(process: ProcessHandle, descriptors: Descriptors, reaper: Reaper) -> LocalProcess:
+            made = LocalProcess(
+                process,
                 descriptors,
                 boot,
                 reaper,
                 on_end=ended,
                 read_report=self._read_report,
                 cpu_time=self._cpu_time,
-                helpers=Helpers(pid, run_id=spec.run_id, pool=spec.pool, book=self._book),
+                helpers=Helpers(process.pid, run_id=spec.run_id, pool=spec.pool, book=self._book),
             )
-            held.append(process)
-            self._held.add(process)
-            return process
+            held.append(made)
+            self._held.add(made)
+            return made
 
         boot = self._boot(spec)
         self._book.reserve(spec.worker_id, "worker", spec.pool)
@@ -326,7 +315,7 @@ class LocalLauncher(Launcher):
 
     def _cpu_time(self, pid: int) -> float | None:
         """CPU time that what serves in a process has used."""
-        return cpu_time(pid)
+        return _platform.cpu_time(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
         """The worker has ended, or could not be started: remove what was made for it."""

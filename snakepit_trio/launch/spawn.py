@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from snakepit_trio import _forks
+from snakepit_trio import _platform
+from snakepit_trio._platform import ProcessHandle
 from snakepit_trio.errors import WorkerStartupError
 
 from .base import ExitStatus, WorkerSpec
@@ -44,13 +44,13 @@ def spawn(
     *,
     pass_fds: tuple[int, ...],
     env: Mapping[str, str],
-) -> tuple[subprocess.Popen[bytes], int]:
+) -> tuple[subprocess.Popen[bytes], ProcessHandle]:
     """Start a worker's process in a session and process group of its own, its output in the worker's pipes.
 
     Not ``anyio.open_process``: the pipes are ours, and a process must not be tied to the thread that started it.
 
     Returns:
-        The process, and a descriptor of it.
+        The process, as its parent has it, and as one to wait for and to signal.
 
     Raises:
         WorkerStartupError: It can't be started; the descriptors are closed.
@@ -68,7 +68,7 @@ def spawn(
             start_new_session=True,
         )
         try:
-            return popen, os.pidfd_open(popen.pid)
+            return popen, _platform.open_child(popen.pid)
         except BaseException:
             popen.kill()
             popen.wait()
@@ -81,14 +81,14 @@ def spawn(
         raise
 
 
-def hand_over(popen: subprocess.Popen[bytes], pidfd: int, descriptors: Descriptors, hold: Hold) -> None:
+def hand_over(popen: subprocess.Popen[bytes], process: ProcessHandle, descriptors: Descriptors, hold: Hold) -> None:
     """Give a process that :func:`spawn` has started to whoever holds it from now on; it ends when that comes to nothing."""
     try:
-        hold(popen.pid, pidfd, descriptors, PopenReaper(popen))
+        hold(process, descriptors, PopenReaper(popen))
     except BaseException:
         popen.kill()
         popen.wait()
-        _forks.close(pidfd)
+        process.close()
         descriptors.close_all()
         raise
 
@@ -105,8 +105,8 @@ class SpawnLauncher(LocalLauncher):
             *program, "--run", spec.run_id, "--worker", spec.worker_id,
             "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),
         ]  # fmt: skip
-        popen, pidfd = spawn(
+        popen, process = spawn(
             command, spec, descriptors, pass_fds=(lifeline, report, marks), env=worker_environment(spec)
         )
-        hand_over(popen, pidfd, descriptors, hold)
+        hand_over(popen, process, descriptors, hold)
         descriptors.started()

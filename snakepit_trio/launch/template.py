@@ -5,7 +5,8 @@ It runs no thread and no event loop, because a fork copies only the thread that 
 
 - ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with
   ``{"helpers": [[pid, start time], ...]}``, the processes that the import has started, and ``"unforkable": reason`` if it is so
-- ``{"worker": id}`` with the worker's descriptors: fork; answered with ``{"pid": ...}`` and a descriptor of the child
+- ``{"worker": id}`` with the worker's descriptors: fork; answered with ``{"pid": ...}`` and a descriptor by which the host
+  holds the child
 - ``{"reap": pid}``: take the exit status of a child that has ended; answered with ``{"code": ...}`` or ``{"signal": ...}``
 
 The end of the socket is the end of the template; its workers have lifelines of their own.
@@ -30,7 +31,7 @@ import traceback
 from types import ModuleType
 from typing import Any
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 from snakepit_trio.worker.lifeline import Lifeline
 from snakepit_trio.worker.prelude import follow, read_boot
 
@@ -55,7 +56,7 @@ class _Channel:
                 if len(self._received) >= 4 + size:
                     body, self._received = self._received[4 : 4 + size], self._received[4 + size :]
                     return json.loads(body), fds
-            data, more, _, _ = socket.recv_fds(self.socket, 65536, 8, socket.MSG_CMSG_CLOEXEC)
+            data, more = _platform.receive_descriptors(self.socket, 65536, 8)
             fds += more
             if not data:
                 return None
@@ -69,7 +70,7 @@ class _Channel:
         self.socket.sendall(data[sent:])
 
 
-def _import(question: dict[str, Any]) -> dict[str, Any]:
+def _import(question: dict[str, Any], lifeline: Lifeline) -> dict[str, Any]:
     """Import what the workers will need. Returns the answer: why the process can't be forked then, if it can't, and the
     processes that the import has started."""
     follow(question["path"])
@@ -99,7 +100,8 @@ def _import(question: dict[str, Any]) -> dict[str, Any]:
     _flush()
     answer: dict[str, Any] = {"helpers": helpers}
     torch = sys.modules.get("torch")
-    if len(os.listdir("/proc/self/task")) > 1:
+    lifeline.pause_for_forks()
+    if _platform.thread_count() > 1:
         answer["unforkable"] = "importing it starts threads"
     elif torch is not None and torch.cuda.is_initialized():
         answer["unforkable"] = "importing it initialises CUDA"
@@ -162,7 +164,7 @@ def _flush() -> None:
 
 def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[int], generators: list[Any]) -> None:
     try:
-        pid = os.fork()
+        pid, held = _platform.fork_watched()
         if pid == 0:
             code = 1
             try:
@@ -179,15 +181,14 @@ def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[
                     traceback.print_exc()
                 finally:
                     os._exit(code)
-        pidfd = os.pidfd_open(pid)
     except OSError as exc:
         # A child that nobody was told of ends by itself: its lifeline is cut.
         channel.send({"error": str(exc)})
     else:
         try:
-            channel.send({"pid": pid}, (pidfd,))
+            channel.send({"pid": pid}, (held,))
         finally:
-            os.close(pidfd)
+            os.close(held)
     finally:
         for fd in fds:
             os.close(fd)
@@ -213,13 +214,13 @@ def main() -> int:
     options = parser.parse_args()
     faulthandler.enable()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Lifeline(options.lifeline)
+    lifeline = Lifeline(options.lifeline)
     channel = _Channel(options.channel)
     os.set_inheritable(channel.socket.fileno(), False)
     question = channel.receive()
     if question is None:
         return 0
-    answer = _import(question[0])
+    answer = _import(question[0], lifeline)
     gc.collect()
     generators = find_generators()
     gc.freeze()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 
 import attrs
@@ -11,7 +10,7 @@ from snakepit_trio.errors import ConfigError, SnakepitError
 from snakepit_trio.launch.base import ExitStatus
 from snakepit_trio.observe.printable import printable
 
-__all__ = ["Exit", "classify", "explain", "oom_kills"]
+__all__ = ["Exit", "classify", "explain"]
 
 
 _CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
@@ -75,19 +74,6 @@ _SIGNAL_REASONS = {
     signal.SIGABRT: "aborted",
     signal.SIGKILL: "killed",
 }
-
-
-def oom_kills() -> int:
-    """How many processes this system has killed for lack of memory since it started; 0 where it doesn't tell.
-
-    See ``oom_kill`` in https://docs.kernel.org/filesystems/proc.html; it counts kills by cgroup limits too.
-    """
-    try:
-        with open("/proc/vmstat", "rb") as file:
-            found = re.search(rb"^oom_kill (\d+)", file.read(), re.MULTILINE)
-    except OSError:
-        return 0
-    return int(found[1]) if found else 0
 
 
 def classify(status: ExitStatus, *, out_of_memory: bool = False) -> tuple[str, str, str | None]:

@@ -3,20 +3,17 @@ system's boot is not; what a process says of itself is only words, unless its pr
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
-import sys
 from collections.abc import Iterator
 
 import attrs
 import psutil
 
-from snakepit_trio import _processes
-from snakepit_trio._processes import stat_of
+from snakepit_trio import _platform
+from snakepit_trio._platform import Identity
 
-__all__ = ["Seen", "boot_id", "is_older", "kill_tree", "own_processes", "start_time"]
+__all__ = ["Seen", "is_older", "kill_tree", "own_processes"]
 
 #: How long a killed process may take to be gone, in seconds; one that stays longer hangs in the kernel.
 _GONE = 2.0
@@ -24,25 +21,6 @@ _GONE = 2.0
 _CLOCK_MOVES = 60.0
 #: The modules that our processes run.
 _PROGRAMS = ("snakepit_trio.worker", "snakepit_trio.launch.template")
-
-
-def boot_id() -> str:
-    """What tells this boot of the system from all others."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as file:
-            return file.read().strip()
-    except OSError:
-        return f"boot-{psutil.boot_time():.0f}"
-
-
-def start_time(pid: int) -> int | None:
-    """When the process was started, in the system's own unit; None when there is no such process."""
-    if sys.platform == "linux":
-        return _processes.start_time(pid)
-    try:
-        return int(psutil.Process(pid).create_time() * 100)
-    except psutil.Error:
-        return None
 
 
 def is_older(pid: int, moment: float) -> bool:
@@ -59,7 +37,7 @@ class Seen:
 
     Attributes:
         pid: Its id.
-        started: See :func:`start_time`.
+        started: See :class:`snakepit_trio._platform.Identity`.
         group: Its process group.
         program: The file that it runs.
         argv: Its command line.
@@ -93,48 +71,8 @@ class Seen:
 
 
 def own_processes() -> Iterator[Seen]:
-    """The processes of this user, but for this one and those that it descends from. Nothing where there is no ``/proc``."""
-    try:
-        names = [name for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return
-    ancestry = _ancestry()
-    for pid in map(int, names):
-        if pid not in ancestry:
-            # It has ended meanwhile, or hides what it is.
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                found = _see(pid)
-                if found is not None:
-                    yield found
-
-
-def _ancestry() -> set[int]:
-    found, pid = set(), os.getpid()
-    with contextlib.suppress(OSError, IndexError):
-        while pid and pid not in found:
-            found.add(pid)
-            pid = int(stat_of(pid)[1])
-    return found
-
-
-def _see(pid: int) -> Seen | None:
-    user = os.geteuid()
-    if os.stat(f"/proc/{pid}").st_uid != user:
-        return None
-    before = stat_of(pid)
-    with open(f"/proc/{pid}/status", "rb") as file:
-        users = next((line for line in file if line.startswith(b"Uid:")), b"").split()[1:]
-    if {int(number) for number in users} != {user}:
-        return None
-    program = os.readlink(f"/proc/{pid}/exe").removesuffix(" (deleted)")
-    with open(f"/proc/{pid}/cmdline", "rb") as file:
-        argv = tuple(map(os.fsdecode, file.read().split(b"\0")[:-1]))
-    with open(f"/proc/{pid}/environ", "rb") as file:
-        environment = frozenset(map(os.fsdecode, file.read().split(b"\0")[:-1]))
-    started = int(before[19])
-    if start_time(pid) != started:
-        return None
-    return Seen(pid, started, int(before[2]), program, argv, environment)
+    """The processes of this user, but for this one and those that it descends from."""
+    return (Seen(*facts) for facts in _platform.own_processes())
 
 
 def kill_tree(pid: int, started: int) -> bool:
@@ -143,22 +81,20 @@ def kill_tree(pid: int, started: int) -> bool:
     Returns whether there was such a process.
     """
     try:
-        # From here on the id can't come to mean another process without this descriptor telling.
-        pidfd = os.pidfd_open(pid)
-    except (OSError, AttributeError):
+        # From here on the id can't come to mean another process unseen.
+        process = _platform.open_process(pid)
+    except OSError:
         return False
     try:
-        if start_time(pid) != started:
+        if not _platform.is_same(Identity(pid, started)):
             return False
         try:
             if os.getpgid(pid) == pid:
                 os.killpg(pid, signal.SIGKILL)
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            process.send_signal(signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             return False
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(_GONE * 1000)
+        process.ended(_GONE)
         return True
     finally:
-        os.close(pidfd)
+        process.close()

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import anyio
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._platform import resident_memory
 from snakepit_trio.errors import InvalidPayload, RequestCancelled, SnakepitError
-from snakepit_trio.observe.memory import resident
 from snakepit_trio.observe.printable import one_line
 from snakepit_trio.wire import codec, failures
 from snakepit_trio.wire.connection import RpcFailure
@@ -209,7 +209,7 @@ class PlainCalls:
                     self._owner.link_silent(silence)
                     return
             # Of a worker without health checks it is known that its process is there.
-            self._owner.link_alive(resident(self._process.pid), 0.0)
+            self._owner.link_alive(resident_memory(self._process.pid), 0.0)
 
     def lost(self) -> None:
         """The connection is over."""

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import attrs
 
-from .identity import boot_id
+from snakepit_trio._platform import boot_id
+
 from .state_directory import check_owner, open_own
 
 __all__ = ["ProcessRow", "Registry", "RunRow", "connect", "is_run_id", "read_processes"]
@@ -53,7 +54,7 @@ class ProcessRow:
         kind: ``"worker"``, ``"template"`` or ``"helper"``.
         pool: Its pool.
         pid: Its process id; None before it has been started.
-        start_time: See :func:`snakepit_trio.supervision.identity.start_time`; None before it has been started.
+        start_time: See :func:`snakepit_trio._platform.start_time`; None before it has been started.
     """
 
     kind: str

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from snakepit_trio._interrupts import protected
+from snakepit_trio._platform import oom_kills
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.wire.connection import Connection
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.memory_handoff import Offer
 
 from .exchange_link import Exchange
-from .exits import classify, oom_kills
+from .exits import classify
 from .handshake import Introduction, shake_hands
 from .logs import Tail, pump
 

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import attrs
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 from snakepit_trio.errors import ConfigError
 
-from .identity import start_time
 from .leftovers import Swept, sweep
 from .locks import Locks
 from .process_registry import ProcessRow, Registry
@@ -220,7 +219,7 @@ class Run:
         if self._records is not None:
             row = self._records.row(process_id)
             if row is not None:
-                self._records.change(process_id, attrs.evolve(row, pid=pid, start_time=start_time(pid)))
+                self._records.change(process_id, attrs.evolve(row, pid=pid, start_time=_platform.start_time(pid)))
 
     def ended(self, process_id: str) -> None:
         """It is over."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import attrs
 
+from snakepit_trio._platform import SOCKET_PATH_MAX
 from snakepit_trio.errors import ConfigError
 
 from .state_directory import open_own
@@ -28,7 +29,7 @@ _LONGEST = 16 * 1024
 #: An empty lock file that nobody holds belongs to a run that is just beginning, for so long, in seconds.
 _BEGINNING = 5.0
 #: What the path of a Unix socket may have, in bytes: the last of ``sun_path`` is a NUL; see unix(7).
-LONGEST_SOCKET_PATH = 107 if sys.platform == "linux" else 103
+LONGEST_SOCKET_PATH = SOCKET_PATH_MAX
 
 
 @attrs.frozen(kw_only=True)

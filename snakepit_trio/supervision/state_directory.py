@@ -18,6 +18,7 @@ import stat
 from collections import deque
 from pathlib import Path
 
+from snakepit_trio import _platform
 from snakepit_trio.errors import ConfigError
 
 __all__ = ["check_owner", "find_fault", "open_own", "private_directory", "state_directory"]
@@ -199,20 +200,7 @@ def _trusted() -> frozenset[int]:
 
 @functools.cache
 def _roots() -> frozenset[int]:
-    """Root; and in a user namespace that has no number for it, as in a sandbox, the one that stands for all such users.
-
-    See user_namespaces(7), "Unmapped user and group IDs".
-    """
-    try:
-        with open("/proc/self/uid_map") as file:
-            ranges = [tuple(map(int, line.split())) for line in file]
-        with open("/proc/sys/kernel/overflowuid") as file:
-            nobody = int(file.read())
-    except (OSError, ValueError):
-        return frozenset({0})
-    if any(first <= nobody < first + count for first, _, count in ranges):
-        return frozenset({0})
-    return frozenset({0, nobody})
+    return _platform.root_users()
 
 
 def _is_own_group(gid: int) -> bool:

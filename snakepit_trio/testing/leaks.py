@@ -1,4 +1,4 @@
-"""What a test may leave behind: nothing. Linux only: it looks into /proc."""
+"""What a test may leave behind: nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 
 import attrs
 import psutil
+
+from snakepit_trio import _platform
 
 __all__ = ["Footprint", "no_leaks"]
 
@@ -42,12 +44,6 @@ class Footprint:
     @classmethod
     def take(cls) -> Footprint:
         """Look around."""
-        descriptors = {}
-        for name in os.listdir("/proc/self/fd"):
-            try:
-                descriptors[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-            except FileNotFoundError:
-                continue
         return cls(
             children=frozenset(
                 child.pid
@@ -55,7 +51,7 @@ class Footprint:
                 if not any(allowed in " ".join(_command(child)) for allowed in _ALLOWED_CHILDREN)
             ),
             threads=frozenset(f"{thread.name}-{thread.ident}" for thread in _threads()),
-            descriptors=descriptors,
+            descriptors=_platform.open_descriptors(),
             directories=frozenset(p.name for p in Path(tempfile.gettempdir()).glob("snakepit-*-*-*")),
         )
 
@@ -66,7 +62,7 @@ class Footprint:
         found += [
             f"file descriptor {fd} -> {target}"
             for fd, target in self.descriptors.items()
-            if before.descriptors.get(fd) != target and "/proc/" not in target and "sqlite" not in target
+            if before.descriptors.get(fd) != target and "sqlite" not in target
         ]
         found += [
             f"temporary directory {name}" for name in self.directories - before.directories if not _is_of_others(name)

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import errno
 import os
-import tempfile
 import threading
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 
 from . import memory
 from .mapping import map_file
@@ -35,15 +34,19 @@ def marks_file() -> int:
     Raises:
         OSError: There is no room, or too many files are open.
     """
-    if memory.has_files():
+    if _platform.has_shared_files():
         try:
             return memory.make_file()
         except OSError as exc:
             if exc.errno not in (errno.EFBIG, errno.EINVAL, errno.EPERM, errno.ENOSYS):
                 raise
-    with tempfile.TemporaryFile() as file:
-        file.truncate(_SIZE)
-        return os.dup(file.fileno())
+    fd = _platform.make_private_file("snakepit-calls")
+    try:
+        os.ftruncate(fd, _SIZE)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
 
 
 class BegunTable:

@@ -1,29 +1,27 @@
 """Parts of a file, mapped into memory by the system's own calls.
 
 :mod:`mmap` keeps a descriptor open for each mapping, so a program that keeps a thousand arrays would run out of them; it
-can't say at which address a mapping begins, on which large pages depend; and it can't free a part of a file.
+can't say at which address a mapping begins, on which large pages depend.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import mmap
 import os
 import sys
 import weakref
 from typing import Any
 
-__all__ = ["LARGE_PAGE", "Mapping", "collapse", "discard", "fill", "map_file", "punch"]
+from snakepit_trio import _platform
+
+__all__ = ["LARGE_PAGE", "Mapping", "collapse", "discard", "fill", "map_file"]
 
 _PAGE = mmap.PAGESIZE
 #: Bytes.
 LARGE_PAGE = 2 * 1024 * 1024
 _MAP_FIXED = 0x10
 _MAP_FAILED = ctypes.c_void_p(-1).value
-# Numbers of Linux that :mod:`mmap` does not name, the same on all machines; older kernels say that they are invalid.
-_MADV_POPULATE_WRITE, _MADV_COLLAPSE = 23, 25
-_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
 
 
 def _system() -> Any:
@@ -33,9 +31,6 @@ def _system() -> Any:
         ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_int64,
     ]  # fmt: skip
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    if hasattr(library, "fallocate"):
-        library.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
     return library
 
 
@@ -105,21 +100,17 @@ def map_file(fd: int, offset: int, size: int, *, populate: bool = False) -> Mapp
     except BaseException:
         _libc.munmap(address, length)
         raise
-    if populate and _libc.madvise(address, size, _MADV_POPULATE_WRITE) and ctypes.get_errno() != errno.EINVAL:
-        raise _error()
+    if populate:
+        _platform.populate_pages(address, size)
     return mapping
 
 
 def _mmap(address: int | None, length: int, protection: int, flags: int, fd: int, offset: int) -> int:
     found: int = _libc.mmap(address, length, protection, flags, fd, offset)
     if found == _MAP_FAILED:
-        raise _error()
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
     return found
-
-
-def _error() -> OSError:
-    number = ctypes.get_errno()
-    return OSError(number, os.strerror(number))
 
 
 def collapse(mapping: Mapping, begin: int, size: int) -> None:
@@ -132,17 +123,12 @@ def collapse(mapping: Mapping, begin: int, size: int) -> None:
     """
     size -= size % LARGE_PAGE
     if size:
-        _libc.madvise(mapping.address + begin, size, _MADV_COLLAPSE)
+        _platform.collapse_pages(mapping.address + begin, size)
 
 
 def discard(mapping: Mapping) -> None:
     """Free what is in the file where this is mapped; it reads as zeros from then on."""
-    _libc.madvise(mapping.address, -(-mapping.size // _PAGE) * _PAGE, mmap.MADV_REMOVE)
-
-
-def punch(fd: int, offset: int, size: int) -> None:
-    """Free a part of a file; it reads as zeros from then on."""
-    _libc.fallocate(fd, _KEEP_SIZE_PUNCH_HOLE, offset, size)
+    _platform.discard_pages(mapping.address, -(-mapping.size // _PAGE) * _PAGE)
 
 
 def fill(memory: Any, buffer: Any, size: int) -> None:

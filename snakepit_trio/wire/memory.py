@@ -1,7 +1,7 @@
 """Large binary values through shared memory instead of through the socket.
 
-Host and worker share one file for each worker: memory without a name (``memfd_create``), made by the host, of which nobody
-can change the size. A worker inherits it, or opens it when it finds that it is on its host's machine
+Host and worker share one file for each worker: memory without a path, made by the host, of which on Linux nobody can change
+the size. A worker inherits it, or opens it when it finds that it is on its host's machine
 (:mod:`.memory_handoff`). It is sparse, and divided into *places*, half of them the host's and half of them the worker's. The
 sender of a value copies it into a place of its own and names the place in the message; the receiver looks at it there, through
 a read-only view: a *lease*, which ends with the last view of it, wherever its program has kept it. What lies in a leased place
@@ -17,7 +17,6 @@ limit or at all, values travel inline. The memory goes with the last process tha
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import re
@@ -27,16 +26,18 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 
 from .frames import Buffer, FrameError, Payload, SharedBlock
-from .mapping import LARGE_PAGE, Mapping, collapse, discard, fill, map_file, punch
+from .mapping import LARGE_PAGE, Mapping, collapse, discard, fill, map_file
 
-__all__ = ["HEAD", "THRESHOLD", "Budget", "SharedMemory", "has_files", "make_file"]
+__all__ = ["FILE_NAME", "HEAD", "THRESHOLD", "Budget", "SharedMemory", "make_file"]
 
 #: Binary values of at least this many bytes travel through shared memory; below, it costs more than copying.
 THRESHOLD = 256 * 1024
 
+#: What the system shows as the name of such a file, where it shows one.
+FILE_NAME = "snakepit"
 #: The first bytes of the file, which are for other uses.
 HEAD = 1 << 20
 
@@ -51,25 +52,13 @@ _U32 = 0xFFFF_FFFF
 _KEPT = 64 * 1024 * 1024
 
 
-def has_files() -> bool:
-    """Whether this system has memory in files that can't be cut short."""
-    return hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS") and sys.maxsize > 1 << 32
-
-
 def make_file() -> int:
-    """A new file for host and worker to share; the descriptor is close-on-exec. No process can make it shorter.
+    """A new file for host and worker to share; the descriptor is close-on-exec.
 
     Raises:
         OSError: There is no room, too many files are open, or a limit forbids files of this (apparent) size.
     """
-    fd = os.memfd_create("snakepit", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        os.ftruncate(fd, _SIZE)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    except OSError:
-        os.close(fd)
-        raise
-    return fd
+    return _platform.make_shared_file(FILE_NAME, _SIZE)
 
 
 class Budget:
@@ -253,12 +242,12 @@ class SharedMemory:
                 return None
         try:
             assert self._own_table is not None
-            os.posix_fallocate(self._file, at, wanted)
+            _platform.reserve_space(self._file, at, wanted)
             mapping = map_file(self._file, at, wanted, populate=True)
             self._places[index] = _Place(wanted, mapping, self._own_table.read(index))
         except BaseException:
             self._budget.give(wanted)
-            punch(self._file, at, wanted)
+            _platform.punch_hole(self._file, at, wanted)
             raise
         return index
 
@@ -274,7 +263,7 @@ class SharedMemory:
             if keep <= 0:
                 place = self._places.pop(index)
                 self._budget.give(place.size)
-                punch(self._file, _start(self._own, index), place.size)
+                _platform.punch_hole(self._file, _start(self._own, index), place.size)
 
     # ---- the receiver's part -------------------------------------------------------------------------
 
@@ -390,7 +379,7 @@ class SharedMemory:
                 leased = sorted({_start(lease.owner, lease.index) for lease in self._leases.copy()})
                 for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
                     if begin < end:
-                        punch(fd, begin, end - begin)
+                        _platform.punch_hole(fd, begin, end - begin)
             finally:
                 if fd is not None:
                     _forks.close(fd)

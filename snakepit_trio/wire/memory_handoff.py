@@ -1,8 +1,8 @@
 """How a worker that somebody else has started comes to the file of :mod:`.memory`: it opens its host's.
 
 The host tells where its file is, by process id and descriptor, and what it has written into it: random bytes. A worker on the
-same machine finds the file under these numbers in ``/proc``, where only the host's own user may open it; on another machine,
-or where processes have other numbers, there is nothing under them, or something else.
+same machine finds the file under these numbers, where the system lets the same user open it by them (on Linux). On another
+machine, or where processes have other numbers, there is nothing under them, or something else.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import contextlib
 import os
 import secrets
 
-from snakepit_trio import _forks
+from snakepit_trio import _forks, _platform
 
-from .memory import make_file
+from .memory import FILE_NAME, make_file
 
 __all__ = ["Offer", "open_offered"]
 
@@ -33,6 +33,8 @@ class Offer:
         self.pid: int = 0
         self.fd: int = 0
         self.proof: bytes = secrets.token_bytes(_PROOF)
+        if not _platform.OFFERS_FILES:
+            return
         with contextlib.suppress(OSError):
             fd = make_file()
             try:
@@ -55,13 +57,8 @@ class Offer:
 
 def open_offered(pid: int, fd: int, proof: bytes) -> int | None:
     """The worker's part: a descriptor of the file that its host offers; None when it is not to be found here."""
-    path = f"/proc/{pid}/fd/{fd}"
-    try:
-        # What has no such name is not even opened: it may be anything.
-        if not os.readlink(path).startswith("/memfd:snakepit "):
-            return None
-        found = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError:
+    found = _platform.open_shared_file(pid, fd, FILE_NAME)
+    if found is None:
         return None
     with contextlib.suppress(OSError):
         if os.pread(found, _PROOF, 0) == proof:

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from snakepit_trio._platform import resident_memory
 from snakepit_trio.errors import SnakepitError, StreamingUnsupported, ToolNotFound
-from snakepit_trio.observe.memory import resident
 from snakepit_trio.wire import failures, frame_reading, frame_writing, frames
 from snakepit_trio.wire.http2.grpc_server import GRPCError, Status, stream_below
 from snakepit_trio.wire.http2.pipe import FramePipe
@@ -256,7 +256,9 @@ class Exchange:
         return tool
 
     def _reply_to_ping(self, ping: frames.Ping) -> None:
-        self._write(frames.Pong(ping.sequence, list(self.calls), resident(), int(self._runner.lag() * 1e6)))
+        self._write(
+            frames.Pong(ping.sequence, list(self.calls), resident_memory(os.getpid()), int(self._runner.lag() * 1e6))
+        )
 
     # ---- what is sent --------------------------------------------------------------------------------
 

@@ -1,24 +1,19 @@
 """The processes that an adapter's import starts: its helpers. They end with the process that has imported it.
 
 Whoever imports tells the host of them, since they may be where nothing of the host's reaches: in sessions of their own, and
-with nobody for a parent. While the import runs, this process is the one that gets whoever loses its parent
-(``PR_SET_CHILD_SUBREAPER``, see prctl(2)), so all of them are its descendants when it has ended. What tools start later is
-theirs.
+with nobody for a parent. While the import runs, this process is the one that gets whoever loses its parent, where the system
+can do that, so all of them are its descendants when it has ended. What tools start later is theirs.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from snakepit_trio._processes import Identity, descendants
+from snakepit_trio._platform import Identity, adopt_orphans, descendants
 
 __all__ = ["helpers_of_import"]
-
-_PR_SET_CHILD_SUBREAPER = 36
 
 
 @contextmanager
@@ -26,16 +21,11 @@ def helpers_of_import() -> Iterator[list[Identity]]:
     """Around an import; the list that it gives has the helpers when the block has ended, whichever way."""
     found: list[Identity] = []
     me = os.getpid()
-    _adopt(True)
+    adopt_orphans(True)
     try:
         yield found
     finally:
         # Not in a child that has been forked in the block, and comes out of it.
         if os.getpid() == me:
             found += descendants(me)
-            _adopt(False)
-
-
-def _adopt(wanted: bool) -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(wanted), *[ctypes.c_ulong(0)] * 3)
+            adopt_orphans(False)

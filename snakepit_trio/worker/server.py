@@ -47,7 +47,7 @@ from .toolbox import find_tools, toolbox_is_async
 if TYPE_CHECKING:
     import ssl
 
-    from snakepit_trio._processes import Identity
+    from snakepit_trio._platform import Identity
 
     from .runners import Answer
     from .toolbox import Tool

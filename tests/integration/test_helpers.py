@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import snakepit_trio as sp
-from snakepit_trio._processes import Identity, start_time
+from snakepit_trio._platform import Identity, start_time
 from snakepit_trio.launch.base import NoBook
 from snakepit_trio.launch.helpers import Helpers
 from tests.until import until

@@ -100,9 +100,14 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "integration/test_tracing.py",
     ),
     "bridge/reflection.py": ("unit/test_served_parts.py", "integration/test_bridge.py"),
-    "observe/memory.py": ("unit/test_cpu.py", "integration/test_supervision.py"),
     "worker/__main__.py": ("unit/test_programs.py", "integration/test_launchers.py"),
     "worker/prelude.py": ("unit/test_programs.py", "integration/test_launchers.py"),
+    "_platform/": (
+        "unit/test_platform.py",
+        "integration/test_launchers.py",
+        "integration/test_helpers.py",
+        "integration/test_portable.py",
+    ),
     "launch/template.py": ("unit/test_programs.py", "integration/test_launchers.py", "integration/test_helpers.py"),
     "cli/serve.py": ("unit/test_given.py", "integration/test_cli.py"),
     "cli/new.py": (
@@ -115,7 +120,6 @@ OTHERS: dict[str, tuple[str, ...]] = {
         "integration/test_bridge_clients.py",
     ),
     "launch/reseeding.py": ("unit/test_reseeding.py",),
-    "observe/cpu.py": ("unit/test_cpu.py", "simulation/test_heartbeats.py", "integration/test_supervision.py"),
     "observe/recorder.py": ("unit/test_process_parts.py", "unit/test_dump.py", "integration/test_recorder.py"),
     "policies/options.py": ("unit/test_options.py", "unit/test_config.py", "simulation/test_policies.py"),
     "pool/calls/session.py": ("simulation/test_requests.py", "integration/test_sessions.py"),

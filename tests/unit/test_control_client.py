@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import socket
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import anyio.abc
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio import _platform
 from snakepit_trio.control import client as module
 from snakepit_trio.control.client import ControlClient, ControlError, connect
 from snakepit_trio.control.server import _is_ours
@@ -163,9 +163,26 @@ async def test_who_does_not_take_the_connection(monkeypatch: pytest.MonkeyPatch)
 async def test_who_is_at_the_other_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        monkeypatch.setattr(_platform, "peer_of", lambda sock: _platform.Peer(None, os.geteuid(), 0))
         assert _is_ours(ours)
-        monkeypatch.setattr(os, "geteuid", lambda: 4321)
+        monkeypatch.setattr(_platform, "peer_of", lambda sock: _platform.Peer(7, os.geteuid() + 1, 0))
         assert not _is_ours(ours)
-        # Where the system does not tell, the mode of the directory has to do.
-        monkeypatch.setattr(sys, "platform", "darwin")
-        assert _is_ours(ours)
+
+
+@pytest.mark.parametrize(("mode", "ours"), [(0o700, True), (0o701, False), (0o770, False)])
+async def test_where_the_system_does_not_tell_the_directory_must_be_private(
+    mode: int, ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_platform, "peer_of", lambda sock: None)
+    path = tmp_path / "run" / "control.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(path))
+        listener.listen(1)
+        client.connect(str(path))
+        accepted, _ = listener.accept()
+        with accepted:
+            path.parent.chmod(mode)
+            assert _is_ours(accepted) is ours
+            monkeypatch.setattr(os, "geteuid", lambda: 4321)
+            assert not _is_ours(accepted)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from snakepit_trio._platform import boot_id, start_time
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.launch.interpreter import python_command
-from snakepit_trio.supervision.identity import boot_id, start_time
 from snakepit_trio.supervision.leftovers import Swept, clear, look, sweep
 from snakepit_trio.supervision.locks import Locks
 from snakepit_trio.supervision.process_registry import ProcessRow, Registry

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any, cast
 
 import pytest
 
-from snakepit_trio import _processes
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch import base, descriptors
 from snakepit_trio.launch.base import WorkerSpec
@@ -25,7 +23,7 @@ from snakepit_trio.observe.correlation import CURRENT, Correlation, CorrelationF
 from snakepit_trio.observe.recorder import _plain, _prune
 from snakepit_trio.supervision import runs
 from snakepit_trio.supervision.answers import error_info, read_response
-from snakepit_trio.supervision.identity import Seen, start_time
+from snakepit_trio.supervision.identity import Seen
 from snakepit_trio.supervision.locks import Locks
 from snakepit_trio.wire.generated.snakepit import v1
 from snakepit_trio.wire.startup import Report
@@ -134,46 +132,6 @@ def test_what_a_worker_is_unless_somebody_says_otherwise() -> None:
 
 
 # ---- processes -----------------------------------------------------------------------------------------
-
-
-def test_processes_of_sessions_are_those_with_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    stats = {
-        "11": b"S 1 2 50", "12": b"Z 1 2 50", "13": b"S 1 2 51", "14": b"S 1 2 50", "15": b"",
-    }  # fmt: skip
-    monkeypatch.setattr(_processes.os, "listdir", lambda path: [*stats, "self", "16"])
-
-    def stat_of(pid: int) -> list[bytes]:
-        if str(pid) not in stats:
-            raise FileNotFoundError
-        fields = stats[str(pid)].split()
-        return [*fields, *[b"0"] * 15, b"%d" % (pid * 100)] if fields else fields
-
-    monkeypatch.setattr(_processes, "stat_of", stat_of)
-    monkeypatch.setattr(_processes, "was_given", lambda pid, variable: pid != 14 and variable == "A=1")
-    assert _processes.in_sessions({50}, "A=1") == [(11, 1100)]
-    assert _processes.in_sessions({50, 51}, "A=1") == [(11, 1100), (13, 1300)]
-    assert _processes.in_sessions(set(), "A=1") == _processes.in_sessions({50}, "B=1") == []
-
-
-def test_this_process_as_the_system_tells_of_it() -> None:
-    me = os.getpid()
-    fields = _processes.stat_of(me)
-    assert fields[0] in b"RSD" and [int(field) for field in fields[1:4]] == [os.getppid(), os.getpgid(0), os.getsid(0)]
-    began = start_time(me)
-    assert began is not None and began == int(fields[19]) > 0
-    assert start_time(2**22 + 1) is None
-    # It tells when it is there: at the moment of an exec a process has no environment yet.
-    command, env = ["/bin/sh", "-c", "echo; read x"], {"A": "1", "BA": "2"}
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env) as child:
-        assert child.stdout is not None and child.stdout.readline() == b"\n"
-        pid = child.pid
-        assert _processes.was_given(pid, "A=1") and not _processes.was_given(pid, "A=2")
-        assert not _processes.was_given(pid, "A=") and not _processes.was_given(2**22 + 1, "A=1")
-        assert [one for one in _processes.descendants(me) if one.pid == pid] == [(pid, start_time(pid))]
-        child.kill()
-        # Until it is reaped it is dead, and counts no more.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        assert pid not in [one.pid for one in _processes.descendants(me)]
 
 
 @pytest.mark.parametrize(

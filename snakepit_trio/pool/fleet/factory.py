@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import anyio.to_thread
 
+from snakepit_trio._platform import has_shared_files
 from snakepit_trio.hardware import detect, visibility
 from snakepit_trio.launch.base import WorkerSpec
 from snakepit_trio.supervision.resources import Resources
 from snakepit_trio.supervision.worker import Worker
-from snakepit_trio.wire.memory import Budget, has_files
+from snakepit_trio.wire.memory import Budget
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -36,7 +37,7 @@ class WorkerFactory:
         self._config = config
         self._services = services
         self._devices = () if config.devices in (None, "auto") else config.devices
-        limit = config.shm_limit if has_files() else 0
+        limit = config.shm_limit if has_shared_files() else 0
         # One half for what the host sends, the other for the workers, in equal parts.
         self.shm: Budget = Budget(None if limit is None else limit // 2)
         workers = max(config.size, config.max_size or 0) + config.surge + config.spares
