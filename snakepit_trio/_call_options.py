@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
+from ._exceptions import attempt
 from ._timeouts import TimeLimit, check_timeout
 from .errors import InvalidParameter
 
@@ -23,6 +24,7 @@ __all__ = [
     "check_params",
     "check_tool",
     "declares",
+    "tool_name",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -220,6 +222,22 @@ def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
             details={"path": "params"},
         )
     return dict(params)
+
+
+def tool_name(tool: str | Callable[..., Any]) -> str:
+    """The name of a tool, which may be given as a function: one that ``@tool`` has marked, or a method of ``Pool.bind``.
+
+    Raises:
+        InvalidParameter: It is neither that nor text.
+    """
+    if isinstance(tool, str):
+        return tool
+    name = getattr(attempt(None, getattr, tool, "__snakepit_tool__"), "name", None)
+    if isinstance(name, str):
+        return name
+    what = type(tool).__name__
+    hint = f"; a {what} is a tool when it is marked with @snakepit_trio.tool in the adapter" if callable(tool) else ""
+    raise InvalidParameter(f"the tool must be named by text, not {what}{hint}", details={"path": "tool"})
 
 
 def check_tool(tool: str) -> None:

@@ -9,7 +9,7 @@ import functools
 import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import anyio
 import anyio.abc
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ._waiting import EventLoop, Waiter
 
 __all__ = ["MapCalls", "MapResults", "MapTask", "MapTasks", "open_map"]
+
+T = TypeVar("T")
 
 #: Stands for no input; any value may be one, if only to be refused.
 _NOTHING: Final = object()
@@ -57,6 +59,10 @@ class MapCalls:
     cancel: Callable[[Any], object]
     tasks: MapTasks | None = None
 
+    def converting(self, convert: Callable[[Any], Any]) -> MapCalls:
+        """The same calls, whose results are made into something else."""
+        return attrs.evolve(self, take=lambda call: convert(self.take(call)))
+
 
 def open_map(
     inputs: Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]],
@@ -66,7 +72,7 @@ def open_map(
     ordered: bool,
     return_errors: bool,
     errors: InternalErrors,
-) -> AbstractAsyncContextManager[MapResults]:
+) -> AbstractAsyncContextManager[MapResults[Any]]:
     """A map as its caller gets it: the block has its results, and leaving it cancels what is under way.
 
     Args:
@@ -82,7 +88,7 @@ def open_map(
     try:
         check_limit(limit)
         loop = event_loop(sniffio.current_async_library())
-        results = MapResults(source, begin(), ordered, return_errors, loop, errors)
+        results: MapResults[Any] = MapResults(source, begin(), ordered, return_errors, loop, errors)
     except SnakepitError:
         raise
     except Exception as exc:
@@ -90,7 +96,7 @@ def open_map(
     return errors.block(_running(results), "map")
 
 
-class MapResults:
+class MapResults(Generic[T]):
     """The results of a map: an async iterator for one task; a second one that reads at the same time gets
     ``anyio.BusyResourceError``, as from any stream of anyio's.
 
@@ -138,11 +144,11 @@ class MapResults:
     def __repr__(self) -> str:
         return f"<MapResults under_way={len(self._under_way)} done={len(self._done)}>"
 
-    def __aiter__(self) -> AsyncIterator[Any]:
+    def __aiter__(self) -> AsyncIterator[T]:
         return self
 
     @protected
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> T:
         """Wait for the next result. A cancellation loses none.
 
         What the inputs themselves raise comes after the results of the inputs before, with a note that says at which index.
@@ -160,7 +166,8 @@ class MapResults:
                 if found is not None:
                     self._in_a_row += 1
                     self._room.ring()
-                    return self._deliver(found)
+                    result: T = self._deliver(found)
+                    return result
                 if self._in_a_row >= _IN_A_ROW:
                     self._in_a_row = 0
                     await anyio.lowlevel.checkpoint()
@@ -295,7 +302,7 @@ class MapResults:
 
 
 @managed
-async def _running(results: MapResults) -> AsyncIterator[MapResults]:
+async def _running(results: MapResults[Any]) -> AsyncIterator[MapResults[Any]]:
     """Hold a map's results, and what runs for them; leaving the block cancels what is under way."""
     tasks = results.calls.tasks
     if not results.fed and tasks is None:

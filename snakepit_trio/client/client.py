@@ -183,7 +183,7 @@ class Client:
         ordered: bool = True,
         return_errors: bool = False,
         **options: Unpack[CallKeywords],
-    ) -> AbstractAsyncContextManager[MapResults]:
+    ) -> AbstractAsyncContextManager[MapResults[Any]]:
         """Run a tool over many inputs; the block gets an async iterator of the results.
 
         Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. What the

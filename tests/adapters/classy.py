@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import AsyncIterator, Iterator
 
 import snakepit_trio as sp
@@ -40,6 +41,16 @@ class Plane(sp.Adapter):
     async def numbers(self, n: int) -> AsyncIterator[int]:
         for number in range(n):
             yield number
+
+    @staticmethod
+    @sp.tool
+    def distance(one: Point, other: Point) -> float:
+        return math.dist((one.x, one.y), (other.x, other.y))
+
+    @sp.tool
+    @classmethod
+    def origin(cls, x: int) -> Point:
+        return Point(x)
 
     @sp.tool
     def extras(self, **rest: int) -> dict[str, int]:

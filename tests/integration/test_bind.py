@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
+from tests.adapters import basic
 from tests.adapters.classy import Plane, Point
 
 pytestmark = pytest.mark.anyio
@@ -62,12 +64,65 @@ async def test_an_adapter() -> None:
     with anyio.fail_after(60):
         async with sp.open_pool("tests.adapters.classy:Plane", size=1) as pool:
             plane = pool.bind(Plane)
-            assert await plane.move(Point(1, 2), by=3) == Point(4, 5)  # type: ignore[misc]
-            assert await plane.move(Point(1)) == Point(2, 1)  # type: ignore[misc]
-            assert await plane.readiness() == "True 1"  # type: ignore[call-arg]
-            assert await plane.readiness(shout=True) == "TRUE 1"  # type: ignore[call-arg]
-            assert await plane.extras(a=1, b=2) == {"a": 1, "b": 2}  # type: ignore[misc]
-            async with plane.numbers(3) as chunks:  # type: ignore[attr-defined]
+            assert await plane.move(Point(1, 2), by=3) == Point(4, 5)
+            assert await plane.move(Point(1)) == Point(2, 1)
+            assert await plane.readiness() == "True 1"
+            assert await plane.readiness(shout=True) == "TRUE 1"
+            assert await plane.extras(a=1, b=2) == {"a": 1, "b": 2}
+            # A static method has no `self`, and a class method's is the class.
+            assert await plane.distance(Point(1, 2), Point(4, 6)) == 5.0
+            assert await plane.origin(3) == Point(3, 0)
+            async with plane.numbers(3) as chunks:
                 assert [chunk async for chunk in chunks] == [0, 1, 2]
-            async with plane.line(2) as chunks:  # type: ignore[attr-defined]
+            async with plane.line(2) as chunks:
                 assert [chunk async for chunk in chunks] == [Point(0), Point(1)]
+            with pytest.raises(AttributeError, match="has no tool 'mov'; did you mean 'move'"):
+                plane.mov  # noqa: B018
+            assert not hasattr(plane, "setup")
+            # What a method is declared to give, execute and map give too.
+            assert await pool.execute(plane.move, {"point": Point(1, 2)}) == Point(2, 3)
+            async with pool.map(plane.move, ({"point": Point(n)} for n in range(3))) as points:
+                assert [point async for point in points] == [Point(1, 1), Point(2, 1), Point(3, 1)]
+            found = await pool.execute_many(plane.move, [{"point": Point(1)}, {"point": 5}], return_errors=True)
+            assert found[0] == Point(2, 1) and isinstance(found[1], sp.InvalidParameter)
+            async with pool.stream(plane.line, {"n": 2}) as chunks:
+                assert [chunk async for chunk in chunks] == [{"x": 0, "y": 0}, {"x": 1, "y": 0}]
+
+
+async def test_a_module() -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool("tests.adapters.basic", size=1) as pool:
+            bound = pool.bind(basic)
+            assert await bound.add(1, b=2) == 3
+            assert (await bound.whoami())["attempt"] == 1
+            async with bound.count(2) as chunks:
+                assert [chunk async for chunk in chunks] == [0, 1]
+            with pytest.raises(sp.InvalidParameter, match="add: missing a required argument: 'b'"):
+                await bound.add(1)
+            assert list(inspect.signature(bound.add).parameters) == ["a", "b"]
+            assert repr(bound).startswith("<basic of <Pool 'default'")
+            # A marked function stands for its tool.
+            assert await pool.execute(basic.add, {"a": 1, "b": 2}) == 3
+            assert await pool.execute_many(basic.add, [{"a": n, "b": n} for n in range(3)]) == [0, 2, 4]
+
+
+async def test_what_can_not_be_bound() -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool("tests.adapters.classy:Plane", size=1) as pool:
+            for declaration, text in [
+                (
+                    "tests.adapters.classy",
+                    "takes an adapter's module, its class, or a Protocol, not an object of type str",
+                ),
+                (Plane(), r"not an object of type Plane; give the class itself: pool.bind\(Plane\)"),
+                (inspect, "inspect declares no tools"),
+                (basic, "has no tool"),
+            ]:
+                with pytest.raises(sp.SnakepitError, match=text):
+                    pool.bind(declaration)
+            with pytest.raises(
+                sp.InvalidParameter, match=r"a function is a tool when it is marked with @snakepit_trio.tool"
+            ):
+                await pool.execute(anyio.sleep, {"delay": 1.0})
+            with pytest.raises(sp.InvalidParameter, match=r"the tool must be named by text, not int$"):
+                await pool.execute(3)  # type: ignore[call-overload]

@@ -9,6 +9,7 @@ from typing import Any, Protocol, assert_type
 import msgspec
 
 import snakepit_trio as sp
+from tests.adapters import basic
 
 
 class Found(msgspec.Struct):
@@ -61,9 +62,9 @@ async def calls(pool: sp.Pool) -> None:
     assert_type(pool.stats().in_flight, int)
     assert_type(pool.workers(), tuple[sp.WorkerInfo, ...])
     assert_type(pool.runtime, sp.Runtime)
-    await pool.execute(3)  # type: ignore[arg-type]
-    await pool.execute("add", [1, 2])  # type: ignore[arg-type]
-    await pool.execute("add", {}, 5)  # type: ignore[arg-type, call-arg]
+    await pool.execute(3)  # type: ignore[call-overload]
+    await pool.execute("add", [1, 2])  # type: ignore[call-overload]
+    await pool.execute("add", {}, 5)  # type: ignore[call-overload]
 
 
 async def bound(pool: sp.Pool) -> None:
@@ -75,6 +76,31 @@ async def bound(pool: sp.Pool) -> None:
     await vision.classify("text")  # type: ignore[arg-type]
     await vision.classify()  # type: ignore[call-arg]
     await vision.classfy(b"")  # type: ignore[attr-defined]
+
+
+async def bound_without_a_protocol(pool: sp.Pool) -> None:
+    math, module = pool.bind(Math), pool.bind(basic)
+    assert_type(await math.add(1, b=2), Any)
+    assert_type(await module.add(1, b=2), Any)
+    async with math.count(3) as chunks:
+        async for chunk in chunks:
+            assert_type(chunk, Any)
+
+
+async def bound_methods_say_what_comes_back(pool: sp.Pool) -> list[Found]:
+    vision, inputs = pool.bind(Vision), [{"image": b""}]
+    assert_type(await pool.execute(vision.classify, {"image": b""}, timeout=1), list[Found])
+    async with pool.map(vision.classify, inputs, ordered=False) as results:
+        assert_type([result async for result in results], list[list[Found]])
+    async with pool.map(vision.classify, inputs, return_errors=True) as outcomes:
+        async for outcome in outcomes:
+            assert_type(outcome, list[Found] | sp.SnakepitError)
+    assert_type(await pool.execute_many(vision.classify, inputs), list[list[Found]])
+    assert_type(await pool.execute(basic.add, {"a": 1, "b": 2}), Any)
+    assert_type(await pool.execute_many("classify", inputs), list[Any])
+    pool.stream(vision.frames, {"n": 3}, timeout=1)
+    await pool.execute(vision.classify, {}, timeot=1.0)  # type: ignore[call-overload]
+    return await pool.execute(vision.classify, inputs[0])
 
 
 async def runtimes(config: sp.RuntimeConfig) -> None:

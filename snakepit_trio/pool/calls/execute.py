@@ -336,8 +336,13 @@ class Calls:
         limit: int | None,
         ordered: bool,
         return_errors: bool,
-    ) -> AbstractAsyncContextManager[MapResults]:
-        """See :meth:`Pool.map`."""
+        convert: Callable[[Any], Any] | None = None,
+    ) -> AbstractAsyncContextManager[MapResults[Any]]:
+        """See :meth:`Pool.map`.
+
+        Args:
+            convert: What a result is made into.
+        """
         patient = isinstance(inputs, AsyncIterable)
 
         def has_room() -> bool:
@@ -362,7 +367,9 @@ class Calls:
             )
 
         return open_map(
-            inputs, begin, limit=limit, ordered=ordered, return_errors=return_errors, errors=self._errors
+            inputs,
+            begin if convert is None else lambda: begin().converting(convert),
+            limit=limit, ordered=ordered, return_errors=return_errors, errors=self._errors
         )  # fmt: skip
 
     def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:

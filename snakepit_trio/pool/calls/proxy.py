@@ -2,72 +2,112 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from snakepit_trio._exceptions import attempt
 from snakepit_trio._interrupts import managed
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
+from snakepit_trio.worker.adapter import Adapter, ToolOptions, options_of
 
 if TYPE_CHECKING:
-    from ..pool import Pool
+    from .interface import Calling
 
-__all__ = ["bind"]
+__all__ = ["BoundTools", "bind", "converter_of"]
 
 _CONTEXT = "ToolContext"
 _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGenerator)
 
 
-def bind(pool: Pool, declaration: type) -> Any:
+class BoundTools:
+    """What :meth:`snakepit_trio.Pool.bind` gives for a module or an adapter's class: each tool is a method, which returns an
+    awaitable of the result, or for a stream an async context manager of an async iterator."""
+
+    __slots__ = ()
+
+    def __getattr__(self, name: str) -> Any:
+        known = [found for found in dir(type(self)) if not found.startswith("__")]
+        close = difflib.get_close_matches(name, known, n=1)
+        raise AttributeError(
+            f"{self!r} has no tool {name!r}{f'; did you mean {close[0]!r}?' if close else ''}", name=name, obj=self
+        )
+
+
+class _Declared(NamedTuple):
+    """A tool as a declaration tells it."""
+
+    options: ToolOptions
+    function: Callable[..., Any]
+    #: Its first parameter is the object that it is a method of.
+    is_method: bool
+
+
+def bind(pool: Calling, declaration: Any) -> Any:
     """See :meth:`snakepit_trio.Pool.bind`."""
     methods = dict(_declared(declaration))
+    name = declaration.__name__.rpartition(".")[2]
     if not methods:
         raise InvalidParameter(
-            f"{declaration.__qualname__} declares no tools: methods of a Protocol, or @tool methods of an Adapter",
+            f"{name} declares no tools: functions of a module or methods of an Adapter that are marked with @tool, or methods "
+            "of a Protocol",
             details={"path": "declaration"},
         )
     known = {spec.name: spec for spec in pool.tools()}
     body: dict[str, Any] = {
         "__slots__": (),
         "__doc__": declaration.__doc__,
-        "__repr__": lambda self: f"<{declaration.__qualname__} of {pool!r}>",
+        "__repr__": lambda self: f"<{name} of {pool!r}>",
     }
-    for attribute, (tool, function) in methods.items():
+    for attribute, declared in methods.items():
+        tool = declared.options.name
         if tool not in known:
             raise pool._submission.tool_not_found(tool)
-        body[attribute] = _method(pool, tool, function, streaming=known[tool].streaming)
-    return type(declaration.__name__, (), body)()
+        body[attribute] = _method(pool, declared, streaming=known[tool].streaming)
+    return type(name, (BoundTools,), body)()
 
 
-def _declared(declaration: type) -> Iterator[tuple[str, tuple[str, Callable[..., Any]]]]:
-    for attribute in dir(declaration):
-        if attribute.startswith("_"):
+def _declared(declaration: Any) -> Iterator[tuple[str, _Declared]]:
+    if not isinstance(declaration, ModuleType | type):
+        kind = type(declaration)
+        hint = f"; give the class itself: pool.bind({kind.__name__})" if isinstance(declaration, Adapter) else ""
+        raise InvalidParameter(
+            f"bind takes an adapter's module, its class, or a Protocol, not an object of type {kind.__name__}{hint}",
+            details={"path": "declaration"},
+        )
+    is_class = isinstance(declaration, type)
+    is_protocol = is_class and getattr(declaration, "_is_protocol", False)
+    for attribute in dir(declaration) if is_class else sorted(vars(declaration)):
+        raw = inspect.getattr_static(declaration, attribute, None)
+        if attribute.startswith("__") or isinstance(raw, type):
             continue
-        function = inspect.getattr_static(declaration, attribute)
-        function = getattr(function, "__func__", function)
-        options = getattr(function, "__snakepit_tool__", None)
+        function: Any = raw.__func__ if isinstance(raw, staticmethod | classmethod) else raw
+        options = options_of(raw)
+        if options is None and is_protocol and inspect.isfunction(function) and not attribute.startswith("_"):
+            options = ToolOptions(attribute)
         if options is not None:
-            yield attribute, (options.name, function)
-        elif getattr(declaration, "_is_protocol", False) and inspect.isfunction(function):
-            yield attribute, (attribute, function)
+            yield attribute, _Declared(options, function, is_class and not isinstance(raw, staticmethod))
 
 
-def _method(pool: Pool, tool: str, function: Callable[..., Any], *, streaming: bool) -> Callable[..., Any]:
+def _method(pool: Calling, declared: _Declared, *, streaming: bool) -> Callable[..., Any]:
+    function, tool = declared.function, declared.options.name
     hints = _hints(function)
-    parameters = [p for p in inspect.signature(function).parameters.values() if not _is_context(p, hints)]
-    signature = inspect.Signature(parameters)
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1 if declared.is_method else 0 :]
+    signature = inspect.Signature([p for p in parameters if not _is_context(p, hints)])
     convert = _converter(tool, _chunk(hints.get("return", Any)) if streaming else hints.get("return", Any))
 
-    def arguments(self: Any, positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    def arguments(positional: tuple[Any, ...], keywords: dict[str, Any]) -> dict[str, Any]:
         try:
-            bound = signature.bind(self, *positional, **keywords)
+            found = dict(signature.bind(*positional, **keywords).arguments)
         except TypeError as exc:
             raise InvalidParameter(f"{tool}: {exc}", details={"path": "params", "tool": tool}) from None
-        found = dict(list(bound.arguments.items())[1:])
         for parameter in parameters:
             if parameter.kind is parameter.VAR_KEYWORD:
                 found.update(found.pop(parameter.name, {}))
@@ -77,19 +117,35 @@ def _method(pool: Pool, tool: str, function: Callable[..., Any], *, streaming: b
 
         @managed
         async def stream(self: Any, *positional: Any, **keywords: Any) -> AsyncIterator[AsyncIterator[Any]]:
-            async with pool.stream(tool, arguments(self, positional, keywords)) as chunks:
+            async with pool.stream(tool, arguments(positional, keywords)) as chunks:
                 yield _Converted(chunks, convert)
 
         found: Callable[..., Any] = stream
     else:
 
         async def execute(self: Any, *positional: Any, **keywords: Any) -> Any:
-            return convert(await pool.execute(tool, arguments(self, positional, keywords)))
+            return convert(await pool.execute(tool, arguments(positional, keywords)))
 
         found = execute
-    found.__name__, found.__qualname__, found.__doc__ = function.__name__, function.__qualname__, function.__doc__
-    found.__signature__ = signature  # type: ignore[attr-defined]
+    found.__name__ = getattr(function, "__name__", tool)
+    found.__qualname__, found.__doc__ = getattr(function, "__qualname__", tool), function.__doc__
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    shown = [itself, *signature.parameters.values()]
+    found.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
+    # So that `execute` and `map` take it for the tool, and give what it gives.
+    found.__snakepit_tool__ = declared.options  # type: ignore[attr-defined]
+    found.__snakepit_convert__ = convert  # type: ignore[attr-defined]
     return found
+
+
+def converter_of(tool: object) -> Callable[[Any], Any]:
+    """What makes the result of a bound method into what it is declared to be; of anything else, results stay as they are."""
+    found: Callable[[Any], Any] = attempt(_as_it_is, getattr, tool, "__snakepit_convert__")
+    return found
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
@@ -134,7 +190,7 @@ def _is_manager(hint: Any) -> bool:
 def _converter(tool: str, hint: Any) -> Callable[[Any], Any]:
     """Records travel as maps of their fields: what makes an instance again of a result that is declared as one."""
     if hint is Any or not _has_record(hint):
-        return lambda value: value
+        return _as_it_is
 
     def convert(value: Any) -> Any:
         try:
