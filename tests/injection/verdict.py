@@ -100,7 +100,7 @@ CALLED: Mapping[tuple[str, str], str] = {
     ("_map_results.py", "MapResults.__aiter__"): "the map",
     ("_map_results.py", "MapResults.__anext__"): "the map",
     ("pool/pool.py", "Pool.__repr__"): "Runtime.__repr__",
-    ("pool/pool.py", "Pool.map"): "Pool.execute_many",
+    ("pool/calls/interface.py", "Calling.map"): "Pool.execute_many",
     ("_map_results.py", "MapResults._next_of_inputs"): "the iterable that the map was given",
     ("observe/events.py", "EventBus.subscribe"): "entering its block",
     ("observe/events.py", "EventStream.__init__"): "EventBus.subscribe",
