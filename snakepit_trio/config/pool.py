@@ -112,6 +112,9 @@ class PoolConfig(_Remembers):
             None: as much as the system has.
         unserializable: What becomes of a result that can't be sent: ``"error"``, or ``"marker"``, a map in its place that
             names its type.
+        worker_output: What becomes of what tools print, log and warn of: ``"auto"`` shows it on standard error, with the worker's
+            name before each line, unless the application's logging takes it; ``"stderr"`` shows it, ``"logging"`` logs it, as
+            ``snakepit_trio.worker``, ``"discard"`` does neither. See docs/observability.md.
         python: Another interpreter for the workers; it must have snakepit_trio installed. Implies ``"spawn"``.
         devices: Ties the worker of each slot to one accelerator, in turn, by the environment: ``["cuda:0", "cuda:1"]``, or
             ``"auto"`` for all that this process may use. What ``env`` says of the same variable wins. An adapter that
@@ -171,6 +174,7 @@ class PoolConfig(_Remembers):
     max_payload: int = within(64 * 1024 * 1024, 1024, 1 << 31)
     shm_limit: int | None = within(1 << 30, 0)
     unserializable: Literal["error", "marker"] = "error"
+    worker_output: Literal["auto", "stderr", "logging", "discard"] = "auto"
     python: str | None = attrs.field(default=None, converter=as_path)
     devices: Literal["auto"] | tuple[str, ...] | None = attrs.field(default=None, converter=as_tuple)
     env: Mapping[str, str] | None = attrs.field(default=None, repr=False)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeGuard
 
 import attrs
 
@@ -67,6 +67,8 @@ class WorkerSpec:
     shm_limit: int = 0
     #: What becomes of a result that can't be sent: "error" or "marker".
     unserializable: str = "error"
+    #: What becomes of what it writes: "auto", "stderr", "logging" or "discard".
+    worker_output: Literal["auto", "stderr", "logging", "discard"] = "auto"
     #: Another interpreter's path; None is this one.
     python: str | None = None
     #: What the interpreter is started with, such as "-O": by default what the host's was.

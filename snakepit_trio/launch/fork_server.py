@@ -28,8 +28,10 @@ import attrs
 
 from snakepit_trio import _forks, _platform, _private_names
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.observe.line_levels import unmarked
 from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor, redact
+from snakepit_trio.observe.worker_output import WorkerOutput
 
 from .base import ExitStatus, ProcessBook, WorkerProcess, WorkerSpec
 from .descriptors import make_descriptors
@@ -45,7 +47,6 @@ __all__ = ["ForkServerLauncher"]
 _private_names.require("fork")
 
 _log = logging.getLogger("snakepit_trio.launch")
-_worker_log = logging.getLogger("snakepit_trio.worker")
 
 #: How long a template may take to end once its lifeline is cut, in seconds.
 _END_TIME = 2.0
@@ -445,13 +446,15 @@ class ForkServerLauncher(LocalLauncher):
             self._log_output(template, spec)
 
     def _log_output(self, template: _Template, spec: WorkerSpec) -> None:
-        fields = {"pool": spec.pool, "stream": "template"}
-        for line in map(LineRedactor(self._redact), template.news()):
-            _worker_log.info("%s", line, extra=fields)
+        fields = {"pool": spec.pool, "worker_id": "template", "stream": "template"}
+        clean = LineRedactor(self._redact)
+        lines = [(clean(line), level) for line, level in map(unmarked, template.news())]
+        WorkerOutput(spec.worker_output, f"{spec.pool} template", fields).put(lines)
 
     def _with_output(self, why: str, template: _Template) -> str:
         """Why a template is lost, and what it has said last."""
-        said = "\n".join(map(LineRedactor(self._redact), template.output()[-_LAST_LINES:]))
+        clean = LineRedactor(self._redact)
+        said = "\n".join(clean(unmarked(line)[0]) for line in template.output()[-_LAST_LINES:])
         return f"{why}; it said: {said}" if said else why
 
     @staticmethod

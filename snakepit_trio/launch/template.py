@@ -79,8 +79,10 @@ def _import(question: dict[str, Any], lifeline: Lifeline) -> dict[str, Any]:
     from snakepit_trio.worker.backend import choose_backend
     from snakepit_trio.worker.helpers import helpers_of_import
     from snakepit_trio.worker.importing import import_adapter
+    from snakepit_trio.worker.stderr import mark_levels
     from snakepit_trio.worker.toolbox import find_tools
 
+    mark_levels()
     try:
         with helpers_of_import() as helpers:
             module = import_adapter(question["adapter"].partition(":")[0])

@@ -42,10 +42,7 @@ def _mark(record: logging.LogRecord) -> None:
 
 
 def in_worker() -> None:
-    """Make every log record of this process say for which request it is.
-
-    Where the application sets up no handlers, warnings go to standard error with the request's id before them.
-    """
+    """Make every log record of this process say for which request it is."""
     make = logging.getLogRecordFactory()
 
     def made(*arguments: object, **options: object) -> logging.LogRecord:
@@ -54,6 +51,3 @@ def in_worker() -> None:
         return record
 
     logging.setLogRecordFactory(made)
-    handler = logging.lastResort
-    if handler is not None:
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s [%(request_id)s] %(message)s"))

@@ -1,23 +1,27 @@
-"""What a worker prints, pumped into logging so that it can never block the worker."""
+"""What a worker writes, read so that it can never block the worker, nor the event loop."""
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from anyio.lowlevel import checkpoint
+
+from snakepit_trio.observe.line_levels import unmarked
 from snakepit_trio.observe.printable import printable
 from snakepit_trio.observe.redaction import LineRedactor
 
 if TYPE_CHECKING:
     from snakepit_trio.launch.base import Output
+    from snakepit_trio.observe.worker_output import WorkerOutput
 
 __all__ = ["Tail", "pump"]
 
-_log = logging.getLogger("snakepit_trio.worker")
-#: A line longer than this, in bytes, is logged in pieces.
+#: A line longer than this, in bytes, is told in pieces.
 _LONGEST = 16 * 1024
+#: So many lines are told before the event loop has its turn.
+_BATCH = 50
 
 
 class Tail:
@@ -35,34 +39,37 @@ class Tail:
         return "\n".join(self._lines)[-self._size :]
 
 
-async def pump(source: Output, *, stream: str, tail: Tail, redact: Callable[[str], str], **fields: object) -> None:
-    """Log each line that arrives, until the stream ends. Never raises for what the worker does.
+async def pump(
+    source: Output, output: WorkerOutput, *, tail: Tail, redact: Callable[[str], str], levels: bool = False
+) -> None:
+    """Tell each line that arrives, until the stream ends. Never raises for what the worker does.
 
     Args:
         source: What it writes.
-        stream: ``"stdout"`` or ``"stderr"``, for the records.
+        output: Gets each line, redacted.
         tail: Gets each line, redacted.
         redact: Takes secrets out of a line.
-        fields: Extra attributes of the log records, such as ``worker_id``.
+        levels: A line may have its level before it, which is taken off.
     """
-    extra = {"stream": stream, **fields}
     clean = LineRedactor(redact)
 
-    def put(raw: bytes) -> None:
-        line = clean(printable(raw.decode(errors="backslashreplace").rstrip("\r")))
+    def told(raw: bytes) -> tuple[str, int | None]:
+        text, level = raw.decode(errors="backslashreplace").rstrip("\r"), None
+        if levels:
+            text, level = unmarked(text)
+        line = clean(printable(text))
         tail.add(line)
-        _log.info("%s", line, extra=extra)
+        return line, level
 
     rest = b""
-    while True:
-        data = await source.receive()
-        if not data:
-            if rest:
-                put(rest)
-            return
+    while data := await source.receive():
         *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            put(line)
+        for begin in range(0, len(lines), _BATCH):
+            if begin:
+                await checkpoint()
+            await output.tell([told(raw) for raw in lines[begin : begin + _BATCH]])
         while len(rest) > _LONGEST:
-            put(rest[:_LONGEST])
+            await output.tell([told(rest[:_LONGEST])])
             rest = rest[_LONGEST:]
+    if rest:
+        await output.tell([told(rest)])

@@ -15,6 +15,7 @@ import anyio
 from snakepit_trio._interrupts import protected
 from snakepit_trio._platform import oom_kills
 from snakepit_trio.errors import WorkerStartupError
+from snakepit_trio.observe.worker_output import WorkerOutput
 from snakepit_trio.wire.connection import Connection
 from snakepit_trio.wire.frames import FRAME_OVERHEAD
 from snakepit_trio.wire.memory_handoff import Offer
@@ -187,7 +188,10 @@ class Resources:
     @protected
     async def _pump(self, source: Output, stream: str, tail: Tail, done: anyio.Event, fields: dict[str, Any]) -> None:
         try:
-            await pump(source, stream=stream, tail=tail, redact=self._redact, **fields)
+            output = WorkerOutput(
+                self._settings.worker_output, f"{self._spec.pool} {self._spec.worker_id}", {"stream": stream, **fields}
+            )
+            await pump(source, output, tail=tail, redact=self._redact, levels=stream == "stderr")
         finally:
             done.set()
 

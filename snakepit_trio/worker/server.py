@@ -42,6 +42,7 @@ from .lifeline import end_children
 from .main_thread import MainThreadRunner
 from .runners import Runner, SyncRunner
 from .service import WorkerService
+from .stderr import mark_levels
 from .toolbox import find_tools, toolbox_is_async
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run(boot: Boot, report: Callable[[Report], None], marks: BegunTable) -> tupl
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
     in_worker()
+    mark_levels()
     with helpers_of_import() as helpers:
         try:
             with _forks.contained():

@@ -17,6 +17,7 @@ import trio.testing
 
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch.base import ExitStatus
+from snakepit_trio.observe.worker_output import WorkerOutput
 from snakepit_trio.supervision import logs
 from snakepit_trio.supervision.exits import Exit, classify, explain
 from snakepit_trio.supervision.logs import Tail, pump
@@ -147,10 +148,10 @@ async def test_lines_however_they_arrive(caplog: pytest.LogCaptureFixture, monke
         with caplog.at_level(logging.INFO, "snakepit_trio.worker"):
             await pump(
                 cast("Any", SimpleNamespace(receive=receive)),
-                stream="stderr",
+                WorkerOutput("logging", "w", {"stream": "stderr", "worker_id": "w"}),
                 tail=tail,
                 redact=str.upper,
-                worker_id="w",
+                levels=True,
             )
         said = [record.getMessage() for record in caplog.records]
         assert all((record.stream, record.worker_id) == ("stderr", "w") for record in caplog.records)  # type: ignore[attr-defined]
@@ -162,6 +163,8 @@ async def test_lines_however_they_arrive(caplog: pytest.LogCaptureFixture, monke
     assert await printed(b"\xff\x1b\n") == ["\\XFF\\X1B"]
     assert await printed(b"x" * 10, b"y" * 11) == ["X" * 10, "Y" * 10, "Y"]
     assert await printed(b"x" * 25 + b"\n") == ["X" * 25]
+    assert await printed(b"<4>w\n<3>\n<9>") == ["W", "", "<9>"]
+    assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "INFO"]
     assert await printed(b"x" * 25) == ["X" * 10, "X" * 10, "X" * 5]
 
 

@@ -66,6 +66,7 @@ class WorkerFactory:
             max_payload=config.max_payload,
             shm_limit=self._shm_of_worker,
             unserializable=config.unserializable,
+            worker_output=config.worker_output,
             python=config.python,
             env=dict(config.env or {}),
             own_env={} if device is None else visibility(device),

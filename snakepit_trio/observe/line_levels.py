@@ -1,0 +1,36 @@
+"""The level of a line on a worker's standard error, before it as ``<4>``, as systemd's sd-daemon(3) has it.
+
+A worker marks what its ``logging`` and ``warnings`` say; the host takes the marks off again. Whatever has no mark was printed.
+"""
+
+from __future__ import annotations
+
+import logging
+
+__all__ = ["marked", "unmarked"]
+
+#: By syslog's numbers; the first two are alert and emergency, the sixth is a notice.
+_LEVELS = {
+    "0": logging.CRITICAL,
+    "1": logging.CRITICAL,
+    "2": logging.CRITICAL,
+    "3": logging.ERROR,
+    "4": logging.WARNING,
+    "5": logging.INFO,
+    "6": logging.INFO,
+    "7": logging.DEBUG,
+}
+_NUMBERS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6), (logging.NOTSET, 7))
+
+
+def marked(text: str, level: int) -> str:
+    """Lines with their level before each of them, for ``logging``'s number of it."""
+    mark = next(f"<{number}>" for least, number in _NUMBERS if level >= least or least == logging.NOTSET)
+    return "\n".join(f"{mark}{line}" for line in text.split("\n"))
+
+
+def unmarked(line: str) -> tuple[str, int | None]:
+    """A line without its mark, and the level that this tells; None when it has none."""
+    if line.startswith("<") and line[2:3] == ">" and line[1] in _LEVELS:
+        return line[3:], _LEVELS[line[1]]
+    return line, None
