@@ -72,7 +72,7 @@ def call(
             if as_json:
                 print(to_json({"error": _error(exc)}), flush=True)
                 return code
-            fail(start_failure(exc) if unusable else describe(exc), code)
+            fail(start_failure(exc) if unusable else describe(exc, wrote=address is not None), code)
         return 0
 
     async def _call(client: Any, spec: Any) -> None:

@@ -144,12 +144,13 @@ def start_failure(exc: Any) -> str:
     return exc.message if detail in exc.message else f"{exc.message}\n{detail}"
 
 
-def describe(exc: BaseException) -> str:
-    """A failure for people: its kind, its message, and a tool's traceback or a dead worker's last lines."""
+def describe(exc: BaseException, *, wrote: bool = True) -> str:
+    """A failure for people: its kind, its message, and a tool's traceback or, unless they have been shown, a dead worker's last
+    lines."""
     text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
     if trace := getattr(exc, "remote_traceback", ""):
         return f"{text}\n{trace.rstrip()}"
-    last = last_words(exc)
+    last = last_words(exc) if wrote else ""
     return f"{text}; the last that it wrote:\n{last}" if last else text
 
 
