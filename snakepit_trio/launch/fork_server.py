@@ -446,10 +446,10 @@ class ForkServerLauncher(LocalLauncher):
             self._log_output(template, spec)
 
     def _log_output(self, template: _Template, spec: WorkerSpec) -> None:
-        fields = {"pool": spec.pool, "worker_id": "template", "stream": "template"}
+        fields = {"pool": spec.pool, "worker_id": "import", "stream": "template"}
         clean = LineRedactor(self._redact)
         lines = [(clean(line), level) for line, level in map(unmarked, template.news())]
-        WorkerOutput(spec.worker_output, f"{spec.pool} template", fields).put(lines)
+        WorkerOutput(spec.worker_output, f"{spec.pool} import", fields).put(lines)
 
     def _with_output(self, why: str, template: _Template) -> str:
         """Why a template is lost, and what it has said last."""

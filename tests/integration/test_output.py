@@ -43,7 +43,7 @@ def run(tmp_path: Path, *, setup: str = "", options: str = "", calls: str = TALK
 @pytest.mark.parametrize("backend", ["trio", "asyncio"])
 def test_a_program_that_sets_up_nothing_shows_them(tmp_path: Path, start_method: str, backend: str) -> None:
     shown = run(tmp_path, options=f"start_method={start_method!r}", backend=backend)
-    importer = "template" if start_method == "fork_server" else ""
+    importer = "import" if start_method == "fork_server" else ""
     # Each with the name of the worker, which prints in two streams: in order in each of them.
     for words, name in {
         "] imported": importer, "] WARNING talking [-] at import": importer,
