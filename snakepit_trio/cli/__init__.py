@@ -1,4 +1,4 @@
-"""The ``snakepit`` command. Each command is a file; it is imported when the command line is built, its work when it runs."""
+"""The ``snakepit`` command. Each command is one module; a command imports the modules of its work only when it runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["build", "main"]
 
 
 def build() -> typer.Typer:
-    """The command line."""
+    """Return the command line application."""
     import typer
 
     from . import bench, call, cleanup, demo, diagnose, doctor, map, mcp, new, serve, status, tools, top, worker
@@ -47,17 +47,17 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """The console script."""
-    # A console script does not put the current directory on the path, where adapters are looked for first.
+    """Run the command line; the entry point of the console script."""
+    # A console script does not put the current directory on the path, and adapters are looked up there first.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
         build()(prog_name="snakepit")
     except KeyboardInterrupt:
-        # Before there was anything to be interrupted.
+        # A Ctrl-C outside any command's own handling.
         sys.exit(130)
     except OSError as exc:
-        # A full disk behind standard output, mostly. What is left in the buffer would fail again, and loudly.
+        # Usually a full disk behind standard output. Flushing the rest at exit would fail again, with a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         print(f"snakepit: {exc}", file=sys.stderr)
         sys.exit(1)

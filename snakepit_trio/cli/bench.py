@@ -1,4 +1,4 @@
-"""``snakepit bench``: what a call costs on this machine, beside the standard library's process pool, in one run."""
+"""``snakepit bench``: measure calls on this machine, beside the standard library's process pool."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["Call", "bench", "cpu_of_children", "latency", "machine", "throughput
 Call: TypeAlias = Callable[[bytes], Awaitable[Any]]
 
 _ADAPTER = "snakepit_trio.cli.bench_tools"
-#: Calls that are not counted, before those that are.
+#: Calls before the measured ones.
 _WARM_UP = 200
 
 
 def bench(
-    workers: Annotated[int, typer.Option(help="Workers of each pool.", min=1)] = 2,
-    callers: Annotated[int, typer.Option(help="Tasks that call at the same time.", min=1)] = 64,
-    payload: Annotated[int, typer.Option(help="Bytes there and back.", min=0)] = 64,
-    calls: Annotated[int, typer.Option(help="Calls of each round.", min=1)] = 5000,
-    rounds: Annotated[int, typer.Option(help="The figures are medians of so many.", min=1)] = 3,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    workers: Annotated[int, typer.Option(help="The number of workers in each pool.", min=1)] = 2,
+    callers: Annotated[int, typer.Option(help="The number of tasks that call concurrently.", min=1)] = 64,
+    payload: Annotated[int, typer.Option(help="Bytes of the argument and of the result.", min=0)] = 64,
+    calls: Annotated[int, typer.Option(help="The number of calls in each round.", min=1)] = 5000,
+    rounds: Annotated[int, typer.Option(help="The number of rounds; figures are medians over them.", min=1)] = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Measure latency, calls and chunks per second, and CPU per call; the contenders take turns, round after round."""
+    """Measure latency, calls and chunks per second, and CPU time per call. The two pools take turns in each round."""
 
     async def main() -> int:
         import statistics
@@ -62,10 +62,10 @@ def bench(
 
 
 async def latency(call: Call, data: bytes, count: int) -> dict[str, float]:
-    """How long one call after another takes, in microseconds."""
+    """Return percentiles of the duration of sequential calls, in microseconds."""
     for _ in range(_WARM_UP):
         if await call(data) != data:
-            raise RuntimeError("what came back is not what was sent")
+            raise RuntimeError("echo returned other data than it was sent")
     laps = []
     for _ in range(count):
         begun = time.perf_counter()
@@ -76,7 +76,9 @@ async def latency(call: Call, data: bytes, count: int) -> dict[str, float]:
 
 
 async def throughput(call: Call, data: bytes, callers: int, count: int) -> dict[str, float]:
-    """Calls per second of many callers, and CPU per call, in microseconds, here and in the child processes."""
+    """Return the calls per second of concurrent callers, and CPU time per call here and in the child processes, in
+    microseconds.
+    """
     import anyio
 
     async def caller(calls: int) -> None:
@@ -102,7 +104,7 @@ async def throughput(call: Call, data: bytes, callers: int, count: int) -> dict[
 
 
 def cpu_of_children() -> float:
-    """CPU time of all processes below this one that are alive, in seconds; the kernel counts it in hundredths."""
+    """Return the CPU time of all living descendants of this process, in seconds; the kernel counts in hundredths."""
     import psutil
 
     total = 0.0
@@ -116,7 +118,7 @@ def cpu_of_children() -> float:
 
 
 def machine() -> str:
-    """What the figures were measured on."""
+    """Return a description of the machine."""
     return f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
@@ -141,7 +143,7 @@ async def _pool(workers: int) -> AsyncIterator[tuple[Call, Any]]:
 
 @asynccontextmanager
 async def _executor(workers: int) -> AsyncIterator[tuple[Call, None]]:
-    """The executor, from Trio: its futures wake a task by way of the loop's own thread-safe queue."""
+    """Run the process pool from Trio: a future wakes a task through the loop's thread-safe queue."""
     import concurrent.futures
     import multiprocessing
 

@@ -9,11 +9,11 @@ from snakepit_trio.worker.adapter import tool
 
 @tool(idempotent=True)
 def echo(data: bytes) -> bytes:
-    """What came."""
+    """Return the argument."""
     return data
 
 
 @tool
 def count(n: int) -> Iterator[int]:
-    """The numbers below n."""
+    """Yield the numbers below n."""
     yield from range(n)

@@ -1,4 +1,4 @@
-"""``snakepit call``: one call, in a worker of its own or of a runtime that serves."""
+"""``snakepit call``: make one call, in a new worker or through a bridge."""
 
 from __future__ import annotations
 
@@ -16,23 +16,22 @@ def call(
         list[str],
         typer.Argument(
             metavar="ADAPTER TOOL [PARAMS]",
-            help="module or module:Class, the tool's name, and its arguments as a JSON object. With --address: no ADAPTER.",
+            help="module or module:Class, the tool's name, and its arguments as a JSON object. Omit ADAPTER with --address.",
         ),
     ],
     address: Annotated[
-        str | None, typer.Option(help="A bridge, as `snakepit serve` prints it: unix:PATH or tcp:HOST:PORT.")
+        str | None,
+        typer.Option(help="The address of a bridge, as `snakepit serve` prints it: unix:PATH or tcp:HOST:PORT."),
     ] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="A file with the bridge's token; by default it is $SNAKEPIT_TOKEN.")
+        Path | None, typer.Option(help="The file with the bridge's token; by default the token is $SNAKEPIT_TOKEN.")
     ] = None,
-    ca: Annotated[
-        Path | None, typer.Option(help="TLS, with the bridge's certificate from this authority (PEM).")
-    ] = None,
-    pool: Annotated[str, typer.Option(help="A pool of the runtime behind the bridge.")] = "",
-    timeout: Annotated[float | None, typer.Option(help="Seconds for the call.", min=0.001)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON, errors too.")] = False,
+    ca: Annotated[Path | None, typer.Option(help="Use TLS, and trust this certificate authority (PEM).")] = None,
+    pool: Annotated[str, typer.Option(help="The name of a pool behind the bridge.")] = "",
+    timeout: Annotated[float | None, typer.Option(help="Time limit of the call in seconds.", min=0.001)] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON, also for an error.")] = False,
 ) -> None:
-    """Run one tool once and print its result as JSON; a streaming tool prints a line for each chunk."""
+    """Run one tool once and print its result as JSON; for a streaming tool, one line per chunk."""
 
     def refuse(message: str) -> NoReturn:
         if not as_json:

@@ -1,4 +1,4 @@
-"""What ``snakepit doctor`` checks: each in one function that changes nothing, with the standard library and psutil only."""
+"""The checks of ``snakepit doctor``: one function each. They change nothing, and use only the standard library and psutil."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from snakepit_trio.supervision.state_directory import find_fault, state_director
 __all__ = ["FAIL", "OK", "WARN", "Check", "pid_room", "run_checks"]
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-#: Descriptors that the host needs for each worker, and pids (threads count) that one needs, as measured by `snakepit diagnose`.
+#: Descriptors in the host per worker, and process ids (threads count) per worker, as measured by `snakepit diagnose`.
 _FDS_PER_WORKER, _PIDS_PER_WORKER = 7, 2
 _REQUIREMENT = re.compile(r"([A-Za-z0-9._-]+)(?:\[[^\]]*\])?\s*([^;]*)(;.*)?")
 _MIB = 1 << 20
@@ -36,13 +36,13 @@ _MIB = 1 << 20
 
 @attrs.frozen
 class Check:
-    """One finding.
+    """One result of a check.
 
     Attributes:
-        name: What was looked at.
+        name: The subject.
         status: ``"ok"``, ``"warn"`` or ``"fail"``.
-        message: What was found.
-        remedy: What to do about it; ``""`` where there is nothing to do.
+        message: The finding.
+        remedy: Advice; ``""`` if nothing needs to be done.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Check:
 
 
 def run_checks(state_dir: str | None) -> Iterator[Check]:
-    """Make every check of the machine and of the state directory, the user's when None, in order."""
+    """Run all checks of the machine and of the state directory in order; None means the user's state directory."""
     checks: list[tuple[str, Callable[[], Check]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -175,7 +175,7 @@ def _fork() -> Check:
 
 
 def _lifeline() -> Check:
-    """Do for a child what is done for workers, and let go of it."""
+    """Arm a lifeline for a child process, as for a worker, cut it, and check that the kernel ends the child."""
     if _platform.FORM != "linux":
         return Check("lifeline", OK, "a thread in each worker watches for the host's end")
     read, write = os.pipe()
@@ -229,7 +229,7 @@ def _limit(value: int) -> str:
 
 
 def pid_room() -> int | None:
-    """How many more processes and threads there may be; None: nobody sets a limit."""
+    """Return how many more processes and threads may exist, or None if there is no limit."""
     room = []
     for folder in hardware.control_groups():
         try:

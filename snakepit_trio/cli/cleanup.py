@@ -1,4 +1,4 @@
-"""``snakepit cleanup``: clear away what killed runs have left."""
+"""``snakepit cleanup``: remove what killed runs have left."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ __all__ = ["cleanup"]
 
 
 def cleanup(
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what there is.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list what would be removed.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """End the processes and remove the files of runs whose hosts were killed. Live runs are left alone.
+    """End the processes and remove the files of runs whose hosts were killed. Live runs are not touched.
 
-    Every run does the same when it begins.
+    Every run does the same when it starts.
     """
     import attrs
 

@@ -1,4 +1,4 @@
-"""What the commands share: running on Trio, JSON for people's eyes and for programs, failures in one line."""
+"""Helpers of the commands: running on Trio, JSON output for people and programs, one-line errors."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = [
     "to_json",
 ]
 
-#: Exit codes: something failed; the command line or the start failed. After a signal it is 128 and the signal's number.
+#: Exit codes: an operation failed; the command line or the start is invalid. After a signal: 128 plus the signal's number.
 FAILED, UNUSABLE = 1, 2
-#: How many of a dead worker's lines are shown: the rest of a long one is in the JSON output and in the log.
+#: The number of a dead worker's last lines that are shown; the JSON output and the log have all of them.
 _LAST_WORDS = 20
 
 _T = TypeVar("_T")
@@ -47,11 +47,11 @@ def root(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
-    """What stands before a command's name."""
+    """Handle the options before a command's name."""
 
 
 class Signalled(Exception):
-    """A signal has ended a command. Its pools are closed."""
+    """A signal ended the command; its pools are closed."""
 
     def __init__(self, number: int) -> None:
         super().__init__("interrupted" if number == signal.SIGINT else "terminated")
@@ -59,11 +59,11 @@ class Signalled(Exception):
 
 
 def attended(main: Callable[[], Awaitable[_T]], *, backend: str = "trio") -> _T:
-    """What a coroutine returns. SIGINT and SIGTERM cancel it, wherever it is; a second one ends the process as ever.
+    """Run a coroutine and return its result. SIGINT and SIGTERM cancel it; a second signal ends the process as usual.
 
     Raises:
-        Signalled: A signal came. What the coroutine had opened is closed.
-        BaseException: What the coroutine raised.
+        Signalled: A signal arrived. Everything that the coroutine had opened is closed.
+        BaseException: An exception of the coroutine.
     """
     import anyio
 
@@ -93,12 +93,12 @@ def attended(main: Callable[[], Awaitable[_T]], *, backend: str = "trio") -> _T:
 
         error = interrupt_in(exc) or only(exc)
         if isinstance(error, KeyboardInterrupt):
-            # Before somebody listened, or the second one.
+            # A Ctrl-C before the signal receiver was open, or a second one.
             received.append(signal.SIGINT)
         elif not received:
             raise error from None
     if received:
-        # The process is about to exit, as it was asked to: one Ctrl-C more has nothing to add.
+        # The process is about to exit; another Ctrl-C must not interrupt that.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise Signalled(received[0])
     return result[0]
@@ -110,9 +110,9 @@ def run(
     *,
     backend: str = "trio",
 ) -> NoReturn:
-    """Run a command's coroutine, on Trio unless it can't, and exit with the code that it returns.
+    """Run a command's coroutine on the backend, and exit with the code that it returns.
 
-    Ctrl-C and SIGTERM cancel it, close its pools in order, and say so.
+    Ctrl-C and SIGTERM cancel the coroutine, close its pools in order, and print a message.
     """
     from snakepit_trio.errors import ConfigError, SnakepitError, WorkerStartupError
 
@@ -125,28 +125,32 @@ def run(
     except SnakepitError as exc:
         fail(describe(exc), FAILED)
     except BrokenPipeError:
-        # Whoever read our output has gone; nothing more can be said to them.
+        # The reader of the output has gone, so no message can reach it.
         sys.stderr.close()
         code = FAILED
     raise typer.Exit(code)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """Say why on standard error, and exit."""
+    """Print an error on standard error, and exit."""
     print(f"snakepit: {printable(message)}", file=sys.stderr)
     raise typer.Exit(code)
 
 
 def start_failure(exc: Any) -> str:
-    """Why nothing could be started, for people: the message, and what the worker said."""
-    # A SyntaxError's first line begins with blanks that belong to it.
+    """Return the text of a failed start: the message, and the worker's traceback or last output."""
+    # The first line of a SyntaxError's text begins with significant blanks.
     detail = (exc.details.get("remote_traceback") or exc.details.get("stderr") or "").strip("\n").rstrip()
     return exc.message if detail in exc.message else f"{exc.message}\n{detail}"
 
 
 def describe(exc: BaseException, *, wrote: bool = True) -> str:
-    """A failure for people: its kind, its message, and a tool's traceback or, unless they have been shown, a dead worker's last
-    lines."""
+    """Return the text of an error: its class, its message, and the tool's traceback or the dead worker's last lines.
+
+    Args:
+        exc: The error.
+        wrote: Whether to include the worker's last lines; False if they have been shown.
+    """
     text = f"{getattr(exc, 'code', type(exc).__name__)}: {exc}"
     if trace := getattr(exc, "remote_traceback", ""):
         return f"{text}\n{trace.rstrip()}"
@@ -155,15 +159,15 @@ def describe(exc: BaseException, *, wrote: bool = True) -> str:
 
 
 def last_words(exc: BaseException) -> str:
-    """The last lines that a worker wrote on standard error before it died under a call."""
+    """Return the last lines that a worker wrote on standard error before it died during a call."""
     found: str = getattr(exc, "details", {}).get("stderr", "")
     return "\n".join(found.rstrip().splitlines()[-_LAST_WORDS:])
 
 
 def terminal() -> Any:
-    """A console on standard output. What goes into a file or a pipe is not folded, unless ``COLUMNS`` says how wide it is.
+    """Return a console on standard output. Output to a file or pipe is not wrapped, unless ``COLUMNS`` sets a width.
 
-    On a terminal with less than 80 columns the lines are the terminal's to fold: tables would be cut beyond recognition.
+    On a terminal with less than 80 columns the terminal wraps the lines, because tables would be cut too much.
     """
     from rich.console import Console
 
@@ -173,7 +177,7 @@ def terminal() -> Any:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON text for any result: what JSON has no type for stands as text or a list."""
+    """Return any result as JSON; a value without a JSON type becomes text or a list."""
     from snakepit_trio.observe.printable import json_bytes
 
     data = json_bytes(value)

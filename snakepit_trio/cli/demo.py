@@ -1,4 +1,4 @@
-"""``snakepit demo``: the main job on real input, with a worker killed half-way."""
+"""``snakepit demo``: measure real input, with a worker killed half-way."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _SKIPPED = {"site-packages", "dist-packages", "__pycache__", "test", "tests", "i
 
 def demo(
     size: Annotated[
-        int | None, typer.Option(help="How many workers; by default one for each core, at least 2.", min=1)
+        int | None, typer.Option(help="The number of workers; by default one per core, and at least 2.", min=1)
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Measure only so many modules.", min=1)] = None,
+    limit: Annotated[int | None, typer.Option(help="Measure at most this number of modules.", min=1)] = None,
     kill: Annotated[bool, typer.Option(help="Kill a worker half-way.")] = True,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of tables.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
 ) -> None:
     """Measure every module of this interpreter's standard library, and survive the loss of a worker."""
     from snakepit_trio.config import PoolConfig
@@ -86,7 +86,7 @@ def demo(
 
 
 def _examples() -> str:
-    """Where the example adapters are: in an installed package, or beside it in a checkout."""
+    """Return the directory of the example adapters, in an installed package or in a checkout."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "examples"
     return str(installed if installed.is_dir() else package.parent / "examples")
@@ -98,7 +98,7 @@ def _standard_library() -> list[Path]:
 
 
 def _tell(killed: dict[str, Any], events: Any) -> None:
-    """Read from the events what became of the killed worker's calls, and how soon it was replaced."""
+    """Record, from the events, the fate of the killed worker's calls and the time until its replacement."""
     at = killed.pop("at")
     again = []
     while (event := events.receive_nowait()) is not None:

@@ -1,4 +1,4 @@
-"""``snakepit diagnose``: how many workers fit here, how fast calls are, and what a running runtime has gone through."""
+"""``snakepit diagnose``: estimate how many workers fit, time calls, or fetch a running runtime's flight recorder dump."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ __all__ = ["diagnose"]
 def diagnose(
     adapter: Annotated[
         str | None,
-        typer.Argument(help="module or module:Class whose workers are measured; by default one that does nothing."),
+        typer.Argument(
+            help="module or module:Class whose workers are measured; by default an adapter that does nothing."
+        ),
     ] = None,
     flight: Annotated[
         bool, typer.Option("--flight", help="Fetch the flight recorder's dump of a running runtime instead.")
     ] = False,
-    run_id: Annotated[str | None, typer.Option("--run", help="Of this run; the beginning of its id will do.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run's id, or the beginning of it.")] = None,
     output: Annotated[Path | None, typer.Option(help="Write the dump to this file, which only you can read.")] = None,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Start a few workers on temporary state, measure what each takes, and say how many fit; time calls and cancels.
+    """Start a few workers on temporary state, measure them, and estimate how many fit; time calls and cancellations.
 
-    With --flight nothing is started: the flight recorder of a running runtime is asked for what it knows.
+    With --flight nothing is started: the dump of a running runtime's flight recorder is printed.
     """
     if flight:
         _flight(state_dir, run_id, output, as_json=as_json)

@@ -1,4 +1,4 @@
-"""``snakepit doctor``: whether this machine and this installation can do what is asked of them."""
+"""``snakepit doctor``: check the machine and the installation."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _MARKS = {"ok": "ok  ", "warn": "WARN", "fail": "FAIL"}
 def doctor(
     adapter: Annotated[
         str | None,
-        typer.Argument(help="module or module:Class; a worker is started with it, to see whether it comes up."),
+        typer.Argument(help="module or module:Class; a worker is started with this adapter as a check."),
     ] = None,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check Python, packages, limits of the system, sockets and the state directory; say what to do where something is wrong.
+    """Check Python, packages, system limits, sockets and the state directory, and give advice for each problem.
 
-    Changes nothing. The exit code is 0 when nothing has failed, warnings included, and 1 otherwise.
+    Nothing is changed. The exit code is 0 if no check failed (warnings are allowed), and 1 otherwise.
     """
     from .checks import run_checks
 
@@ -60,7 +60,7 @@ def _show(check: Any) -> None:
 
 
 def _adapter(adapter: str) -> Any:
-    """Start a worker with it, on temporary state."""
+    """Start a worker with the adapter on temporary state."""
     from .checks import FAIL, OK, Check
 
     async def main() -> Check:

@@ -1,4 +1,4 @@
-"""``snakepit map``: one tool over many inputs, each call isolated in a worker."""
+"""``snakepit map``: run one tool over many inputs, each call isolated in a worker."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .common import FAILED, UNUSABLE, fail, run, to_json
 from .progress import ProgressBar
 from .tools import type_words
 
-#: What stands for a file's own in a template.
+#: The fields of a file that a template may use.
 _FIELDS = ("path", "name", "stem", "suffix", "text")
 
 
@@ -23,31 +23,31 @@ def map_command(
     adapter: Annotated[str, typer.Argument(help="module or module:Class")],
     tool: Annotated[str, typer.Argument(help="The tool's name.")],
     inputs: Annotated[
-        list[str], typer.Argument(help="Files or directories; '-' for JSON objects, one a line, on stdin.")
+        list[str], typer.Argument(help="Files or directories; '-' reads JSON objects from stdin, one per line.")
     ],
     param: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=TEMPLATE for each file; {path}, {name}, {stem}, {suffix} and {text} stand for the file's. "
-            "What comes of it is text where the tool's schema takes text, else JSON: --param seconds=0.5."
+            help="NAME=TEMPLATE: a parameter for each file; {path}, {name}, {stem}, {suffix} and {text} are the file's. "
+            "The result is text if the tool's schema takes text, else JSON: --param seconds=0.5."
         ),
     ] = None,
-    glob: Annotated[str, typer.Option(help="What to take from directories, all levels down.")] = "*",
-    size: Annotated[int | None, typer.Option(help="How many workers; by default one for each core.", min=1)] = None,
+    glob: Annotated[str, typer.Option(help="The pattern of file names in directories, recursively.")] = "*",
+    size: Annotated[int | None, typer.Option(help="The number of workers; by default one per core.", min=1)] = None,
     timeout: Annotated[
-        float | None, typer.Option(help="Seconds for one input, once a worker has it.", min=0.001)
+        float | None, typer.Option(help="Time limit of one input in seconds, from its start in a worker.", min=0.001)
     ] = None,
-    retry: Annotated[bool, typer.Option(help="Run an input again whose worker died.")] = False,
-    ordered: Annotated[bool, typer.Option(help="Results in the order of the inputs.")] = False,
-    progress: Annotated[bool | None, typer.Option(help="A progress bar on stderr; by default on a terminal.")] = None,
-    _as_json: Annotated[
-        bool, typer.Option("--json", help="Changes nothing: the output is lines of JSON anyway.")
-    ] = False,
+    retry: Annotated[bool, typer.Option(help="Run an input again if its worker died.")] = False,
+    ordered: Annotated[bool, typer.Option(help="Print results in the order of the inputs.")] = False,
+    progress: Annotated[
+        bool | None, typer.Option(help="Show a progress bar on stderr; on by default if stderr is a terminal.")
+    ] = None,
+    _as_json: Annotated[bool, typer.Option("--json", help="No effect: the output is always lines of JSON.")] = False,
 ) -> None:
-    """Run a tool over many inputs and print a line of JSON for each.
+    """Run a tool over many inputs and print one line of JSON for each.
 
-    A failure of one input, a line that is not JSON too, is part of the output and stops no other. The exit code is 0 when
-    all went well, 1 when any failed, 2 when nothing could be started, 130 after Ctrl-C.
+    A failed input, including a line that is not JSON, has its error in the output and stops no other input. The exit code is 0 if
+    all inputs succeeded, 1 if any failed, 2 if nothing could start, 130 after Ctrl-C.
     """
     given = _templates(param or [])
     done = failed = 0
@@ -68,9 +68,9 @@ def map_command(
             if tool not in specs:
                 fail(f"{adapter} has no tool {tool!r}; it has {', '.join(specs)}", UNUSABLE)
             if specs[tool].streaming:
-                fail(f"{tool!r} gives a stream; map takes tools that give one result", UNUSABLE)
+                fail(f"{tool!r} is a streaming tool; map needs a tool that returns one result", UNUSABLE)
             names: dict[int, str] = {}
-            # Why a line is no input; it fails like any other input that is refused.
+            # The fault of each line that is not a valid input; it fails like any other refused input.
             wrong: dict[int, str] = {}
 
             async def from_lines() -> AsyncIterator[Any]:
@@ -159,7 +159,7 @@ def _only_parameter(schema: dict[str, Any], tool: str) -> dict[str, str]:
 
 
 def _check_constants(templates: dict[str, str], schema: dict[str, Any]) -> None:
-    """What is the same for all files is wrong for all of them."""
+    """Refuse a parameter that is the same for all files and invalid for all of them."""
     for name, template in templates.items():
         if not any(f"{{{field}}}" in template for field in _FIELDS):
             try:
@@ -169,10 +169,10 @@ def _check_constants(templates: dict[str, str], schema: dict[str, Any]) -> None:
 
 
 def _read(name: str, text: str, schema: dict[str, Any]) -> Any:
-    """A parameter's value: the text itself where the tool's schema takes text or says nothing, else what it is as JSON.
+    """Return a parameter's value: the text itself if the tool's schema takes text or says nothing, else its value as JSON.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: The text is not JSON.
     """
     kind = schema.get("properties", {}).get(name, {})
     if _takes_text(kind, schema.get("$defs", {})):
@@ -221,7 +221,7 @@ def _from_files(files: list[Path], templates: dict[str, str]) -> Iterator[tuple[
 
 
 async def _lines() -> AsyncIterator[tuple[int, bytes]]:
-    """The lines of standard input with their numbers. Waiting for one keeps nothing else waiting, and can be cancelled."""
+    """Yield the lines of standard input with their numbers. Waiting blocks no other task, and can be cancelled."""
     import anyio
 
     if sys.stdin is None:
@@ -231,7 +231,7 @@ async def _lines() -> AsyncIterator[tuple[int, bytes]]:
         try:
             await anyio.wait_readable(descriptor)
         except PermissionError:
-            # A file: the kernel has nothing to wait for, and reading it does not block.
+            # Standard input is a file: the kernel has nothing to wait for, and reading does not block.
             await anyio.lowlevel.checkpoint()
         got = os.read(descriptor, 65536)
         *complete, rest = (rest + got).split(b"\n")

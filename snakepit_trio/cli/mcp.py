@@ -1,4 +1,4 @@
-"""``snakepit mcp``: an adapter's tools for agents, over the Model Context Protocol."""
+"""``snakepit mcp``: offer an adapter's tools to agents over the Model Context Protocol."""
 
 from __future__ import annotations
 
@@ -16,34 +16,37 @@ import typer
 
 from .common import UNUSABLE, fail, run
 
-#: The variable that holds the token for HTTP, where one is wanted that stays.
+#: The environment variable that holds a fixed token for HTTP.
 TOKEN = "SNAKEPIT_MCP_TOKEN"
 
 
 def mcp(
     adapter: Annotated[str, typer.Argument(help="module or module:Class")],
-    tools: Annotated[str, typer.Option(help="Only these tools, separated by commas.")] = "",
-    size: Annotated[int | None, typer.Option(help="Workers; the number of cores by default.", min=1)] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds for one call.", min=0.001)] = None,
+    tools: Annotated[str, typer.Option(help="Offer only these tools, separated by commas.")] = "",
+    size: Annotated[int | None, typer.Option(help="The number of workers; by default one per core.", min=1)] = None,
+    timeout: Annotated[float | None, typer.Option(help="Time limit of one call in seconds.", min=0.001)] = None,
     http: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help="Streamable HTTP on a loopback address, in place of standard input and output."
+            metavar="HOST:PORT",
+            help="Serve streamable HTTP on a loopback address instead of standard input and output.",
         ),
     ] = None,
     token_file: Annotated[
         Path | None,
-        typer.Option(help=f"HTTP: file with the token; else ${TOKEN}, else one is made and told on stderr."),
+        typer.Option(
+            help=f"HTTP: the file with the token; by default ${TOKEN}, or else a new token, printed on stderr."
+        ),
     ] = None,
     host_name: Annotated[
-        list[str] | None, typer.Option(help="HTTP: a name that a proxy before it is called by; may be repeated.")
+        list[str] | None, typer.Option(help="HTTP: the host name of a proxy in front of the server; may be repeated.")
     ] = None,
 ) -> None:
-    """Offer an adapter's tools to agents (MCP); each call in a worker process of its own. Needs the extra "mcp"."""
+    """Offer an adapter's tools to agents (MCP); each call runs in a worker process. Needs the extra "mcp"."""
     if importlib.util.find_spec("mcp") is None:
         fail("the extra is missing: pip install 'snakepit-trio[mcp]'", UNUSABLE)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # What tools print is for whoever reads the agent host's log.
+    # Output of tools is logged, for the agent host's log.
     logging.getLogger("snakepit_trio.worker").setLevel(logging.INFO)
     options: dict[str, Any] = {}
     if size is not None:
@@ -53,7 +56,7 @@ def mcp(
     chosen = [name.strip() for name in tools.split(",") if name.strip()]
     if http is None:
         run(lambda: _stdio(adapter, chosen, options))
-    # Slow to import, so it is done before there is an event loop: asyncio's would keep Ctrl-C waiting until the end of it.
+    # The import is slow, so it happens before there is an event loop: asyncio's loop would delay a Ctrl-C until its end.
     importlib.import_module("snakepit_trio.bridge.mcp_http")
     importlib.import_module("snakepit_trio.bridge.mcp")
     token = _token(token_file)

@@ -1,4 +1,4 @@
-"""What ``snakepit diagnose`` measures: real workers, in a runtime of its own, on temporary state."""
+"""The measurements of ``snakepit diagnose``: real workers, in a separate runtime, on temporary state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .words import quantile
 __all__ = ["how_many", "measure"]
 
 TRIVIAL = "snakepit_trio.cli.trivial"
-#: Calls one after another, and callers at once with how many calls each.
+#: Sequential calls; concurrent callers, and calls of each.
 _CALLS, _CALLERS, _EACH = 300, 16, 100
 _CANCELS = 20
 
@@ -38,7 +38,7 @@ async def _pool(adapter: str, size: int) -> AsyncIterator[sp.Pool]:
 
 
 async def measure(adapter: str | None) -> dict[str, Any]:
-    """How many workers fit here and why not more, and how fast calls are. Sizes in bytes, times in seconds."""
+    """Measure the resources of a worker and the speed of calls. Sizes are in bytes, times in seconds."""
     found: dict[str, Any] = {"adapter": adapter or TRIVIAL, "scaling": await _scaling(adapter or TRIVIAL)}
     found["latency"] = await _latency()
     return found
@@ -58,7 +58,7 @@ async def _scaling(adapter: str) -> dict[str, Any]:
             "memory": max(map(_own_memory, workers)),
             "rss": max(process.memory_info().rss for process in workers),
             "descriptors": max(1, -(-(host.num_fds() - fds) // 2)),
-            # What else was started for two more of them is theirs, such as processes of the adapter's own.
+            # Further processes that appeared with two workers belong to them, such as processes that the adapter starts.
             "pids": max(process.num_threads() for process in workers) + max(0, (_descendants(host) - others - 2) // 2),
         }
         machine = hardware.detect()
@@ -79,7 +79,7 @@ async def _scaling(adapter: str) -> dict[str, Any]:
 
 
 def how_many(per_worker: Mapping[str, int], room: Mapping[str, int | None]) -> dict[str, Any]:
-    """How many workers there is room for: of each thing, in all, and which of them is the limit. None in ``room``: no limit."""
+    """Return the number of workers for which there is room: by resource, in all, and the limiting resource. None is no limit."""
     fits = {name: max(0, left // per_worker[name]) for name, left in room.items() if left is not None}
     limit = min(fits, key=lambda name: fits[name]) if fits else None
     return {"fits": fits, "workers": None if limit is None else fits[limit], "limited_by": limit}
@@ -97,7 +97,7 @@ def _memory_room(machine: hardware.Hardware) -> int:
 
 
 def _own_memory(process: psutil.Process) -> int:
-    """What would be free if it were gone: workers of one template share most of their pages."""
+    """Return the memory that would be free without this process; workers of one template share most of their pages."""
     try:
         return int(process.memory_full_info().uss)
     except psutil.AccessDenied:
@@ -109,7 +109,7 @@ def _descendants(process: psutil.Process) -> int:
 
 
 async def _latency() -> dict[str, Any]:
-    """The library's own part in a call: a tool that does nothing."""
+    """Measure the library's own share of a call with a tool that does nothing."""
     async with _pool(TRIVIAL, min(2, os.cpu_count() or 1)) as pool:
         for _ in range(_CALLS // 10):
             await pool.execute("nothing")
@@ -144,7 +144,7 @@ async def _latency() -> dict[str, Any]:
 
 
 async def _cancel(call: Any) -> float:
-    """How long a scope takes to end after it was cancelled."""
+    """Return the time from a cancellation to the end of its scope, in seconds."""
     cancelled = 0.0
     async with anyio.create_task_group() as nursery:
 

@@ -1,4 +1,4 @@
-"""``snakepit new``: an adapter to begin with, its tests and its configuration, which run as they stand."""
+"""``snakepit new``: create an adapter with tests and a configuration, all runnable."""
 
 from __future__ import annotations
 
@@ -93,21 +93,23 @@ timeout = 30.0
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="The adapter's module, a Python name; a directory of that name is made.")],
-    directory: Annotated[Path, typer.Option(help="Where to make it.")] = Path("."),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    name: Annotated[
+        str, typer.Argument(help="The name of the adapter's module and of the new directory, a Python name.")
+    ],
+    directory: Annotated[Path, typer.Option(help="The parent of the new directory.")] = Path("."),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Make a directory with an adapter, its tests and its configuration, which run as they stand.
+    """Create a directory with an adapter, its tests and its configuration. The tests pass as created.
 
-    Nothing that exists is touched.
+    Existing files are never changed.
     """
     if not name.isidentifier() or not name.isascii() or keyword.iskeyword(name) or name.startswith("_"):
         fail(f"{name!r} can't be the name of an adapter: expected a Python name such as my_tools", UNUSABLE)
     if _is_importable(name):
-        fail(f"{name!r} is a module of Python already: choose another name", UNUSABLE)
+        fail(f"{name!r} is already a module of Python: choose another name", UNUSABLE)
     target = directory / name
     if target.exists():
-        fail(f"{target} exists already", FAILED)
+        fail(f"{target} already exists", FAILED)
     words = {
         "@name@": name,
         "@pool@": name[:64],
@@ -117,7 +119,7 @@ def new(
     files = {f"{name}.py": _ADAPTER, f"test_{name}.py": _TEST, "snakepit.toml": _CONFIG}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # Made elsewhere and put in place at once: all of it is there, or none.
+        # The directory is created elsewhere and moved into place, so it exists completely or not at all.
         place = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=directory))
         try:
             place.chmod(0o777 & ~_umask())

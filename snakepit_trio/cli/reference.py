@@ -1,4 +1,4 @@
-"""The page docs/commands.md, made from the commands themselves: ``python -m snakepit_trio.cli.reference``."""
+"""Generate docs/commands.md from the commands: ``python -m snakepit_trio.cli.reference``."""
 
 from __future__ import annotations
 
@@ -13,40 +13,38 @@ _HEAD = """\
 
 <!-- Made by `python -m snakepit_trio.cli.reference > docs/commands.md`; a test compares. -->
 
-What is printed for people is a table or a few lines; `--json` makes it JSON. Text that comes from workers is shown without what a
-terminal would act on. Exit codes: 0 when all went well, 1 when something failed, 2 when the command line or the start is wrong,
-130 after Ctrl-C, 143 after SIGTERM. No command needs a shell, or any program on the `PATH`.
+Commands print tables or a few lines; `--json` prints JSON instead. Control characters in text from workers are escaped. Exit
+codes: 0 for success, 1 if an operation failed, 2 for an invalid command line or a failed start, 130 after Ctrl-C, 143 after
+SIGTERM. No command needs a shell, or any program on the `PATH`.
 
-`status`, `top` and `diagnose --flight` talk to a running runtime over its control socket, a Unix socket in its state directory
-that only its user can open (`control=False` in `RuntimeConfig` leaves it out). No answer holds arguments, results,
-environments or tokens.
+`status`, `top` and `diagnose --flight` use a running runtime's control socket, a Unix socket in its state directory that only its
+user can open (`control=False` in `RuntimeConfig` disables it). No answer contains arguments, results, environments or tokens.
 """
-#: What the commands do not say themselves.
+#: Notes for the page, beyond the commands' own help.
 _NOTES = {
     "top": (
-        "The arrows choose a worker; `d` drains it (no new calls, and it waits until the worker holds none), "
-        "`c` and `u` cordon and uncordon it, `r` restarts it once another is ready in its place, `k` kills "
-        "it; each after a question. While it runs, the runtime makes an event of each request, which costs it "
-        "a little."
+        "The arrow keys choose a worker. `d` drains it (stop giving it calls, and wait for its calls to end), `c` and `u` "
+        "cordon and uncordon it, `r` starts a replacement and then drains it, `k` kills it; each key asks for confirmation. "
+        "While the screen is open, the runtime emits events for each request, which costs it a little."
     ),
     "doctor": (
-        "The state directory stays as it is, byte for byte; an adapter's worker is started on temporary "
-        "state. Each check says `ok`, `WARN` or `FAIL`, and below it what to do."
+        "The state directory is not changed; an adapter's worker is started on temporary state. Each check prints `ok`, "
+        "`WARN` or `FAIL`, followed by advice."
     ),
     "diagnose": (
-        "`--flight` fetches the last events, and how every request, worker and slot of a running runtime "
-        "stands, without arguments, results or secrets."
+        "`--flight` fetches the last events and the state of every request, worker and slot of a running runtime, without "
+        "arguments, results or secrets."
     ),
-    "new": "A directory `NAME` with an adapter `NAME.py`, its tests `test_NAME.py`, and a `snakepit.toml`.",
+    "new": "The directory `NAME` contains the adapter `NAME.py`, its tests `test_NAME.py`, and a `snakepit.toml`.",
     "status": (
-        "A run that is alive and does not answer is shown as such. `--tree` adds every task of the runtime, "
-        "under the task that has opened its nursery."
+        "A live run that does not answer is shown as `silent`. `--tree` adds every task of the runtime, below the task that "
+        "opened its nursery."
     ),
 }
 
 
 def document() -> str:
-    """The page, as Markdown."""
+    """Return the page as Markdown."""
     import typer.main
 
     from . import build

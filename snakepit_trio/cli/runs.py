@@ -1,4 +1,4 @@
-"""Finding the running runtimes of this user, for the commands that talk to them."""
+"""Find the running runtimes of this user."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .common import FAILED, fail
 
 __all__ = ["Found", "choose", "find", "look", "own_state_directory"]
 
-#: How long a runtime may take for an answer, in seconds: its event loop may be busy.
+#: Seconds. The time that a runtime may take to answer; its event loop may be busy.
 _PATIENCE = 5.0
 
 
 @attrs.frozen
 class Found:
-    """A run, and what it says of itself.
+    """A run, and its answer.
 
     Attributes:
-        entry: What its lock file says; see :class:`snakepit_trio.supervision.runs.RunEntry`.
-        status: Its answer; None when there is none.
-        problem: Why there is none.
+        entry: The content of its lock file; see :class:`snakepit_trio.supervision.runs.RunEntry`.
+        status: The runtime's status; None if it did not answer.
+        problem: The reason for a missing answer.
     """
 
     entry: Any
@@ -31,14 +31,14 @@ class Found:
 
     @property
     def state(self) -> str:
-        """``"running"``, ``"silent"`` (alive without an answer) or ``"stale"`` (its host was killed)."""
+        """``"running"``, ``"silent"`` (alive, no answer) or ``"stale"`` (its host was killed)."""
         if not self.entry.alive:
             return "stale"
         return "running" if self.status is not None else "silent"
 
 
 def own_state_directory(state_dir: str | None) -> Path:
-    """The state directory. Exits where there is none to be had, or it is somebody else's: nothing in it can be relied on."""
+    """Return the state directory. Exits if there is none, or if it belongs to another user and can't be trusted."""
     from snakepit_trio.errors import ConfigError
     from snakepit_trio.supervision.state_directory import find_fault, state_directory
 
@@ -53,7 +53,7 @@ def own_state_directory(state_dir: str | None) -> Path:
 
 
 def find(state_dir: str | None, run: str | None = None) -> tuple[Path, list[Any]]:
-    """The state directory and its runs; with ``run``, those whose ids begin so. Looks, and changes nothing."""
+    """Return the state directory and its runs, or those whose ids begin with ``run``. Changes nothing."""
     from snakepit_trio.supervision.runs import list_runs
 
     directory = own_state_directory(state_dir)
@@ -66,19 +66,19 @@ def find(state_dir: str | None, run: str | None = None) -> tuple[Path, list[Any]
 
 
 def choose(state_dir: str | None, run: str | None) -> Any:
-    """The one live run that is meant; without ``run`` there must be only one."""
+    """Return the one live run whose id begins with ``run``; without ``run`` exactly one run must be alive."""
     directory, entries = find(state_dir, run)
     alive = [entry for entry in entries if entry.alive]
     if not alive:
         fail(f"no runtime is running (state directory {directory})", FAILED)
     if len(alive) > 1:
         names = ", ".join(f"{entry.run_id} ({entry.program}, pid {entry.pid})" for entry in alive)
-        fail(f"there are {len(alive)} runtimes: {names}; say which with --run", FAILED)
+        fail(f"there are {len(alive)} runtimes: {names}; choose one with --run", FAILED)
     return alive[0]
 
 
 async def look(entries: list[Any], *, tree: bool = False) -> list[Found]:
-    """Ask each live one for its status, all at once."""
+    """Ask all live runs for their status, concurrently."""
     import anyio
 
     found: dict[str, Found] = {}

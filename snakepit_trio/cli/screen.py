@@ -1,4 +1,4 @@
-"""The screen of ``snakepit top``, made with Textual; it knows of the runtime what the control socket tells."""
+"""The screen of ``snakepit top``, made with Textual. All data comes over the control socket."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Screen", "spark"]
 _BARS = "▁▂▃▄▅▆▇█"
 #: Samples in a sparkline.
 _SAMPLES = 16
-#: What is shown of the events: those of single requests would be too many.
+#: The events that are shown; events of single requests would be too many.
 _EVENTS = ("worker.", "slot.", "pool.", "queue.", "circuit.", "recorder.")
-#: How long an action may take before the screen says so, in seconds.
+#: Seconds. After this time the screen reports that an action is taking long.
 _ACTION = 120.0
 _STYLES = {
     "ready": "green", "busy": "cyan", "starting": "yellow", "draining": "yellow", "spare": "blue", "failed": "bold red",
@@ -37,7 +37,7 @@ _STYLES = {
 
 
 def spark(values: Sequence[float | None]) -> str:
-    """A row of bars, the greatest value at full height; a blank where there is no value."""
+    """Return a row of bars, scaled to the greatest value; a blank for a missing value."""
     known = [value for value in values if value is not None]
     most = max(known, default=0.0)
     return "".join(
@@ -46,7 +46,7 @@ def spark(values: Sequence[float | None]) -> str:
 
 
 class Confirm(ModalScreen[bool]):
-    """Asks before something is done to a worker."""
+    """A question before an action on a worker."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y,enter", "answer(True)", "yes"),
@@ -70,7 +70,7 @@ class Screen(App[int]):
 
     Args:
         path: The runtime's control socket.
-        interval: Seconds between two looks.
+        interval: Seconds between two updates.
     """
 
     TITLE = "snakepit top"
@@ -99,7 +99,7 @@ class Screen(App[int]):
         self._latencies: dict[str, deque[float | None]] = {}
         self._queues: dict[str, deque[float | None]] = {}
         self._done: dict[str, tuple[float, int]] = {}
-        #: Looks that were made; a test waits for them.
+        #: The number of updates; a test waits for them.
         self.looks: int = 0
 
     def compose(self) -> ComposeResult:
@@ -137,7 +137,7 @@ class Screen(App[int]):
                 while True:
                     status = await client.ask("status", window=max(2.0, 2 * self._interval))
                     if not self.is_running:
-                        return  # Its widgets are being taken down.
+                        return  # Its widgets are being removed.
                     self._show(status)
                     self.looks += 1
                     await anyio.sleep(self._interval)
@@ -151,7 +151,7 @@ class Screen(App[int]):
                 async for line in client.events(*_EVENTS):
                     log.write(_event(line["event"]))
         except SnakepitError:
-            return  # The other connection says so.
+            return  # The other connection reports that.
 
     def _show(self, status: dict[str, Any]) -> None:
         versions = status["versions"]
@@ -196,7 +196,7 @@ class Screen(App[int]):
         )  # fmt: skip
 
     def _show_workers(self, pools: list[dict[str, Any]]) -> None:
-        """Change what has changed, so that the cursor stays on its worker."""
+        """Update only changed rows, so that the cursor stays on its worker."""
         table = self._table("workers")
         now = time.time()
         present = set()
@@ -228,7 +228,7 @@ class Screen(App[int]):
     # ---- what the user does --------------------------------------------------------------------------
 
     def action_ask(self, op: str) -> None:
-        """Ask whether to do this to the selected worker, and do it."""
+        """Ask for confirmation, then run this action on the selected worker."""
         table = self._table("workers")
         if not table.row_count:
             return

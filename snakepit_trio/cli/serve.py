@@ -1,4 +1,4 @@
-"""``snakepit serve``: a runtime with a bridge, from a configuration file, until a signal ends it."""
+"""``snakepit serve``: run a runtime with a bridge from a configuration file until a signal."""
 
 from __future__ import annotations
 
@@ -23,18 +23,22 @@ def serve(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file; by default snakepit.toml or pyproject.toml in this directory.")
     ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="unix:PATH or tcp:HOST:PORT, in the place of what the file says.")
-    ] = None,
+    address: Annotated[str | None, typer.Option(help="unix:PATH or tcp:HOST:PORT; overrides the file.")] = None,
     token_file: Annotated[
-        Path | None, typer.Option(help="Where the token is, or is written (0600); by default in the state directory.")
+        Path | None,
+        typer.Option(
+            help="The file to read the token from, or to write it to (0600); by default in the state directory."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of JSON when it serves.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of JSON once the server is ready.")] = False,
 ) -> None:
     """Serve a runtime's pools to gRPC clients, until SIGINT or SIGTERM.
 
-    Prints where it listens and where the token is; the token itself is never printed. A signal ends it in order: running
-    calls may end within each pool's stop_grace. The exit code is 130 after SIGINT, 143 after SIGTERM, 2 when it can't start.
+    The command prints its address and the file that holds the token; the token itself is never printed. A signal closes
+    the
+    runtime in order: running calls have stop_grace seconds of their pool to end. The exit code is 130 after SIGINT, 143
+    after
+    SIGTERM, 2 if the server can't start.
     """
     import attrs
 
@@ -73,7 +77,7 @@ def serve(
 
 @contextmanager
 def _token_place(runtime: Runtime) -> Iterator[str | None]:
-    """The file that holds the token; one that is made here goes with the run. None: whoever wrote the configuration has it."""
+    """Yield the file that holds the token; a file made here is removed with the run. None: the token is in the configuration."""
     from snakepit_trio.errors import ConfigError
     from snakepit_trio.supervision.state_directory import private_directory, state_directory
 
@@ -88,7 +92,7 @@ def _token_place(runtime: Runtime) -> Iterator[str | None]:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except OSError as exc:
         raise ConfigError(
-            f"the token can't be written to {path}: {exc.strerror}; give --token-file",
+            f"the token can't be written to {path}: {exc.strerror}; choose another file with --token-file",
             details={"key": "token_file", "expected": "a path that can be written"},
         ) from None
     try:

@@ -1,4 +1,4 @@
-"""``snakepit status``: what the runtimes of this user are doing."""
+"""``snakepit status``: show the runtimes of this user."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ __all__ = ["count", "state_of", "status"]
 
 
 def status(
-    tree: Annotated[bool, typer.Option("--tree", help="Nurseries, workers and requests as a tree.")] = False,
-    run_id: Annotated[str | None, typer.Option("--run", help="Only this run; the beginning of its id will do.")] = None,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Show nurseries, workers and requests as a tree.")] = False,
+    run_id: Annotated[
+        str | None, typer.Option("--run", help="Show only this run: its id, or the beginning of it.")
+    ] = None,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show every running runtime of this user: its pools, workers and requests.
 
-    Only looks: nothing is opened for writing. A stale run is one whose host was killed; the next run clears it away, or
-    "snakepit cleanup" does.
+    Nothing is changed. A stale run is one whose host was killed; the next run, or "snakepit cleanup", removes what is left of it.
     """
     from .runs import find, look
 
@@ -76,7 +77,7 @@ def _title(status: dict[str, Any]) -> str:
 
 
 def count(number: int | None, what: str) -> str:
-    """So many of something: ``"1 session"``, ``"2 sessions"``."""
+    """Return a number with its noun: ``"1 session"``, ``"2 sessions"``."""
     return f"? {what}s" if number is None else f"{number} {what}{'' if number == 1 else 's'}"
 
 
@@ -85,7 +86,7 @@ def _table(*columns: str) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1, 0, 0))
     for column in columns:
-        # Names fold where there is little room; numbers, ids and headings that are broken could not be read.
+        # Names wrap if there is little room; wrapped numbers, ids and headings would be unreadable.
         folds = column.startswith("~")
         table.add_column(
             column.lstrip(">~"), justify="right" if column.startswith(">") else "left", overflow="fold" if folds else "ellipsis",
@@ -129,7 +130,7 @@ def _show(console: Any, status: dict[str, Any]) -> None:
 
 
 def state_of(worker: dict[str, Any]) -> str:
-    """A worker's state for people: what is wrong with it too."""
+    """Return a worker's state as text, with its fault if there is one."""
     return cell(worker["state"]) + (", tainted" if worker["tainted"] else "")
 
 

@@ -1,4 +1,4 @@
-"""``snakepit tools``: what an adapter offers."""
+"""``snakepit tools``: list an adapter's tools."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from .common import run, terminal, to_json
 
 def tools(
     adapter: Annotated[str, typer.Argument(help="module or module:Class")],
-    as_json: Annotated[bool, typer.Option("--json", help="With the JSON Schemas of parameters and results.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON, with the schemas of parameters and results.")
+    ] = False,
 ) -> None:
     """List an adapter's tools, as a worker sees them."""
 
@@ -60,7 +62,7 @@ def _signature(schema: dict[str, Any]) -> str:
 
 
 def type_words(schema: dict[str, Any]) -> str:
-    """A JSON Schema's type in a word or a few."""
+    """Return a JSON Schema's type in a few words."""
     if "$ref" in schema:
         return str(schema["$ref"]).rpartition("/")[2]
     if "anyOf" in schema:

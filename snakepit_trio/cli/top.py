@@ -1,4 +1,4 @@
-"""``snakepit top``: a running runtime on a screen that keeps up with it."""
+"""``snakepit top``: show a running runtime on an updating screen."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["top"]
 
 
 def top(
-    run_id: Annotated[str | None, typer.Option("--run", help="Which run; the beginning of its id will do.")] = None,
-    interval: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.1)] = 1.0,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One look, as `status --json` prints it.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run's id, or the beginning of it.")] = None,
+    interval: Annotated[float, typer.Option(help="Seconds between two updates.", min=0.1)] = 1.0,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one snapshot, as `status --json` does.")] = False,
 ) -> None:
-    """Watch a runtime: its pools, workers, queue, latencies and events; drain, restart or kill a worker by a key.
+    """Watch a runtime: its pools, workers, queue, latencies and events. Keys drain, restart or kill a worker.
 
     The screen needs the extra "top": pip install "snakepit-trio[top]".
     """

@@ -1,4 +1,4 @@
-"""The adapter that ``snakepit diagnose`` measures with when no other is named."""
+"""The adapter that ``snakepit diagnose`` measures by default."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ import snakepit_trio as sp
 
 @sp.tool(idempotent=True)
 def nothing(text: str = "") -> str:
-    """Give back what was given."""
+    """Return the argument."""
     return text

@@ -1,4 +1,4 @@
-"""Numbers and text as a terminal shows them."""
+"""Numbers and text for a terminal."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["cell", "duration", "quantile", "size"]
 
 
 def cell(value: Any) -> str:
-    """Text for one line of a table: nothing that a terminal would act on, no line ends."""
+    """Return text for one cell of a table, without line ends and control characters."""
     return "" if value is None else " ".join(printable(str(value)).split())
 
 
 def duration(seconds: float | None) -> str:
-    """A span of time in the unit that fits: ``"1.2 ms"``, ``"3.0 s"``, ``"5 min"``."""
+    """Return a duration in a fitting unit: ``"1.2 ms"``, ``"3.0 s"``, ``"5 min"``."""
     if seconds is None:
         return "-"
     if seconds < 0:
         return f"-{duration(-seconds)}"
-    # The bounds are where the shorter unit would round up to the longer one.
+    # At these bounds the shorter unit would round up to the longer one.
     if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} us"
     if seconds < 0.99995:
@@ -35,7 +35,7 @@ def duration(seconds: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """A number of bytes: ``"12.3 MiB"``."""
+    """Return a number of bytes with a unit: ``"12.3 MiB"``."""
     if count is None:
         return "-"
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -46,5 +46,5 @@ def size(count: float | None) -> str:
 
 
 def quantile(values: Sequence[float], part: float) -> float:
-    """The smallest of these values, which are sorted, that at least this part of them does not exceed."""
+    """Return the smallest of the sorted values that is at least as great as this fraction of them."""
     return values[max(0, math.ceil(len(values) * part) - 1)]

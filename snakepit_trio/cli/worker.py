@@ -1,4 +1,4 @@
-"""``snakepit worker`` and ``snakepit resize``: what an operator does to a running runtime."""
+"""``snakepit worker`` and ``snakepit resize``: actions of an operator on a running runtime."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["resize", "worker"]
 
 
 class Action(StrEnum):
-    """What can be done to one worker."""
+    """An action on one worker."""
 
     drain = "drain"
     cordon = "cordon"
@@ -27,21 +27,22 @@ def worker(
     action: Annotated[
         Action,
         typer.Argument(
-            help="cordon: no more calls; uncordon: calls again; drain: cordon, and wait until it holds none; restart: a new one "
-            "takes its place, then it drains; kill: at once, with the calls that it holds."
+            help="cordon: stop giving it calls; uncordon: give it calls again; drain: cordon, and wait for its calls to end; "
+            "restart: start a replacement, then drain; kill: end it at once, with its calls."
         ),
     ],
     worker_id: Annotated[
-        str, typer.Argument(metavar="WORKER", help="Its id, as `snakepit status` shows it; the beginning will do.")
+        str,
+        typer.Argument(metavar="WORKER", help="The worker's id as `snakepit status` shows it, or the beginning of it."),
     ],
-    run_id: Annotated[str | None, typer.Option("--run", help="Of this run; the beginning of its id will do.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to be done.", min=0.001)] = 60.0,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run's id, or the beginning of it.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the end of the action.", min=0.001)] = 60.0,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Drain, cordon, restart or kill one worker of a running runtime.
 
-    A restart that takes longer than --timeout goes on all the same.
+    A restart that takes longer than --timeout continues nevertheless.
     """
 
     async def act(client: Any) -> dict[str, Any]:
@@ -50,11 +51,11 @@ def worker(
             known["id"] for pool in status["pools"] for known in pool["workers"] if known["id"].startswith(worker_id)
         ]
         if len(found) != 1:
-            fail(f"{len(found) or 'no'} workers have an id that begins with {worker_id!r}", FAILED)
+            fail(f"{len(found) or 'no'} workers have an id beginning with {worker_id!r}", FAILED)
         more = {"timeout_seconds": timeout} if action is Action.drain else {}
         answer: dict[str, Any] = await client.ask(action.value, timeout=timeout + 5.0, worker=found[0], **more)
         if answer.get("replaced") is False:
-            fail(f"worker {found[0]} goes on: no new one could take its place", FAILED)
+            fail(f"worker {found[0]} continues: its replacement could not start", FAILED)
         return answer
 
     _act(
@@ -67,16 +68,16 @@ def worker(
 
 
 def resize(
-    size: Annotated[int, typer.Argument(help="How many workers the pool is to have.", min=1)],
+    size: Annotated[int, typer.Argument(help="The wanted number of workers.", min=1)],
     pool: Annotated[str, typer.Option(help="The pool's name.")] = "default",
-    run_id: Annotated[str | None, typer.Option("--run", help="Of this run; the beginning of its id will do.")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds to wait for it to be done.", min=0.001)] = 60.0,
-    state_dir: Annotated[str | None, typer.Option(help="Where runs are registered.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run's id, or the beginning of it.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for the end of the action.", min=0.001)] = 60.0,
+    state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Change how many workers a pool of a running runtime has; returns when the new ones are ready and the others gone.
+    """Change the number of workers of a pool; returns when new workers are ready and surplus ones have ended.
 
-    What takes longer than --timeout goes on all the same.
+    A change that takes longer than --timeout continues nevertheless.
     """
 
     async def act(client: Any) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_it_runs_as_generated(tmp_path: Path) -> None:
     assert "8 passed" in tests.stdout
     again = run(tmp_path, "snakepit_trio", "new", "my_tools")
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 @pytest.mark.parametrize("name", ["my-tools", "1st", "class", "../up", "json", "_private", "naïve", ""])

@@ -216,7 +216,7 @@ def test_a_new_adapter(tmp_path: Path) -> None:
     assert "class MyTools(sp.Adapter)" in texts and "SNAKEPIT_POOLS__MY_TOOLS__SIZE" in texts
     assert not [word for word in ("@name@", "@pool@", "@POOL@", "@Class@") if word in texts]
     result = ran("new", "my_tools", "--directory", str(tmp_path / "below"))
-    assert result.exit_code == 1 and "exists already" in result.stderr
+    assert result.exit_code == 1 and "already exists" in result.stderr
     for name in ("1a", "a-b", "class", "_a", "\u00e9", "json", "snakepit_trio", ""):
         assert ran("new", name, "--directory", str(tmp_path)).exit_code == 2
     (tmp_path / "file").touch()
@@ -257,7 +257,7 @@ def test_what_an_operator_does_to_a_worker(asked: list[Any]) -> None:
     assert json.loads(result.stdout)["worker"] == "ac-2"
     assert asked[-1] == ("cordon", {"timeout": 65.0, "worker": "ac-2"})
     result = ran("worker", "restart", "b")
-    assert result.exit_code == 1 and "goes on: no new one could take its place" in result.stderr
+    assert result.exit_code == 1 and "continues: its replacement could not start" in result.stderr
     for beginning, said in (("a", "2 workers have an id"), ("x", "no workers have an id")):
         result = ran("worker", "kill", beginning)
         assert result.exit_code == 1 and said in result.stderr and asked[-1][0] == "status"

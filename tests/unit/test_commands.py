@@ -75,7 +75,7 @@ def test_which_is_not_clear(here: list[RunEntry], tmp_path: Path, capsys: pytest
     assert refusal(capsys, None, None) == (1, nothing)
     assert refusal(capsys, None, "dead") == (1, nothing)
     here += [ONE, TWO]
-    several = "snakepit: there are 2 runtimes: abc123 (one.py, pid 11), abd456 (two.py, pid 12); say which with --run"
+    several = "snakepit: there are 2 runtimes: abc123 (one.py, pid 11), abd456 (two.py, pid 12); choose one with --run"
     assert refusal(capsys, None, None) == refusal(capsys, None, "ab") == (1, several)
     assert refusal(capsys, None, "x") == (1, f"snakepit: there is no run 'x' in {tmp_path}")
 
