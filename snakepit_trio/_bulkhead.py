@@ -1,10 +1,10 @@
-"""Where an exception stops that nobody expected: it ends the one thing on whose behalf the code ran, and nothing else.
+"""Boundaries that stop unexpected exceptions, so that an exception ends only the thing for which the code ran.
 
-A runtime has one :class:`InternalErrors`. Each task that it puts into a shared nursery, and each callback that it calls for a
-peer, a worker, a request or an observer, runs behind one of its boundaries; docs/architecture.md draws them. An ``Exception``
-that reaches a boundary is reported (logged with its traceback, counted, told as the event ``runtime.internal_error``), and
-the owner of the boundary ends what it stands for. What is no ``Exception`` passes: a cancellation, and KeyboardInterrupt and
-SystemExit of the application.
+A runtime has one :class:`InternalErrors`. Each of its tasks in a shared nursery, and each callback that it calls for a
+peer, a worker, a request or an observer, runs behind a boundary; docs/architecture.md lists them. An ``Exception`` at a
+boundary is reported (logged with its traceback, counted, emitted as the event ``runtime.internal_error``), and the
+boundary's owner ends the thing that it protects. Cancellations, and the application's KeyboardInterrupt and SystemExit,
+pass.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _log = logging.getLogger("snakepit_trio.internal")
 
-#: Seconds before a service that has failed runs again; doubled with each failure in a row, up to the other.
+#: Seconds before a failed service runs again; the pause doubles with each consecutive failure, up to the longest.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.1, 30.0
-#: So many places at which observers have failed are remembered as logged already.
+#: The number of places with failing observers that are remembered as already logged.
 _MOST_PLACES = 256
 
 
 def internal_error(exc: BaseException, what: str = "request") -> SnakepitError:
-    """What the caller of a request gets that an unexpected exception has ended; the exception is its cause.
+    """Return the error of a request that an unexpected exception has ended, with the exception as its cause.
 
-    The text of the exception stays out of it: it may hold anything, and may travel to a client of the bridge.
+    The error does not contain the exception's text, which may hold anything, because it may be sent to a client of the
+    bridge.
     """
     error = SnakepitError(
         f"an internal error of snakepit_trio ({bare_name(exc)}) ended the {what}; its traceback is in the log",
@@ -56,13 +57,13 @@ class InternalErrors:
     """The unexpected exceptions of one runtime.
 
     Args:
-        emit: Tells the runtime's subscribers; ``emit(name, measurements, **metadata)``.
+        emit: Emits an event: ``emit(name, measurements, **metadata)``.
 
     Attributes:
-        counts: How many there were, by what they ended.
+        counts: The number of exceptions, by what they ended.
     """
 
-    #: Set by tests: called with each exception, and what it ended.
+    #: Set by tests: called with each exception and with what it ended.
     check: ClassVar[Callable[[BaseException, str], None] | None] = None
 
     def __init__(self, emit: Callable[..., object] | None = None) -> None:
@@ -75,12 +76,13 @@ class InternalErrors:
         return f"<InternalErrors {self.counts}>"
 
     def report(self, exc: BaseException, ended: str, **who: Any) -> None:
-        """Log, count and tell an exception. Never raises.
+        """Log, count and emit an exception. Never raises.
 
         Args:
-            ended: What ends by it: ``"request"``, ``"worker"``, ``"connection"``, ``"host_call"``, ``"operation"``, ``"service"``
-                (it runs again after a pause), or ``"observer"`` (nothing ends; each place is logged once).
-            who: What is known of it: ``pool``, ``worker_id``, ``request_id``.
+            ended: What the exception ends: ``"request"``, ``"worker"``, ``"connection"``, ``"host_call"``,
+                ``"operation"``, ``"service"`` (runs again after a pause), or ``"observer"`` (ends nothing; logged once
+                per place).
+            who: The affected object, as far as known: ``pool``, ``worker_id``, ``request_id``.
         """
         self.counts[ended] = self.counts.get(ended, 0) + 1
         try:
@@ -107,20 +109,23 @@ class InternalErrors:
             _log.error("an internal error could not be reported: %s", bare_name(exc))
 
     def caller(self, exc: Exception, what: str = "request") -> SnakepitError:
-        """Report an exception that has ended a caller's own request, and give the error that the caller gets for it."""
+        """Report an exception that ended a caller's own request, and return the error for the caller."""
         self.report(exc, "request")
         return internal_error(exc, what)
 
     def block(self, inner: AbstractAsyncContextManager[T], what: str) -> AbstractAsyncContextManager[T]:
-        """A context manager for callers: it raises what the block raises, and SnakepitErrors for whatever else goes wrong."""
+        """Wrap a caller's context manager: exceptions of the block pass, and any other unexpected exception becomes a
+        SnakepitError.
+        """
         return _Block(self, inner, what)
 
     def bulkhead(self, ended: str, on_error: Callable[[Exception], object] | None = None, /, **who: Any) -> Bulkhead:
-        """A boundary: a context manager that reports an unexpected exception, and does not let it pass.
+        """Return a boundary: a context manager that reports an unexpected exception and suppresses it.
 
         Args:
             ended: As in :meth:`report`.
-            on_error: Called then, to end what the boundary stands for. What it raises itself is reported as well.
+            on_error: Called after the report, to end what the boundary protects. An exception of this function is reported
+                as well.
             who: As in :meth:`report`.
         """
         return Bulkhead(self, ended, on_error, who)
@@ -134,7 +139,7 @@ class InternalErrors:
         on_error: Callable[[Exception], object] | None = None,
         **who: Any,
     ) -> None:
-        """Start a task behind a boundary, in a nursery that others share.
+        """Start a task behind a boundary, in a shared nursery.
 
         Args:
             ended, who: As in :meth:`report`.
@@ -146,14 +151,17 @@ class InternalErrors:
     def keep(
         self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: Any, **who: Any
     ) -> None:
-        """Start a service that lives as long as its nursery; when it fails it runs again, after a pause that grows to half a
-        minute."""
+        """Start a service that lives as long as its nursery. After a failure it runs again, after a pause that grows to 30
+        seconds.
+        """
         nursery.start_soon(functools.partial(self._keep, function, *args, who=who), name=_name(function))
 
     async def serve(
         self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: Any
     ) -> object:
-        """``nursery.start`` a service: what it raises before it has started is raised here; later failures end it alone."""
+        """Start a service with ``nursery.start``. An exception before it has started is raised here; a later one ends only
+        the service.
+        """
         return await nursery.start(functools.partial(self._serve, function, *args), name=_name(function))
 
     @protected
@@ -165,7 +173,7 @@ class InternalErrors:
         on_error: Callable[[Exception], object] | None,
         who: dict[str, Any],
     ) -> None:
-        # Nothing of ours but this function itself is outside of the boundary.
+        # Only this function itself is outside the boundary.
         try:
             await function(*args)
         except (Exception, BaseExceptionGroup) as exc:
@@ -214,8 +222,11 @@ class _HasErrors(Protocol):
 
 
 def operation(method: F) -> F:
-    """Mark a public method, plain or a coroutine's, of an object with ``_errors``, that runs in its caller's task: what it raises
-    unexpectedly, the caller gets as a SnakepitError."""
+    """Decorate a public method that runs in its caller's task, sync or async: an unexpected exception becomes a
+    SnakepitError.
+
+    The method's object must have ``_errors``, an :class:`InternalErrors`.
+    """
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
@@ -246,10 +257,10 @@ def operation(method: F) -> F:
 
 
 def block(what: str) -> Callable[[F], F]:
-    """The same for a method that gives a context manager: see :meth:`InternalErrors.block`.
+    """Decorate a method that returns a context manager, as :func:`operation`; see :meth:`InternalErrors.block`.
 
     Args:
-        what: What ends by it, in the error's text.
+        what: The name of the block in the error's text.
     """
 
     def mark(method: F) -> F:
@@ -265,7 +276,7 @@ def block(what: str) -> Callable[[F], F]:
 
 
 class _Block(AbstractAsyncContextManager[T]):
-    """A block of a caller's: what goes wrong on entering and on leaving it, the caller gets as a SnakepitError."""
+    """A caller's block: unexpected exceptions on entering and leaving it become SnakepitErrors."""
 
     __slots__ = ("_errors", "_inner", "_what")
 
@@ -293,11 +304,11 @@ class _Block(AbstractAsyncContextManager[T]):
             raise
         except Exception as raised:
             if raised is exc:
-                raise  # The block's own.
+                raise  # The block's own exception.
             pass_interrupt(raised, exc and exc.__context__)
             raise self._errors.caller(raised, self._what) from raised
         except BaseExceptionGroup as raised:
-            # The caller is cancelled: that is what it gets, and not what has failed in the middle of it.
+            # The caller is cancelled and must see the cancellation, not a failure during it.
             unexpected, rest = raised.split(Exception)
             if raised is exc or unexpected is None or rest is None:
                 raise
@@ -306,7 +317,7 @@ class _Block(AbstractAsyncContextManager[T]):
 
 
 class _Started:
-    """Notes whether a task has said that it has started."""
+    """Records whether a task has reported that it has started."""
 
     def __init__(self, status: anyio.abc.TaskStatus[Any]) -> None:
         self.told = False
@@ -321,7 +332,7 @@ class Bulkhead:
     """One boundary, used once. See :meth:`InternalErrors.bulkhead`.
 
     Attributes:
-        failed: An exception was stopped here.
+        failed: Whether an exception was stopped here.
     """
 
     __slots__ = ("_ended", "_errors", "_on_error", "_who", "failed")
@@ -348,12 +359,12 @@ class Bulkhead:
         return exc is not None and self.stop(exc)
 
     def stop(self, exc: BaseException) -> bool:
-        """Report an exception, if it is one that is to be stopped here; whether it is."""
+        """Report an exception if this boundary stops it, and return whether it does."""
         rest: BaseException | None = None
         if isinstance(exc, Exception):
             unexpected: Exception | None = exc
         elif isinstance(exc, BaseExceptionGroup):
-            # A nursery's own: a failure together with the cancellation that it, or somebody else, has brought about.
+            # A group from a nursery: a failure together with the cancellation that it, or another cause, has triggered.
             unexpected, rest = exc.split(Exception)
         else:
             return False
@@ -372,13 +383,13 @@ class Bulkhead:
 
 
 def _pass_interrupt_of_task(exc: BaseException) -> None:
-    """An interrupt that struck a task of the library's own, and broke what was under way there, is the application's."""
+    """Raise the application's interrupt if it struck a task of the library and broke its work."""
     if isinstance(exc, Exception):
         pass_interrupt(exc, None)
 
 
 def _where(exc: BaseException) -> tuple[str, int]:
-    """The innermost function of this library that an exception has come through, and its line."""
+    """Return the innermost function of this library in an exception's traceback, and its line."""
     while isinstance(exc, BaseExceptionGroup) and exc.exceptions:
         exc = exc.exceptions[0]
     found = ("?", 0)
@@ -393,5 +404,5 @@ def _where(exc: BaseException) -> tuple[str, int]:
 
 
 def _name(function: Callable[..., object]) -> str:
-    """What a task is called that runs a function, as event loops would call it."""
+    """Return the name that an event loop gives to a task running this function."""
     return f"{function.__module__}.{function.__qualname__}"

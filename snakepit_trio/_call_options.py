@@ -1,4 +1,4 @@
-"""What a caller may say of a call, to a pool here or to one elsewhere, and what takes calls."""
+"""The options of a call, and the protocol of objects that accept calls: pools, sessions and clients."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-#: Metadata of one request: how many entries, and how many characters in all.
+#: The largest number of metadata entries of a request; below, the largest number of characters in all.
 METADATA_ENTRIES = 64
 METADATA_SIZE = 8192
-#: As far as the wire carries it.
+#: The range that the wire can represent.
 _MOST_PRIORITY = (1 << 31) - 1
 
 
@@ -43,17 +43,17 @@ class Unset:
         return "the pool's own"
 
 
-#: Stands for a limit that the caller did not give; the pool's configuration then decides.
+#: An option that the caller did not give; the pool's configuration decides.
 UNSET: Final = Unset()
 
 
 class StreamKeywords(TypedDict, total=False):
     """The options of :meth:`snakepit_trio.Pool.stream`.
 
-    timeout: Seconds for the whole stream, waiting for a worker included; None for no limit. By default the pool's
-        ``stream_timeout``. The caller's own scope counts too.
-    priority: Greater goes first; 0 by default.
-    metadata: Text that the tool finds in ``ctx.metadata``.
+    timeout: Seconds for the whole stream, including the wait for a worker; None for no limit. The default is the pool's
+        ``stream_timeout``. The caller's own scope applies too.
+    priority: Requests of greater priority go first; the default is 0.
+    metadata: Strings that the tool finds in ``ctx.metadata``.
     """
 
     timeout: float | Unset | None
@@ -62,27 +62,28 @@ class StreamKeywords(TypedDict, total=False):
 
 
 class CallKeywords(StreamKeywords, total=False):
-    """The options of :meth:`snakepit_trio.Pool.execute`: those of a stream, and one more. ``timeout`` is the pool's by default.
+    """The options of :meth:`snakepit_trio.Pool.execute`: those of a stream, with the pool's ``timeout`` as default, and one
+    more.
 
-    idempotent: The call may run again when a worker dies under it; None means what the tool says of itself.
+    idempotent: The call may run again if its worker dies. None: the tool's own declaration decides.
     """
 
     idempotent: bool | None
 
 
 class _UnknownOption(InvalidParameter, TypeError):
-    """A keyword that is no option of a call: for Python a TypeError, as any unexpected keyword argument."""
+    """An unknown option of a call; also a TypeError, like any unexpected keyword argument."""
 
 
 class CallOptions:
-    """The options of one call, checked: made once, where the call enters, and carried whole to its end. Not changed after that.
+    """The checked options of one call. They are created once, where the call enters, and passed on unchanged to its end.
 
     Attributes:
         timeout: Seconds; None for no limit, :data:`UNSET` for the pool's own.
-        asked: The same, as the caller gave it: of ``timeout`` a part may be spent.
-        priority: Greater goes first.
-        metadata: As it was when the call was made, whatever its owner makes of it later.
-        idempotent: The call may run more than once; None means what the tool says of itself.
+        asked: The timeout as the caller gave it; a part of ``timeout`` may already be spent.
+        priority: Requests of greater priority go first.
+        metadata: A copy, so later changes by the caller have no effect.
+        idempotent: The call may run more than once. None: the tool's own declaration decides.
     """
 
     __slots__ = ("asked", "idempotent", "metadata", "priority", "timeout")
@@ -99,7 +100,7 @@ class CallOptions:
         if type(priority) is not int:
             raise InvalidParameter(f"priority must be an int, not {priority!r}", details={"path": "priority"})
         if not -_MOST_PRIORITY <= priority <= _MOST_PRIORITY:
-            # Not shown: it may have more digits than Python turns into text.
+            # The value is not shown, because it may have more digits than Python converts to text.
             raise InvalidParameter(
                 f"priority must be from {-_MOST_PRIORITY} to {_MOST_PRIORITY}", details={"path": "priority"}
             )
@@ -117,13 +118,14 @@ class CallOptions:
 
     @classmethod
     def of(cls, keywords: CallKeywords | StreamKeywords, allowed: type = CallKeywords) -> CallOptions:
-        """The options that a caller has given as keywords.
+        """Create options from a caller's keywords.
 
         Args:
-            allowed: The class that declares the keywords.
+            keywords: The keywords.
+            allowed: The class that declares the allowed keywords.
 
         Raises:
-            InvalidParameter: An option is refused, or there is no such option, which is a TypeError too.
+            InvalidParameter: An option is invalid, or unknown (then it is also a TypeError).
         """
         if not keywords:
             return NO_OPTIONS
@@ -138,25 +140,25 @@ class CallOptions:
         return cls(**keywords)
 
     def limit(self, default: float | None) -> float | None:
-        """Seconds for the call; None for no limit.
+        """Return the call's time limit in seconds; None for no limit.
 
         Args:
-            default: What the pool's configuration says.
+            default: The limit of the pool's configuration.
         """
         return default if isinstance(self.timeout, Unset) else self.timeout
 
     def decided(self, option: str, default: float | None) -> TimeLimit:
-        """The limit that the caller gave, or that the pool's configuration says.
+        """Return the time limit with the option that determines it: the caller's, or else the pool's.
 
         Args:
             option: The name of the pool's option.
-            default: Its value.
+            default: The value of that option.
         """
         asked = self.asked
         return TimeLimit(default, option, of_pool=True) if isinstance(asked, Unset) else TimeLimit(asked)
 
     def within(self, timeout: float | None) -> CallOptions:
-        """The same options with another timeout, in seconds."""
+        """Return the same options with another timeout, in seconds."""
         made = CallOptions.__new__(CallOptions)
         made.timeout, made.asked = timeout, self.asked
         made.priority, made.metadata, made.idempotent = self.priority, self.metadata, self.idempotent
@@ -167,24 +169,25 @@ _NO_METADATA: Final[Mapping[str, str]] = {}
 
 
 class ToolCaller(Protocol):
-    """What tools can be called through: a :class:`Pool`, a :class:`Session`, a client of :func:`connect` and its sessions.
+    """The protocol of a :class:`Pool`, a :class:`Session`, a client of :func:`connect` and a client's sessions.
 
-    For functions that call tools and do not care where these run.
+    Use it to annotate functions that call tools and work with any of these.
     """
 
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
-        """Run a tool and return its result; see :meth:`Pool.execute`."""
+        """Run a tool and return its result; see :meth:`Pool.execute`, also for a cancellation."""
 
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[AsyncIterator[Any]]:
-        """Run a streaming tool; the block gets an async iterator of what it yields. See :meth:`Pool.stream`."""
+        """Run a streaming tool; the block receives an async iterator of its chunks. See :meth:`Pool.stream`."""
 
 
 def declares(keywords: type) -> Callable[[F], F]:
-    """A decorator for a function that ends in ``**options: Unpack[keywords]``: its signature shows each option and its default.
+    """Decorate a function that ends in ``**options: Unpack[keywords]``, so that its signature shows each option and its
+    default.
 
-    Type checkers expand the options themselves; this is for ``help()``, notebooks and :func:`inspect.signature`.
+    Type checkers expand the options themselves; the decorator serves ``help()``, notebooks and :func:`inspect.signature`.
     """
 
     def decorate(function: F) -> F:
@@ -207,10 +210,10 @@ def declares(keywords: type) -> Callable[[F], F]:
 
 
 def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A call's arguments by name.
+    """Return a call's arguments by name.
 
     Raises:
-        InvalidParameter: They are no mapping.
+        InvalidParameter: The arguments are not a mapping.
     """
     if params is None:
         return {}
@@ -241,10 +244,10 @@ def tool_name(tool: str | Callable[..., Any]) -> str:
 
 
 def check_tool(tool: str) -> None:
-    """Refuse what can't be the name of a tool.
+    """Check the name of a tool.
 
     Raises:
-        InvalidParameter: It is no text, or none that can be sent.
+        InvalidParameter: The name is not a string, or has no UTF-8 form.
     """
     if not isinstance(tool, str):
         raise InvalidParameter(f"the tool must be named by text, not {type(tool).__name__}", details={"path": "tool"})
@@ -263,20 +266,20 @@ def _sendable(text: str) -> bool:
 
 
 def check_limit(limit: int | None) -> None:
-    """Refuse what the limit of a map can't be.
+    """Check the ``limit`` of a map.
 
     Raises:
-        InvalidParameter: It is neither a positive int nor None.
+        InvalidParameter: The limit is neither a positive int nor None.
     """
     if limit is not None and (type(limit) is not int or limit < 1):
         raise InvalidParameter(f"limit must be a positive int or None, not {limit!r}", details={"path": "limit"})
 
 
 def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Metadata of a request, as it is now.
+    """Return a copy of a request's metadata.
 
     Raises:
-        InvalidParameter: It can't be that; names the entry.
+        InvalidParameter: The metadata is invalid; the error names the entry.
     """
     if not isinstance(metadata, Mapping):
         raise InvalidParameter("metadata must be a mapping of text to text", details={"path": "metadata"})
@@ -302,5 +305,5 @@ def check_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-#: Those of a call whose caller gave none.
+#: The options of a call without any.
 NO_OPTIONS: Final = CallOptions()

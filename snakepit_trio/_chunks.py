@@ -1,4 +1,4 @@
-"""The chunks of a streaming call as its consumer reads them, from a pool or from a client."""
+"""The chunks of a streaming call on the consumer's side, in a pool or in a client."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ __all__ = ["Chunks"]
 
 T = TypeVar("T")
 
-#: After so many chunks that were there already, other tasks get their turn.
+#: After this many chunks without waiting, the iterator yields to other tasks.
 _IN_A_ROW = 16
 
 
 class Chunks(Generic[T]):
-    """An async iterator of the values that a tool yields, for one task: a second one that reads at the same time gets
-    ``anyio.BusyResourceError``, and one that reads when the block has been left before the end, or is waiting then,
-    ``anyio.ClosedResourceError``, as from any stream of anyio's.
+    """An async iterator over the chunks of a streaming tool, for one task.
+
+    A second task that reads concurrently gets ``anyio.BusyResourceError``. A task that reads, or waits, when the block
+    has been left before the end gets ``anyio.ClosedResourceError``, as from any anyio stream.
 
     Args:
-        loop: The event loop that is running.
-        errors: Where unexpected exceptions are told; one ends the stream.
+        loop: The running event loop.
+        errors: Reports unexpected exceptions; one ends the stream.
     """
 
     def __init__(self, loop: EventLoop, errors: InternalErrors) -> None:
         self._loop = loop
         self._errors = errors
-        # What has arrived, as it came.
+        # The received chunks, not yet decoded.
         self._chunks: deque[T] = deque()
         self._in_a_row = 0
         self._left = False
@@ -45,25 +46,25 @@ class Chunks(Generic[T]):
         self._consumer: Waiter | None = None
 
     def leave(self) -> None:
-        """The consumer has left; nothing more can be had here."""
+        """Record that the consumer has left; further reads raise ClosedResourceError."""
         self._left = True
         self._chunks.clear()
         self._wake()
 
     def _take(self) -> Any:
-        """Remove the first chunk that waits, and give its value."""
+        """Remove the first waiting chunk and return its value."""
         raise NotImplementedError
 
     async def _ended(self) -> bool:
-        """Whether the call has ended, and well.
+        """Return whether the call has ended successfully.
 
         Raises:
-            SnakepitError: It has failed.
+            SnakepitError: The call has failed.
         """
         raise NotImplementedError
 
     async def _wait(self, news: Waiter) -> None:
-        """Wait for a chunk or the end."""
+        """Wait for a chunk or for the end."""
         await news.wait()
 
     def _wake(self) -> None:
@@ -75,10 +76,10 @@ class Chunks(Generic[T]):
 
     @protected
     async def __anext__(self) -> Any:
-        """Wait for the next chunk. A cancellation loses none.
+        """Wait for the next chunk. A cancellation loses no chunk.
 
         Raises:
-            anyio.BusyResourceError: Another task waits for it already.
+            anyio.BusyResourceError: Another task is waiting for it.
             anyio.ClosedResourceError: The block has been left.
         """
         try:
@@ -109,13 +110,13 @@ class Chunks(Generic[T]):
         """Wait until there is a chunk.
 
         Raises:
-            StopAsyncIteration: There will be none, for the call has ended well.
+            StopAsyncIteration: The call has ended successfully, so there will be none.
             anyio.ClosedResourceError: The block has been left.
         """
         while not self._chunks:
             if self._left and not self._exhausted:
                 raise anyio.ClosedResourceError
-            # Before the question: what comes while that is answered counts.
+            # Created before the check below, so that an arrival during the check is noticed.
             self._consumer = self._loop.waiter()
             try:
                 if await self._ended():

@@ -1,4 +1,4 @@
-"""What every configuration class checks its values by: types strictly, ranges, and one clear error."""
+"""Checks of configuration values: strict types, ranges, and one clear error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from snakepit_trio.errors import ConfigError
 
 __all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within", "working_directory"]
 
-#: The shortest time that may be asked for, in seconds.
+#: Seconds. The shortest allowed time.
 TINY = 1e-3
 
 
@@ -37,7 +37,7 @@ def refuse(key: str, value: object, expected: str) -> typing.NoReturn:
 
 
 def describe(hint: Any) -> str:
-    """A type in words."""
+    """Return the name of a type in plain words."""
     origin = typing.get_origin(hint)
     if hint is None or hint is type(None):
         return "None"
@@ -55,7 +55,7 @@ def describe(hint: Any) -> str:
 
 
 def _fits(value: object, hint: Any) -> bool:
-    """Whether a value is of a type, strictly: True is no int, nan is no number; an int is a float."""
+    """Return whether a value has a type, strictly: True is not an int, nan is not a number; an int is accepted as a float."""
     origin = typing.get_origin(hint)
     if hint is None or hint is type(None):
         return value is None
@@ -64,7 +64,7 @@ def _fits(value: object, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in typing.get_args(hint))
     if hint is float:
-        # An int that no float can hold would overflow wherever it is added to a time.
+        # An int beyond the range of floats would overflow when it is added to a time.
         return type(value) in (int, float) and (abs(value) <= sys.float_info.max or value == math.inf)  # type: ignore[arg-type]
     if hint in (int, str, bool):
         return type(value) is hint
@@ -82,7 +82,7 @@ def check_types(instance: Any) -> None:
     """Check every field of an attrs instance by its type and its range.
 
     Raises:
-        ConfigError: One does not fit.
+        ConfigError: A field is invalid.
     """
     hints = typing.get_type_hints(type(instance))
     for field in attrs.fields(type(instance)):
@@ -97,7 +97,7 @@ def check_types(instance: Any) -> None:
 
 
 def within(default: Any, low: float, high: float = math.inf) -> Any:
-    """A field with a default, and the range of its values."""
+    """Return an attrs field with a default and a range of allowed values."""
     return attrs.field(default=default, metadata={"range": (low, high)})
 
 
@@ -106,20 +106,20 @@ def as_path(value: str | os.PathLike[str]) -> str: ...
 @typing.overload
 def as_path(value: None) -> None: ...
 def as_path(value: Any) -> Any:
-    """A path as text, for a field that is a file or a directory; anything else is left for the check."""
+    """Convert a path to a string, for a file or directory field; any other value is left for the check."""
     return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def as_tuple(value: Any) -> Any:
-    """A list as a tuple, for a field that is to stay as it is; anything else is left for the check."""
+    """Convert a list to a tuple, so that the field is immutable; any other value is left for the check."""
     return tuple(value) if isinstance(value, list) else value
 
 
 def working_directory() -> str:
-    """Where this process works.
+    """Return this process's working directory.
 
     Raises:
-        ConfigError: It has been deleted; names it.
+        ConfigError: The directory has been deleted; the error names it.
     """
     try:
         return os.getcwd()

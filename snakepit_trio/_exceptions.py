@@ -1,11 +1,11 @@
-"""Exceptions as text, whatever their own code does.
+"""Text and types of exceptions, read safely.
 
-An exception is user code: ``__str__``, ``__notes__``, a metaclass may raise, exit, or return megabytes of text that has no
-UTF-8 form. Nothing here raises, but for what is no fault of the exception; all text is bounded and has a UTF-8 form. Attributes
-that every exception has are read past its own class, as the interpreter reads them.
+An exception is user code: ``__str__``, ``__notes__`` or a metaclass may raise, exit, or return megabytes of text without
+a UTF-8 form. These functions do not raise, except for faults of their caller. All returned text is bounded and has a
+UTF-8 form. Standard attributes of an exception are read past its own class, as the interpreter reads them.
 
-A KeyboardInterrupt that arrives while the exception's own code runs is taken for one of its making; callers in a host's main
-thread are protected (:mod:`snakepit_trio._interrupts`).
+A KeyboardInterrupt during an exception's own code is taken for one that the code raised; callers in a host's main thread
+are protected (:mod:`snakepit_trio._interrupts`).
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: Characters of a class's name.
+#: The largest number of characters of a class's name.
 _LONGEST_NAME = 200
-#: Characters of a text that are looked at; more than any limit on what is kept of one.
+#: The largest number of characters of a text that are read; more than any limit on the text kept.
 _LONGEST = 60 * 1024
-#: Bytes of the text of one exception, when several are told on a line.
+#: The largest number of bytes of one exception's text if several are shown on a line.
 _LONGEST_LEAF = 500
-#: Exceptions of a group that are looked at, and that are told on a line.
+#: The largest number of exceptions of a group that are read, and that are shown on a line.
 _MOST, _MOST_TOLD = 1000, 8
-#: A traceback with more frames, or of more exceptions that caused each other, is not formatted as the interpreter would.
+#: A traceback with more frames, or more chained exceptions, is not formatted by the standard library.
 _MOST_FRAMES, _MOST_CAUSES = 500, 64
 
 _module_of = type.__dict__["__module__"].__get__
@@ -57,7 +57,7 @@ _exceptions_of = BaseExceptionGroup.__dict__["exceptions"].__get__
 
 
 def attempt(default: T, function: Callable[..., T], *args: Any) -> T:
-    """What a function returns that runs code of an exception's; ``default`` when it raises anything."""
+    """Call a function that runs an exception's own code, and return its result, or ``default`` if it raises anything."""
     try:
         return function(*args)
     except BaseException:
@@ -65,7 +65,9 @@ def attempt(default: T, function: Callable[..., T], *args: Any) -> T:
 
 
 def is_a(exc: BaseException, kind: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
-    """Whether an exception is of a class: ``isinstance`` asks the exception itself, which may lie or raise."""
+    """Return whether an exception is of a class, without ``isinstance``, which asks the exception and may get a lie or an
+    error.
+    """
     return issubclass(type(exc), kind)
 
 
@@ -73,12 +75,12 @@ def is_a(exc: BaseException, kind: type[BaseException] | tuple[type[BaseExceptio
 
 
 def exact_text(value: object) -> str | None:
-    """A text as a plain one, of no subclass; None for what is no text."""
+    """Return a string as an exact ``str`` and not a subclass, or None for any other value."""
     return str.__str__(value) if issubclass(type(value), str) else None
 
 
 def clean(text: str, limit: int) -> str:
-    """Text that has a UTF-8 form of at most about ``limit`` bytes: of a longer one, the beginning and the end."""
+    """Return text with a UTF-8 form of at most about ``limit`` bytes; of longer text, the beginning and the end."""
     if len(text) <= limit:
         if text.isascii():
             return text
@@ -92,7 +94,7 @@ def clean(text: str, limit: int) -> str:
 
 
 def text_of(exc: BaseException, limit: int = _LONGEST) -> str:
-    """What ``str()`` of it gives; of a group, with what its leaves say."""
+    """Return ``str()`` of an exception; for a group, with the text of its leaves."""
     try:
         text = str.__str__(str(exc))
     except BaseException as broken:
@@ -107,7 +109,7 @@ def text_of(exc: BaseException, limit: int = _LONGEST) -> str:
 
 
 def one_line(exc: BaseException, limit: int = _LONGEST_LEAF) -> str:
-    """The last line of its traceback: its class and its text."""
+    """Return the last line of the exception's traceback: its class and its text."""
     text = text_of(exc, limit)
     return f"{type_name(exc)}: {text}" if text else type_name(exc)
 
@@ -116,13 +118,13 @@ def one_line(exc: BaseException, limit: int = _LONGEST_LEAF) -> str:
 
 
 def qualified_name(cls: type) -> str:
-    """``module.QualName`` of a class."""
+    """Return ``module.QualName`` of a class."""
     module = exact_text(_module_of(cls)) or "?"
     return sound_name(f"{module}.{exact_text(_qualname_of(cls)) or '?'}")
 
 
 def sound_name(name: str) -> str:
-    """A qualified name by which a class can be made: bounded, with a UTF-8 form, and without a zero in it. Idempotent."""
+    """Return a qualified name that can name a new class: bounded, with a UTF-8 form, without a NUL. Idempotent."""
     if not name.isascii() or "\0" in name:
         name = name.replace("\0", "\\x00").encode(errors="backslashreplace").decode()
     if len(name) > _LONGEST_NAME:
@@ -132,22 +134,22 @@ def sound_name(name: str) -> str:
 
 
 def display_name(qualified: str) -> str:
-    """The name for people: a built-in exception without its module."""
+    """Return a class's name for people: a built-in exception without its module."""
     return qualified.removeprefix("builtins.")
 
 
 def type_name(exc: BaseException) -> str:
-    """Its class's name for people."""
+    """Return the name of the exception's class for people."""
     return display_name(qualified_name(type(exc)))
 
 
 def bare_name(exc: BaseException) -> str:
-    """Its class's name without module or outer classes."""
+    """Return the name of the exception's class without module and outer classes."""
     return sound_name(exact_text(_name_of(type(exc))) or "?")
 
 
 def class_names(exc: BaseException) -> list[str]:
-    """The qualified names of its class and of that one's bases, nearest first."""
+    """Return the qualified names of the exception's class and its bases, nearest first."""
     return [qualified_name(cls) for cls in _mro_of(type(exc)) if cls is not object]
 
 
@@ -155,7 +157,7 @@ def class_names(exc: BaseException) -> list[str]:
 
 
 def leaves_of(exc: BaseException) -> tuple[list[BaseException], bool]:
-    """The exceptions in a group that are no groups themselves, in order, and whether there may be more; none for any other."""
+    """Return the leaves of an exception group in order, and whether there may be more; no leaves for any other exception."""
     leaves: list[BaseException] = []
     if not is_a(exc, BaseExceptionGroup):
         return leaves, False
@@ -172,7 +174,7 @@ def leaves_of(exc: BaseException) -> tuple[list[BaseException], bool]:
 
 
 def holds_interrupt(exc: BaseException) -> bool:
-    """Whether it is a KeyboardInterrupt, or a group with one in it."""
+    """Return whether the exception is a KeyboardInterrupt, or a group that contains one."""
     return is_a(exc, KeyboardInterrupt) or any(is_a(leaf, KeyboardInterrupt) for leaf in leaves_of(exc)[0])
 
 
@@ -180,12 +182,12 @@ def holds_interrupt(exc: BaseException) -> bool:
 
 
 def traceback_of(exc: BaseException, limit: int = _LONGEST, *, hidden: tuple[str, ...] = ()) -> str:
-    """Its traceback, formatted.
+    """Return the formatted traceback of an exception.
 
     Args:
         exc: The exception.
-        limit: Bytes.
-        hidden: What the names of modules begin with whose frames say nothing when they stand above all others.
+        limit: The largest number of bytes.
+        hidden: Prefixes of module names whose frames are omitted if they are above all others.
     """
     trace = _visible(exc, hidden)
     if _is_usual(exc, trace):
@@ -193,7 +195,7 @@ def traceback_of(exc: BaseException, limit: int = _LONGEST, *, hidden: tuple[str
             told = traceback.TracebackException(type(exc), exc, trace, compact=True)
             return clean("".join(clean(line, limit) for line in told.format()), limit)
         except BaseException:
-            pass  # Code of the exception's, or of a module loader's, that the standard library has called.
+            pass  # The standard library called code of the exception, or of a module loader, that raised.
     lines = ["Traceback (most recent call last):\n"]
     for frame, number in _frames(trace):
         code = frame.f_code
@@ -206,7 +208,7 @@ def _visible(exc: BaseException, hidden: tuple[str, ...]) -> TracebackType | Non
     trace = whole
     while trace is not None and _module_name(trace).startswith(hidden or ("\0",)):
         trace = trace.tb_next
-    # A module that is missing or does not parse has no frame of its own, and its message says where.
+    # A module that is missing or does not parse has no frame, and its message names the place.
     return trace if trace is not None or is_a(exc, (ImportError, SyntaxError)) else whole
 
 
@@ -215,7 +217,7 @@ def _module_name(trace: TracebackType) -> str:
 
 
 def _is_usual(exc: BaseException, trace: TracebackType | None) -> bool:
-    """Whether the standard library formats it in a bounded time."""
+    """Return whether the standard library formats the exception in bounded time."""
     count = 0
     while trace is not None and count <= _MOST_FRAMES:
         trace, count = trace.tb_next, count + 1

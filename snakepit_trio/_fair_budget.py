@@ -1,36 +1,35 @@
-"""A limit that many use together and none uses up.
+"""A limit that many holders share and no holder can exhaust.
 
-A quarter of it is divided among all that there may be: each can have its own part, whatever the others want. Of the rest each
-may have as much as it leaves: one that is alone half, each of two a third, each of nine a tenth. (The dynamic threshold by
-which switches share their buffers among ports: Choudhury and Hahne, https://doi.org/10.1109/90.664262)
+A quarter is divided among all possible holders, so each can always use its own part. Of the rest a holder may have as
+much as it leaves: half for a single holder, a third for each of two, a tenth for each of nine. (This is the dynamic
+threshold by which switches share buffers among ports: Choudhury and Hahne, https://doi.org/10.1109/90.664262)
 """
 
 from __future__ import annotations
 
 __all__ = ["FairBudget", "Share", "room_for"]
 
-#: So many of the largest messages have room where nothing else is said, and so many bytes at least.
+#: By default there is room for this number of the largest messages, and for at least this number of bytes.
 _MESSAGES, _LEAST = 8, 256 * 1024 * 1024
 
 
 def room_for(largest: int, limit: int | None) -> int:
-    """A limit in bytes: the one that was given, or by default some of the largest messages."""
+    """Return a limit in bytes: the given one, or by default several of the largest messages."""
     return max(_MESSAGES * largest, _LEAST) if limit is None else limit
 
 
 class FairBudget:
-    """What is shared.
+    """The shared limit.
 
     Args:
-        limit: For all together.
-        holders: How many there may be at once.
-        largest: One may have as much as this, such as the largest message, also when that is more than it leaves; never more
-            than there is.
+        limit: The limit for all holders together.
+        holders: The largest number of simultaneous holders.
+        largest: A holder may always have one item of this size, such as the largest message, within the limit.
 
     Attributes:
-        own: What each can have in any case.
-        common: What they have together beside that.
-        borrowed: How much of it is used.
+        own: The part that each holder can always use.
+        common: The part that all holders share.
+        borrowed: The used amount of the common part.
     """
 
     def __init__(self, limit: int, holders: int, largest: int = 0) -> None:
@@ -46,10 +45,10 @@ class FairBudget:
 
 
 class Share:
-    """What one has of it.
+    """The share of one holder.
 
     Attributes:
-        used: What is counted now.
+        used: The counted amount.
     """
 
     __slots__ = ("budget", "used")
@@ -62,8 +61,9 @@ class Share:
         return f"<Share used={self.used} of {self.budget!r}>"
 
     def change(self, by: int) -> bool:
-        """Count so much more, or less; whether that is within the limits. What is too much is counted all the same, until it
-        is dropped."""
+        """Add a positive or negative amount, and return whether the share is within its limits. An excess is counted until it
+        is released.
+        """
         budget = self.budget
         before = self.used
         after = self.used = before + by
@@ -77,7 +77,7 @@ class Share:
         return by <= 0 or borrowed <= left or (left >= 0 and after <= budget.largest)
 
     def take(self, size: int) -> bool:
-        """Count so much more if that is within the limits; whether it is."""
+        """Add an amount if it is within the limits, and return whether it is."""
         if self.change(size):
             return True
         self.change(-size)

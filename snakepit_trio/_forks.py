@@ -1,16 +1,16 @@
-"""What is this process's alone: no child that it forks keeps it.
+"""Resources that belong to one process and that no forked child may keep.
 
-``os.fork()``, and with it multiprocessing's "fork", copies every descriptor, close-on-exec or not. A copied lifeline would keep
-workers alive without their host, a copied lock would make a dead run look alive, a copied connection would leave its peer
-waiting. So what is kept here leads to ``/dev/null`` in every child, before any of the child's code runs. The numbers stay taken:
-whoever closes one later closes nothing else, and nothing that the child does with it (``shutdown``, ``flock``, ``epoll_ctl``)
-reaches the parent.
+``os.fork()``, and multiprocessing's "fork" method, copy every descriptor, close-on-exec or not. A copied lifeline would
+keep workers alive without their host, a copied lock would make a dead run look alive, a copied connection would leave its
+peer waiting. So every descriptor registered here leads to ``/dev/null`` in every child, before any of the child's code
+runs. The numbers stay in use: closing one later closes nothing else, and ``shutdown``, ``flock`` or ``epoll_ctl`` in the
+child do not reach the parent.
 
-The call stack is copied, too: a child that returned from where it was forked would go on as a second parent.
-:class:`contained` ends it where the library's own code would go on.
+The call stack is copied too: a child that returned from the place of the fork would continue as a second parent.
+:class:`contained` ends the child where the library's own code would continue.
 
-All functions may be called from any thread. Processes that subprocess starts are no forks in this sense: no Python runs in
-them before they are another program, and they get nothing that is close-on-exec.
+All functions may be called from any thread. Processes started by subprocess are not forks in this sense: they run no
+Python before they become another program, and they inherit nothing that is close-on-exec.
 """
 
 from __future__ import annotations
@@ -42,29 +42,29 @@ __all__ = [
     "unforked",
 ]
 
-#: What is kept, by number. The file's identity tells when somebody else has closed it, and the number leads elsewhere by now.
+#: The registered descriptors. The file's identity reveals that a number was closed by other code and reused.
 _kept: dict[int, tuple[int, int]] = {}
 _callbacks: list[weakref.WeakMethod[Callable[[], None]]] = []
 _lock = threading.RLock()
 _mask: set[int] = set()
 
-#: Whether this process is a fork of one that had this module, and has not become a process in its own right by :func:`adopt`.
+#: Whether this process is a fork of a process with this module, and has not called :func:`adopt`.
 forked = False
 
 
 def adopt() -> None:
-    """This fork is what its parent made it for: what has been copied is its own from here on."""
+    """Make this fork an independent process that owns everything copied from its parent."""
     global forked  # noqa: PLW0603
     forked = False
 
 
 def unforked() -> contextlib.AbstractContextManager[object]:
-    """A block in which no other thread forks: for what makes a descriptor and keeps it. It must not wait for anything."""
+    """Return a block in which no other thread forks, for creating and registering a descriptor. The block must not wait."""
     return _lock
 
 
 def keep(fd: int) -> int:
-    """Keep a descriptor for this process alone; returns it."""
+    """Register a descriptor as this process's own, and return it."""
     with _lock:
         found = os.fstat(fd)
         _kept[fd] = (found.st_dev, found.st_ino)
@@ -72,17 +72,18 @@ def keep(fd: int) -> int:
 
 
 def close(fd: int) -> None:
-    """Close a descriptor, kept or not."""
+    """Close a descriptor, registered or not."""
     with _lock:
         _kept.pop(fd, None)
         os.close(fd)
 
 
 def above_streams(fd: int) -> int:
-    """The same file under a number that is no standard stream's; takes the descriptor over, if it raises nothing.
+    """Return a descriptor of the same file with a number above the standard streams; takes over the given one unless it
+    raises.
 
-    A process without standard streams gives their numbers to the next files that it opens, and a child that is to inherit such
-    a file would get its standard streams in its place.
+    A process without standard streams assigns their numbers to the next files that it opens. A child that inherits such a
+    file would get its standard streams instead.
     """
     if fd > 2:
         return fd
@@ -92,7 +93,7 @@ def above_streams(fd: int) -> int:
 
 
 def pipe() -> tuple[int, int]:
-    """A new pipe, kept; see :func:`above_streams`."""
+    """Return a new registered pipe; see :func:`above_streams`."""
     with _lock:
         read, write = os.pipe()
         try:
@@ -106,7 +107,9 @@ def pipe() -> tuple[int, int]:
 
 
 def socketpair() -> tuple[socket.socket, socket.socket]:
-    """A new pair of connected Unix sockets, kept; see :func:`above_streams`. They block, whatever the default timeout is."""
+    """Return a registered pair of connected Unix sockets, blocking whatever the default timeout is; see
+    :func:`above_streams`.
+    """
     with _lock:
         first, second = socket.socketpair()
         try:
@@ -129,16 +132,16 @@ def _socket_above_streams(sock: socket.socket) -> socket.socket:
 
 
 def at_fork(method: Callable[[], None]) -> None:
-    """Have this method called in every child that is forked while its object lives, before anything else runs there."""
+    """Call this method in every child that is forked while its object lives, before anything else runs there."""
     with _lock:
         _callbacks[:] = [callback for callback in _callbacks if callback() is not None]
         _callbacks.append(weakref.WeakMethod(method))
 
 
 class contained:
-    """A child that is forked in this block, and comes out of it, ends there, whichever way it comes out.
+    """A block that ends a child which was forked inside it, when the child leaves the block in any way.
 
-    Its exit code is what the block's end would mean for a program: 0, that of a ``SystemExit``, or 1 after a traceback.
+    The child's exit code is 0, the code of a ``SystemExit``, or 1 after a traceback.
     """
 
     def __enter__(self) -> None:
@@ -147,13 +150,13 @@ class contained:
     def __exit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # The collector closes generators wherever it finds them: that is no way out.
+        # The garbage collector closes generators anywhere, so GeneratorExit does not mean that the child leaves.
         if os.getpid() != self._pid and not isinstance(exc, GeneratorExit):
             end(exc)
 
 
 def end(exc: BaseException | None) -> NoReturn:
-    """End this process, which is a fork, without what its parent has registered for the exit. See :class:`contained`."""
+    """End this process, which is a fork, without its parent's exit handlers. See :class:`contained`."""
     code = 0
     with contextlib.suppress(BaseException):
         if isinstance(exc, SystemExit):
@@ -172,7 +175,7 @@ def end(exc: BaseException | None) -> NoReturn:
 def _in_child() -> None:
     global _lock, forked  # noqa: PLW0603
     forked = True
-    # Whoever held it is the one that has forked, the only thread here.
+    # The forking thread, the only one in the child, held the lock.
     _lock = threading.RLock()
     _let_go([fd for fd, identity in _kept.items() if _is_still(fd, identity)])
     _kept.clear()
@@ -186,7 +189,7 @@ def _in_child() -> None:
 def _before() -> None:
     global _mask  # noqa: PLW0603
     _lock.acquire()
-    # One that came to the child before the callbacks have said what it means there would be lost.
+    # A signal that reached the child before the callbacks have installed its handling would be lost.
     _mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
@@ -206,7 +209,7 @@ def _is_still(fd: int, identity: tuple[int, int]) -> bool:
 def _let_go(fds: list[int]) -> None:
     if not fds:
         return
-    # The first makes room for what takes the place of all.
+    # Closing the first makes room for the descriptor that replaces all of them.
     os.close(fds[0])
     try:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

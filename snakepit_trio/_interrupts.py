@@ -1,13 +1,13 @@
-"""Ctrl-C must not strike in the middle of the books, and arrives as what it is.
+"""Handling of Ctrl-C: it must not interrupt updates of shared state, and must reach the application unchanged.
 
-Trio raises KeyboardInterrupt wherever the main thread happens to be, unless the code there is protected; the interrupt then
-waits for the main task's next checkpoint, and no shield keeps it from that. The library's own tasks, and whatever changes
-shared state in its callers' tasks, are protected. See
-https://trio.readthedocs.io/en/stable/reference-lowlevel.html#low-level-blocking and ``trio.lowlevel.enable_ki_protection``.
-asyncio's runner cancels the main task at the first Ctrl-C, and raises at the second one wherever the loop happens to be.
+Trio raises KeyboardInterrupt wherever the main thread is, unless the code there is protected; a protected interrupt waits
+for the main task's next checkpoint, and no shield stops it there. The library's own tasks, and changes to shared state in
+callers' tasks, are protected. See https://trio.readthedocs.io/en/stable/reference-lowlevel.html#low-level-blocking and
+``trio.lowlevel.enable_ki_protection``. asyncio's runner cancels the main task at the first Ctrl-C, and at the second one
+raises wherever the loop is.
 
-A nursery puts what it raises into a group. An interrupt of the application (KeyboardInterrupt, SystemExit) that has come through
-a nursery of the library's own is taken out again: whoever uses the library does not know of that nursery.
+A nursery wraps its exceptions into a group. An application's interrupt (KeyboardInterrupt, SystemExit) that comes through
+one of the library's nurseries is taken out of the group, because the application does not know that nursery.
 """
 
 from __future__ import annotations
@@ -34,18 +34,20 @@ _P = ParamSpec("_P")
 
 
 def protected(function: _F) -> _F:
-    """Mark a function: no KeyboardInterrupt is raised inside it, or in what it calls."""
+    """Decorate a function: no KeyboardInterrupt is raised in it or in the functions that it calls."""
     return trio.lowlevel.enable_ki_protection(function)
 
 
 def exposed(function: _F) -> _F:
-    """Mark a function that runs code of the application: it may be interrupted though whoever calls it is protected."""
+    """Decorate a function that runs the application's code: it may be interrupted even if its caller is protected."""
     return trio.lowlevel.disable_ki_protection(function)
 
 
 def managed(function: Callable[_P, AsyncIterator[_T]]) -> Callable[_P, AbstractAsyncContextManager[_T]]:
-    """As :func:`contextlib.asynccontextmanager`, for what must not be lost between its making and its block: while that is
-    entered and left, a KeyboardInterrupt is raised only where something is waited for."""
+    """Work as :func:`contextlib.asynccontextmanager`, for resources that must not be lost between creation and block.
+
+    While the block is entered and left, a KeyboardInterrupt is raised only at a wait.
+    """
     protected(function)
     make = asynccontextmanager(function)
 
@@ -72,7 +74,7 @@ class _Managed(AbstractAsyncContextManager[_T]):
 
 
 def interrupt_in(exc: BaseException) -> BaseException | None:
-    """The KeyboardInterrupt or SystemExit that an exception is, or that is in its group."""
+    """Return the KeyboardInterrupt or SystemExit that the exception is, or that is in its group."""
     return next((found for found in (exc, *leaves_of(exc)[0]) if _is_interrupt(found)), None)
 
 
@@ -81,7 +83,7 @@ def _is_interrupt(exc: BaseException) -> bool:
 
 
 def _interrupt_behind(exc: BaseException, old: BaseException | None) -> BaseException | None:
-    """The interrupt that is in a group, or in the middle of which a failure has come; but for those that had come before."""
+    """Return the interrupt in a group, or the one during which a failure happened, except interrupts from before ``old``."""
     passed = {id(found) for found in _with_causes(old)}
     for found in _with_causes(exc):
         if id(found) in passed:
@@ -90,7 +92,7 @@ def _interrupt_behind(exc: BaseException, old: BaseException | None) -> BaseExce
         if interrupt is not None:
             return interrupt
         if not isinstance(found, Exception):
-            # A cancellation: what the application had done with an interrupt before it is the application's.
+            # A cancellation: an interrupt before it was the application's to handle.
             return None
         for leaf in leaves_of(found)[0]:
             interrupt = _interrupt_behind(leaf, old)
@@ -100,12 +102,13 @@ def _interrupt_behind(exc: BaseException, old: BaseException | None) -> BaseExce
 
 
 def pass_interrupt(exc: BaseException, old: BaseException | None) -> None:
-    """Raise the interrupt in the middle of which a failure of the library's own has come, if there is one.
+    """Raise the interrupt during which a failure of the library happened, if there is one.
 
-    On asyncio a second one strikes anywhere, also where a scope can't be left any more.
+    On asyncio a second interrupt strikes anywhere, even where a scope can't be left any more.
 
     Args:
-        old: What its caller was handling before that.
+        exc: The failure.
+        old: The exception that the caller was handling before.
     """
     interrupt = _interrupt_behind(exc, old)
     if interrupt is not None:
@@ -121,7 +124,7 @@ def _raise_as_it_was(exc: BaseException) -> NoReturn:
 
 
 def _with_causes(exc: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and what was being handled when it came, and so on."""
+    """Yield an exception, and then the chain of its contexts."""
     passed: set[int] = set()
     while exc is not None and id(exc) not in passed:
         passed.add(id(exc))
@@ -130,13 +133,14 @@ def _with_causes(exc: BaseException | None) -> Iterator[BaseException]:
 
 
 class Unwrapped:
-    """Around a nursery of the library's own in its caller's task: nothing leaves it in a group that the caller would not know of.
+    """Wraps one of the library's nurseries in its caller's task, so that no exception leaves in a group unknown to the
+    caller.
 
-    ``with Unwrapped() as unwrapped:`` around the nursery, and ``unwrapped.raised = exc`` in it.
+    Use ``with Unwrapped() as unwrapped:`` around the nursery, and set ``unwrapped.raised = exc`` inside it.
 
     Attributes:
-        raised: What the caller's block has raised; raised again at the end, whatever else has failed by then. Only an
-            interrupt goes before it.
+        raised: The exception of the caller's block. It is raised again at the end, whatever else has failed; only an
+            interrupt takes precedence.
     """
 
     def __init__(self) -> None:

@@ -1,6 +1,7 @@
-"""One tool over many inputs, a bounded number at a time.
+"""Run one tool over many inputs, a bounded number at a time.
 
-A map needs no task for its calls, but in a pool with policies, where a call waits, is tried again or runs twice, and in a client.
+The calls of a map need no tasks, except in a client, and in a pool with policies, where a call waits, is retried or is
+hedged.
 """
 
 from __future__ import annotations
@@ -31,25 +32,25 @@ __all__ = ["MapCalls", "MapResults", "MapTask", "MapTasks", "open_map"]
 
 T = TypeVar("T")
 
-#: Stands for no input; any value may be one, if only to be refused.
+#: Marks the absence of an input, because any value may be an input, if only an invalid one.
 _NOTHING: Final = object()
-#: After so many results that were there already, other tasks get their turn.
+#: After this many results without waiting, the iterator yields to other tasks.
 _IN_A_ROW = 16
-#: How long closing a generator of inputs may take, in seconds.
+#: Seconds. The longest time for closing a generator of inputs.
 _CLOSE = 5.0
 
 
 @attrs.frozen
 class MapCalls:
-    """How the calls of one map are made.
+    """The functions by which a map makes its calls.
 
     Attributes:
-        limit: How many inputs may be with the pool now.
-        has_room: Whether a call that is made now would be taken, as far as that is known here.
-        submit: Begins a call, or refuses it by a SnakepitError; what it is given is called when the call has ended.
-        take: The result of a call that has ended, or what it raised.
-        cancel: The result is not wanted any more.
-        tasks: Where the calls run, when they have tasks.
+        limit: Returns the number of inputs that may be with the pool now.
+        has_room: Returns whether a call made now would be accepted, as far as known here.
+        submit: Begins a call, or refuses it with a SnakepitError; its callback is called when the call has ended.
+        take: Returns the result of an ended call, or its exception.
+        cancel: Cancels a call whose result is not wanted any more.
+        tasks: The tasks of the calls, if they run in tasks.
     """
 
     limit: Callable[[], int]
@@ -73,17 +74,17 @@ def open_map(
     return_errors: bool,
     errors: InternalErrors,
 ) -> AbstractAsyncContextManager[MapResults[Any]]:
-    """A map as its caller gets it: the block has its results, and leaving it cancels what is under way.
+    """Open a map: the block receives its results, and leaving the block cancels the calls in progress.
 
     Args:
-        begin: Checks the caller's options, and says how the calls are made.
-        limit: The caller's; only checked here.
-        errors: Where unexpected exceptions are told.
+        begin: Checks the caller's options, and returns the functions that make the calls.
+        limit: The caller's limit; only checked here.
+        errors: Reports unexpected exceptions.
 
     Raises:
-        InvalidParameter: ``limit`` or an option is refused.
+        InvalidParameter: ``limit`` or an option is invalid.
     """
-    # Before the boundary: what the inputs themselves raise is the caller's own.
+    # Outside the boundary: an exception of the inputs is the caller's own.
     source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
     try:
         check_limit(limit)
@@ -97,16 +98,17 @@ def open_map(
 
 
 class MapResults(Generic[T]):
-    """The results of a map: an async iterator for one task; a second one that reads at the same time gets
-    ``anyio.BusyResourceError``, as from any stream of anyio's.
+    """An async iterator over the results of a map, for one task.
 
-    The inputs are taken as the results are: at most ``calls.limit()`` of them are with the pool at any moment. Results that
-    arrive together cost its task one wake-up, and the inputs that take their places leave together. No task runs for it,
-    but for :meth:`feed` where the inputs are an async iterable: a result must not wait for an input that is yet to come.
+    A second task that reads concurrently gets ``anyio.BusyResourceError``, as from any anyio stream.
+
+    Inputs are taken as results are taken: at most ``calls.limit()`` inputs are with the pool at any moment. Results that
+    arrive together wake the consumer's task once, and the inputs that replace them are sent together. The map runs no
+    task, except :meth:`feed` for an async iterable of inputs, because a result must not wait for a later input.
 
     Attributes:
-        calls: How its calls are made.
-        index: The place among the inputs, from 0, of the result that was given last; -1 before the first.
+        calls: The functions by which the map makes its calls.
+        index: The index of the input whose result came last, from 0; -1 before the first.
     """
 
     def __init__(
@@ -120,10 +122,10 @@ class MapResults(Generic[T]):
     ) -> None:
         self.index: int = -1
         self._errors = errors
-        # What the inputs have raised; the consumer gets it after the results of those that came before.
+        # The exception of the inputs; the consumer gets it after the results of the earlier inputs.
         self._input_error: Exception | None = None
         self._inputs: Any = inputs
-        #: Whether :meth:`feed` has to run beside it.
+        #: Whether :meth:`feed` has to run.
         self.fed: bool = isinstance(inputs, AsyncIterator)
         self._fetched: Any = _NOTHING
         self._room = Bell()
@@ -132,9 +134,9 @@ class MapResults(Generic[T]):
         self.calls: MapCalls = calls
         self._ordered = ordered
         self._return_errors = return_errors
-        # An input that was refused before it reached the pool stands here as its error.
+        # The calls by index; an input that was refused before it reached the pool has its error here.
         self._under_way: dict[int, Any] = {}
-        # The places of those that have ended, in that order.
+        # The indices of the ended calls, in the order of their ends.
         self._done: dict[int, None] = {}
         self._taken = 0
         self._in_a_row = 0
@@ -149,13 +151,13 @@ class MapResults(Generic[T]):
 
     @protected
     async def __anext__(self) -> T:
-        """Wait for the next result. A cancellation loses none.
+        """Wait for the next result. A cancellation loses no result.
 
-        What the inputs themselves raise comes after the results of the inputs before, with a note that says at which index.
+        An exception of the inputs is raised after the results of the earlier inputs, with a note that names the index.
 
         Raises:
-            SnakepitError: What that input's call raised, unless errors are returned; a note says of which input.
-            anyio.BusyResourceError: Another task waits for it already.
+            SnakepitError: The input's call failed, unless errors are returned; a note names the input.
+            anyio.BusyResourceError: Another task is waiting for it.
         """
         input_error: Exception | None = None
         try:
@@ -192,8 +194,7 @@ class MapResults(Generic[T]):
 
     @protected
     async def feed(self) -> None:
-        """Fetch inputs from an async iterable, each when there is room for it. Ends with them; what they raise, the consumer
-        gets."""
+        """Take inputs from an async iterable as there is room for them, until its end. The consumer gets its exception."""
         try:
             async for params in self._inputs:
                 self._fetched = params
@@ -202,20 +203,20 @@ class MapResults(Generic[T]):
                     while self._fetched is not _NOTHING or len(self._under_way) >= self.calls.limit():
                         await self._room.wait()
                 except Exception as exc:
-                    # The inputs have not raised it.
+                    # The exception did not come from the inputs.
                     raise self._errors.caller(exc, "map") from exc
         except Exception as exc:
             self._end_of_inputs(exc)
         finally:
             if inspect.isasyncgen(self._inputs):
-                # Nobody else has it, and the event loop would have to close it some day.
+                # No other code has the generator, and the event loop would otherwise have to close it later.
                 with anyio.CancelScope(shield=True), anyio.move_on_after(_CLOSE):
                     await self._inputs.aclose()
         self._source_ended = True
         self._wake()
 
     def close(self) -> None:
-        """Cancel what is still under way."""
+        """Cancel all calls in progress."""
         for request in self._under_way.values():
             if not isinstance(request, SnakepitError):
                 self.calls.cancel(request)
@@ -243,7 +244,7 @@ class MapResults(Generic[T]):
             raise
 
     def _next_input(self) -> Any:
-        """The next input; ``_NOTHING`` when there is none now, or none any more."""
+        """Return the next input, or ``_NOTHING`` if there is none now or any more."""
         if not self.fed:
             try:
                 return self._next_of_inputs()
@@ -262,9 +263,9 @@ class MapResults(Generic[T]):
         return fetched
 
     def _end_of_inputs(self, error: Exception) -> None:
-        """The inputs have raised instead of giving the next one."""
+        """Record the exception that the inputs raised in place of the next input."""
         self._input_error = error
-        with suppress(Exception):  # The class is the caller's own, and so may its `add_note` be.
+        with suppress(Exception):  # The class is the caller's, and its `add_note` may raise.
             error.add_note(f"raised by the inputs of this map, instead of the one at index {self._taken}")
 
     @exposed
@@ -274,7 +275,7 @@ class MapResults(Generic[T]):
     def _refill(self) -> None:
         while not self._exhausted and len(self._under_way) < self.calls.limit():
             if self._under_way and not self.calls.has_room():
-                # Others have filled the queue: the next input waits for one of ours to end.
+                # Other callers filled the queue: the next input waits until one of the map's calls ends.
                 return
             params = self._next_input()
             if params is _NOTHING:
@@ -303,7 +304,7 @@ class MapResults(Generic[T]):
 
 @managed
 async def _running(results: MapResults[Any]) -> AsyncIterator[MapResults[Any]]:
-    """Hold a map's results, and what runs for them; leaving the block cancels what is under way."""
+    """Hold a map's results and its task; leaving the block cancels the calls in progress."""
     tasks = results.calls.tasks
     if not results.fed and tasks is None:
         try:
@@ -312,7 +313,7 @@ async def _running(results: MapResults[Any]) -> AsyncIterator[MapResults[Any]]:
             try:
                 results.close()
             except Exception:
-                # Once more: what it has left under way would go on for nobody.
+                # Close again, because the failure left calls that would continue without a consumer.
                 results.close()
                 raise
         return
@@ -338,10 +339,10 @@ async def _running(results: MapResults[Any]) -> AsyncIterator[MapResults[Any]]:
 
 
 class MapTask:
-    """One call of a map, in a task of its own.
+    """One call of a map in its own task.
 
     Attributes:
-        error: What it raised.
+        error: The exception of the call.
     """
 
     __slots__ = ("error", "scope", "value")
@@ -360,7 +361,7 @@ class MapTasks:
         has_room: See :class:`MapCalls`.
 
     Attributes:
-        nursery: Where they run; set before the first.
+        nursery: The nursery of the tasks; set before the first call.
     """
 
     nursery: anyio.abc.TaskGroup
@@ -370,7 +371,7 @@ class MapTasks:
     ) -> None:
         self._execute = execute
         self._has_room = has_room
-        # Those for whose end others may wait: not those that wait for a place, for a limit or before another attempt.
+        # The calls for whose end other calls may wait: not those that wait for room, for a limit or before another attempt.
         self._busy = 0
         self._fewer = Bell()
 
@@ -378,7 +379,7 @@ class MapTasks:
         return f"<MapTasks busy={self._busy}>"
 
     def calls(self, limit: Callable[[], int]) -> MapCalls:
-        """The calls, so many at a time."""
+        """Return the functions by which the map makes its calls."""
         return MapCalls(limit, self._has_room, self._submit, self._take, lambda task: task.scope.cancel(), self)
 
     def _submit(self, params: Mapping[str, Any], wake: Callable[[], None]) -> MapTask:
@@ -418,10 +419,10 @@ class MapTasks:
             self._busy += 1
 
     async def patiently(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Make a call; when a queue is full, others have filled it, and this one waits for one of ours to end.
+        """Make a call. If other callers have filled the queue, wait until one of the map's own calls ends, and try again.
 
         Raises:
-            QueueFull: None of ours is under way.
+            QueueFull: None of the map's calls is in progress.
         """
         while True:
             if self._busy == 1 or self._has_room():

@@ -1,7 +1,7 @@
-"""Each private or undocumented name of a dependency that is used here, in one place, and whether this release still has it.
+"""A list of all private or undocumented names of dependencies in use, and checks whether the installed releases have them.
 
-A module that uses such names asks for them when it is imported, after its dependency: :func:`missing` where it can do without,
-:func:`require` where it can't. Nothing here imports a dependency for its own sake.
+A module that uses such names checks for them at import, after its dependency: with :func:`missing` if it has a fallback,
+or else with :func:`require`. This module does not import dependencies on its own.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from .errors import IncompatibleDependency
 
 __all__ = ["USES", "Use", "missing", "release", "require"]
 
-#: Stands for the standard library in :attr:`Use.distribution`.
+#: The name of the standard library in :attr:`Use.distribution`.
 PYTHON = "Python"
 
 
 class Use(NamedTuple):
-    """What one module uses of one dependency.
+    """The private names of one dependency that one module uses.
 
     Attributes:
-        distribution: Whose release decides about the names.
+        distribution: The distribution whose release determines the names.
         where: The module that uses them.
-        names: By owner, as ``module`` or ``module:Class``. Attributes of instances count when the class's ``__init__`` sets them.
-        fallback: What happens without them; empty: the error says that this release can't be used.
+        names: The names by owner, as ``module`` or ``module:Class``. An instance attribute counts if the class's
+            ``__init__`` sets it.
+        fallback: The behaviour without the names; empty if there is none, and the release can't be used.
     """
 
     distribution: str
@@ -38,7 +39,7 @@ class Use(NamedTuple):
 
 _PLAIN = "all frames go through h2 itself"
 
-#: All of them, by what a module asks for.
+#: All uses, by the key that a module asks for.
 USES: Mapping[str, Use] = {
     "h2": Use(
         "h2",
@@ -121,7 +122,7 @@ USES: Mapping[str, Use] = {
 
 
 def missing(use: str) -> list[str]:
-    """The names that the release at hand lacks, with their owners; empty when it has all."""
+    """Return the names that the installed release lacks, with their owners."""
     found = []
     for place, names in USES[use].names.items():
         module, _, kind = place.partition(":")
@@ -136,10 +137,10 @@ def missing(use: str) -> list[str]:
 
 
 def require(use: str) -> None:
-    """See to it that the names are there.
+    """Check that all names exist.
 
     Raises:
-        IncompatibleDependency: They are not; says which release of what lacks which.
+        IncompatibleDependency: Some do not; the error names the release and the names.
     """
     lacking = missing(use)
     if lacking:
@@ -152,7 +153,7 @@ def require(use: str) -> None:
 
 
 def release(use: str) -> tuple[str, str]:
-    """The dependency's name, and the version that is installed."""
+    """Return the dependency's name and its installed version."""
     distribution = USES[use].distribution
     if distribution == PYTHON:
         return distribution, sys.version.partition(" ")[0]

@@ -1,4 +1,4 @@
-"""Which task waits for which, by the nurseries that they are in."""
+"""Relations between tasks by their nurseries."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["is_under"]
 
 
 def is_under(task: int) -> bool:
-    """Whether a task can't end before the running one: it is the same, or one whose nursery that is in, at whatever depth.
+    """Return whether a task can't end before the running task: it is the same task, or the running task is in a nursery below
+    it.
 
-    A task that asyncio itself has made, and no nursery, counts as such: it is not known who waits for it.
+    A task that asyncio itself has created, without a nursery, counts too, because it is unknown who waits for it.
 
     Args:
-        task: Its id, as in :class:`anyio.TaskInfo`.
+        task: The id of the task, as in :class:`anyio.TaskInfo`.
     """
     return any(found in (task, None) for found in _lineage())
 
 
 def _lineage() -> Iterator[int | None]:
-    """The running task, the one whose nursery it is in, and so on; None after the running one when that is in no nursery of
-    anyio's."""
+    """Yield the running task, the owner of its nursery, and so on; None after a task that is in no anyio nursery."""
     if sniffio.current_async_library() == "trio":
         import trio
 
@@ -35,7 +35,7 @@ def _lineage() -> Iterator[int | None]:
     current = anyio.get_current_task()
     yield current.id
     yield current.parent_id
-    # Further up there is seldom anything to see, and to see it costs a look at all tasks.
+    # Looking further up requires a list of all tasks, and is seldom needed.
     parents = {info.id: info.parent_id for info in anyio.get_running_tasks()}
     parent = parents.get(current.parent_id) if current.parent_id is not None else None
     while parent is not None:

@@ -1,4 +1,4 @@
-"""A timeout as a caller gives it, whose it is, and as a message tells it."""
+"""Time limits: their check, their source, and their text in messages."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from snakepit_trio.errors import InvalidParameter
 
 __all__ = ["NEVER", "TimeLimit", "as_given", "check_timeout", "seconds"]
 
-#: Seconds, some thirty years: what is to take longer has no limit, and needs no arithmetic that overflows.
+#: Seconds, about thirty years: a longer limit counts as none, so that no arithmetic overflows.
 NEVER: Final = 1e9
 
 
 class TimeLimit(NamedTuple):
-    """How long a call may take, and which option says so; as text, that option with its value.
+    """A time limit with the option that sets it; as text, the option and its value.
 
     Attributes:
-        seconds: How long; None: there is no limit.
+        seconds: The limit; None for no limit.
         option: The option's name.
-        of_pool: The pool's configuration says so; the caller has said nothing.
+        of_pool: Whether the limit comes from the pool's configuration rather than from the caller.
     """
 
     seconds: float | None
@@ -31,10 +31,10 @@ class TimeLimit(NamedTuple):
 
 
 def check_timeout(timeout: Any) -> float | None:
-    """Seconds, 0 included (the time is spent already); None for no limit, and for one that nobody will live to see.
+    """Return a timeout in seconds (0 has already passed), or None for no limit; a limit of ``NEVER`` or more counts as none.
 
     Raises:
-        InvalidParameter: It is neither None nor such a number.
+        InvalidParameter: The timeout is neither None nor such a number.
     """
     if timeout is None:
         return None
@@ -46,11 +46,11 @@ def check_timeout(timeout: Any) -> float | None:
 
 
 def as_given(value: float) -> str:
-    """The value of an option as somebody would write it, such as ``"0.5"`` or ``"7200"``: never as a power of ten."""
+    """Return an option's value in plain decimal notation, such as ``"0.5"`` or ``"7200"``."""
     found = f"{value:.6g}"
     return found if "e" not in found else f"{value:.6f}".rstrip("0").rstrip(".")
 
 
 def seconds(value: float) -> str:
-    """A span of time in a message, such as ``"0.25 s"`` or ``"7200 s"``: never as a power of ten."""
+    """Return a duration for a message in plain decimal notation, such as ``"0.25 s"`` or ``"7200 s"``."""
     return f"{value:.3g} s" if 0.0001 <= value < 999.5 else f"{round(value, 4):.0f} s"

@@ -1,7 +1,8 @@
-"""A Unix socket that listens at a path, and does so again when a cleaner has taken the file.
+"""A Unix socket that listens at a path, and is bound again after a cleaner has removed its file.
 
-Nothing tells a process that the file of its socket is gone: the socket goes on as if it were there, and nobody finds it any
-more. So the one who waits for clients looks now and then. What somebody else has put in the file's place is left to them.
+A process is not notified when the file of its socket is removed: the socket stays open, and clients can no longer find
+it. So the task that waits for clients checks the file periodically. A file that other code has put in its place is left
+alone.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ __all__ = ["UnixDoor"]
 
 _log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the file.
+#: Seconds between two checks of the file.
 _LOOK = 10.0
 
 
 class UnixDoor:
-    """A listening socket that only this user can open.
+    """A listening Unix socket that only this user can connect to.
 
     Args:
-        path: Where.
-        backlog: How many clients may wait to be let in.
-        restore: Makes the directory again, if that is gone too. Raises nothing.
+        path: The path of the socket.
+        backlog: The number of clients that may wait to be accepted.
+        restore: Creates the directory again if it is gone. Raises nothing.
 
     Attributes:
-        sock: The socket, non-blocking. Another one when the file was made again.
+        sock: The listening socket, non-blocking. Replaced when the file is created again.
 
     Raises:
-        OSError: It can't be bound there.
+        OSError: The socket can't be bound to the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, backlog: int, restore: Callable[[], None]) -> None:
@@ -51,7 +52,7 @@ class UnixDoor:
         return f"<UnixDoor {self._path!r}>"
 
     async def wait(self) -> None:
-        """Wait until a client may be there. A cancellation leaves everything as it was."""
+        """Wait until a client may be there. A cancellation changes nothing."""
         while True:
             with anyio.move_on_after(_LOOK):
                 await anyio.wait_readable(self.sock)
@@ -59,7 +60,7 @@ class UnixDoor:
             self._look()
 
     def close(self) -> None:
-        """Listen no more. The file goes, unless somebody else has put one there."""
+        """Stop listening, and remove the file unless other code has put it there."""
         self.sock.close()
         with contextlib.suppress(OSError):
             if os.path.samestat(os.lstat(self._path), self._made):
@@ -87,7 +88,7 @@ class UnixDoor:
             _forks.keep(sock.fileno())
         try:
             sock.setblocking(False)
-            # On Linux the file gets the socket's own mode, so that it is never open to others, not even for a moment.
+            # On Linux the file gets the socket's own mode, so it is never open to others, not even for a moment.
             os.fchmod(sock.fileno(), 0o600)
             sock.bind(self._path)
             os.chmod(self._path, 0o600)

@@ -1,7 +1,7 @@
-"""Functions of the application, whatever they raise.
+"""Safe calls of the application's functions, whatever they raise.
 
-Event loops ask an exception what it is, in their scopes and in their callbacks. An exception whose own code raises then breaks
-the scope, or ends the loop; so no exception of a function gets there, but for those that may be cancellations.
+Event loops inspect exceptions in their scopes and callbacks. An exception whose own code raises would break the scope or
+end the loop. So no exception of a function gets there, except possible cancellations.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ __all__ = ["Raised", "run_in_thread"]
 
 
 class Raised:
-    """Holds what its block raises, unless that is, or may hold, a cancellation. To stand inside of a cancel scope.
+    """Holds the exception of its block, unless it is or contains a cancellation. Use it inside a cancel scope.
 
     Attributes:
-        exc: What it holds.
+        exc: The held exception.
     """
 
     __slots__ = ("exc",)
@@ -42,21 +42,21 @@ class Raised:
         return True
 
     def again(self) -> None:
-        """Raise what it holds, if anything."""
+        """Raise the held exception, if there is one."""
         exc, self.exc = self.exc, None
         if exc is not None:
             try:
                 raise exc
             finally:
-                del exc  # Its traceback has this frame.
+                del exc  # The traceback contains this frame.
 
 
 async def run_in_thread(function: Callable[[], Any], *, limiter: anyio.CapacityLimiter | None = None) -> Any:
-    """Call a function in a thread, and raise whatever it raises. A cancellation waits for a function that has begun.
+    """Call a function in a thread, and raise its exception. A cancellation waits for a function that has begun.
 
     Args:
-        function: Is called without arguments.
-        limiter: Says how many threads there may be; None: anyio's own.
+        function: The function, called without arguments.
+        limiter: Limits the number of threads; None: anyio's default.
     """
 
     def call() -> Any:

@@ -1,7 +1,7 @@
-"""How the task of a request waits and is woken, on either event loop, in the most direct way.
+"""Direct waits and wake-ups of a request's task, on either event loop.
 
-anyio gives the same on both loops; each of its calls first finds out which one is running. A request needs the clock, its
-scope's deadline and one wake-up, so a pool asks once, and uses the loop's own means from then on.
+anyio offers the same on both loops, but each call first determines the running loop. A request needs the clock, its
+scope's deadline and one wake-up, so a pool determines the loop once and uses its functions directly.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ __all__ = ["EventLoop", "Waiter", "event_loop"]
 
 
 class Waiter(Protocol):
-    """Lets one task wait for one thing, once."""
+    """Lets one task wait for one event, once."""
 
     def wake(self) -> None:
-        """It has happened. The task goes on in this pass of the event loop or in the next; a second call does nothing."""
+        """Wake the task. It continues in this pass of the event loop or in the next; a second call does nothing."""
 
     async def wait(self) -> None:
-        """Wait for it; returns at once when it has happened already. A cancellation leaves nothing behind."""
+        """Wait for the wake-up; returns at once if it has already happened. A cancellation leaves nothing behind."""
 
 
 class EventLoop:
-    """What a pool uses of its event loop.
+    """The functions of the event loop that a pool uses.
 
     Attributes:
-        now: The loop's time, in seconds.
-        deadline: When the calling task's scopes end, infinity when they don't.
-        check: Raises the cancellation of a task that is cancelled already, without a pass of the loop.
-        waiter: Makes a :class:`Waiter`.
-        readable: Waits until a socket has something to read.
+        now: Returns the loop's time in seconds.
+        deadline: Returns the deadline of the calling task's scopes, infinity if there is none.
+        check: Raises the cancellation if the task is already cancelled, without a pass of the loop.
+        waiter: Creates a :class:`Waiter`.
+        readable: Waits until a socket is readable.
     """
 
     __slots__ = ("check", "deadline", "now", "readable", "waiter")
@@ -61,7 +61,7 @@ class EventLoop:
 
 
 def event_loop(backend: str) -> EventLoop:
-    """The event loop that is running: ``"trio"`` or ``"asyncio"``."""
+    """Return the functions of the running event loop, ``"trio"`` or ``"asyncio"``."""
     if backend == "trio":
         return _trio_loop()
     loop = asyncio.get_running_loop()
@@ -88,13 +88,14 @@ def _trio_loop() -> EventLoop:
 
 
 def _trio_waiter() -> Callable[[], Waiter]:
-    """The class, made where Trio is imported already."""
+    """Return the waiter's class; defined in a function because Trio may not be imported."""
     from trio.lowlevel import Abort, current_task, enable_ki_protection, reschedule, wait_task_rescheduled
 
     class TrioWaiter:
-        """Invariant: ``_task`` is the task exactly while it sleeps here, so it is rescheduled once or aborted, never both.
+        """Invariant: ``_task`` is set exactly while the task sleeps here, so it is rescheduled once or aborted, never both.
 
-        Protected, for an interrupt in between would leave the task there, to be woken from another sleep.
+        The methods are protected: an interrupt in between would leave ``_task`` set, and a later wake-up would reach
+        another sleep.
         """
 
         __slots__ = ("_happened", "_task")
@@ -134,7 +135,7 @@ class _AsyncioWaiter:
     def wake(self) -> None:
         self._happened = True
         future = self._future
-        # A cancelled task's future is done before the task itself has gone on.
+        # A cancelled task's future is done before the task itself has continued.
         if future is not None and not future.done():
             future.set_result(None)
 

@@ -1,9 +1,9 @@
 """Every error that the library raises.
 
-All errors derive from :class:`SnakepitError`. Each class stands for one kind of failure: ``code`` is its stable name on the
-wire, ``details`` holds values that a program may act on, and ``retryable`` says whether the same request may succeed when it
-is sent again. The mapping to gRPC status codes follows
-https://grpc.io/docs/guides/status-codes/ and is kept in :data:`GRPC_STATUS`.
+All errors derive from :class:`SnakepitError`. Each class stands for one kind of failure: ``code`` is its stable name on
+the wire, ``details`` holds values that a program may act on, and ``retryable`` says whether the same request may succeed
+when it is sent again. The mapping to gRPC status codes follows https://grpc.io/docs/guides/status-codes/ and is kept in
+:data:`GRPC_STATUS`.
 """
 
 from __future__ import annotations
@@ -417,8 +417,8 @@ _by_name: weakref.WeakValueDictionary[str, type[ToolError]] = weakref.WeakValueD
 def remote(exception: type[BaseException] | str) -> type[ToolError]:
     """Return a class that catches a :class:`ToolError` by the type of the exception that the tool raised.
 
-    ``except sp.remote(ValueError)`` catches the error if the tool raised ValueError, a subclass of ValueError, or an exception
-    group that contains one. Name a class that exists only in the worker by its ``module.QualName``.
+    ``except sp.remote(ValueError)`` catches the error if the tool raised ValueError, a subclass of ValueError, or an
+    exception group that contains one. Name a class that exists only in the worker by its ``module.QualName``.
 
     Raises:
         TypeError: The argument is neither an exception class nor a string.

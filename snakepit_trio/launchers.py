@@ -1,7 +1,7 @@
 """What a launcher of your own is written with, and nothing that it does not need; docs/guides/launchers.md says how.
 
-``PoolConfig(launcher=...)`` takes a :class:`Launcher`, a class or function that makes one of a
-:class:`LaunchContext`, or the name of such an entry point in the group ``snakepit_trio.launchers``.
+``PoolConfig(launcher=...)`` takes a :class:`Launcher`, a class or function that makes one of a :class:`LaunchContext`, or
+the name of such an entry point in the group ``snakepit_trio.launchers``.
 """
 
 from __future__ import annotations

@@ -301,10 +301,10 @@ async def open_runtime(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     shared memory is left afterwards, also after a cancellation.
 
     Raises:
-        WorkerStartupError: No pool has a worker that could start; with several pools ``details["pools"]`` holds the reason for
-            each. If only some pools have none, their requests fail with that reason and the other pools serve.
-        ConfigError: The argument is not a RuntimeConfig, the configuration does not fit this event loop, or a worker's import of
-            its adapter opens the runtime (put it under ``if __name__ == "__main__"``).
+        WorkerStartupError: No pool has a worker that could start; with several pools ``details["pools"]`` holds the
+            reason for each. If only some pools have none, their requests fail with that reason and the other pools serve.
+        ConfigError: The argument is not a RuntimeConfig, the configuration does not fit this event loop, or a worker's
+            import of its adapter opens the runtime (put it under ``if __name__ == "__main__"``).
     """
     if not isinstance(config, RuntimeConfig):
         refuse("config", type(config), "a RuntimeConfig")
@@ -345,8 +345,9 @@ async def assemble(
 class _Root:
     """The task that opens and closes a runtime.
 
-    It is a separate task because Trio raises KeyboardInterrupt in the main task wherever that task waits, shielded or not. The
-    main task therefore waits at the end of a nursery, which continues to wait after an interrupt, and never inside clean-up.
+    It is a separate task because Trio raises KeyboardInterrupt in the main task wherever that task waits, shielded or
+    not. The main task therefore waits at the end of a nursery, which continues to wait after an interrupt, and never
+    inside clean-up.
 
     Attributes:
         failure: The exception with which opening or closing failed, or None.

@@ -33,9 +33,9 @@ def run(
     to end. A second signal kills the workers at once. Outside the main thread no signals are handled.
 
     Returns:
-        The result of ``main`` if it is an int from 0 to 255, else 0; 1 if ``main`` raised (the traceback is printed), 2 for an
-        invalid configuration or a pool that could not start, 130 after SIGINT, 143 after SIGTERM (128 plus the signal's number,
-        as in a shell). After a signal the process is expected to exit, and SIGINT is ignored.
+        The result of ``main`` if it is an int from 0 to 255, else 0; 1 if ``main`` raised (the traceback is printed), 2
+        for an invalid configuration or a pool that could not start, 130 after SIGINT, 143 after SIGTERM (128 plus the
+        signal's number, as in a shell). After a signal the process is expected to exit, and SIGINT is ignored.
     """
     if isinstance(config, str):
         try:

@@ -46,8 +46,8 @@ def map_command(
 ) -> None:
     """Run a tool over many inputs and print one line of JSON for each.
 
-    A failed input, including a line that is not JSON, has its error in the output and stops no other input. The exit code is 0 if
-    all inputs succeeded, 1 if any failed, 2 if nothing could start, 130 after Ctrl-C.
+    A failed input, including a line that is not JSON, has its error in the output and stops no other input. The exit code
+    is 0 if all inputs succeeded, 1 if any failed, 2 if nothing could start, 130 after Ctrl-C.
     """
     given = _templates(param or [])
     done = failed = 0

@@ -35,10 +35,8 @@ def serve(
     """Serve a runtime's pools to gRPC clients, until SIGINT or SIGTERM.
 
     The command prints its address and the file that holds the token; the token itself is never printed. A signal closes
-    the
-    runtime in order: running calls have stop_grace seconds of their pool to end. The exit code is 130 after SIGINT, 143
-    after
-    SIGTERM, 2 if the server can't start.
+    the runtime in order: running calls have stop_grace seconds of their pool to end. The exit code is 130 after SIGINT,
+    143 after SIGTERM, 2 if the server can't start.
     """
     import attrs
 

@@ -172,7 +172,7 @@ def test_a_line_for_each_file(pool: Pool, tmp_path: Path) -> None:
 def test_what_can_not_be_mapped(pool: Pool, tmp_path: Path) -> None:
     (tmp_path / "f").touch()
     result = ran("map", "a", "count", str(tmp_path / "f"))
-    assert result.exit_code == 2 and "gives a stream" in result.stderr
+    assert result.exit_code == 2 and "is a streaming tool" in result.stderr
     result = ran("map", "a", "none", str(tmp_path / "f"))
     assert result.exit_code == 2 and "has no tool 'none'; it has double, count" in result.stderr
     result = ran("map", "a", "double", str(tmp_path / "nothing"))
