@@ -55,7 +55,7 @@ def check(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The tests, on each interpreter that is here and on both event loops; ``-- --backend trio`` for one."""
-    session.install(".[numpy,mcp]", *group("test", "protos", "clients", "redis", "tables"))
+    session.install(".[numpy,mcp]", *group("test", "protos", "clients", "redis", "tables", "examples"))
     session.run("pytest", *PARALLEL, "--durations", "15", *session.posargs)
 
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from snakepit_trio.errors import WorkerCrashed as WorkerCrashed
     from snakepit_trio.errors import WorkerStartupError as WorkerStartupError
     from snakepit_trio.errors import WouldDeadlock as WouldDeadlock
+    from snakepit_trio.errors import WrongContext as WrongContext
     from snakepit_trio.errors import remote as remote
     from snakepit_trio.observe.correlation import CorrelationFilter as CorrelationFilter
     from snakepit_trio.observe.events import Event as Event
@@ -83,7 +84,7 @@ _MODULES = {
         "QueueTimeout", "QuotaExceeded", "RequestCancelled",
         "RequestTimeout", "SessionNotFound", "SessionWorkerUnavailable", "SnakepitError", "StreamingUnsupported",
         "ToolError", "ToolExists", "ToolNotFound", "WorkerBusy", "WorkerCrashed", "WorkerStartupError", "WouldDeadlock",
-        "remote",
+        "WrongContext", "remote",
     ],
     "observe.correlation": ["CorrelationFilter"],
     "observe.events": ["Event"],

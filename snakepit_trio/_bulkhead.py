@@ -22,6 +22,7 @@ import anyio
 import anyio.abc
 
 from snakepit_trio._exceptions import bare_name
+from snakepit_trio._home import Home
 from snakepit_trio._interrupts import pass_interrupt, protected
 from snakepit_trio.errors import SnakepitError
 
@@ -61,6 +62,7 @@ class InternalErrors:
 
     Attributes:
         counts: The number of exceptions, by what they ended.
+        home: The event loop in which callers must be; None: any.
     """
 
     #: Set by tests: called with each exception and with what it ended.
@@ -68,6 +70,7 @@ class InternalErrors:
 
     def __init__(self, emit: Callable[..., object] | None = None) -> None:
         self.counts: dict[str, int] = {}
+        self.home: Home | None = None
         self._emit = emit
         self._reporting = False
         self._logged: set[tuple[str, int]] = set()
@@ -107,6 +110,15 @@ class InternalErrors:
                     self._reporting = False
         except Exception:
             _log.error("an internal error could not be reported: %s", bare_name(exc))
+
+    def check_home(self) -> None:
+        """Refuse a caller in another event loop.
+
+        Raises:
+            WrongContext: It is.
+        """
+        if self.home is not None:
+            self.home.check()
 
     def caller(self, exc: Exception, what: str = "request") -> SnakepitError:
         """Report an exception that ended a caller's own request, and return the error for the caller."""
@@ -233,6 +245,7 @@ def operation(method: F) -> F:
         @protected
         async def behind(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
             old = sys.exception()
+            self._errors.check_home()
             try:
                 return await method(self, *args, **options)
             except SnakepitError:
@@ -287,6 +300,7 @@ class _Block(AbstractAsyncContextManager[T]):
 
     @protected
     async def __aenter__(self) -> T:
+        self._errors.check_home()
         try:
             return await self._inner.__aenter__()
         except SnakepitError:

@@ -83,7 +83,9 @@ def open_map(
 
     Raises:
         InvalidParameter: ``limit`` or an option is invalid.
+        WrongContext: The caller is in another event loop.
     """
+    errors.check_home()
     # Outside the boundary: an exception of the inputs is the caller's own.
     source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
     try:

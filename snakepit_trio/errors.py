@@ -42,6 +42,7 @@ __all__ = [
     "WorkerCrashed",
     "WorkerStartupError",
     "WouldDeadlock",
+    "WrongContext",
     "remote",
 ]
 
@@ -298,6 +299,12 @@ class WouldDeadlock(SnakepitError):
     default_code = "would_deadlock"
 
 
+class WrongContext(SnakepitError, RuntimeError):
+    """A pool, runtime or client was used outside of the event loop that opened it, or its block was left in another task."""
+
+    default_code = "wrong_context"
+
+
 class ConfigError(SnakepitError, ValueError):
     """A configuration is invalid. ``details`` holds ``source`` (file or variable), ``key`` and ``expected``."""
 
@@ -359,6 +366,7 @@ GRPC_STATUS: Mapping[str, int] = {
     "circuit_open": 14,
     "pool_closed": 14,
     "would_deadlock": 9,
+    "wrong_context": 9,
     "config_error": 3,
     "authentication_failed": 16,
     "connection_lost": 14,
@@ -392,6 +400,7 @@ _BY_CODE: Mapping[str, type[SnakepitError]] = {
         CircuitOpen,
         PoolClosed,
         WouldDeadlock,
+        WrongContext,
         ConfigError,
         AuthenticationFailed,
         ConnectionLost,

@@ -22,6 +22,7 @@ from snakepit_trio import __version__, _forks
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._config_checks import refuse
 from snakepit_trio._fair_budget import FairBudget, room_for
+from snakepit_trio._home import Home, HomeNursery
 from snakepit_trio._interrupts import Unwrapped, interrupt_in, managed, protected
 from snakepit_trio.config import PoolConfig, RuntimeConfig
 from snakepit_trio.control.operations import Operations
@@ -104,6 +105,7 @@ class Runtime:
         self._redactor = Redactor(config.redact_patterns)
         self.events: EventBus = EventBus(config.recorder_size, self._redactor.value)
         self.internal_errors: InternalErrors = InternalErrors(self.events.emit)
+        self.internal_errors.home = Home()
         self.events.errors = self.internal_errors
         # Connections exist before the first pool is there and after the last pool is gone.
         wire.errors = self.internal_errors
@@ -324,7 +326,7 @@ async def assemble(
     root = _Root(config, run, wire, launcher)
     with Unwrapped() as unwrapped:
         try:
-            async with anyio.create_task_group() as nursery:
+            async with HomeNursery("open_pool or open_runtime", root.ended) as nursery:
                 nursery.start_soon(root.run, nursery)
                 try:
                     runtime = await root.opened()
@@ -357,6 +359,7 @@ class _Root:
         self, config: RuntimeConfig, run: Run, wire: Wire, launcher: Callable[[PoolConfig, Run], Launcher]
     ) -> None:
         self.failure: BaseException | None = None
+        self.ended: anyio.Event = anyio.Event()
         self._config = config
         self._run = run
         self._wire = wire
@@ -406,6 +409,7 @@ class _Root:
                 nursery.cancel_scope.cancel()
         finally:
             self._ready.set()
+            self.ended.set()
 
     async def _open_and_close(self) -> None:
         config, run = self._config, self._run

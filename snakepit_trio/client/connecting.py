@@ -11,6 +11,7 @@ from pathlib import Path
 import anyio
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio._home import Home
 from snakepit_trio._interrupts import Unwrapped, managed
 from snakepit_trio.config import TlsConfig
 from snakepit_trio.errors import ConfigError
@@ -89,6 +90,7 @@ async def _connect(
             link.nursery = nursery
             try:
                 await link.get()
+                errors.home = Home()
                 yield Client(link, pool, max_payload)
             except BaseException as exc:
                 if isinstance(exc, anyio.get_cancelled_exc_class()):

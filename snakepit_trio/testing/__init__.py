@@ -12,11 +12,18 @@ if TYPE_CHECKING:
     from snakepit_trio.testing.faults import Faults as Faults
     from snakepit_trio.testing.leaks import Footprint as Footprint
     from snakepit_trio.testing.leaks import no_leaks as no_leaks
+    from snakepit_trio.testing.pools import open_test_pool as open_test_pool
     from snakepit_trio.testing.scripted import ScriptedWorkers as ScriptedWorkers
 
-_WHERE = {"Faults": "faults", "Footprint": "leaks", "ScriptedWorkers": "scripted", "no_leaks": "leaks"}
+_WHERE = {
+    "Faults": "faults",
+    "Footprint": "leaks",
+    "ScriptedWorkers": "scripted",
+    "no_leaks": "leaks",
+    "open_test_pool": "pools",
+}
 
-__all__ = ["Faults", "Footprint", "ScriptedWorkers", "no_leaks"]
+__all__ = ["Faults", "Footprint", "ScriptedWorkers", "no_leaks", "open_test_pool"]
 
 
 def __getattr__(name: str) -> Any:

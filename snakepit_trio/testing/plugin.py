@@ -1,6 +1,7 @@
 """The pytest plugin: installed with the package, and without effect on tests that ask for none of its fixtures.
 
-Its fixtures are asynchronous; anyio's own pytest plugin runs them, on the event loop that the test's ``anyio_backend`` says.
+The fixture of a pool is asynchronous. Whichever plugin runs the test's event loop runs it: anyio's, pytest-trio, or
+pytest-asyncio in its auto mode.
 """
 
 from __future__ import annotations
@@ -28,18 +29,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 async def snakepit_pool(
-    request: pytest.FixtureRequest, anyio_backend: Any, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Pool]:
     """A pool of real workers, on a state directory of its own, closed in order after the test; of one worker unless told.
 
     What it is of is said by the marker: ``@pytest.mark.snakepit_pool("my_module:Math", size=2)``; marks of a class or module
     count, the nearest option wins.
     """
-    from snakepit_trio.config import PoolConfig, RuntimeConfig
-    from snakepit_trio.runtime import open_runtime
+    from .pools import open_test_pool
 
     arguments: list[Any] = []
-    options: dict[str, Any] = {"size": 1}
+    options: dict[str, Any] = {}
     for mark in reversed(list(request.node.iter_markers(_MARK))):
         arguments = list(mark.args) or arguments
         options.update(mark.kwargs)
@@ -47,10 +47,8 @@ async def snakepit_pool(
         options["adapter"] = arguments[0]
     if "adapter" not in options or len(arguments) > 1:
         pytest.fail(f'say which adapter: @pytest.mark.{_MARK}("my_module:Math", size=2)', pytrace=False)
-    state = str(tmp_path_factory.mktemp("snakepit"))
-    config = RuntimeConfig(pools=[PoolConfig(**options)], state_dir=state, control=False)
-    async with open_runtime(config) as runtime:
-        yield runtime.pool(config.pools[0].name)
+    async with open_test_pool(state_dir=tmp_path_factory.mktemp("snakepit"), **options) as pool:
+        yield pool
 
 
 @pytest.fixture

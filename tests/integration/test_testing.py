@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -80,14 +79,19 @@ def test_asks_for_nothing():
 """
 
 
-def run(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    # Where the package was installed before it had the plugin, it is loaded by name.
-    installed = any(point.value == "snakepit_trio.testing.plugin" for point in entry_points(group="pytest11"))
-    plugin = [] if installed else ["-p", "snakepit_trio.testing.plugin"]
+def run(place: Path, *arguments: str, plugins: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    # No others, whatever is installed.
+    plugin = [
+        word for name in ("anyio.pytest_plugin", "snakepit_trio.testing.plugin", *plugins) for word in ("-p", name)
+    ]
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *plugin, *arguments],
         cwd=place, capture_output=True, text=True, timeout=110, check=False,
-        env={**os.environ, "PYTHONPATH": f"{place}{os.pathsep}{ROOT}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(place), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
     )  # fmt: skip
 
 
@@ -98,6 +102,112 @@ def test_the_fixtures_on_both_event_loops(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "8 passed" in done.stdout
     assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == {"sums.py", "test_sums.py"}
+
+
+_USE = """
+    assert await {pool}.execute("add", {{"a": 1, "b": 2}}) == 3
+    async with {pool}.session() as session:
+        assert await session.execute("add", {{"a": 1, "b": 2}}) == 3
+"""
+_FUNCTION_SCOPE = """
+import pytest
+
+{head}
+
+@pytest.mark.snakepit_pool("sums")
+async def test_first(snakepit_leaks, snakepit_pool, snakepit_faults):{use}
+
+@pytest.mark.snakepit_pool("sums", size=2)
+async def test_second(snakepit_leaks, snakepit_pool):{use}
+    assert snakepit_pool.stats().size == 2
+"""
+_SESSION_SCOPE = """
+import pytest
+from snakepit_trio.testing import open_test_pool
+
+{head}
+
+@{fixture}
+async def sums():
+    async with open_test_pool("sums") as pool:
+        yield pool
+
+pids = set()
+
+async def test_first(sums):{use}
+    pids.update(worker.pid for worker in sums.workers())
+
+async def test_second(sums):{use}
+    pids.update(worker.pid for worker in sums.workers())
+    assert len(pids) == 1
+"""
+_ANYIO_SESSION = """
+@pytest.fixture(scope="session", params=["trio", "asyncio"])
+def anyio_backend(request):
+    pids.clear()
+    return request.param
+
+pytestmark = pytest.mark.anyio
+"""
+_ASYNCIO_SESSION = 'pytestmark = pytest.mark.asyncio(loop_scope="session")'
+_SESSION_FIXTURE = 'pytest.fixture(scope="session")'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the leak check reads /proc")
+@pytest.mark.parametrize(
+    ("plugin", "options", "text", "passed"),
+    [
+        pytest.param(
+            None,
+            [],
+            _SESSION_SCOPE.format(head=_ANYIO_SESSION, fixture=_SESSION_FIXTURE, use=_USE.format(pool="sums")),
+            4,
+            id="anyio-session",
+        ),
+        pytest.param(
+            "pytest_trio.plugin",
+            ["-o", "trio_mode=true"],
+            _FUNCTION_SCOPE.format(head="", use=_USE.format(pool="snakepit_pool")),
+            2,
+            id="pytest-trio",
+        ),
+        pytest.param(
+            "pytest_asyncio.plugin",
+            ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=function"],
+            _FUNCTION_SCOPE.format(head="", use=_USE.format(pool="snakepit_pool")),
+            2,
+            id="pytest-asyncio",
+        ),
+        pytest.param(
+            "pytest_asyncio.plugin",
+            ["-o", "asyncio_mode=auto", "-o", "asyncio_default_fixture_loop_scope=session"],
+            _SESSION_SCOPE.format(head=_ASYNCIO_SESSION, fixture=_SESSION_FIXTURE, use=_USE.format(pool="sums")),
+            2,
+            id="pytest-asyncio-session",
+        ),
+        pytest.param(
+            "pytest_asyncio.plugin",
+            ["-o", "asyncio_mode=strict", "-o", "asyncio_default_fixture_loop_scope=function"],
+            _SESSION_SCOPE.format(
+                head="import pytest_asyncio\n" + _ASYNCIO_SESSION,
+                fixture='pytest_asyncio.fixture(scope="session", loop_scope="session")',
+                use=_USE.format(pool="sums"),
+            ),
+            2,
+            id="pytest-asyncio-strict",
+        ),
+    ],
+)
+def test_whichever_plugin_runs_the_event_loop(
+    tmp_path: Path, plugin: str | None, options: list[str], text: str, passed: int
+) -> None:
+    if plugin is not None:
+        pytest.importorskip(plugin.partition(".")[0])
+    (tmp_path / "sums.py").write_text(SUMS)
+    (tmp_path / "test_sums.py").write_text(text)
+    done = run(tmp_path, "-W", "error", *options, plugins=() if plugin is None else (plugin,))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{passed} passed" in done.stdout
 
 
 def test_what_goes_wrong_is_said(tmp_path: Path) -> None:

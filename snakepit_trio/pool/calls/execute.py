@@ -103,6 +103,7 @@ class Calls:
             tasks: The map that it belongs to, of a pool with policies.
         """
         try:
+            self._errors.check_home()
             await self._loop.check()
             if not isinstance(options, CallOptions):
                 options = CallOptions.of(options)
