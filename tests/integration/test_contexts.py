@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -36,15 +37,22 @@ CALLS: dict[str, Callable[[Any], Awaitable[object]]] = {
     "rolling_restart": lambda pool: pool.rolling_restart(),
 }
 REMOTE = ["execute", "map", "stream", "session"]
+SESSION: dict[str, Callable[[Any], Awaitable[object]]] = {
+    "execute": CALLS["execute"],
+    "stream": CALLS["stream"],
+    "get": lambda session: session.get("key"),
+    "put": lambda session: session.put("key", 1),
+    "update": lambda session: session.update("key", str),
+}
 
 
-async def refusals(pool: Any, names: list[str]) -> list[str]:
+async def refusals(used: Any, calls: dict[str, Callable[[Any], Awaitable[object]]]) -> list[str]:
     """The calls that are not refused, or that hang."""
     wrong = []
-    for name in names:
+    for name, call in calls.items():
         with anyio.move_on_after(20) as limit:
             try:
-                await CALLS[name](pool)
+                await call(used)
             except sp.WrongContext as exc:
                 if "only in the event loop in which" in exc.message:
                     continue
@@ -63,11 +71,12 @@ async def test_another_event_loop_is_refused_in_a_sentence() -> None:
         assert runtime.bridge is not None
         async with sp.connect(runtime.bridge.address, token=runtime.bridge.token) as client, pool.session() as session:
             for other in ("trio", "asyncio"):
-                for used, names in ((pool, list(CALLS)), (client, REMOTE), (session, ["execute"])):
-
-                    def elsewhere(used: Any = used, names: list[str] = names, other: str = other) -> list[str]:
-                        return anyio.run(refusals, used, names, backend=other)
-
+                for used, calls in (
+                    (pool, CALLS),
+                    (client, {name: CALLS[name] for name in REMOTE}),
+                    (session, SESSION),
+                ):
+                    elsewhere = functools.partial(anyio.run, refusals, used, calls, backend=other)
                     assert await anyio.to_thread.run_sync(elsewhere) == []
             # It is as good as before, and reading what stands in it is allowed everywhere.
             assert await pool.execute("add", {"a": 1, "b": 2}) == 3

@@ -176,6 +176,7 @@ class Session:
             allowed: The class that declares the keywords.
             default: The pool's limit, in seconds.
         """
+        self._errors.check_home()
         try:
             if not isinstance(options, CallOptions):
                 options = CallOptions.of(options, allowed)
