@@ -7,6 +7,7 @@ waits for a request raises on entry, once.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
 from collections import Counter
@@ -442,8 +443,12 @@ def test_the_books_agree_after_every_fault(internal_errors: list[BaseException])
     assert len(met) > 65 and sum(met.values()) > 800, met
 
 
-#: What these walks do not come to: what a scheduler itself doesn't call, or only for a great many entries.
+#: What these walks do not come to: what a scheduler itself doesn't call, or only for a great many entries; and what happens beside
+#: a call that runs alone, which has a test of its own.
 _HARDLY = {
+    "Assignment._fill_needed",
+    "Assignment._where_needed",
+    "RequestQueue.is_next",
     "CancelSet.discard",
     "DeadlineWheel._rebuild",
     "Ledger.oldest_wait",
@@ -492,3 +497,29 @@ def test_a_fault_ends_one_request_and_gives_its_seat_back(name: str, internal_er
     else:
         assert results[1].error is not None and results[1].error.code == "internal"
     assert len(internal_errors) == 1
+
+
+@pytest.mark.parametrize("name", ["Assignment._fill_needed", "Assignment._where_needed", "RequestQueue.is_next"])
+def test_a_fault_beside_a_call_that_runs_alone(name: str, internal_errors: list[BaseException]) -> None:
+    made = Walk(1)
+    worker = Worker(made.faults, 3, 0)
+    made.workers.append(worker)
+    made.scheduler.incarnations.open(worker.seats, 0.0)
+    made.faults.armed = name
+    for number in range(1, 6):
+        request = make_request(number, "tool", on_end=lambda number=number: made.woken.update([number]))
+        if number == 1:
+            request.suspect = True
+        else:
+            request.chain = (made.requests[0],)
+        with contextlib.suppress(SnakepitError):
+            made.scheduler.submit(request, 0.0)
+            made.requests.append(request)
+    # Three run; what the last two wait for is that one of these ends.
+    while worker.holds:
+        number = next(reversed(worker.holds))
+        del worker.holds[number]
+        made.scheduler.replied(worker.seats, number, 0.1, result=NOTHING, error=None)
+        made.check()
+    assert made.faults.met[name] == 1
+    made.finish()

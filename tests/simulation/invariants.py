@@ -8,7 +8,7 @@ from typing import Any
 
 import snakepit_trio as sp
 from snakepit_trio.pool.calls.stream import STREAM_WINDOW
-from snakepit_trio.pool.scheduling.request import Outcome, Phase, Request
+from snakepit_trio.pool.scheduling.request import Outcome, Phase, Request, Seats
 from snakepit_trio.supervision.slot import Slot
 from snakepit_trio.supervision.states import WorkerState
 from snakepit_trio.supervision.worker import Worker
@@ -19,6 +19,10 @@ _UP = frozenset({WorkerState.READY, WorkerState.BUSY})
 _FINAL = frozenset(outcome.value for outcome in Outcome)
 #: Seconds. Deadlines are kept in ticks of a millisecond, and never pass early.
 _TICK = 0.001 + 1e-6
+
+
+def _is_needed(request: Request, seats: Seats) -> bool:
+    return any(running in request.chain for running in seats.running.values())
 
 
 class Invariants:
@@ -91,7 +95,7 @@ class Invariants:
                     if seats.leaving and not seats.running:
                         due = max(told[id] for id in seats.leaving) + pool.config.cancel_grace
                         overdue[worker] = max(due, self._overdue.get(worker, now))
-            if seats.open and load < seats.capacity and not seats.alone:
+            if seats.open and load < seats.capacity:
                 free.append(seats)
         self._overdue = overdue
         for worker, since in overdue.items():
@@ -99,10 +103,13 @@ class Invariants:
         assert running == t.in_flight, "running calls and in_flight differ"
         if free and len(scheduler.ledger.queue):
             for request in scheduler.ledger.queue:
-                # One that may have ended workers runs where nothing else does.
+                # One that may have ended workers runs where nothing else does but what it waits for itself; the same is for a
+                # worker that is to become empty for one.
                 may_take = [
-                    seats for seats in free if not (request.suspect and seats.load) and not request.avoids(seats)
-                ]
+                    seats for seats in free
+                    if not (request.suspect and (seats.load or seats.alone)) and not request.avoids(seats)
+                    if not seats.alone or (request.session is None and _is_needed(request, seats))
+                ]  # fmt: skip
                 assert request.pin is not None or not may_take, f"{request!r} waits while a seat is free"
                 assert request.pin not in may_take, f"{request!r} waits while a seat of its own worker is free"
         for request in self.open.values():

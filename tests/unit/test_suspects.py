@@ -29,9 +29,12 @@ class Desk:
             self.scheduler.incarnations.open(seats, 0.0)
         self.first = [self.submit() for _ in range(4)]
 
-    def submit(self, *, suspect: bool = False, beside: list[Request] | None = None) -> Request:
+    def submit(
+        self, *, suspect: bool = False, beside: list[Request] | None = None, chain: tuple[Request, ...] = ()
+    ) -> Request:
         self.number += 1
         request = make_request(self.number, "tool")
+        request.chain = chain
         request.suspect = suspect
         if beside is not None:
             request.beside = beside
@@ -90,3 +93,44 @@ def test_two_requests_for_one_call_run_in_different_workers(cancelled: bool) -> 
         assert second.phase is Phase.QUEUED
         desk.reply(next(iter(right.running.values())))
         assert second.seats is right
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_what_a_call_waits_for_itself_runs_beside_it_though_it_runs_alone(reserved: bool) -> None:
+    desk = Desk()
+    left, right = desk.workers
+    outer, other = left.running.values()
+    if reserved:
+        # The worker is to become empty for a suspect, and does so when the outer call has ended.
+        early = desk.submit(suspect=True)
+    else:
+        desk.reply(outer)
+        outer = early = desk.submit(suspect=True)
+    desk.reply(other)
+    assert left.alone and list(left.running.values()) == [outer]
+    assert early.phase is (Phase.QUEUED if reserved else Phase.RUNNING)
+    # Others, suspects among them, don't come in.
+    plain, suspect = desk.submit(), desk.submit(suspect=True, chain=(outer,))
+    assert plain.phase is suspect.phase is Phase.QUEUED
+    needed = desk.submit(chain=(outer,))
+    assert needed.seats is left
+    # Neither does what comes when there is no seat any more; it is the next.
+    another = desk.submit(chain=(outer,))
+    assert another.phase is Phase.QUEUED and not desk.scheduler.hopeless(another, {outer})
+    desk.reply(needed)
+    assert another.seats is left
+    assert plain.phase is suspect.phase is Phase.QUEUED
+    assert desk.scheduler.hopeless(plain, {outer, *right.running.values()})
+
+
+def test_what_a_call_waits_for_goes_before_a_worker_is_kept_for_a_suspect() -> None:
+    desk = Desk()
+    left, _ = desk.workers
+    outer, other = left.running.values()
+    suspect, needed = desk.submit(suspect=True), desk.submit(chain=(outer,))
+    assert needed.phase is Phase.QUEUED
+    desk.reply(other)
+    assert needed.seats is left and left.alone
+    desk.reply(needed)
+    desk.reply(outer)
+    assert suspect.seats is left

@@ -62,7 +62,7 @@ class Assignment:
             if binding.lost:
                 raise worker_lost(request)
             tied = binding.seats
-            if tied is not None and tied.open and not tied.alone and tied.load < tied.capacity:
+            if tied is not None and tied.open and tied.load < tied.capacity and tied.admits(request):
                 seats = tied
             elif tied is not None and binding.strict:
                 if request.fail_fast:
@@ -70,7 +70,19 @@ class Assignment:
                 seats, request.pin = None, tied
             else:
                 seats = placement.seat()
+        if seats is None and request.chain and request.pin is None:
+            seats = self._where_needed(request)
         return (_RUN, seats) if seats is not None else self._wait(request, now)
+
+    def _where_needed(self, request: Request) -> Seats | None:
+        """A worker with a free seat that takes nothing beside a call but this request, for which that call waits."""
+        if request.suspect:
+            return None
+        for seats in self._ledger.seats:
+            free = seats.open and seats.alone and seats.load < seats.capacity
+            if free and seats.needs(request) and (request.beside is None or not request.avoids(seats)):
+                return seats
+        return None
 
     def _wait(self, request: Request, now: float) -> tuple[Way, Seats | None]:
         """The same for a request for which no seat is free."""
@@ -171,8 +183,21 @@ class Assignment:
             queue.push_front(request, now)
         if aside:
             placement.place(seats)
+        if seats.alone and seats.open and seats.running and seats.load < seats.capacity:
+            self._fill_needed(seats, now)
         if placement.waiting and seats.open and len(seats.running) + len(seats.leaving) < seats.capacity:
             ledger.recall.look_later()
+
+    def _fill_needed(self, seats: Seats, now: float) -> None:
+        """Give a worker that takes nothing beside its calls what these themselves wait for."""
+        ledger = self._ledger
+        for request in [request for request in ledger.living if request.chain and request.phase is Phase.QUEUED]:
+            if seats.load == seats.capacity:
+                return
+            if request.pin not in (None, seats) or (request.beside is not None and request.avoids(seats)):
+                continue
+            if seats.admits(request) and ledger.queue.is_next(request) and ledger.queue.discard(request):
+                ledger.start(request, seats, now)
 
     def fill_all(self, now: float) -> None:
         """Give every worker with a free seat what it may have."""

@@ -352,6 +352,18 @@ class Seats:
         """Whether its worker takes no calls and ends because of one that does not stop, after those that run beside it."""
         return not self.over and any(request.stuck for request in self.leaving.values())
 
+    def needs(self, request: Request) -> bool:
+        """Whether a call that runs here waits for this request."""
+        return any(running in request.chain for running in self.running.values())
+
+    def admits(self, request: Request) -> bool:
+        """Whether a request may run beside what runs here.
+
+        Nothing runs beside a suspect, nor in a worker that is to become empty for one, but what a call waits for that runs here:
+        the worker becomes empty only after that.
+        """
+        return not self.alone or (not request.suspect and self.needs(request))
+
     def empties_after(self, blocked: Container[object]) -> bool:
         """Whether one of these has to end before nothing runs here for anybody."""
         return any(request in blocked for request in self.running.values())

@@ -214,7 +214,7 @@ class Scheduler:
 
     @staticmethod
     def _is_taken(seats: Seats, request: Request, blocked: Container[object]) -> bool:
-        if seats.alone or request.suspect or not seats.open:
+        if not seats.admits(request) or request.suspect or not seats.open:
             # Nothing of it comes free before all of it does, or before its worker ends.
             return seats.empties_after(blocked)
         if seats.leaving or seats.load < seats.capacity:
