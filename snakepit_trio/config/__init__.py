@@ -1,7 +1,7 @@
-"""Configuration: frozen values, checked when they are made.
+"""Configuration: frozen values, checked when they are created.
 
-Times are in seconds, sizes in bytes; None means no limit. A value that is refused raises
-:class:`~snakepit_trio.errors.ConfigError`, which names the key, what was given and what was expected.
+Times are in seconds, sizes in bytes; None means no limit. An invalid value raises
+:class:`~snakepit_trio.errors.ConfigError`, which names the key, the value and what was expected.
 """
 
 from __future__ import annotations

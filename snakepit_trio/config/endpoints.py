@@ -1,4 +1,4 @@
-"""The options of a runtime's doors: the bridge, and where metrics are read."""
+"""The options of a runtime's network endpoints: the bridge and the metrics endpoint."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _ADDRESS = re.compile(r"unix:.+|tcp:[^:\[\]]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1
 
 @attrs.frozen(kw_only=True)
 class TlsConfig:
-    """Files for TLS, in PEM.
+    """Files for TLS, in PEM format.
 
     Attributes:
-        cert: Our certificate, with what stands between it and its authority.
-        key: Its private key.
-        ca: The authority that clients' certificates must come from; None: clients need none.
+        cert: The server's certificate, followed by intermediate certificates.
+        key: The private key of the certificate.
+        ca: The authority that clients' certificates must come from. None: clients need no certificate.
     """
 
     cert: str = attrs.field(converter=as_path)
@@ -34,31 +34,34 @@ class TlsConfig:
 
 @attrs.frozen(kw_only=True)
 class BridgeConfig:
-    """The gRPC front door.
+    """The gRPC server for clients.
 
     Attributes:
-        address: ``"unix:PATH"`` or ``"tcp:HOST:PORT"``; port 0 is any free one. None: a Unix socket in the run's directory.
-        token: What clients send as ``authorization: Bearer TOKEN``; None: made anew for each run.
-        token_file: A file that holds the token; only its owner may read it. When it changes, connections that come from then
-            on must show what it holds now. One that does not exist is made (0600), with a new token, and removed at the end.
-        tls: For TCP.
-        allow_plaintext: Listen without TLS on an address that other machines reach: the token then travels in the clear.
-        max_connections: Clients at once. When there are as many, one that has not shown the token yet makes room. From one
-            address (TCP) or process (Unix socket) no more come than it leaves for others: half of them when it is alone.
-        max_streams: Requests of one connection at once.
-        max_message: Largest request; None: as large as the largest ``max_payload`` of the pools allows.
-        max_buffered: Bytes of requests, until they are answered, and of answers, until they are read, over all connections.
-            A quarter of them is divided among the ``max_connections``; of the rest each may have as many as it leaves,
-            half of them when it is alone. What would be more is RESOURCE_EXHAUSTED. None: eight times the largest request
-            or answer, and at least 256 MiB.
-        max_header_size: Largest request headers.
-        handshake_timeout: For TLS, and for a connection's first request with the token.
-        idle_timeout: A connection without requests is closed after so long; clients connect anew when they need it.
-        receive_timeout: For a request to arrive whole.
-        keepalive_interval, keepalive_timeout: A TCP client that was silent for so long is asked for a sign of life, and
-            has so long to give one. None: never asked.
-        public_health: Health checks need no token.
-        reflection: Tell clients with the token what the service looks like.
+        address: ``"unix:PATH"`` or ``"tcp:HOST:PORT"``; port 0 is any free port. None: a Unix socket in the run's
+            directory.
+        token: The token that clients send as ``authorization: Bearer TOKEN``. None: a new token for each run.
+        token_file: A file that holds the token; only its owner may be able to read it. When the file changes, new
+            connections need the new token. A missing file is created (0600) with a new token, and removed at the end.
+        tls: TLS for TCP.
+        allow_plaintext: Listen without TLS on an address that other machines can reach; the token is then sent
+            unencrypted.
+        max_connections: The largest number of connections. At the limit, a connection that has not sent the token is
+            closed for a new one. One address (TCP) or process (Unix socket) may have as many as it leaves for others:
+            half when it is alone.
+        max_streams: The largest number of simultaneous requests of one connection.
+        max_message: The largest size of a request. None: as large as the pools' largest ``max_payload`` requires.
+        max_buffered: The largest number of buffered bytes over all connections: of requests until they are answered,
+            and of answers until they are read. A quarter is divided among the ``max_connections``; of the rest each
+            connection may use as much as it leaves for others, half when it is alone. The excess gets
+            RESOURCE_EXHAUSTED. None: eight times the largest request or answer, and at least 256 MiB.
+        max_header_size: The largest size of request headers.
+        handshake_timeout: The time for TLS and for a connection's first request with the token.
+        idle_timeout: A connection without requests is closed after this time; clients reconnect when necessary.
+        receive_timeout: The time in which a request must arrive completely.
+        keepalive_interval, keepalive_timeout: A TCP client that was silent for the interval is pinged, and must answer
+            within the timeout. None: no pings.
+        public_health: Answer health checks without the token.
+        reflection: Serve gRPC reflection to clients with the token.
     """
 
     address: str | None = None
@@ -102,13 +105,14 @@ class MetricsConfig:
     """Metrics for Prometheus; needs the extra ``prometheus``.
 
     Attributes:
-        address: Where ``/metrics``, ``/live`` and ``/ready`` are served over HTTP: ``"tcp:HOST:PORT"`` (port 0 is any free
-            one; ``runtime.metrics.address`` says which) or ``"unix:PATH"``. None: nowhere, for an application that
-            serves its own registry. There is no authentication: what is not loopback is for trusted networks.
-        max_connections: How many clients are served at once. When there are as many, the one that has kept its request back
-            longest makes room.
-        client_timeout: How long one client may take for its request and its answer, in seconds.
-        max_tools: How many tools have a label of their own; the others share ``"other"``.
+        address: The address of the HTTP endpoint with ``/metrics``, ``/live`` and ``/ready``: ``"tcp:HOST:PORT"`` (port
+            0 is any free port; ``runtime.metrics.address`` is the actual address) or ``"unix:PATH"``. None: no
+            endpoint, for an application that serves its own registry. There is no authentication, so use other
+            addresses than loopback only in trusted networks.
+        max_connections: The largest number of simultaneous clients. At the limit, the client whose request has been
+            incomplete for the longest time is disconnected.
+        client_timeout: The time for one client's request and answer, in seconds.
+        max_tools: The number of tools with their own label; the others share ``"other"``.
     """
 
     address: str | None = "tcp:127.0.0.1:0"

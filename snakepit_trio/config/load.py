@@ -1,4 +1,4 @@
-"""Reads a :class:`~snakepit_trio.config.RuntimeConfig` from TOML and the environment."""
+"""Read a :class:`~snakepit_trio.config.RuntimeConfig` from TOML and the environment."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _OTHERS = frozenset(
     f"SNAKEPIT_{name}"
     for name in [
         *("STATE_DIR", "RUN_ID", "WORKER_ID", "MCP_TOKEN", "TOKEN"),
-        # What the worker of a command is told.
+        # Variables for the worker of a ``command``.
         *("POOL", "LISTEN", "TOKEN_FILE", "READY_FILE", "READY_FD", "LIFELINE_FD", "THREADS", "MAX_PAYLOAD"),
     ]
 )
@@ -47,13 +47,13 @@ def load(cls: type[RuntimeConfig], path: Path | None, environ: Mapping[str, str]
     pools = table.setdefault("pools", [])
     if not isinstance(pools, list) or not all(isinstance(pool, dict) for pool in pools):
         _fail(source, "pools", "[[pools]] tables")
-    # Where each value came from, for the message about a bad one.
+    # The source of each value, for error messages.
     origins: dict[tuple[str, ...], str] = {}
     _overlay(environ, cls, table, origins)
     try:
         made: RuntimeConfig = _make(cls, table, source, "", origins, ())
     except ConfigError as exc:
-        # A key that is wrong says more than pools that are missing, so it is heard first.
+        # A wrong key is reported before missing pools, because it is probably the reason.
         if pools or exc.details["key"] != "pools":
             raise
         prefix = "tool.snakepit." if Path(source).name == "pyproject.toml" else ""
@@ -103,13 +103,13 @@ def _overlay(
                 _fail(variable, "name", f"{_PREFIX}POOLS__NAME__KEY")
             target, owner, parts = _pool_named(table["pools"], parts[1], variable), PoolConfig, parts[2:]
             place = _place_of("pools", target, 0)
-            # Where no table has an adapter for it, the variable that has brought the pool up is what is wrong.
+            # If no table sets an adapter for the pool, the variable that created the pool is the error.
             if "adapter" not in target and "command" not in target:
                 origins.setdefault((*place, "adapter"), variable)
         while len(parts) > 1:
             entry = _entry_hint(owner, parts[0])
             if entry is not None:
-                # What remains is the key as it is written: names in an environment may differ by their case alone.
+                # The rest is the key as written: names in an environment may differ only in case.
                 name = "__".join(words[1 - len(parts) :])
                 target[parts[0]] = _with_entry(target.get(parts[0]), name, entry, environ[variable], variable, parts[0])
                 origins[*place, parts[0]] = variable
@@ -145,7 +145,7 @@ def _place_of(key: str, values: Mapping[str, Any], index: int) -> tuple[str, ...
 
 
 def _tables_of(cls: type, key: str) -> tuple[type | None, bool]:
-    """The configuration class of a key's table, None for a plain value; whether there may be many such tables."""
+    """Return the configuration class of a key's table (None for a plain value), and whether the key is a list of tables."""
     hint = typing.get_type_hints(cls).get(key)
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -157,7 +157,7 @@ def _tables_of(cls: type, key: str) -> tuple[type | None, bool]:
 
 
 def _entry_hint(cls: type, key: str) -> Any:
-    """The type of the values of a mapping whose entries may be given one by one, such as ``env``; None for any other key."""
+    """Return the type of a mapping's values if entries may be set individually, as for ``env``; None for any other key."""
     hint = typing.get_type_hints(cls).get(key)
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     for option in options:
@@ -180,7 +180,7 @@ def _folded(name: object) -> str:
 
 
 def _from_text(text: str, hint: Any, variable: str, key: str) -> Any:
-    """A variable's text as a value of the field's type, strictly."""
+    """Convert a variable's text to a value of the field's type, strictly."""
     options = list(typing.get_args(hint)) if typing.get_origin(hint) in (typing.Union, types.UnionType) else [hint]
     if type(None) in options and text.lower() == "none":
         return None

@@ -20,7 +20,7 @@ from .ray import RayConfig
 
 __all__ = ["PoolConfig"]
 
-#: What a worker of the profile "thread" runs at once.
+#: The default ``threads`` of the profile "thread".
 _THREADS = 10
 _ADAPTER = re.compile(r"[^\s:/\\.][^\s:/\\]*(?::[A-Za-z_][A-Za-z0-9_.]*)?")
 _POOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -37,7 +37,7 @@ def _start_method() -> str:
 
 
 class _Remembers:
-    """Knows which options it was made with, and which have their defaults."""
+    """Records which options were given explicitly, and which have their defaults."""
 
     __slots__ = ("_given",)
     _given: frozenset[str]
@@ -54,74 +54,82 @@ class PoolConfig(_Remembers):
 
     Attributes:
         adapter: ``"package.module"`` or ``"package.module:Class"``, imported in the workers.
-        command: In place of an adapter: a program and its arguments that serve ``WorkerService`` in any language, see
+        command: Instead of an adapter: a program with arguments that serves ``WorkerService`` in any language; see
             docs/foreign-workers.md.
-        name: Letters, digits, ``_ . -``; at most 64.
-        size: How many workers; by default the CPU cores that this process may use.
-        min_size, max_size: With a ``max_size`` the pool goes by its load, between these two; ``size`` is what it begins with,
-            and the least unless ``min_size`` says otherwise. With a least of 0 an idle pool has no workers, and its next
-            request wakes it. Workers that strict sessions are tied to stay.
-        target_wait: A request that has waited so long for a worker gets the pool another one.
-        scale_down_after: Workers that the load of so many seconds did not need go.
-        max_queue: How many requests may wait; more are refused at once. None: no limit. Of one connection of the bridge no more
-            wait than it leaves places for others: half of them when it is alone.
-        timeouts: The profile that the next three come from where they are not given; see docs/resilience.md.
-        queue_timeout: How long a request may wait for a worker; None: as long as its ``timeout`` allows.
-        timeout: For a whole call, waiting included, when the caller gives none.
-        stream_timeout: For a whole stream, when the caller gives none.
-        startup_timeout: For a worker to become ready. None: no limit.
-        profile: ``"process"``: isolation comes first, a worker runs one call at once; ``"thread"``: several, 10 of them. In
-            either, ``threads`` has the last word.
-        threads: Calls that one worker runs at once; by default as the profile says.
-        prefetch: Calls that a worker with one thread may hold besides the one that it runs, when its tools are so short that
-            the way to it and back counts. They are still queued, and are taken back when the call turns out long. 0: none.
-        start_method: ``"fork_server"``: forked from a template that has imported the adapter; ``"spawn"``: a new interpreter.
-        worker_backend: The event loop for async tools; ``"auto"`` goes by what the adapter's module imports.
-        transport: ``"unix"`` or ``"tcp"`` sockets; ``"auto"`` is unix where there is one.
-        launcher: Where worker processes come from: ``"local"``, ``"ray"`` for a Ray cluster, which places them, or a name that an
-            installed distribution registers in the entry-point group ``snakepit_trio.launchers``. Or a
-            :class:`~snakepit_trio.launchers.Launcher` for this pool alone, or a class or function that makes one each time
-            the pool opens. See docs/guides/launchers.md.
-        ray: What they need there, and where the cluster is; see docs/ray.md.
-        affinity: What a session is bound by unless it says otherwise.
-        cancel_grace: How long a cancelled tool may take to stop.
-        on_cancel: What then happens: its worker is replaced (``"kill"``), or left to finish (``"abandon"``).
-        stop_grace: How long running calls may take when the pool closes, and a worker when it is asked to stop.
-        max_requests, max_age, max_rss: A worker is replaced after so many calls, seconds, bytes of resident memory. It goes on
-            until its replacement is ready, and so serves a few calls more; no call waits, or fails, because of it.
-        heartbeat_interval: Between two signs of life.
-        heartbeat_misses: After so many intervals without one the worker is replaced (with 1: after one and a half).
-        heartbeat_while_busy: Also while a call runs. Then CPU time that the worker's process uses is a sign of life, too: C code
-            may hold the GIL, and compute, for as long as it likes. False for code that holds it and waits: a worker that is
-            stopped or deadlocked under a call is then found only by the call's ``timeout``.
-        health_interval: Between two health checks; None: none.
-        restart_limit, restart_window: A slot in which more than that many starts have failed in that many seconds has failed:
-            workers that did not become ready, or ended soon after without having begun a call. Workers that a call has ended
-            don't count. A limit of None: it never fails, and goes on restarting after pauses that grow.
-        backoff_base, backoff_max: The pause before a second restart in a row, and what it grows to; when the workers can
-            start, and calls end them, no more than a tenth of ``queue_timeout``, or a second without one.
-        spares: How many workers more are kept warm, without calls, to take the place of one that ends at once.
-        surge: How many workers above ``size`` there may be while workers are replaced.
-        poison_limit: A request that has ended so many workers is refused; None: no limit.
-        aging: Seconds of waiting that are worth one level of priority; None: priority is all.
+        name: Letters, digits, ``_ . -``; at most 64 characters.
+        size: The number of workers; by default the number of CPU cores that this process may use.
+        min_size, max_size: With a ``max_size`` the pool scales with its load between these two. ``size`` is the initial
+            number, and the minimum unless ``min_size`` is set. With a minimum of 0 an idle pool has no workers, and its
+            next request starts one. Workers to which strict sessions are bound are kept.
+        target_wait: When a request has waited for a worker for this time, the pool starts another worker.
+        scale_down_after: Workers that the load of this last time did not need are stopped.
+        max_queue: The largest number of waiting requests; further ones are refused at once. None: no limit. One
+            connection of the bridge may use as many places as it leaves for others: half when it is alone.
+        timeouts: The profile of defaults for the next three options; see docs/resilience.md.
+        queue_timeout: The longest wait of a request for a worker. None: as long as its ``timeout`` allows.
+        timeout: The default time limit of a whole call, including its wait.
+        stream_timeout: The default time limit of a whole stream.
+        startup_timeout: The time in which a worker must become ready. None: no limit.
+        profile: ``"process"``: a worker runs one call at a time, for isolation; ``"thread"``: a worker runs 10 calls at
+            a time. ``threads`` overrides both.
+        threads: The number of calls that one worker runs at a time; by default as the profile says.
+        prefetch: The number of calls that a worker with one thread may hold besides the running one, if its tools are
+            so short that the round trip matters. Prefetched calls still count as queued, and are recalled when the
+            running call turns out to be long. 0: no prefetching.
+        start_method: ``"fork_server"``: workers are forked from a template that has imported the adapter; ``"spawn"``:
+            each worker is a new interpreter.
+        worker_backend: The event loop for async tools; ``"auto"`` chooses by the imports of the adapter's module.
+        transport: ``"unix"`` or ``"tcp"`` sockets; ``"auto"`` is unix where available.
+        launcher: The source of worker processes: ``"local"``, ``"ray"`` for a Ray cluster, or a name that an installed
+            distribution registers in the entry-point group ``snakepit_trio.launchers``; or a
+            :class:`~snakepit_trio.launchers.Launcher` for this pool alone, or a class or function that creates one each
+            time the pool opens. See docs/guides/launchers.md.
+        ray: The cluster and the resources of each worker, for the launcher ``"ray"``; see docs/ray.md.
+        affinity: The default affinity of sessions.
+        cancel_grace: The time in which a cancelled tool must stop.
+        on_cancel: What happens after ``cancel_grace``: the worker is replaced (``"kill"``), or the call is left to
+            finish (``"abandon"``).
+        stop_grace: The time for running calls when the pool closes, and for a worker when it is told to stop.
+        max_requests, max_age, max_rss: A worker is replaced after this number of calls, this time, or above this number
+            of bytes of resident memory. It serves until its replacement is ready, so it may serve a few more calls; no
+            call waits or fails because of a replacement.
+        heartbeat_interval: The time between two heartbeats.
+        heartbeat_misses: A worker that has missed this number of heartbeats is replaced (1: after one and a half
+            intervals).
+        heartbeat_while_busy: Expect heartbeats also while a call runs. CPU time of the worker's process then counts as
+            a sign of life too, because C code may hold the GIL while it computes. Set it to False for code that holds
+            the GIL and waits; a worker that is stopped or deadlocked during a call is then found only by the call's
+            ``timeout``.
+        health_interval: The time between two health checks. None: no checks.
+        restart_limit, restart_window: A slot fails after more than this number of failed starts in this time. A failed
+            start is a worker that did not become ready, or ended soon after without having begun a call; a worker that
+            a call has ended does not count. A limit of None: the slot never fails, and restarts after growing pauses.
+        backoff_base, backoff_max: The pause before a second consecutive restart, and the pause to which it grows. If
+            the workers can start and calls end them, the pause is at most a tenth of ``queue_timeout``, or one second
+            without it.
+        spares: The number of additional warm workers without calls; a spare replaces a worker that ends at once.
+        surge: The number of workers above ``size`` that may exist while workers are replaced.
+        poison_limit: A request that has ended this number of workers is refused. None: no limit.
+        aging: This time of waiting raises a request's priority by one. None: waiting has no effect on priority.
         fair: Sessions take turns in the queue.
-        reject_hopeless: Refuse a request at once whose deadline would pass while it waits, by how long calls took of late.
-        cancel_set_size, cancel_set_ttl: How many cancelled requests are remembered, and how long.
-        max_payload: Largest parameters, result or chunk.
-        shm_limit: Shared memory for large arrays and bytes, in all the pool; what does not fit travels inline. 0: none.
-            None: as much as the system has.
-        unserializable: What becomes of a result that can't be sent: ``"error"``, or ``"marker"``, a map in its place that
-            names its type.
-        worker_output: What becomes of what tools print, log and warn of: ``"auto"`` shows it on standard error, with the worker's
-            name before each line, unless the application's logging takes it; ``"stderr"`` shows it, ``"logging"`` logs it, as
-            ``snakepit_trio.worker``, ``"discard"`` does neither. See docs/observability.md.
-        python: Another interpreter for the workers; it must have snakepit_trio installed. Implies ``"spawn"``.
-        devices: Ties the worker of each slot to one accelerator, in turn, by the environment: ``["cuda:0", "cuda:1"]``, or
-            ``"auto"`` for all that this process may use. What ``env`` says of the same variable wins. An adapter that
-            initialises its device at import is too early; ``setup`` is the place.
-        env: Added to the workers' environment.
-        cwd: The workers' directory.
-        retry, circuit, limits, hedge: See :mod:`snakepit_trio.policies`; each off unless given.
+        reject_hopeless: Refuse a request at once if its deadline would pass in the queue, estimated from recent call
+            durations.
+        cancel_set_size, cancel_set_ttl: The number of cancelled requests that are remembered, and for how long.
+        max_payload: The largest size of parameters, result or chunk.
+        shm_limit: The largest amount of shared memory for large arrays and bytes in the whole pool; further values are
+            sent inline. 0: no shared memory. None: as much as the system has.
+        unserializable: The handling of a result that can't be sent: ``"error"``, or ``"marker"``, a map that names its
+            type.
+        worker_output: The handling of output, logs and warnings of tools: ``"auto"`` prints them on standard error,
+            each line with the worker's name, unless the application's logging takes them; ``"stderr"`` prints them;
+            ``"logging"`` logs them as ``snakepit_trio.worker``; ``"discard"`` does neither. See docs/observability.md.
+        python: Another interpreter for the workers, with snakepit_trio installed. Implies ``"spawn"``.
+        devices: Assigns one accelerator to the worker of each slot, in turn, by environment variables: ``["cuda:0",
+            "cuda:1"]``, or ``"auto"`` for all that this process may use. ``env`` takes precedence. The adapter must
+            initialise its device in ``setup``, because its import may happen before the assignment.
+        env: Additional environment variables of the workers.
+        cwd: The working directory of the workers.
+        retry, circuit, limits, hedge: The policies; see :mod:`snakepit_trio.policies`. Each is off by default.
     """
 
     adapter: str | None = None
@@ -200,7 +208,7 @@ class PoolConfig(_Remembers):
         if self.adapter is not None and not _ADAPTER.fullmatch(self.adapter):
             refuse("adapter", self.adapter, "'package.module' or 'package.module:Class', no path")
         if self.adapter is not None and self.adapter.partition(":")[0] == "__main__":
-            # In a worker that name is the worker's own.
+            # In a worker, `__main__` is the worker's own module.
             refuse("adapter", self.adapter, "the name under which the workers can import the script, or another module")
         if not _POOL_NAME.fullmatch(self.name):
             refuse("name", self.name, "a letter, then up to 63 letters, digits, '_', '.' or '-'")

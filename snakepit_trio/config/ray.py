@@ -1,4 +1,4 @@
-"""Configuration of workers on a Ray cluster."""
+"""The options of workers on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ __all__ = ["RayConfig"]
 
 @attrs.frozen(kw_only=True)
 class RayConfig:
-    """Where on a Ray cluster the workers of a pool run; needs the extra ``ray``, here and there.
+    """The Ray cluster of a pool's workers, and their resources; needs the extra ``ray`` on the host and on the nodes.
 
     Attributes:
-        address: The cluster, as ``ray.init`` takes it: ``"auto"`` (by ``RAY_ADDRESS``, or one on this machine), ``"HOST:PORT"``,
-            or ``"local"`` (one of its own, which ends with the runtime). Not used when the application has connected already.
-        namespace: Of the runtime's connection; None: Ray makes one up.
-        resources: What each worker takes: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), and custom resources by their names.
-        placement_group: Reserve the resources of the whole pool, ``surge`` and ``spares`` included, before any worker starts,
-            and place them by this strategy of Ray's. None: each worker is placed by itself.
-        runtime_env: Passed to Ray as it is.
+        address: The cluster, as for ``ray.init``: ``"auto"`` (``RAY_ADDRESS``, or a cluster on this machine),
+            ``"HOST:PORT"``, or ``"local"`` (a new cluster that ends with the runtime). Ignored if the application has
+            already connected.
+        namespace: The namespace of the runtime's connection. None: Ray generates one.
+        resources: The resources of each worker: ``num_cpus``, ``num_gpus``, ``memory`` (bytes), and custom resources by
+            name.
+        placement_group: Reserve the resources of the whole pool, including ``surge`` and ``spares``, before any worker
+            starts, and place the workers by this Ray strategy. None: each worker is placed individually.
+        runtime_env: Passed to Ray unchanged.
     """
 
     address: str = "auto"

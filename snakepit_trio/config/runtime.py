@@ -23,29 +23,31 @@ _STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
 
 @attrs.frozen(kw_only=True)
 class RuntimeConfig:
-    """A runtime: its pools and what they share.
+    """A runtime: its pools and the services that they share.
 
     Attributes:
-        pools: At least one; their names differ.
-        bridge: The gRPC front door; None: none.
-        state_dir: Where runs are registered; None: the user's state directory.
-        store: Where sessions and programs are kept: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
+        pools: At least one pool, with distinct names.
+        bridge: The gRPC server. None: no server.
+        state_dir: The directory in which runs are registered. None: the user's state directory.
+        store: The store of sessions and programs: ``"memory"``, ``"sqlite:PATH"`` (survives a restart) or
             ``"redis://HOST"`` (shared by several hosts; extra ``redis``).
-        max_sessions, session_ttl: How many sessions there may be, and how long an idle one lives. One connection of the bridge
-            opens no more than it leaves for others: half of them when it is alone.
-        session_max_entries, session_max_bytes: What one session may hold.
-        max_programs, program_max_bytes, programs_max_bytes, program_ttl: What the program store may hold: how many, how
-            large one, how large all, how long.
-        metrics: For Prometheus; None: none.
-        telemetry: OpenTelemetry spans and metrics: ``"auto"`` when the application has set OpenTelemetry up, or ``"off"``.
-        redact_patterns: Regular expressions of what else is to be taken out of logs, events, errors and dumps.
-        recorder_size: How many events, and how many ended requests, the flight recorder keeps.
-        control: Listen on the control socket, for ``snakepit status``, ``top`` and the like; only this user can reach it.
-        dump_on_signal: SIGUSR1 makes the flight recorder write a dump; for a runtime in the main thread.
-        host_threads: How many sync host tools may run at once, each in a thread.
-        max_host_call_bytes: Bytes that the arguments of host calls under way may have, of all workers. A quarter of them is
-            divided among the workers; of the rest each may have as many as it leaves, half of them when it is alone. None:
-            eight times the largest ``max_payload`` of the pools, and at least 256 MiB.
+        max_sessions, session_ttl: The largest number of sessions, and the time after which an idle session expires. One
+            connection of the bridge may open as many sessions as it leaves for others: half when it is alone.
+        session_max_entries, session_max_bytes: The largest number of values in one session, and of their bytes.
+        max_programs, program_max_bytes, programs_max_bytes, program_ttl: The largest number of programs, the largest
+            size of one and of all programs, and the time after which a program expires.
+        metrics: Metrics for Prometheus. None: no metrics.
+        telemetry: OpenTelemetry spans and metrics: ``"auto"`` if the application has configured OpenTelemetry, or
+            ``"off"``.
+        redact_patterns: Additional regular expressions of secrets, removed from logs, events, errors and dumps.
+        recorder_size: The number of events, and of ended requests, that the flight recorder keeps.
+        control: Listen on the control socket, for ``snakepit status``, ``top`` and other commands; only this user can
+            connect.
+        dump_on_signal: Write a flight recorder dump on SIGUSR1; for a runtime in the main thread.
+        host_threads: The number of threads for sync host tools.
+        max_host_call_bytes: The largest number of bytes of the arguments of running host calls, over all workers. A
+            quarter is divided among the workers; of the rest each worker may use as much as it leaves for others, half
+            when it is alone. None: eight times the pools' largest ``max_payload``, and at least 256 MiB.
     """
 
     pools: Sequence[PoolConfig] = attrs.field(converter=as_tuple)
@@ -97,15 +99,16 @@ class RuntimeConfig:
     def load(
         cls, path: str | os.PathLike[str] | None = None, *, environ: Mapping[str, str] | None = None
     ) -> RuntimeConfig:
-        """Read a configuration file, and the environment over it.
+        """Read a configuration file, and override it from the environment.
 
         Args:
-            path: A TOML file: ``snakepit.toml``, or a ``pyproject.toml`` with ``[tool.snakepit]``. None: ``snakepit.toml``,
-                then ``pyproject.toml``, in the current directory.
-            environ: Variables such as ``SNAKEPIT_POOLS__DEFAULT__SIZE=8``; by default this process's.
+            path: A TOML file: ``snakepit.toml``, or a ``pyproject.toml`` with ``[tool.snakepit]``. None:
+                ``snakepit.toml``, else ``pyproject.toml``, in the current directory.
+            environ: Variables such as ``SNAKEPIT_POOLS__DEFAULT__SIZE=8``; by default those of this process.
 
         Raises:
-            ConfigError: Names the file or variable, the key, and what was expected.
+            ConfigError: The configuration is invalid. The error names the file or variable, the key, and what was
+                expected.
         """
         from .load import load
 

@@ -1,8 +1,8 @@
 """A pool of workers, as its users see it.
 
-The pool joins three parts, each of which knows nothing of the others: the scheduler decides which request goes where, the
-slots keep workers alive, and the workers carry frames. A request runs in its caller's task; the pool's own tasks, all
-of them in its nursery, are one per slot and one clock that ends what is overdue.
+The pool joins three independent parts: the scheduler decides where each request goes, the slots keep workers alive, and
+the workers transport calls. A request runs in its caller's task. The pool's own tasks, all in its nursery, are one task
+per slot and the deadline task, which ends overdue requests.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ __all__ = ["Pool"]
 
 
 class Pool(Calling, Operations):
-    """A pool of worker processes. Made by :func:`snakepit_trio.open_pool` or :func:`snakepit_trio.open_runtime`.
+    """A pool of worker processes. Created by :func:`snakepit_trio.open_pool` or :func:`snakepit_trio.open_runtime`.
 
     Attributes:
-        name: Its name in the runtime.
-        config: Its configuration.
+        name: The pool's name in the runtime.
+        config: The pool's configuration.
     """
 
     def __init__(self, config: PoolConfig, services: PoolServices, runtime: Runtime) -> None:
@@ -124,7 +124,7 @@ class Pool(Calling, Operations):
 
     @operation
     def stats(self) -> PoolStats:
-        """A consistent picture of the pool's counters."""
+        """Return a consistent snapshot of the pool's counters."""
         return PoolStats(
             size=self._supervisor.size,
             ready=self._dispatch.ready,
@@ -135,7 +135,9 @@ class Pool(Calling, Operations):
 
     @operation
     def workers(self) -> tuple[WorkerInfo, ...]:
-        """The pool's workers, by slot; a slot that has failed or waits for its next attempt shows its last one."""
+        """Return the pool's workers, by slot; a slot that has failed, or pauses before its next attempt, shows its last
+        worker.
+        """
         return self._supervisor.infos()
 
     @operation
@@ -149,28 +151,30 @@ class Pool(Calling, Operations):
         on_lost: OnLost = "error",
         detach: bool = False,
     ) -> AbstractAsyncContextManager[Session]:
-        """Open a session, or resume the one of this id; the block gets a :class:`~snakepit_trio.Session`.
+        """Open a session, or resume the session of this id; the block receives a :class:`~snakepit_trio.Session`.
 
-        Leaving the block cancels what still runs of it. The last block of a session to be left closes it and frees what it
-        has; with ``detach`` it stays in the store, until its TTL, to be resumed by its id.
+        Leaving the block, also by a cancellation, cancels the session's running calls. When its last block is left, the
+        session is closed and its values, programs and tools are deleted. With ``detach`` it stays in the store until
+        its TTL passes, and can be resumed by its id.
 
         Args:
-            id: Printable text of up to 256 bytes; None: a new one.
-            affinity: ``"hint"``: its worker if that is free, any other if not. ``"strict_queue"``: its worker only; calls
-                wait for it. ``"strict_fail_fast"``: its worker only; ``WorkerBusy`` when that is busy. None: the pool's.
-                The worker is the one that gets the first call.
-            ttl: Seconds without use after which it is gone; None: it stays. By default the runtime's ``session_ttl``. An
-                existing session keeps its own. A running call is a use.
-            metadata: Text that says more about it.
-            on_lost: When its worker has died, and the affinity is strict: ``"error"``: its calls raise
-                ``SessionWorkerUnavailable`` from now on; ``"rebind"``: the next call begins anew with another worker; a
-                function, async or not: it is called with the session before that call, to rebuild in the new worker what was
-                lost.
-            detach: Leave it in the store.
+            id: Printable text of up to 256 bytes; None: a new id.
+            affinity: ``"hint"``: calls go to the session's worker if it is free, else to any other. ``"strict_queue"``:
+                calls go only to the session's worker and wait while it is busy. ``"strict_fail_fast"``: calls go only
+                to the session's worker and raise ``WorkerBusy`` while it is busy. None: the pool's ``affinity``. The
+                session's worker is the one that gets its first call.
+            ttl: Seconds without use after which the session expires; None: never. By default the runtime's
+                ``session_ttl``. An existing session keeps its TTL. A running call counts as use.
+            metadata: Strings about the session.
+            on_lost: What happens when the worker of a strict session ends. ``"error"``: its calls raise
+                ``SessionWorkerUnavailable`` from then on. ``"rebind"``: the next call is bound to another worker. A
+                function, sync or async: as ``"rebind"``, but the function is called with the session first, to rebuild
+                the lost state in the new worker.
+            detach: Keep the session in the store when the block is left.
 
         Raises:
-            QuotaExceeded: There are ``max_sessions`` already.
-            InvalidParameter: An argument is refused.
+            QuotaExceeded: There are already ``max_sessions`` sessions.
+            InvalidParameter: An argument is invalid.
             PoolClosed: The pool is closing or closed.
         """
         if metadata:
@@ -191,12 +195,16 @@ class Pool(Calling, Operations):
 
     @operation
     def circuits(self) -> Mapping[str, str]:
-        """The state of each circuit, ``"closed"``, ``"open"`` or ``"half_open"``, by tool; ``"*"`` is the whole pool's."""
+        """Return the state of each circuit, ``"closed"``, ``"open"`` or ``"half_open"``, by tool; ``"*"`` is the whole
+        pool's.
+        """
         return {} if self._guard is None else self._guard.circuits()
 
     @operation
     def snapshot(self) -> dict[str, Any]:
-        """How everything in the pool stands, in plain values: counters, workers, slots, requests. May hold secrets."""
+        """Return the state of the pool as plain values: counters, workers, slots, requests. The values may contain
+        secrets.
+        """
         found = snapshot(self.stats(), self._supervisor, self._scheduler, self.watch, anyio.current_time())
         return {**found, "circuits": self.circuits()}
 
@@ -206,7 +214,7 @@ class Pool(Calling, Operations):
         """Start the pool's tasks and wait until every slot has made its first attempt.
 
         Raises:
-            WorkerStartupError: None of them has got a worker.
+            WorkerStartupError: No slot has a worker.
         """
         await nursery.start(self._deadline_task.run, self._scheduler)
         await self._supervisor.open(nursery)
@@ -214,7 +222,7 @@ class Pool(Calling, Operations):
             self._services.errors.keep(nursery, self._scaled.run, pool=self.name)
 
     async def aclose(self, *, drain: bool) -> None:
-        """Take nothing more, let what runs end within ``stop_grace`` (when draining), stop the workers."""
+        """Refuse new requests, wait up to ``stop_grace`` seconds for running ones (with ``drain``), and stop the workers."""
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
         found = {"in_flight": self._scheduler.ledger.in_flight, "queued": self._scheduler.ledger.queued}
         self._events.emit("pool.closing", found, pool=self.name)
@@ -230,33 +238,33 @@ class Pool(Calling, Operations):
         self._events.emit("pool.closed", None, pool=self.name)
 
     def forked(self) -> None:
-        """This process is a fork of the one that has opened the pool, and has none of its workers."""
+        """Mark the pool as closed in a fork of the process that opened it; the fork has no workers."""
         error = PoolClosed(
             f"pool {self.name!r} belongs to the process that this one is a fork of", details={"pool": self.name}
         )
         self._scheduler.refuse(error)
 
     def kill(self) -> None:
-        """End every worker at once. The pool is closing already, or starts others."""
+        """Kill every worker at once. The pool must be closing, or it starts new workers."""
         self._supervisor.kill()
 
     @property
     def closed(self) -> bool:
-        """Whether it is closing or closed."""
+        """Whether the pool is closing or closed."""
         return self._scheduler.ledger.closed is not None
 
     @property
     def killed(self) -> list[str]:
-        """Ids of the workers that had to be killed while the pool was closing."""
+        """The ids of the workers that were killed while the pool was closing."""
         return self._dispatch.killed
 
     # ---- requests ----------------------------------------------------------------------------------
 
     def _tied_seats(self) -> frozenset[Seats]:
-        """The workers that strict sessions are tied to."""
+        """Return the seats of the workers to which strict sessions are bound."""
         bindings = self._services.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
 
 
 def _nobody() -> None:
-    """Hears of queued requests where their number changes nothing."""
+    """Ignore a change of the number of queued requests, in a pool that does not scale."""

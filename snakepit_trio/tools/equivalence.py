@@ -1,4 +1,4 @@
-"""Whether two JSON Schemas ask for the same.
+"""Compare two JSON Schemas for equivalence.
 
 JSON Schema: https://json-schema.org/draft/2020-12/json-schema-validation
 """
@@ -10,22 +10,24 @@ from typing import Any
 
 __all__ = ["equivalent"]
 
-#: What tells about values and constrains none.
+#: Keywords that describe values without constraining them.
 _ANNOTATIONS = frozenset(
     {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
 )
-#: Their values are objects whose keys are names.
+#: Keywords whose values are objects with names as keys.
 _NAMED = frozenset({"properties", "patternProperties", "$defs", "definitions", "dependentSchemas"})
-#: The order of their values means nothing; made from a set, it is another in each process.
+#: Keywords whose values have no order; a list made from a set differs in order between processes.
 _UNORDERED = frozenset({"required", "enum", "type", "anyOf", "oneOf", "allOf"})
-#: Their values are values, and no schemas.
+#: Keywords whose values are plain values rather than schemas.
 _LITERAL = frozenset({"const", "enum"})
-#: Of schemas with more characters or levels only the same text is the same: each level is looked at once more for each above it.
+#: Larger or deeper schemas are compared as text, because each level is visited once more for each level above it.
 _LONGEST, _LEVELS = 256 * 1024, 64
 
 
 def equivalent(one: str, other: str) -> bool:
-    """Whether two schemas, as JSON, constrain values in the same way, as far as can be told without a proof."""
+    """Return whether two schemas, as JSON text, constrain values in the same way, as far as that is decidable without a
+    proof.
+    """
     if one == other:
         return True
     if max(len(one), len(other)) > _LONGEST:
@@ -38,7 +40,7 @@ def equivalent(one: str, other: str) -> bool:
 
 
 def _bare(schema: Any, depth: int = 0) -> Any:
-    """A schema without what constrains nothing, and with an order where there is none."""
+    """Return a schema without annotations, and with unordered lists sorted."""
     if depth > _LEVELS:
         raise RecursionError
     if not isinstance(schema, dict):

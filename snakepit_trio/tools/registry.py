@@ -1,4 +1,4 @@
-"""The host's own tools, which the workers' tools may call: checked when they are registered, found in one look-up."""
+"""The registry of host tools, which the workers' tools may call. Functions are checked when they are registered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from snakepit_trio.worker.toolbox import Tool
 
 __all__ = ["RESERVED", "HostTool", "ToolRegistry"]
 
-#: Names that begin so are the library's.
+#: Names with this prefix are reserved for the library.
 RESERVED = "snakepit."
 _MOST_TOOLS = 10_000
 _LONGEST_DESCRIPTION = 8192
@@ -26,13 +26,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @attrs.frozen(kw_only=True)
 class HostTool:
-    """A registered tool.
+    """A registered host tool.
 
     Attributes:
-        name: What workers call it.
-        description: What it does.
-        metadata: Text that says more about it.
-        critical: It can't be replaced or removed.
+        name: The name by which workers call it.
+        description: The description.
+        metadata: Strings about the tool.
+        critical: Whether it can't be replaced or removed.
         tool: Its function, signature and schemas.
     """
 
@@ -44,15 +44,15 @@ class HostTool:
 
     @property
     def parameters_schema(self) -> str:
-        """JSON Schema of its parameters, as JSON text."""
+        """The JSON Schema of the parameters, as JSON text."""
         return self.tool.parameters_schema
 
 
 class ToolRegistry:
-    """Host tools by name. A session's registry holds that session's own, which go before the runtime's.
+    """Host tools by name. A session has its own registry, which takes precedence over the runtime's.
 
     Args:
-        errors: Where unexpected exceptions are told.
+        errors: Reports unexpected exceptions.
     """
 
     def __init__(self, errors: InternalErrors | None = None) -> None:
@@ -96,7 +96,7 @@ class ToolRegistry:
         critical: bool = False,
         replace: bool = False,
     ) -> Any:
-        """Register a function under its own name, as a decorator; arguments and errors as in :meth:`register`."""
+        """Register a function under its own name, as a decorator; arguments and errors as for :meth:`register`."""
 
         def mark(fn: Any) -> Any:
             self.register(
@@ -124,27 +124,30 @@ class ToolRegistry:
     ) -> HostTool:
         """Let workers call a function, sync or async, by this name.
 
-        An async one runs in the runtime's event loop, under the deadline of the request that calls it, and is cancelled with
-        it; a sync one runs in a thread.
+        An async function runs in the runtime's event loop, under the deadline of the request that calls it, and is
+        cancelled with that request; a sync function runs in a thread.
 
         Args:
             name: A letter, then up to 63 letters, digits, ``_``, ``.`` or ``-``; not beginning with ``snakepit.``.
-            fn: Its parameters are found by name; annotated ones are checked.
-            description: What it does; the first paragraph of its docstring by default.
-            metadata: Text that says more about it: up to 64 entries, 8192 characters.
-            critical: It can't be replaced or removed.
-            replace: It may take the place of another one.
+            fn: The function. Arguments are passed by name, and annotated ones are checked.
+            description: The description; by default the first paragraph of the docstring.
+            metadata: Strings about the tool: up to 64 entries, 8192 characters.
+            critical: The tool can't be replaced or removed.
+            replace: Replace an existing tool of this name.
+
+        Returns:
+            The registered tool.
 
         Raises:
-            InvalidParameter: An argument is refused; nothing was registered.
-            ToolExists: There is one of that name.
+            InvalidParameter: An argument is invalid; nothing was registered.
+            ToolExists: There is a tool of this name.
         """
         return self._place(_make(name, fn, description, metadata, critical=critical), replace=replace)
 
     def register_alike(
         self, name: str, fn: Callable[..., Any], like: Tool, *, description: str, metadata: Mapping[str, str]
     ) -> HostTool:
-        """The same, for a function with the signature of another one, for which there is a tool already."""
+        """Register a function that has the signature of an existing tool's function."""
         return self._place(_make(name, fn, description, metadata, critical=False, like=like), replace=False)
 
     def _place(self, made: HostTool, *, replace: bool) -> HostTool:
@@ -155,10 +158,10 @@ class ToolRegistry:
 
     @operation
     def register_many(self, functions: Mapping[str, Callable[..., Any]], *, replace: bool = False) -> None:
-        """Register functions by name: all of them, or, when one is refused, none.
+        """Register functions by name: all of them or, if one is refused, none.
 
         Raises:
-            InvalidParameter, ToolExists: As :meth:`register`, for the first that is refused.
+            InvalidParameter, ToolExists: As for :meth:`register`, about the first function that is refused.
         """
         if not isinstance(functions, Mapping):
             raise InvalidParameter(
@@ -173,11 +176,11 @@ class ToolRegistry:
 
     @operation
     def unregister(self, name: str) -> None:
-        """Remove a tool; calls of it that are under way go on.
+        """Remove a tool; its running calls continue.
 
         Raises:
-            ToolNotFound: There is none of that name.
-            ToolExists: It is critical, and stays.
+            ToolNotFound: There is no tool of this name.
+            ToolExists: The tool is critical and stays registered.
         """
         found = self._tools.get(name)
         if found is None:
@@ -187,10 +190,10 @@ class ToolRegistry:
         del self._tools[name]
 
     def get(self, name: str) -> HostTool:
-        """The tool of this name.
+        """Return the tool of this name.
 
         Raises:
-            ToolNotFound: There is none.
+            ToolNotFound: There is no tool of this name.
         """
         found = self._tools.get(name)
         if found is None:
@@ -198,7 +201,7 @@ class ToolRegistry:
         return found
 
     def list(self) -> tuple[HostTool, ...]:
-        """All of them, by name."""
+        """Return all tools, sorted by name."""
         return tuple(self._tools[name] for name in sorted(self._tools))
 
     def _check_place(self, name: str, *, replace: bool) -> None:

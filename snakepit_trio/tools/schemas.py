@@ -1,11 +1,11 @@
-"""Arguments against a tool's JSON Schema, before they are sent.
+"""Check arguments against a tool's JSON Schema, before they are sent.
 
-The worker checks everything, against the tool's own type hints. The host knows only the schema from the handshake, which
-has no words for bytes, dates or arrays of numbers as Python has them; so what is refused here is what is wrong beyond doubt:
-a missing or unknown argument, a list where a number belongs. What this lets pass, the worker may still refuse.
+The worker checks every argument against the tool's own type hints. The host knows only the schema from the handshake,
+which cannot describe bytes, dates or arrays of numbers as Python has them. So the host refuses only certain errors: a
+missing or unknown argument, a list in place of a number. The worker may refuse arguments that pass here.
 
-Each part of a schema is made into a check once, however often it is referred to, and of a very large schema only a part is
-looked at: a schema of two kilobytes may refer to itself in such a way that written out it would fill the memory.
+Each part of a schema is compiled once, however often it is referenced, and only a part of a very large schema is
+compiled: a schema of two kilobytes may refer to itself so often that its expansion would fill the memory.
 
 JSON Schema: https://json-schema.org/draft/2020-12/json-schema-core
 """
@@ -23,10 +23,10 @@ from snakepit_trio.errors import InvalidParameter
 
 __all__ = ["compile_check"]
 
-#: Says what is wrong with a value, as a path below it and the words for it; None when nothing is.
+#: Returns the fault of a value, as a path below the value and a description; None for a valid value.
 _Check = Callable[[Any], tuple[str, str] | None]
 
-#: How a value of each of JSON's types is called, by its Python type; others are not judged.
+#: The name of each JSON type by its Python type; values of other types are not checked.
 _NAMES: Mapping[type, str] = {
     type(None): "null",
     bool: "bool",
@@ -39,7 +39,7 @@ _NAMES: Mapping[type, str] = {
     bytes: "bytes",
     bytearray: "bytes",
 }
-#: Which of those may stand for a schema's type.
+#: The names that satisfy each schema type.
 _FITS: Mapping[str, frozenset[str]] = {
     "integer": frozenset({"int", "float"}),
     "number": frozenset({"int", "float"}),
@@ -50,24 +50,26 @@ _FITS: Mapping[str, frozenset[str]] = {
     "object": frozenset({"object"}),
 }
 _WORDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool"}
-#: How many of the allowed values an error names, and how many characters of each.
+#: The number of allowed values in an error message, and of characters of each.
 _CHOICES = 20
 _SHOWN = 60
-#: Of longer lists only so many items are looked at here.
+#: Only this number of items of a list is checked here.
 _ITEMS = 100
-#: A schema with more characters is left to the worker; of others so many parts are looked at, choices and branches counted,
-#: and so many levels.
+#: A longer schema is left to the worker. Of others this number of parts is compiled, including choices and branches, and
+#: this number of levels.
 _LONGEST, _PARTS, _LEVELS = 256 * 1024, 5000, 8
 
 
 def compile_check(tool: str, schema_text: str) -> Callable[[Mapping[str, Any]], None] | None:
-    """A function that raises ``InvalidParameter`` for arguments that can't be right; None when the schema says nothing."""
+    """Return a function that raises ``InvalidParameter`` for certainly invalid arguments, or None if the schema constrains
+    nothing.
+    """
     if len(schema_text) > _LONGEST:
         return None
     try:
         return _check_of(tool, msgspec.json.decode(schema_text))
     except (ValueError, TypeError, AttributeError, RecursionError):
-        return None  # It is no schema; workers in other languages write theirs by hand.
+        return None  # Not a schema; workers in other languages may send hand-written ones.
 
 
 def _check_of(tool: str, schema: Any) -> Callable[[Mapping[str, Any]], None] | None:
@@ -96,7 +98,7 @@ def _check_of(tool: str, schema: Any) -> Callable[[Mapping[str, Any]], None] | N
 
 
 def _unknown(value: Any) -> None:
-    """Stands for the check of a name that the schema does not have."""
+    """The check of a name that the schema does not have."""
 
 
 def _key(name: object) -> str:
@@ -108,10 +110,10 @@ def _invalid(tool: str, path: str, reason: str) -> InvalidParameter:
 
 
 class _Compiler:
-    """Makes the checks of one schema.
+    """Compiles the checks of one schema.
 
     Args:
-        definitions: What its parts may refer to.
+        definitions: The definitions to which its parts may refer.
     """
 
     def __init__(self, definitions: Mapping[str, Any]) -> None:
@@ -120,7 +122,7 @@ class _Compiler:
         self._left = _PARTS
 
     def compile(self, schema: Any, depth: int) -> _Check | None:
-        """The check of one part of it; None when that has nothing to say."""
+        """Return the check of one part, or None if the part constrains nothing."""
         self._left -= 1
         if not isinstance(schema, dict) or depth > _LEVELS or self._left < 0:
             return None
@@ -158,7 +160,7 @@ class _Compiler:
         return self._left >= 0
 
     def _inner(self, schema: dict[str, Any], depth: int) -> _Check | None:
-        """The check of what is inside an array or an object."""
+        """Return the check of the items of an array or the properties of an object."""
         if schema["type"] == "array":
             item = self.compile(schema.get("items"), depth + 1)
             return None if item is None else functools.partial(_check_items, item)
@@ -190,13 +192,13 @@ def _check_properties(
 
 
 def _one_of(allowed: list[Any]) -> _Check:
-    """For Literals, and for members of an Enum by their values."""
+    """Return a check for Literals, and for members of an Enum by their values."""
     known = {(type(value), value) for value in allowed if type(value) in (str, int)}
     kinds = {type(value) for value in allowed}
     expected = ", ".join(_shown(value) for value in allowed[:_CHOICES]) + (", ..." if len(allowed) > _CHOICES else "")
 
     def check(value: Any) -> tuple[str, str] | None:
-        # Of a kind that is not among them a worker may still make one of them, as 1.0 is 1.
+        # A worker may convert a value of another type to an allowed value, as 1.0 to 1.
         if type(value) not in kinds or type(value) not in (str, int) or (type(value), value) in known:
             return None
         return "", f"expected one of {expected}, got {_shown(value)}"
@@ -210,7 +212,7 @@ def _shown(value: Any) -> str:
 
 
 def _any_of(parts: list[Any]) -> _Check | None:
-    """Judges by the kind of a value alone: which branch is meant can't be told from inside one."""
+    """Check only a value's type, because the type alone does not show which branch is meant."""
     kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
     if not all(kind in _FITS for kind in kinds):
         return None

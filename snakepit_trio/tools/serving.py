@@ -1,4 +1,4 @@
-"""Calls from workers' tools to the host's: each runs in a task of its pool's nursery, under its own scope."""
+"""Serve host calls of workers' tools: each runs in a task of its pool's nursery, under its own scope."""
 
 from __future__ import annotations
 
@@ -38,37 +38,36 @@ from .waits import CHAIN, Waits
 
 __all__ = ["Caller", "HostRun", "HostThreads", "HostToolServer"]
 
-#: How many host calls of one worker may be under way.
+#: The largest number of simultaneous host calls of one worker.
 MOST_CALLS = 1000
-#: Characters of the name of a host tool, with room for names that no tool has.
+#: The largest number of characters of a host tool's name, with room for names that no tool has.
 _LONGEST_NAME = 256
 
 
 class Caller(Protocol):
-    """The worker that calls."""
+    """The calling worker."""
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent to it and that it has not read."""
+        """Return the number of bytes sent to the worker that it has not read."""
 
     def host_reply(self, reply: HostReply) -> None:
         """Send the answer."""
 
     def kill(self, reason: str, message: str) -> None:
-        """End it now."""
+        """End the worker now."""
 
     def fail(self, exc: BaseException) -> None:
-        """Even an error can't be told to it: it ends."""
+        """End the worker, because even an error can't be sent to it."""
 
 
 class HostRun:
-    """A host call that is under way, for a request whose tool waits for it.
-
+    """A running host call, for a request whose tool waits for it.
 
     Attributes:
-        size: Bytes of its arguments, as they are counted.
-        over: It has been answered.
-        refused: Why the library refuses it, if so; anything else that it raises is the tool's.
+        size: The counted bytes of its arguments.
+        over: Whether it has been answered.
+        refused: The error with which the library refuses it; any other exception is the tool's.
     """
 
     __slots__ = ("answered", "call", "over", "refused", "request", "scope", "size", "task")
@@ -79,7 +78,7 @@ class HostRun:
         self.size: int = size
         self.scope: anyio.CancelScope = anyio.CancelScope()
         self.over: bool = False
-        #: The id of the task in which its tool runs.
+        #: The id of the tool's task.
         self.task: int = 0
         self.answered: bool = False
         self.refused: SnakepitError | None = None
@@ -89,24 +88,24 @@ class HostRun:
 
     @contextmanager
     def refusing(self, errors: InternalErrors) -> Iterator[None]:
-        """What the block raises for the call's name, arguments or result is a refusal."""
+        """Turn exceptions of the block, about the call's name, arguments or result, into refusals."""
         try:
             yield
         except (InvalidParameter, InvalidPayload, QuotaExceeded, ToolNotFound) as exc:
             self.refused = exc
             raise
         except Exception as exc:
-            # Not the tool's, of which nothing runs in there.
+            # The exception is the library's, because the tool does not run in this block.
             self.refused = errors.caller(exc, "host call")
             raise self.refused from exc
 
 
 class HostThreads:
-    """The threads in which sync host tools run: so many of a whole runtime, and none of anybody else's.
+    """The threads of sync host tools: a fixed number for a whole runtime, used by nothing else.
 
     Args:
-        limit: How many.
-        waits: Where it is seen that a wait for a thread would never end.
+        limit: The number of threads.
+        waits: Finds waits for a thread that would never end.
     """
 
     def __init__(self, limit: int, waits: Waits) -> None:
@@ -114,17 +113,17 @@ class HostThreads:
         self._waits = waits
         self._holders: set[HostRun] = set()
         self._waiting: dict[HostRun, anyio.Event] = {}
-        # The threads are counted here, and not against what the application allows itself.
+        # The threads are counted here, so they must not count against the application's own limit.
         self._uncounted = anyio.CapacityLimiter(math.inf)
 
     def __repr__(self) -> str:
         return f"<HostThreads {len(self._holders)} of {self._limit}, {len(self._waiting)} wait>"
 
     async def run(self, run: HostRun, function: Callable[[], Any]) -> Any:
-        """Call a function in a thread, when there is one. A cancellation waits for a function that has begun.
+        """Call a function in a thread as soon as one is free. A cancellation waits for a function that has begun.
 
         Raises:
-            WouldDeadlock: Each thread waits, by way of a worker, for one like it.
+            WouldDeadlock: Every thread waits, through a worker, for a call like this one.
         """
         if len(self._holders) < self._limit:
             self._holders.add(run)
@@ -162,7 +161,7 @@ class HostThreads:
         return all(holder in blocked for holder in self._holders)
 
     def _pass_on(self, run: HostRun) -> None:
-        """Its thread goes to the next."""
+        """Give the call's thread to the next waiting call."""
         self._holders.discard(run)
         if self._waiting:
             following = next(iter(self._waiting))
@@ -180,14 +179,14 @@ class HostToolServer:
 
     Args:
         caller: The worker.
-        registries: Where a request's tools are looked for, the nearest first.
-        threads: Where sync tools run.
-        nursery: Of the tasks in which they run; it outlives the worker.
-        errors: Where unexpected exceptions are told; one ends the host call, or the worker when even that can't be told.
-        share: The worker's part of the bytes that the arguments of host calls may have.
-        limit: Largest result, in bytes.
-        redact: Takes secrets out of what the tools raise.
-        prefix: What a request's number is put behind, to make its id.
+        registries: Returns the registries for a request, nearest first.
+        threads: The threads of sync tools.
+        nursery: The nursery of the tools' tasks; it outlives the worker.
+        errors: Reports unexpected exceptions. One ends the host call, or the worker if even the error can't be sent.
+        share: The worker's share of the bytes of host calls' arguments.
+        limit: The largest size of a result, in bytes.
+        redact: Removes secrets from exceptions of tools.
+        prefix: The prefix that makes a request's number its id.
     """
 
     def __init__(
@@ -220,10 +219,10 @@ class HostToolServer:
         return f"<HostToolServer {len(self._runs)} under way>"
 
     def begin(self, call: HostCall, request: Any) -> None:
-        """A tool calls. ``request`` is what it runs for, None when the caller of that is gone already.
+        """Begin a host call. ``request`` is the request whose tool calls, or None if its caller has already left.
 
         Raises:
-            ValueError: There is such a call, or no tool can have its name.
+            ValueError: There is already a call of this id, or no tool can have this name.
         """
         if len(call.name) > _LONGEST_NAME:
             raise ValueError(f"a host call with a name of {len(call.name)} characters")
@@ -250,18 +249,18 @@ class HostToolServer:
             self._errors.start(self._nursery, self._serve, run, ended="host_call", on_error=on_error)
 
     def cancel(self, id: int) -> None:
-        """The tool no longer waits for this call."""
+        """Cancel a call for which the tool no longer waits."""
         run = self._runs.get(id)
         if run is not None:
             run.scope.cancel()
 
     def cancel_for(self, request: Any) -> None:
-        """The request has ended, and with it whatever its tool has called."""
+        """Cancel all calls of a request that has ended."""
         for run in self._by_request.get(request, ()):
             run.scope.cancel()
 
     def close(self) -> None:
-        """The worker is gone: nobody waits for anything."""
+        """Cancel all calls, because the worker has ended."""
         self._closed = True
         for run in self._runs.values():
             run.scope.cancel()
@@ -269,7 +268,7 @@ class HostToolServer:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _give_up(self, run: HostRun, exc: Exception) -> None:
-        """Serving a call has failed. The tool is told, unless what failed was to tell it."""
+        """End a call whose serving has failed. The tool gets the error, unless sending it was what failed."""
         if self._closed:
             return
         if run.answered:
@@ -289,7 +288,7 @@ class HostToolServer:
                 del self._by_request[run.request]
 
     def _too_much(self, call: HostCall, what: str, size: int) -> QuotaExceeded:
-        """The failure of a call for whose bytes there is no room beside those that are under way."""
+        """Return the error of a call whose bytes have no room beside those of other calls."""
         budget = self._share.budget
         return QuotaExceeded(
             f"the {what} of host tool {call.name!r} have {size} bytes, and there is no room for them beside those of other "
@@ -321,18 +320,18 @@ class HostToolServer:
                     run.scope.deadline = deadline
                     reply.payload = await self._run(run)
             except BaseException as exc:
-                # Outside of the scope: what a tool's own nursery raises while it is cancelled is an error as well.
+                # Outside the scope, because an exception of the tool's own nursery during a cancellation is an error too.
                 raised.exc = exc
             if raised.exc is not None:
                 if holds_interrupt(raised.exc) or anyio.current_effective_deadline() == -math.inf:
-                    raised.again()  # Ours, not the tool's: a Ctrl-C, or the end of the pool.
+                    raised.again()  # Not the tool's exception: a Ctrl-C, or the end of the pool.
                 if raised.exc is run.refused:
                     reply.error = failures.to_info(run.refused, redact=self._redact)
                 else:
                     reply.error = failures.describe_exception(raised.exc, redact=self._redact)
             elif run.scope.cancelled_caught:
                 if anyio.current_time() < deadline:
-                    return  # Nobody waits for it.
+                    return  # The tool no longer waits.
                 late = RequestTimeout(
                     f"the host tool {call.name!r} did not answer in time",
                     details={"phase": "host_call", "tool": call.name},
@@ -349,7 +348,7 @@ class HostToolServer:
         with run.refusing(self._errors):
             found = self._find(call.name, request)
             params = codec.decode(call.payload, what="params", limit=self._limit)
-            # Its value is enough to keep.
+            # The decoded value replaces the payload.
             call.payload = NO_PAYLOAD
             if not isinstance(params, Mapping):
                 raise InvalidParameter("params must be a mapping", details={"path": "params", "tool": call.name})

@@ -1,19 +1,17 @@
-"""Calls that wait while workers' tools wait for them: how deep they lie, and whether a wait can ever end.
+"""Nested calls: their depth, and the detection of waits that can never end.
 
-Theory of operation
--------------------
-A tool that calls its host waits, and holds its worker's seat meanwhile; a host tool may call a pool, and so on. The *chain*
-of such a call is whoever can't go on before it does: requests, which hold seats, and host calls, which may hold threads,
-in turns; and the permits of limits under which those requests run. A *waiter* is a call with a chain that waits for a seat, a
-thread or a permit; a call that holds a permit has a chain for that alone.
+Theory of operation ------------------- A tool that calls its host holds its worker's seat while it waits; the host tool
+may call a pool, and so on. The *chain* of such a call is everything that can't continue before it does: requests, which
+hold seats; host calls, which may hold threads; and the permits of limits under which those requests run. A *waiter* is
+a call with a chain that waits for a seat, a thread or a permit; a permit alone makes a chain.
 
-A waiter is stuck when everything that it waits for is held by members of the chains of stuck waiters. The largest such set
-is found by beginning with all waiters and taking out, again and again, those for which something may come free. A wait
-can become stuck when a waiter joins (then the new one is in the set, and is refused), or when a seat goes away: whoever
-takes one away asks for :meth:`Waits.check`.
+A waiter is stuck if everything that it waits for is held by members of the chains of stuck waiters. To find the largest
+such set, begin with all waiters and repeatedly remove those for which something may come free. A wait can become stuck
+when a waiter joins (then the new waiter is in the set, and is refused), or when a seat goes away: the code that removes
+a seat calls :meth:`Waits.check`.
 
-A cancelled call that does not stop holds its seat and its permits until its worker ends, and that is left to the calls which
-run beside it. So what it holds comes free only after all of these.
+A cancelled call that does not stop holds its seat and its permits until its worker ends, and the worker continues for
+the calls beside it. So its seat and permits come free only after all of these have ended.
 """
 
 from __future__ import annotations
@@ -28,67 +26,70 @@ from snakepit_trio.errors import WouldDeadlock
 
 __all__ = ["CHAIN", "DEEPEST", "Permit", "Waits", "check_depth", "current_chain"]
 
-#: How many calls of workers and host tools may lie inside one another.
+#: The largest depth of nested calls.
 DEEPEST = 16
 
-#: The chain of what this task calls; empty for a task that no worker waits for.
+#: The chain of calls made by this task; empty for a task that no worker waits for.
 CHAIN: ContextVar[tuple[Any, ...]] = ContextVar("snakepit_chain", default=())
 
 _Hopeless = Callable[[Container[object]], bool]
-#: A waiter's chain, whether it is hopeless while these are blocked, and how it is refused.
+#: A waiter's chain, a predicate (is the wait hopeless while these are blocked?), and a function that refuses the wait.
 _Wait = tuple[tuple[Any, ...], _Hopeless, Callable[[], object]]
 
 
 class Stopping(Protocol):
-    """A request whose tool has yet to stop."""
+    """A request whose tool has not stopped yet."""
 
     def stops_after(self, blocked: Container[object]) -> bool:
-        """Whether it stops only after one of these has ended."""
+        """Return whether the tool stops only after one of these has ended."""
 
 
 class Permit:
-    """What a call holds of a limit of calls at once: it, and each of its requests whose tool has yet to stop.
+    """A call's permit of a concurrency limit, held by the call and by each of its requests whose tool has not stopped.
 
     Args:
-        give_back: Called with the permit when nobody holds it any more.
+        give_back: Called with the permit when it has no holder any more.
     """
 
     __slots__ = ("_give_back", "_holders")
 
     def __init__(self, give_back: Callable[[Permit], object]) -> None:
         self._give_back = give_back
-        # None: the call itself.
+        # None stands for the call itself.
         self._holders: dict[Stopping | None, None] = {None: None}
 
     def hold(self, request: Stopping) -> None:
-        """One more holds it."""
+        """Add a holder."""
         self._holders[request] = None
 
     def leave(self, request: Stopping | None = None) -> None:
-        """One of those that hold it does so no longer. If that raises, it is held still, and may be left again."""
+        """Remove a holder. If this raises, the holder remains and may be removed again."""
         if len(self._holders) == 1:
             self._give_back(self)
         del self._holders[request]
 
     def is_kept(self, blocked: Container[object]) -> bool:
-        """Whether it comes back only after one of these has ended."""
+        """Return whether the permit is given back only after one of these has ended."""
         return self in blocked or all(holder is not None and holder.stops_after(blocked) for holder in self._holders)
 
 
 def current_chain() -> tuple[Any, ...]:
-    """Whoever waits for what this task does: nobody, once the host tool that it began in is over, and nobody for a task that a
-    host tool has started in a nursery of somebody else's."""
+    """Return the chain of this task's calls.
+
+    The chain is empty once the host tool in which the task began has ended, and for a task that a host tool has started
+    in another owner's nursery.
+    """
     chain = CHAIN.get()
     return chain if chain and not chain[-1].over and is_under(chain[-1].task) else ()
 
 
 def check_depth(chain: tuple[Any, ...], tool: str) -> None:
-    """Refuse a call that lies too deep.
+    """Refuse a call that is nested too deeply.
 
     Raises:
-        WouldDeadlock: It does.
+        WouldDeadlock: The depth is above the limit.
     """
-    # A request and a host call for each level.
+    # Each level is a request and a host call.
     depth = sum(not isinstance(link, Permit) for link in chain) // 2
     if depth >= DEEPEST:
         raise WouldDeadlock(
@@ -111,23 +112,23 @@ class Waits:
         return len(self._waiters)
 
     def add(self, waiter: Any, chain: tuple[Any, ...], hopeless: _Hopeless, refuse: Callable[[], object]) -> None:
-        """A call with a chain begins to wait. It is refused at once when that would never end.
+        """Add a waiting call with a chain. The call is refused at once if the wait would never end.
 
         Args:
             waiter: The call.
-            chain: Whoever can't go on before it does.
-            hopeless: Whether all that it waits for is held by these.
-            refuse: Ends the wait with an error. It has been removed by then.
+            chain: Its chain.
+            hopeless: Returns whether everything that the call waits for is held by the given members.
+            refuse: Ends the wait with an error; the waiter has been removed before.
         """
         self._waiters[waiter] = chain, hopeless, refuse
         self._links.update(chain)
-        # Most waits are seen to be harmless by the members of all chains, stuck or not.
+        # The members of all chains, stuck or not, are enough to show that most waits are harmless.
         if hopeless(self._links) and waiter in self._stuck():
             self.remove(waiter)
             refuse()
 
     def remove(self, waiter: Any) -> None:
-        """It waits no longer. Does nothing when it did not."""
+        """Remove a waiter, if it is there."""
         found = self._waiters.pop(waiter, None)
         if found is not None:
             links = self._links
@@ -137,8 +138,10 @@ class Waits:
                     del links[link]
 
     def check(self) -> None:
-        """Something that was waited for has gone: refuse, of those that would wait for ever, the newest for which others wait,
-        until none would. Whoever only waits behind them goes on."""
+        """After a seat, thread or permit has gone away, refuse waiters until no remaining one would wait for ever.
+
+        The newest stuck waiter for which others wait is refused first; waiters that only wait behind it continue.
+        """
         while self._waiters and (stuck := self._stuck()):
             waiter = _newest_in_the_way(stuck)
             refuse = stuck[waiter][2]
@@ -158,7 +161,7 @@ class Waits:
 
 
 def _newest_in_the_way(stuck: Mapping[Any, _Wait]) -> Any:
-    """The newest of these waiters that holds something, itself or by those who wait for it, which one of them waits for."""
+    """Return the newest stuck waiter that holds something, itself or through its waiters, for which a stuck waiter waits."""
     blocked = {link for chain, _, _ in stuck.values() for link in chain}
     needed = {link for link in blocked if any(not hopeless(blocked - {link}) for _, hopeless, _ in stuck.values())}
     return next(
