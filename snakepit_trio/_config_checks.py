@@ -7,21 +7,73 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 import attrs
 
 from snakepit_trio import _platform
 from snakepit_trio.errors import ConfigError
 
-__all__ = ["TINY", "as_path", "as_tuple", "check_types", "describe", "refuse", "within", "working_directory"]
+__all__ = [
+    "TINY",
+    "Options",
+    "UnknownOption",
+    "as_path",
+    "as_tuple",
+    "check_types",
+    "describe",
+    "nearest",
+    "refuse",
+    "within",
+    "working_directory",
+]
 
 #: Seconds. The shortest allowed time.
 TINY = 1e-3
 
 
 _PLURALS = {str: "text", float: "numbers"}
+
+
+class UnknownOption(ConfigError, TypeError):
+    """A keyword that is no option: for Python a TypeError, as any unexpected keyword argument."""
+
+
+def nearest(key: str, names: Iterable[str]) -> str:
+    """The name that somebody may have meant, in quotes; "" when none is like it."""
+    # A worker imports this module, and nobody mistypes an option there.
+    import difflib
+
+    close = difflib.get_close_matches(key, list(names), n=1)
+    return repr(close[0]) if close else ""
+
+
+class Options:
+    """The base of the configuration's classes: their options are given by name, and one that does not exist is refused with the
+    one that was meant."""
+
+    __slots__ = ("_given",)
+    #: The options that it was made with; the others have their defaults.
+    _given: frozenset[str]
+
+    def __new__(cls, *args: object, **options: object) -> Self:
+        names = [field.name for field in attrs.fields(cls)]  # type: ignore[arg-type]
+        if args:
+            raise UnknownOption(
+                f"{cls.__name__} takes its options by name, such as {cls.__name__}({names[0]}=...)",
+                details={"source": "code", "key": names[0], "expected": "options by name"},
+            )
+        for key in options:
+            if key not in names:
+                close = nearest(key, names)
+                raise UnknownOption(
+                    f"{key}: not an option of {cls.__name__}{f'; did you mean {close}?' if close else ''}",
+                    details={"source": "code", "key": key, "expected": f"a field of {cls.__name__}"},
+                )
+        self = super().__new__(cls)
+        object.__setattr__(self, "_given", frozenset(options))
+        return self
 
 
 def refuse(key: str, value: object, expected: str) -> typing.NoReturn:

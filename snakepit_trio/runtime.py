@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 import itertools
 import logging
@@ -11,7 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import anyio
 import anyio.abc
@@ -53,6 +52,7 @@ from snakepit_trio.worker.importing import refuse_tower
 if TYPE_CHECKING:
     from snakepit_trio.bridge.server import Bridge
     from snakepit_trio.config import MetricsConfig
+    from snakepit_trio.config.keywords import PoolOptions
     from snakepit_trio.launch.base import Launcher
     from snakepit_trio.observe.http import Metrics
     from snakepit_trio.pool.scheduling.request import Request
@@ -134,12 +134,14 @@ class Runtime:
         """The pools by name."""
         return dict(self._pools)
 
-    def pool(self, name: str = "default") -> Pool:
-        """Return the pool of this name.
+    def pool(self, name: str = "") -> Pool:
+        """Return the pool of this name; without a name ``"default"``, or the only pool.
 
         Raises:
             PoolNotFound: There is no such pool.
         """
+        if not name:
+            name = next(iter(self._pools)) if len(self._pools) == 1 else "default"
         try:
             return self._pools[name]
         except KeyError:
@@ -489,20 +491,8 @@ def limits_of(config: RuntimeConfig) -> Limits:
     return Limits(**{field.name: getattr(config, field.name) for field in attrs.fields(Limits)})
 
 
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    names = {field.name for field in attrs.fields(PoolConfig)}
-    for key in options:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=1)
-            raise ConfigError(
-                f"{key}: not an option of a pool{f'; did you mean {close[0]!r}?' if close else ''}",
-                details={"source": "code", "key": key, "expected": "a field of PoolConfig"},
-            )
-    return options
-
-
 @managed
-async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> AsyncIterator[Pool]:
+async def open_pool(adapter: str | PoolConfig | None = None, **options: Unpack[PoolOptions]) -> AsyncIterator[Pool]:
     """Open a runtime with one pool.
 
     ``async with open_pool("my_module:Math", size=4) as pool: ...``
@@ -517,13 +507,14 @@ async def open_pool(adapter: str | PoolConfig | None = None, **options: Any) -> 
         ConfigError: An option is unknown or invalid.
         WorkerStartupError: No worker could start; ``details`` holds the pool's name and the reason.
     """
+    given: dict[str, Any] = dict(options)
     if isinstance(adapter, PoolConfig):
-        if "timeouts" in options:
+        if "timeouts" in given:
             # The profile named here overrides the timeouts that the config's own profile set.
-            profile = TIMEOUTS.get(options["timeouts"], TIMEOUTS["balanced"])
-            options = {**profile._asdict(), **options}
-        config = attrs.evolve(adapter, **_known(options))
+            profile = TIMEOUTS.get(given["timeouts"], TIMEOUTS["balanced"])
+            given = {**profile._asdict(), **given}
+        config = attrs.evolve(adapter, **given)
     else:
-        config = PoolConfig(adapter=adapter, **_known(options))
+        config = PoolConfig(adapter=adapter, **given)
     async with open_runtime(RuntimeConfig(pools=[config])) as runtime:
         yield runtime.pool(config.name)

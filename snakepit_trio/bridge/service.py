@@ -89,10 +89,7 @@ class BridgeService:
         self.methods: Mapping[bytes, Method] = {f"{BRIDGE}{name}".encode(): method for name, method in methods.items()}
 
     def _pool(self, name: str) -> Pool:
-        pools = self._runtime.pools
-        if not name and "default" not in pools and len(pools) == 1:
-            return next(iter(pools.values()))
-        return self._runtime.pool(name or "default")
+        return self._runtime.pool(name)
 
     # ---- calls -------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from textual.widgets import DataTable, Footer, Label, RichLog, Static
 from snakepit_trio.control.client import connect
 from snakepit_trio.errors import SnakepitError
 
-from .status import count, state_of
+from .status import count, ready_of, state_of
 from .words import cell, duration, size
 
 __all__ = ["Screen", "spark"]
@@ -31,8 +31,8 @@ _EVENTS = ("worker.", "slot.", "pool.", "queue.", "circuit.", "recorder.")
 #: Seconds. After this time the screen reports that an action is taking long.
 _ACTION = 120.0
 _STYLES = {
-    "ready": "green", "busy": "cyan", "starting": "yellow", "draining": "yellow", "spare": "blue", "failed": "bold red",
-    "crashed": "red", "stopped": "dim",
+    "ready": "green", "busy": "cyan", "starting": "yellow", "draining": "yellow", "cordoned": "magenta", "spare": "blue",
+    "failed": "bold red", "crashed": "red", "stopped": "dim",
 }  # fmt: skip
 
 
@@ -189,7 +189,7 @@ class Screen(App[int]):
         queues = self._queues.setdefault(name, deque(maxlen=_SAMPLES))
         queues.append(float(stats["queued"]))
         return (
-            cell(name), f"{stats['ready']}/{stats['size']}", str(stats["busy"]), str(stats["queued"]),
+            cell(name), ready_of(stats), str(stats["busy"]), str(stats["queued"]),
             str(stats["in_flight"]), str(stats["completed"]), str(stats["failed"] + stats["timed_out"]),
             str(stats["restarts"]), f"{rate:.0f}", duration(latency["p50"]), duration(latency["p95"]),
             spark(latencies).rjust(_SAMPLES), spark(queues).rjust(_SAMPLES),

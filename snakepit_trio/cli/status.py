@@ -10,7 +10,7 @@ import typer
 from .common import run, terminal, to_json
 from .words import cell, duration, size
 
-__all__ = ["count", "state_of", "status"]
+__all__ = ["count", "ready_of", "state_of", "status"]
 
 
 def status(
@@ -107,7 +107,7 @@ def _show(console: Any, status: dict[str, Any]) -> None:
         stats, latency = pool["stats"], pool["latency"]
         failed = stats["failed"] + stats["timed_out"]
         pools.add_row(
-            cell(pool["name"]), cell(pool["adapter"]), f"{stats['ready']}/{stats['size']}",
+            cell(pool["name"]), cell(pool["adapter"]), ready_of(stats),
             str(stats["queued"]), str(stats["in_flight"]), str(stats["completed"]), str(failed), str(stats["restarts"]),
             duration(latency["p50"]), duration(latency["p95"]),
         )  # fmt: skip
@@ -129,6 +129,13 @@ def _show(console: Any, status: dict[str, Any]) -> None:
             console.print(table)
 
 
+def ready_of(stats: dict[str, Any], of: str = "/") -> str:
+    """How many of a pool's workers take calls, and how many somebody keeps from it."""
+    # A runtime of another version may not say it.
+    cordoned = stats.get("cordoned", 0)
+    return f"{stats['ready']}{of}{stats['size']}" + (f" ({cordoned} cordoned)" if cordoned else "")
+
+
 def state_of(worker: dict[str, Any]) -> str:
     """Return a worker's state as text, with its fault if there is one."""
     return cell(worker["state"]) + (", tainted" if worker["tainted"] else "")
@@ -141,9 +148,7 @@ def _tree(status: dict[str, Any]) -> Any:
     root = Tree(Text(_title(status)))
     for pool in status["pools"]:
         stats = pool["stats"]
-        branch = root.add(
-            Text(f"pool {cell(pool['name'])} ({cell(pool['adapter'])}): {stats['ready']} of {stats['size']} ready")
-        )
+        branch = root.add(Text(f"pool {cell(pool['name'])} ({cell(pool['adapter'])}): {ready_of(stats, ' of ')} ready"))
         requests = list(pool["requests"])
         for worker in pool["workers"]:
             where = f"slot {worker['slot']}, " if worker["slot"] >= 0 else ""

@@ -69,7 +69,9 @@ def worker(
 
 def resize(
     size: Annotated[int, typer.Argument(help="The wanted number of workers.", min=1)],
-    pool: Annotated[str, typer.Option(help="The pool's name.")] = "default",
+    pool: Annotated[
+        str, typer.Option(help="The pool's name; by default `default`, or the only pool.", show_default=False)
+    ] = "",
     run_id: Annotated[str | None, typer.Option("--run", help="The run's id, or the beginning of it.")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait for the end of the action.", min=0.001)] = 60.0,
     state_dir: Annotated[str | None, typer.Option(help="The state directory, in which runs are registered.")] = None,

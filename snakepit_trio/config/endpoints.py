@@ -6,7 +6,7 @@ import re
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_path, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, Options, as_path, check_types, refuse, within
 
 __all__ = ["BridgeConfig", "MetricsConfig", "TlsConfig"]
 
@@ -15,7 +15,7 @@ _ADDRESS = re.compile(r"unix:.+|tcp:[^:\[\]]+:\d{1,5}|tcp:\[[0-9A-Fa-f:]+\]:\d{1
 
 
 @attrs.frozen(kw_only=True)
-class TlsConfig:
+class TlsConfig(Options):
     """Files for TLS, in PEM format.
 
     Attributes:
@@ -33,7 +33,7 @@ class TlsConfig:
 
 
 @attrs.frozen(kw_only=True)
-class BridgeConfig:
+class BridgeConfig(Options):
     """The gRPC server for clients.
 
     Attributes:
@@ -101,7 +101,7 @@ class BridgeConfig:
 
 
 @attrs.frozen(kw_only=True)
-class MetricsConfig:
+class MetricsConfig(Options):
     """Metrics for Prometheus; needs the extra ``prometheus``.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 import types
@@ -13,7 +12,7 @@ from typing import Any, Literal, NoReturn
 
 import attrs
 
-from snakepit_trio._config_checks import describe, working_directory
+from snakepit_trio._config_checks import describe, nearest, working_directory
 from snakepit_trio.errors import ConfigError
 
 from .pool import PoolConfig
@@ -214,8 +213,8 @@ def _from_json(text: str, variable: str, key: str, expected: str) -> Any:
 
 def _unknown(source: str, key: str, cls: type, where: str = "") -> NoReturn:
     names = [field.name for field in attrs.fields(cls)]
-    close = difflib.get_close_matches(key, names, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(key, names)
+    hint = f" (did you mean {close}?)" if close else ""
     _fail(source, f"{where}.{key}" if where else key, f"a key of {cls.__name__}{hint}", "one that is not known")
 
 

@@ -6,16 +6,17 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, Options, as_path, as_tuple, check_types, refuse, within
 from snakepit_trio.hardware import visibility
 from snakepit_trio.launch.base import Launcher, LauncherFactory
 from snakepit_trio.launch.registered import LOCAL, check_launcher
 from snakepit_trio.policies.options import TIMEOUTS, CircuitConfig, HedgeConfig, LimitConfig, RetryConfig
 
+from .adapter import refuse_adapter
 from .ray import RayConfig
 
 __all__ = ["PoolConfig"]
@@ -36,20 +37,8 @@ def _start_method() -> str:
     return "fork_server" if sys.platform == "linux" else "spawn"
 
 
-class _Remembers:
-    """Records which options were given explicitly, and which have their defaults."""
-
-    __slots__ = ("_given",)
-    _given: frozenset[str]
-
-    def __new__(cls, **options: object) -> Any:
-        self = super().__new__(cls)
-        object.__setattr__(self, "_given", frozenset(options))
-        return self
-
-
 @attrs.frozen(kw_only=True)
-class PoolConfig(_Remembers):
+class PoolConfig(Options):
     """One pool of workers.
 
     Attributes:
@@ -193,6 +182,8 @@ class PoolConfig(_Remembers):
     hedge: HedgeConfig | None = None
 
     def __attrs_post_init__(self) -> None:
+        if self.adapter is not None and not isinstance(self.adapter, str):
+            refuse_adapter(self.adapter)
         check_types(self)
         for name, limit in TIMEOUTS[self.timeouts]._asdict().items():
             if name not in self._given:

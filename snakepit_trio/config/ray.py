@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 import attrs
 
-from snakepit_trio._config_checks import check_types, refuse
+from snakepit_trio._config_checks import Options, check_types, refuse
 
 __all__ = ["RayConfig"]
 
 
 @attrs.frozen(kw_only=True)
-class RayConfig:
+class RayConfig(Options):
     """The Ray cluster of a pool's workers, and their resources; needs the extra ``ray`` on the host and on the nodes.
 
     Attributes:

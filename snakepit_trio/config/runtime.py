@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_path, as_tuple, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, Options, as_path, as_tuple, check_types, refuse, within
 from snakepit_trio.launch.base import is_launcher
 
 from .endpoints import BridgeConfig, MetricsConfig
@@ -22,7 +22,7 @@ _STORE = re.compile(r"memory|sqlite:.+|(redis|rediss|valkey|valkeys|unix)://.*")
 
 
 @attrs.frozen(kw_only=True)
-class RuntimeConfig:
+class RuntimeConfig(Options):
     """A runtime: its pools and the services that they share.
 
     Attributes:

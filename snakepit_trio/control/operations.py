@@ -56,7 +56,7 @@ class _Drain(msgspec.Struct, forbid_unknown_fields=True):
 
 class _Resize(msgspec.Struct, forbid_unknown_fields=True):
     size: int
-    pool: str = "default"
+    pool: str = ""
 
 
 class EventsOf(msgspec.Struct, forbid_unknown_fields=True):
@@ -238,7 +238,7 @@ class Operations:
     async def _resize(self, params: _Resize) -> dict[str, Any]:
         pool = self._runtime.pool(params.pool)
         await pool.resize(params.size)
-        return {"pool": params.pool, "size": params.size}
+        return {"pool": pool.name, "size": params.size}
 
 
 def _latency(ended: list[dict[str, Any]], window: float) -> dict[str, Any]:

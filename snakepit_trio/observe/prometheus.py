@@ -19,7 +19,7 @@ from .timings import BUCKETS, Histogram, RequestTimings
 
 __all__ = ["PoolFacts", "RuntimeCollector"]
 
-_STATES = ("starting", "ready", "busy", "draining", "stopped", "crashed", "failed", "spare")
+_STATES = ("starting", "ready", "busy", "cordoned", "draining", "stopped", "crashed", "failed", "spare")
 
 
 class PoolFacts(Protocol):

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import attrs
 
-from snakepit_trio._config_checks import TINY, as_tuple, check_types, refuse, within
+from snakepit_trio._config_checks import TINY, Options, as_tuple, check_types, refuse, within
 
 __all__ = ["TIMEOUTS", "CircuitConfig", "HedgeConfig", "LimitConfig", "RetryConfig", "Timeouts"]
 
@@ -32,7 +32,7 @@ TIMEOUTS: Mapping[str, Timeouts] = {
 
 
 @attrs.frozen(kw_only=True)
-class RetryConfig:
+class RetryConfig(Options):
     """Try a call again that failed, within its deadline.
 
     A call that never started (its queue was full, it waited too long, its session's worker was busy) may always be tried
@@ -60,7 +60,7 @@ class RetryConfig:
 
 
 @attrs.frozen(kw_only=True)
-class CircuitConfig:
+class CircuitConfig(Options):
     """Stop calling for a while what fails again and again.
 
     Attributes:
@@ -86,7 +86,7 @@ class CircuitConfig:
 
 
 @attrs.frozen(kw_only=True)
-class LimitConfig:
+class LimitConfig(Options):
     """Bound how many calls run at once, or begin in a second.
 
     Attributes:
@@ -116,7 +116,7 @@ class LimitConfig:
 
 
 @attrs.frozen(kw_only=True)
-class HedgeConfig:
+class HedgeConfig(Options):
     """Ask a second worker when the first is slow, and take the answer that comes first. For idempotent tools only.
 
     Calls of sessions are not hedged: their order and their worker matter.

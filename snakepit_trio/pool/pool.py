@@ -129,6 +129,7 @@ class Pool(Calling, Operations):
             size=self._supervisor.size,
             ready=self._dispatch.ready,
             busy=self._dispatch.busy,
+            cordoned=self._dispatch.cordoned,
             restarts=self._supervisor.restarts,
             **attrs.asdict(self._scheduler.ledger.totals(), recurse=False),
         )

@@ -17,6 +17,7 @@ class PoolStats:
         size: How many workers the pool is meant to have.
         ready: Workers that take calls, busy or not.
         busy: Workers that hold at least one call.
+        cordoned: Workers that are up and get no calls, because somebody has cordoned or drained them; none of the ``ready`` ones.
         queued: Requests that wait for a worker.
         in_flight: Requests that a worker is running for a caller who waits.
         accepted: Requests taken so far.
@@ -33,6 +34,7 @@ class PoolStats:
     size: int
     ready: int
     busy: int
+    cordoned: int
     queued: int
     in_flight: int
     accepted: int
@@ -57,8 +59,9 @@ class WorkerInfo:
         pool: The pool's name.
         pid: The process id; None before there is one.
         address: Where the worker listens, as it said itself; ``""`` before it did.
-        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"draining"``, ``"stopped"``, ``"crashed"``, ``"failed"``
-            for a slot that has used up its restarts, or ``"spare"`` for a warm one without a slot (slot -1).
+        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"cordoned"`` for one that gets no calls because somebody wants it so,
+            ``"draining"`` for one that ends the calls that it has, ``"stopped"``, ``"crashed"``, ``"failed"`` for a slot that
+            has used up its restarts, or ``"spare"`` for a warm one without a slot (slot -1).
         started_at: Wall-clock time of the start, in seconds since the epoch.
         requests: Calls that have come to an end in it.
         in_flight: Calls that it holds.

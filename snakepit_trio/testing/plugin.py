@@ -36,6 +36,9 @@ async def snakepit_pool(
     What it is of is said by the marker: ``@pytest.mark.snakepit_pool("my_module:Math", size=2)``; marks of a class or module
     count, the nearest option wins.
     """
+    from snakepit_trio.config import PoolConfig
+    from snakepit_trio.errors import ConfigError
+
     from .pools import open_test_pool
 
     arguments: list[Any] = []
@@ -47,6 +50,10 @@ async def snakepit_pool(
         options["adapter"] = arguments[0]
     if "adapter" not in options or len(arguments) > 1:
         pytest.fail(f'say which adapter: @pytest.mark.{_MARK}("my_module:Math", size=2)', pytrace=False)
+    try:
+        PoolConfig(**options)
+    except ConfigError as exc:
+        pytest.fail(f"@pytest.mark.{_MARK}: {exc}", pytrace=False)
     async with open_test_pool(state_dir=tmp_path_factory.mktemp("snakepit"), **options) as pool:
         yield pool
 

@@ -116,10 +116,12 @@ async def test_one_worker_is_cordoned_drained_restarted_killed(tmp_path: Path) -
         pool = runtime.pool()
         first, second = (worker.id for worker in pool.workers())
         await control.ask("cordon", worker=first)
-        assert pool.stats().ready == 1
+        assert (pool.stats().ready, pool.stats().cordoned) == (1, 1)
+        assert [worker.state for worker in pool.workers()] == ["cordoned", "ready"]
         assert (await pool.execute("whoami"))["worker_id"] == second
         await control.ask("uncordon", worker=first)
-        assert pool.stats().ready == 2
+        assert (pool.stats().ready, pool.stats().cordoned) == (2, 0)
+        assert [worker.state for worker in pool.workers()] == ["ready", "ready"]
         assert (await control.ask("drain", worker=first))["worker"] == first
         assert (await control.ask("restart", worker=first, timeout=30))["replaced"]
         assert first not in {worker.id for worker in pool.workers()}
@@ -139,6 +141,19 @@ async def test_a_drain_is_bounded_and_counts_the_calls(tmp_path: Path) -> None:
             nursery.start_soon(pool.execute, "sleep", {"seconds": 60})
             worker = (await events.__anext__()).metadata["worker_id"]
 
+        def states() -> list[tuple[str, int]]:
+            return [(info.state, info.in_flight) for info in pool.workers() if info.id == worker]
+
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as drains:
+                drains.start_soon(pool.drain, worker)
+                await anyio.wait_all_tasks_blocked()
+                assert states() == [("draining", 1)]
+                scope.cancel()
+        # It is still to get no calls, and nobody waits any more for the one that it has.
+        assert states() == [("cordoned", 1)] and pool.stats().cordoned == 1
+        pool.cordon(worker, cordoned=False)
+        assert states() == [("busy", 1)]
         with pytest.raises(ControlError, match="still held calls") as caught:
             await control.ask("drain", worker=worker, timeout_seconds=0.05)
         assert caught.value.code == "timeout"

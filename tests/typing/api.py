@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, Protocol, assert_type
 
 import msgspec
@@ -122,6 +123,16 @@ async def runtimes(config: sp.RuntimeConfig) -> None:
         assert_type(exc, sp.ToolError)
     except sp.QuotaExceeded as exc:
         assert_type(exc.details, dict[str, Any])
+
+
+async def options() -> None:
+    sp.open_pool("m", sise=2)  # type: ignore[call-arg]
+    sp.open_pool("m", size="2")  # type: ignore[arg-type]
+    sp.open_pool("m", size=2, timeouts="batch", env={"A": "b"}, retry=sp.RetryConfig(attempts=2), limits=[])
+    sp.open_pool(command=["./worker"], cwd=Path("/tmp"))
+    sp.PoolConfig(adapter="m", sise=2)  # type: ignore[call-arg]
+    sp.RetryConfig(attempt=2)  # type: ignore[call-arg]
+    assert_type(sp.PoolConfig(adapter="m", size=2), sp.PoolConfig)
 
 
 async def main(runtime: sp.Runtime) -> int:

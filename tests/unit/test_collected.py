@@ -53,7 +53,17 @@ def test_each_figure_of_a_pool() -> None:
     assert {name: found[f"snakepit_{name}", pool] for name in figures} == figures
     outcomes = {"completed": 7, "failed": 8, "cancelled": 9, "expired": 10, "rejected": 11}
     assert {name: found["snakepit_requests_total", ("outcome", name), pool] for name in outcomes} == outcomes
-    states = {"ready": 1, "busy": 2, "starting": 0, "draining": 0, "stopped": 0, "crashed": 0, "failed": 0, "spare": 0}
+    states = {
+        "ready": 1,
+        "busy": 2,
+        "starting": 0,
+        "cordoned": 0,
+        "draining": 0,
+        "stopped": 0,
+        "crashed": 0,
+        "failed": 0,
+        "spare": 0,
+    }
     assert {name: found["snakepit_workers", pool, ("state", name)] for name in states} == states
     circuits = {"a": 1.0, "b": 0.5, "c": 0.0}
     assert {name: found["snakepit_circuit_open", pool, ("tool", name)] for name in circuits} == circuits

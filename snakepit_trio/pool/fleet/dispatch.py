@@ -99,6 +99,7 @@ class WorkerDispatch:
     Attributes:
         seats: The workers that may have calls, and the scheduler's seats for each.
         repertoire: What the workers offer.
+        draining: The workers that somebody waits for until they hold no calls, once for each who waits.
         killed: Ids of the workers that had to be killed while the pool was closing.
         request_prefix: What the ids of the pool's requests begin with.
         nursery: The pool's, once it is open.
@@ -118,6 +119,7 @@ class WorkerDispatch:
         self.seats: dict[Worker, Seats] = {}
         self.repertoire: Repertoire = Repertoire()
         self.killed: list[str] = []
+        self.draining: list[Worker] = []
         self.request_prefix: str = f"{services.run_id}-"
         self.nursery: anyio.abc.TaskGroup | None = None
         self._services = services
@@ -144,10 +146,13 @@ class WorkerDispatch:
     @property
     def cordoned(self) -> int:
         """Workers that are up, and take no calls for as long as somebody wants it so."""
-        return sum(
-            not seats.open and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY)
-            for worker, seats in self.seats.items()
-        )
+        return sum(map(self.is_cordoned, self.seats))
+
+    def is_cordoned(self, worker: Worker) -> bool:
+        """Whether a worker is up, and takes no calls for as long as somebody wants it so."""
+        seats = self.seats.get(worker)
+        up = worker.state in (WorkerState.READY, WorkerState.BUSY)
+        return up and seats is not None and not seats.open and not worker.tainted
 
     def cordon(self, worker_id: str, *, cordoned: bool) -> None:
         """Give one worker no more calls, or calls again; those that it has go on.
@@ -177,7 +182,11 @@ class WorkerDispatch:
         self.cordon(worker_id, cordoned=True)
         for worker in self.seats:
             if worker.id == worker_id:
-                await worker.drained()
+                self.draining.append(worker)
+                try:
+                    await worker.drained()
+                finally:
+                    self.draining.remove(worker)
                 return
 
     # ---- the interface WorkerHost ------------------------------------------------------------------

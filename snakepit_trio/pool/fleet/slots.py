@@ -134,10 +134,22 @@ class Slots:
         # While no worker can serve, every slot has failed, though it makes another attempt before it gives up for long.
         broken = self._scheduler.ledger.broken is not None
         return tuple(
-            _info(slot, worker, self.dispatch.seats.get(worker), failed=broken or slot.failed)
+            _info(
+                slot,
+                worker,
+                self.dispatch.seats.get(worker),
+                failed=broken or slot.failed,
+                closed=self._closed(slot, worker),
+            )
             for slot in self
             for worker in slot.workers
         )
+
+    def _closed(self, slot: Slot, worker: Worker) -> str:
+        """The state of a worker that is up and takes no calls; "" of any other."""
+        if not self.dispatch.is_cordoned(worker):
+            return ""
+        return "draining" if slot in self.retiring or worker in self.dispatch.draining else "cordoned"
 
     def startup_error(self) -> WorkerStartupError:
         """Why no worker is ready, and when the next one is started."""
@@ -294,7 +306,7 @@ def tried(slot: Slot) -> bool:
     return worker is not None and (worker.ready.is_set() or worker.ended.is_set())
 
 
-def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> WorkerInfo:
+def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool, closed: str) -> WorkerInfo:
     failed = failed and worker is slot.current
     spare = worker.slot < 0 and worker.state is WorkerState.READY
     return WorkerInfo(
@@ -304,7 +316,7 @@ def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool) -> W
         pool=worker.pool,
         pid=worker.pid,
         address=worker.address,
-        state="failed" if failed else "spare" if spare else worker.state.value,
+        state="failed" if failed else "spare" if spare else closed or worker.state.value,
         started_at=worker.started_at,
         requests=worker.served,
         # What stands in its line is still queued; a worker that is over holds nothing.
