@@ -64,6 +64,7 @@ class PoolOptions(TypedDict, total=False):
     max_payload: int
     shm_limit: int | None
     unserializable: Literal["error", "marker"]
+    worker_output: Literal["auto", "stderr", "logging", "discard"]
     python: str | os.PathLike[str] | None
     devices: Literal["auto"] | Sequence[str] | None
     env: Mapping[str, str] | None
