@@ -13,7 +13,7 @@ import types
 import typing
 import uuid
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, Flag
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from snakepit_trio.errors import ConfigError, InvalidParameter
 
 from .adapter import ToolOptions, adapters_in, options_of
 from .context import ToolContext
+from .hints import enum_by_hand, impossible, is_judged, name_of, restore, schema_of, takes_none
 
 __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
 
@@ -86,6 +87,7 @@ class Tool:
         self._positional: list[str] = []
         self._keyword: list[str] = []
         self._extra = False
+        self._enums: dict[str, type[Enum]] = {}
         fields: list[Any] = []
         for parameter in signature.parameters.values():
             hint = hints.get(parameter.name, Any)
@@ -104,13 +106,29 @@ class Tool:
                 self._extra = True
                 continue
             (self._keyword if parameter.kind is parameter.KEYWORD_ONLY else self._positional).append(parameter.name)
+            members = enum_by_hand(hint)
+            if members is not None:
+                self._enums[parameter.name] = members
+                none = takes_none(hint)
+                hint = int if issubclass(members, Flag) else Any
+                hint = hint | None if none else hint
             if parameter.default is parameter.empty:
+                if impossible(hint):
+                    raise ConfigError(
+                        f"tool {self.name!r}: no value that can be sent is a {name_of(hint)}, so its parameter "
+                        f"{parameter.name!r} can't be given; docs/payloads.md lists what can be sent",
+                        details={
+                            "key": self.name,
+                            "parameter": parameter.name,
+                            "expected": "a type of value that can be sent",
+                        },
+                    )
                 fields.append((parameter.name, hint))
             else:
                 default = parameter.default
                 fields.append((parameter.name, hint, _default(default)))
         self._names = [field[0] for field in fields]
-        self._quick = None if self._keyword else self._shortcut(fields)
+        self._quick = None if self._keyword or self._enums else self._shortcut(fields)
         self._params = _struct(fields, forbid_unknown=not self._extra)
         self.kind: Kind = _kind(function, hints.get("return"))
         if options.inline and self.kind is not Kind.SYNC:
@@ -154,16 +172,31 @@ class Tool:
                 if len(params) == len(self._names):
                     return arguments, {}
         try:
-            bound = msgspec.convert(params, self._params, builtin_types=_BUILTIN_TYPES)
+            bound = msgspec.convert(params, self._params, builtin_types=_BUILTIN_TYPES, dec_hook=restore)
         except msgspec.ValidationError as exc:
             raise _invalid(self.name, exc) from None
         values = dict(zip(self._names, msgspec.structs.astuple(bound), strict=True))
+        for name, members in self._enums.items():
+            # One that has no None as a value may have one beside it.
+            if values[name] is not None or any(member.value is None for member in members):
+                values[name] = self._member(name, members, values[name])
         if self._context is not None:
             values[self._context] = context
         keywords = {name: values[name] for name in self._keyword}
         if self._extra:
             keywords.update((key, value) for key, value in params.items() if key not in values)
         return [values[name] for name in self._positional], keywords
+
+    def _member(self, name: str, members: type[Enum], value: Any) -> Enum:
+        """The member of an Enum that has this value; one that is a default is a member already."""
+        try:
+            return members(value)
+        except ValueError:
+            path = f"params[{json.dumps(name)}]"
+            reason = f"no member of {members.__qualname__} has this value"
+            raise InvalidParameter(
+                f"{self.name}: {path}: {reason}", details={"path": path, "tool": self.name, "reason": reason}
+            ) from None
 
     def _shortcut(self, fields: list[Any]) -> list[tuple[str, type | None]] | None:
         """Each positional parameter's name and its exact type, None for any; None when a hint says more than a type."""
@@ -258,19 +291,24 @@ def _struct(fields: list[Any], *, forbid_unknown: bool) -> type[msgspec.Struct]:
         hint = field[1]
         try:
             # msgspec looks at a hint on first use: here rather than in a call.
-            msgspec.json.Decoder(hint, dec_hook=lambda kind, value: value)
+            msgspec.json.Decoder(hint, dec_hook=restore)
+            judged = is_judged(hint)
         except TypeError:
-            hint = Any
+            judged = False
+        hint = hint if judged else Any
         checked.append((field[0], hint, *field[2:]))
     return msgspec.defstruct("Parameters", checked, kw_only=True, forbid_unknown_fields=forbid_unknown)
 
 
 def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
     text = str(exc)
-    reason, _, where = text.partition(" - at `")
+    # What the text quotes of a value may hold anything.
+    reason, found, where = text.rpartition(" - at `$")
+    if not found:
+        reason, where = text, ""
     path = "params"
-    if where:
-        rest = where.rstrip("`").removeprefix("$")
+    if found:
+        rest = where.rstrip("`")
         for part in rest.replace("[", ".[").split("."):
             if part.startswith("["):
                 path += part
@@ -293,7 +331,7 @@ def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
 
 def _schema(params: type[msgspec.Struct]) -> str:
     try:
-        schema = msgspec.json.schema(params, schema_hook=lambda kind: {})
+        schema = msgspec.json.schema(params, schema_hook=schema_of)
     except TypeError:
         schema = {"type": "object"}
     return json.dumps(_inline(schema))
@@ -304,7 +342,7 @@ def _result_schema(hint: Any, kind: Kind) -> str:
         arguments = typing.get_args(hint)
         hint = arguments[0] if arguments else Any
     try:
-        return json.dumps(_inline(msgspec.json.schema(hint, schema_hook=lambda kind: {})))
+        return json.dumps(_inline(msgspec.json.schema(hint, schema_hook=schema_of)))
     except Exception:
         return "{}"
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import ipaddress
 import math
+import os
+import pathlib
+import re
 import struct
 import zoneinfo
 from typing import Any
 
 import msgspec
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +32,12 @@ fixed = st.builds(
 )
 zones = st.none() | st.just(dt.UTC) | fixed | st.sampled_from(["Europe/Paris", "Asia/Kolkata"]).map(zoneinfo.ZoneInfo)
 text = st.text(st.characters(exclude_categories=["Cs"]))
+literals = st.sampled_from(["a", "(b|c)+", r"\d{2,3}", "[^x]", "(?P<n>y)", "\u20ac", "(?i)z"])
+patterns = st.builds(
+    lambda parts, flags: re.compile("".join(sorted(parts, key=len, reverse=True)), flags),
+    st.lists(literals, max_size=4, unique=True).filter(lambda parts: "(?i)z" not in parts or len(parts) == 1),
+    st.sampled_from([0, re.IGNORECASE, re.ASCII | re.MULTILINE, re.VERBOSE | re.DOTALL]),
+) | st.builds(re.compile, st.sampled_from([b"a", rb"\w+"]), st.sampled_from([0, re.LOCALE]))
 scalars = (
     st.none()
     | st.booleans()
@@ -43,6 +54,16 @@ scalars = (
     | st.decimals()
     | st.uuids()
     | st.complex_numbers()
+    | st.fractions()
+    | st.ip_addresses()
+    | st.ip_addresses().map(ipaddress.ip_network)
+    | st.builds(ipaddress.IPv4Interface, st.tuples(st.ip_addresses(v=4), st.integers(0, 32)))
+    | st.builds(ipaddress.IPv6Interface, st.tuples(st.ip_addresses(v=6), st.integers(0, 128)))
+    | zones.filter(bool)
+    | st.builds(pathlib.PurePosixPath, text.map(lambda name: name.replace("\0", "")))
+    | st.builds(pathlib.PureWindowsPath, text, text)
+    | st.binary(max_size=20).map(os.fsdecode).map(pathlib.Path)
+    | patterns
 )
 keys = (
     st.none()
@@ -130,6 +151,35 @@ def test_types_of_arrays(dtype: Any) -> None:
         found = codec.decode(codec.encode(array))
         assert (found.dtype, found.shape) == (array.dtype, shape)
         assert found.tobytes() == array.tobytes()
+
+
+moments = st.integers(-(2**62), 2**62)
+
+
+@given(moments, st.sampled_from(["s", "ms", "us", "ns"]), zones, st.sampled_from([1, 10**3, 10**6, 10**9]))
+def test_times_of_pandas(number: int, unit: str, zone: dt.tzinfo | None, scale: int) -> None:
+    if unit != "ns":
+        number //= 10**9 * scale
+    delta = pd.Timedelta(np.timedelta64(number, unit))
+    (found,) = codec.decode(codec.encode([delta]))
+    assert (type(found), found, found.unit) == (pd.Timedelta, delta, delta.unit)
+    try:
+        stamp = pd.Timestamp(np.datetime64(number, unit))
+        if zone is not None:
+            stamp = stamp.tz_localize("UTC").tz_convert(zone)
+        repr(stamp)
+    except (OverflowError, ValueError):
+        return  # No zone has an offset then.
+    (found,) = codec.decode(codec.encode([stamp]))
+    assert (type(found), repr(found), found.unit, found.fold) == (pd.Timestamp, repr(stamp), stamp.unit, stamp.fold)
+    assert found.asm8 == stamp.asm8
+
+
+def test_no_time_of_pandas_and_numpy() -> None:
+    assert codec.decode(codec.encode([pd.NaT]))[0] is pd.NaT
+    for value in (np.datetime64("NaT"), np.datetime64("NaT", "s"), np.timedelta64("NaT", "D")):
+        found = codec.decode(codec.encode([value]))[0]
+        assert (type(found), found.dtype) == (type(value), value.dtype) and np.isnat(found)
 
 
 def test_numpys_text_and_bytes_keep_the_zeros_at_their_end() -> None:

@@ -53,6 +53,31 @@ def test_pandas(threshold: int) -> None:
     assert caught.value.details["path"] == 'params["x"]'
 
 
+def test_pandas_keeps_the_freq_of_an_index_or_refuses() -> None:
+    pd = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    for freq in ("D", "3min", "B", "ME", "W-TUE", "QS-FEB", None):
+        days = pd.date_range("2024-01-01", periods=4, freq=freq or "D", tz="Europe/Paris")
+        days.freq = days.freq if freq else None
+        frame = pd.DataFrame({"a": range(4)}, index=days)
+        wide = pd.DataFrame([[1, 2, 3, 4]], columns=days.tz_localize(None))
+        spans = pd.DataFrame({"a": range(4)}, index=pd.timedelta_range("1h", periods=4, freq="2h"))
+        for value in (frame, wide, spans, frame[:0]):
+            found = there_and_back(value, 0)
+            pd.testing.assert_frame_equal(found, value)
+            for axis in ("index", "columns"):
+                before, after = getattr(value, axis), getattr(found, axis)
+                assert getattr(after, "freq", None) == getattr(before, "freq", None)
+        found = there_and_back(frame["a"], 0)
+        pd.testing.assert_series_equal(found, frame["a"])
+        assert found.index.freq == days.freq
+    for freq in (pd.offsets.CustomBusinessDay(holidays=["2024-01-02"]), pd.DateOffset(months=2)):
+        frame = pd.DataFrame({"a": range(4)}, index=pd.date_range("2024-01-01", periods=4, freq=freq))
+        for value in (frame, frame["a"]):
+            with pytest.raises(InvalidParameter, match="set the index's freq to None"):
+                codec.encode({"x": value})
+
+
 @THRESHOLDS
 def test_polars(threshold: int) -> None:
     pl = pytest.importorskip("polars")

@@ -55,13 +55,14 @@ def to_stream(value: Any, kind: int) -> memoryview:
     elif kind == ARROW_BATCH:
         table = pa.Table.from_batches([value])
     elif kind == PANDAS_FRAME:
-        table = pa.Table.from_pandas(value)
+        table = _with_frequencies(pa.Table.from_pandas(value), value.index, value.columns)
     elif kind == PANDAS_SERIES:
         # A series may be without a name, a column may not.
         table = pa.Table.from_pandas(value.to_frame("" if value.name is None else value.name))
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), b"snakepit.unnamed": b"%d" % (value.name is None)}
         )
+        table = _with_frequencies(table, value.index)
     else:
         table = pa.table({"": pa.array(value) if hasattr(value, "__arrow_c_array__") else pa.chunked_array(value)})
     sink = pa.BufferOutputStream()
@@ -96,11 +97,46 @@ def from_stream(kind: int, data: memoryview) -> Any:
     if kind == ARROW_ARRAY:
         return table.column(0).combine_chunks()
     if kind == PANDAS_FRAME:
-        return table.to_pandas()
+        frame = table.to_pandas()
+        _set_frequencies(table, frame.index, frame.columns)
+        return frame
     if kind == PANDAS_SERIES:
         series = table.to_pandas().iloc[:, 0]
+        _set_frequencies(table, series.index)
         return series.rename(None) if table.schema.metadata.get(b"snakepit.unnamed") == b"1" else series
     raise ValueError(f"a table of the unknown kind {kind}")
+
+
+def _with_frequencies(table: Any, *axes: Any) -> Any:
+    """The table with what Arrow does not keep of an index: that its moments are a certain time apart.
+
+    Raises:
+        ValueError: There is no text for it, as for business days with holidays.
+    """
+    from pandas.tseries.frequencies import to_offset
+
+    found = {}
+    for number, axis in enumerate(axes):
+        frequency = getattr(axis, "freq", None)
+        # A PeriodIndex has it in its dtype.
+        if frequency is None or axis.dtype.kind not in "mM":
+            continue
+        text = frequency.freqstr
+        try:
+            same = to_offset(text) == frequency
+        except ValueError:
+            same = False
+        if not same:
+            raise ValueError(f"its index has the freq {frequency!r}, which has no text; set the index's freq to None")
+        found[b"snakepit.freq.%d" % number] = text.encode()
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **found}) if found else table
+
+
+def _set_frequencies(table: Any, *axes: Any) -> None:
+    for number, axis in enumerate(axes):
+        text = (table.schema.metadata or {}).get(b"snakepit.freq.%d" % number)
+        if text is not None:
+            axis.freq = text.decode()
 
 
 def is_array(value: Any) -> bool:

@@ -91,6 +91,60 @@ class Unwrapper:
         *body, fold, zone = self._sequence(data)
         return dt.time(*body).replace(tzinfo=_unzone(zone), fold=fold)
 
+    def _path(self, data: memoryview) -> Any:
+        import pathlib
+
+        kind, name = self._sequence(data)
+        if type(kind) is not int or kind < 0 or len(name) > 4 * extensions.LONGEST_PATH:
+            raise ValueError("a path that is no path, or too long")
+        if kind >= 2 and extensions.PATHS[kind] != type(pathlib.Path()).__name__:
+            # Of another operating system: what may be said of it, without its files.
+            kind -= 2
+        return getattr(pathlib, extensions.PATHS[kind])(name.decode(errors="surrogateescape"))
+
+    def _fraction(self, data: memoryview) -> Any:
+        import fractions
+
+        parts = self._sequence(data)
+        if len(parts) != 2 or any(type(part) is not int for part in parts) or parts[1] <= 0:
+            raise ValueError("no fraction")
+        if any(part.bit_length() > 8 * extensions.LONGEST_FRACTION for part in parts):
+            raise ValueError(f"a Fraction of parts with more than {extensions.LONGEST_FRACTION} bytes")
+        return fractions.Fraction(*parts)
+
+    def _address(self, data: memoryview) -> Any:
+        import ipaddress
+
+        kind, text = self._sequence(data)
+        if type(kind) is not int or kind < 0 or type(text) is not str or len(text) > 256:
+            raise ValueError("no address")
+        return getattr(ipaddress, extensions.ADDRESSES[kind])(text)
+
+    def _pattern(self, data: memoryview) -> Any:
+        import re
+
+        pattern, flags = self._sequence(data)
+        if type(flags) is not int or flags & re.DEBUG or len(pattern) > extensions.LONGEST_PATTERN:
+            raise ValueError("a regular expression that is too long, or has flags that it may not have")
+        return re.compile(pattern, flags)
+
+    def _pandas_time(self, data: memoryview) -> Any:
+        import numpy
+        import pandas
+
+        kind, *rest = self._sequence(data)
+        if kind == extensions.NOT_A_TIME and not rest:
+            return pandas.NaT
+        number, unit, *zone = rest
+        if unit not in ("s", "ms", "us", "ns"):
+            raise ValueError("a unit that is not known")
+        if kind == extensions.PANDAS_TIMEDELTA and not zone:
+            return pandas.Timedelta(numpy.timedelta64(number, unit))
+        if kind != extensions.TIMESTAMP or len(zone) != 1:
+            raise ValueError("a time of a kind that is not known")
+        found = pandas.Timestamp(numpy.datetime64(number, unit))
+        return found if zone[0] is None else found.tz_localize("UTC").tz_convert(_unzone(zone[0]))
+
     def _ndarray(self, data: memoryview) -> Any:
         import numpy
 
@@ -171,6 +225,14 @@ def _float_pair(unwrapper: Unwrapper, data: memoryview) -> complex:
     return complex(real, imaginary)
 
 
+def _zone(unwrapper: Unwrapper, data: memoryview) -> dt.tzinfo:
+    (zone,) = unwrapper._sequence(data)
+    found = _unzone(zone)
+    if found is None:
+        raise ValueError("no time zone")
+    return found
+
+
 def _decimal(unwrapper: Unwrapper, data: memoryview) -> decimal.Decimal:
     if len(data) > extensions.LONGEST_DECIMAL:
         raise ValueError("a Decimal of more than a million digits")
@@ -193,6 +255,12 @@ _UNWRAPPERS: dict[int, Callable[[Unwrapper, memoryview], Any]] = {
     extensions.DECIMAL: _decimal,
     extensions.UUID: lambda _, data: uuid.UUID(bytes=bytes(data)),
     extensions.COMPLEX: _float_pair,
+    extensions.PATH: Unwrapper._path,
+    extensions.FRACTION: Unwrapper._fraction,
+    extensions.ADDRESS: Unwrapper._address,
+    extensions.PATTERN: Unwrapper._pattern,
+    extensions.ZONE: _zone,
+    extensions.PANDAS_TIME: Unwrapper._pandas_time,
     extensions.NDARRAY: Unwrapper._ndarray,
     extensions.NUMPY_SCALAR: Unwrapper._numpy_scalar,
     extensions.ARRAY: Unwrapper._array,

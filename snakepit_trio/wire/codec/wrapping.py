@@ -9,6 +9,7 @@ import decimal
 import enum
 import json
 import math
+import re
 import sys
 import uuid
 import zoneinfo
@@ -182,9 +183,58 @@ class Wrapper:
     def _complex(self, value: complex, path: str, depth: int) -> Any:
         return Ext(extensions.COMPLEX, _pack([value.real, value.imag]))
 
+    def _path(self, value: Any, path: str, depth: int) -> Any:
+        text = str(value)
+        if len(text) > extensions.LONGEST_PATH:
+            raise Refused(path, f"a path of more than {extensions.LONGEST_PATH} characters")
+        try:
+            # Bytes of a file's name that are no text stand as surrogates in it.
+            name = text.encode(errors="surrogateescape")
+        except UnicodeEncodeError:
+            raise Refused(path, "a path with a lone surrogate has no UTF-8 form") from None
+        return Ext(extensions.PATH, _pack([extensions.PATHS.index(type(value).__name__), name]))
+
+    def _fraction(self, value: Any, path: str, depth: int) -> Any:
+        parts = (value.numerator, value.denominator)
+        if any(part.bit_length() > 8 * extensions.LONGEST_FRACTION for part in parts):
+            raise Refused(path, f"a Fraction of parts with more than {extensions.LONGEST_FRACTION} bytes")
+        return Ext(extensions.FRACTION, _pack([self.wrap(part, path) for part in parts]))
+
+    def _address(self, value: Any, path: str, depth: int) -> Any:
+        return Ext(extensions.ADDRESS, _pack([extensions.ADDRESSES.index(type(value).__name__), str(value)]))
+
+    def _pattern(self, value: re.Pattern[Any], path: str, depth: int) -> Any:
+        if len(value.pattern) > extensions.LONGEST_PATTERN:
+            raise Refused(path, f"a regular expression of more than {extensions.LONGEST_PATTERN} characters")
+        if value.flags & re.DEBUG:
+            raise Refused(path, "a regular expression with the flag DEBUG")
+        return Ext(extensions.PATTERN, _pack([self.wrap(value.pattern, path), int(value.flags)]))
+
+    def _time_zone(self, value: dt.tzinfo, path: str, depth: int) -> Any:
+        return Ext(extensions.ZONE, _pack([_zone(value, path)]))
+
+    # ---- pandas' values --------------------------------------------------------------------------------
+
+    def _timestamp(self, value: Any, path: str, depth: int) -> Any:
+        zone = None if value.tzinfo is None else _zone(value.tzinfo, path)
+        # As it is in UTC, where each moment is there once.
+        return Ext(extensions.PANDAS_TIME, _pack([extensions.TIMESTAMP, int(value.asm8.view("i8")), value.unit, zone]))
+
+    def _pandas_timedelta(self, value: Any, path: str, depth: int) -> Any:
+        return Ext(extensions.PANDAS_TIME, _pack([extensions.PANDAS_TIMEDELTA, int(value.asm8.view("i8")), value.unit]))
+
+    def _not_a_time(self, value: Any, path: str, depth: int) -> Any:
+        return Ext(extensions.PANDAS_TIME, _pack([extensions.NOT_A_TIME]))
+
     # ---- everything else -----------------------------------------------------------------------------
 
     def _other(self, value: Any, path: str, depth: int) -> Any:
+        module, named = _BY_NAME.get(type(value).__name__, ("", None))
+        if named is not None and getattr(sys.modules.get(module), type(value).__name__, None) is type(value):
+            return named(self, value, path, depth)
+        if isinstance(value, enum.Enum):
+            # Restored by the annotation of whatever takes it, like the classes that have fields.
+            return self.wrap(value.value, path, depth + 1)
         numpy = sys.modules.get("numpy")
         if numpy is not None:
             if type(value) in (numpy.ndarray, numpy.memmap):
@@ -225,8 +275,7 @@ class Wrapper:
             return self._dict(fields, path, depth)
         if self._convert:
             return self._converted(value, path, depth)
-        hint = "; pass its .value" if isinstance(value, enum.Enum) else ""
-        raise Refused(path, f"a value of type {type_name(value)} can't be sent{hint}")
+        raise Refused(path, f"a value of type {type_name(value)} can't be sent")
 
     def _special_array(self, numpy: Any, value: Any, path: str) -> Any:
         """An array of a class of its own, which would come out as an ordinary one: without its mask, with other operators."""
@@ -250,10 +299,8 @@ class Wrapper:
     def _converted(self, value: Any, path: str, depth: int) -> Any:
         base: Any
         for base in (bool, int, float, str, bytes, bytearray, dict, list, set, frozenset):
-            if isinstance(value, base) and not isinstance(value, enum.Enum):
+            if isinstance(value, base):
                 return self.wrap(base(value), path, depth + 1)
-        if isinstance(value, enum.Enum):
-            return self.wrap(value.value, path, depth + 1)
         if isinstance(value, tuple) and not hasattr(value, "_asdict"):
             return self.wrap(tuple(value), path, depth + 1)
         for name in ("__array__", "model_dump", "to_dict", "_asdict", "isoformat"):
@@ -293,6 +340,18 @@ _WRAPPERS: dict[type, Callable[[Wrapper, Any, str, int], Any]] = {
     decimal.Decimal: Wrapper._decimal,
     uuid.UUID: Wrapper._uuid,
     complex: Wrapper._complex,
+    dt.timezone: Wrapper._time_zone,
+}
+#: By the name of a class, the module that has it under this name, and what wraps it: nothing is imported to look for it.
+_BY_NAME: dict[str, tuple[str, Callable[[Wrapper, Any, str, int], Any]]] = {
+    **dict.fromkeys(extensions.PATHS, ("pathlib", Wrapper._path)),
+    **dict.fromkeys(extensions.ADDRESSES, ("ipaddress", Wrapper._address)),
+    "Fraction": ("fractions", Wrapper._fraction),
+    "Pattern": ("re", Wrapper._pattern),
+    "ZoneInfo": ("zoneinfo", Wrapper._time_zone),
+    "Timestamp": ("pandas", Wrapper._timestamp),
+    "Timedelta": ("pandas", Wrapper._pandas_timedelta),
+    "NaTType": ("pandas._libs.tslibs.nattype", Wrapper._not_a_time),
 }
 
 
@@ -321,16 +380,22 @@ def _least_size(value: Any) -> int:
 
 
 def _record(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass, an attrs class or a msgspec Struct."""
+    """The fields of a dataclass, an attrs class, a msgspec Struct or a pydantic model."""
     cls = type(value)
     if isinstance(value, msgspec.Struct):
         return {name: getattr(value, name) for name in cls.__struct_fields__}
     if dataclasses.is_dataclass(cls):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(cls)}
+    if hasattr(cls, "__pydantic_fields__") and "pydantic" in sys.modules and isinstance(value, _pydantic()):
+        return {name: getattr(value, name) for name in cls.__pydantic_fields__}
     attributes = getattr(cls, "__attrs_attrs__", None)
     if attributes is not None:
         return {attribute.name: getattr(value, attribute.name) for attribute in attributes}
     return None
+
+
+def _pydantic() -> Any:
+    return sys.modules["pydantic"].BaseModel
 
 
 def _zone(zone: dt.tzinfo | None, path: str) -> str | list[int] | None:

@@ -1,0 +1,210 @@
+"""What an annotation makes of a value that has arrived, beyond what msgspec knows; and which annotation no value meets.
+
+Classes that travel as themselves also take the text that names such a value, as callers that have only JSON write it.
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime as dt
+import inspect
+import sys
+import types
+import typing
+from enum import Enum, Flag
+from typing import Any
+
+import msgspec
+
+__all__ = ["enum_by_hand", "impossible", "is_judged", "name_of", "restore", "schema_of", "takes_none"]
+
+#: By module and name of a class: what it is called in JSON Schema, and the types that an instance is made from, by calling it.
+_FROM_TEXT: dict[tuple[str, str], str] = {
+    ("pathlib", "Path"): "path",
+    ("pathlib", "PosixPath"): "path",
+    ("pathlib", "WindowsPath"): "path",
+    ("pathlib", "PurePath"): "path",
+    ("pathlib", "PurePosixPath"): "path",
+    ("pathlib", "PureWindowsPath"): "path",
+    ("fractions", "Fraction"): "fraction",
+    ("ipaddress", "IPv4Address"): "ipv4",
+    ("ipaddress", "IPv6Address"): "ipv6",
+    ("ipaddress", "IPv4Network"): "ipv4-network",
+    ("ipaddress", "IPv6Network"): "ipv6-network",
+    ("ipaddress", "IPv4Interface"): "ipv4-interface",
+    ("ipaddress", "IPv6Interface"): "ipv6-interface",
+    ("zoneinfo", "ZoneInfo"): "timezone",
+    ("pandas", "Timestamp"): "date-time",
+    ("pandas", "Timedelta"): "duration",
+    ("numpy", "datetime64"): "date-time",
+    ("numpy", "timedelta64"): "duration",
+}
+#: Subclasses of these are made from a value of the base.
+_BASES = (str, int, float, bytes, dict, list, collections.deque)
+#: The modules of libraries whose arrays, tables and scalars travel; which of their classes do is not asked for here.
+_LIBRARIES = ("numpy", "pandas", "polars", "pyarrow")
+
+
+def restore(kind: Any, value: Any) -> Any:
+    """The value that an annotation asks for; the value as it is where nothing is to be done, or can be.
+
+    Raises:
+        ValueError: The value names none, such as a text that is no address.
+    """
+    cls = typing.get_origin(kind) or kind
+    if not isinstance(cls, type) or isinstance(value, cls):
+        return value
+    try:
+        return _made(cls, value)
+    except Exception as exc:
+        raise ValueError(f"expected {name_of(kind)}, got {_shown(value)}: {_reason(exc)}") from None
+
+
+def _made(cls: type, value: Any) -> Any:
+    given = type(value)
+    known = _known(cls)
+    if known is not None:
+        if given is str or (given is int and known == "fraction"):
+            return cls(value)
+        if known in ("date-time", "duration") and cls.__module__.startswith("pandas"):
+            # The standard library's own, of which theirs are subclasses.
+            return cls(value) if isinstance(value, dt.datetime | dt.timedelta) else value
+        return value
+    if _is_pattern(cls):
+        import re
+
+        return re.compile(value) if given in (str, bytes) else value
+    if _is_model(cls):
+        return cls.model_validate(value) if given is dict else value  # type: ignore[attr-defined]
+    if _is_numpy_scalar(cls):
+        made = cls(value) if given in (bool, int, float, complex, str, bytes) else value
+        return made if made == value else value
+    if _is_made_from_base(cls) and given in (*_BASES, tuple):
+        base = next(base for base in _BASES if issubclass(cls, base))
+        return cls(value) if given is base or (given is list and base is collections.deque) else value
+    return value
+
+
+def impossible(hint: Any) -> bool:
+    """Whether no value that can be sent meets an annotation. In doubt it is not."""
+    if takes_none(hint):
+        return False
+    hint = _bare(hint)
+    cls = typing.get_origin(hint) or hint
+    if not isinstance(cls, type) or cls.__module__.partition(".")[0] in _LIBRARIES:
+        return False
+    try:
+        if not isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
+            return False
+        if getattr(cls, "_is_protocol", False) or (inspect.isabstract(cls) and cls.__module__ != "collections.abc"):
+            # What it asks for may be had by any class.
+            return False
+        return not (
+            _known(cls)
+            or _is_pattern(cls)
+            or _is_model(cls)
+            or _is_made_from_base(cls)
+            or any(issubclass(sent, cls) for sent in _sent())
+        )
+    except Exception:
+        return False  # A class that msgspec, or its own metaclass, has no answer for.
+
+
+def is_judged(hint: Any) -> bool:
+    """Whether msgspec can say whether a value meets an annotation; a protocol may be one that nobody can ask at run time."""
+    cls = typing.get_origin(hint) or hint
+    return not getattr(cls, "_is_protocol", False) or getattr(cls, "_is_runtime_protocol", False)
+
+
+def enum_by_hand(hint: Any) -> type[Enum] | None:
+    """The Enum that an annotation names, or with None beside it, whose members msgspec can't tell from their values.
+
+    Its values are not text alone or numbers alone, or its members are flags, of which there are more than have names.
+    """
+    hint = _bare(hint)
+    if not isinstance(hint, type) or not issubclass(hint, Enum):
+        return None
+    kinds = {type(member.value) for member in hint}
+    return hint if issubclass(hint, Flag) or (kinds and kinds not in ({str}, {int})) else None
+
+
+def schema_of(kind: Any) -> dict[str, Any]:
+    """JSON Schema for what msgspec has none for."""
+    cls = typing.get_origin(kind) or kind
+    known = "regex" if _is_pattern(cls) else _known(cls)
+    if known is not None:
+        return {"type": "string", "format": known}
+    # An empty one would be none at all to msgspec.
+    return {"title": name_of(kind)}
+
+
+def _bare(hint: Any) -> Any:
+    """An annotation without what it only adds, and without the None beside it."""
+    while True:
+        arguments = typing.get_args(hint)
+        if typing.get_origin(hint) is typing.Annotated:
+            hint = arguments[0]
+        elif len(arguments) == 2 and takes_none(hint):
+            hint = arguments[0] if arguments[1] is type(None) else arguments[1]
+        else:
+            return hint
+
+
+def takes_none(hint: Any) -> bool:
+    """Whether an annotation has None beside others."""
+    return typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) in typing.get_args(hint)
+
+
+def _known(cls: type) -> str | None:
+    module = cls.__module__.partition(".")[0]
+    found = _FROM_TEXT.get((module, cls.__name__))
+    return found if found is not None and getattr(sys.modules.get(module), cls.__name__, None) is cls else None
+
+
+def _is_pattern(cls: type) -> bool:
+    return cls.__module__ == "re" and cls.__name__ == "Pattern"
+
+
+def _is_model(cls: type) -> bool:
+    return hasattr(cls, "__pydantic_fields__") and callable(getattr(cls, "model_validate", None))
+
+
+def _is_numpy_scalar(cls: type) -> bool:
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and issubclass(cls, numpy.generic)
+
+
+def _is_made_from_base(cls: type) -> bool:
+    return issubclass(cls, _BASES) and not issubclass(cls, Enum)
+
+
+def _sent() -> list[type]:
+    """What travels as itself and is always there."""
+    import array
+    import decimal
+    import fractions
+    import ipaddress
+    import pathlib
+    import uuid
+    import zoneinfo
+
+    return [
+        type(None), bool, int, float, str, bytes, bytearray, memoryview, list, tuple, set, frozenset, dict, complex,
+        dt.datetime, dt.date, dt.time, dt.timedelta, dt.timezone, zoneinfo.ZoneInfo,
+        decimal.Decimal, uuid.UUID, fractions.Fraction, array.array, pathlib.PosixPath, pathlib.PureWindowsPath,
+        ipaddress.IPv4Address, ipaddress.IPv6Network, ipaddress.IPv4Interface,
+    ]  # fmt: skip
+
+
+def name_of(hint: Any) -> str:
+    """An annotation in words."""
+    return hint.__qualname__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _reason(exc: Exception) -> str:
+    return "; ".join(line.strip() for line in str(exc).splitlines())[:300] or type(exc).__name__
+
+
+def _shown(value: Any) -> str:
+    """A text, cut; of anything else the type: a value may be secret, or long."""
+    return repr(value[:60]) if type(value) is str else type(value).__name__
