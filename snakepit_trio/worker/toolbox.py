@@ -115,7 +115,7 @@ class Tool:
             if parameter.default is parameter.empty:
                 if impossible(hint):
                     raise ConfigError(
-                        f"tool {self.name!r}: no value that can be sent is a {name_of(hint)}, so its parameter "
+                        f"tool {self.name!r}: no value of type {name_of(hint)} can be sent, so its parameter "
                         f"{parameter.name!r} can't be given; docs/payloads.md lists what can be sent",
                         details={
                             "key": self.name,

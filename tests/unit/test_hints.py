@@ -199,7 +199,7 @@ def test_a_parameter_that_no_value_meets_is_refused_with_its_name(hint: Any, nam
     with pytest.raises(sp.ConfigError) as caught:
         tool(hint)
     assert caught.value.message == (
-        f"tool 'f': no value that can be sent is a {name}, so its parameter 'value' can't be given; docs/payloads.md lists what "
+        f"tool 'f': no value of type {name} can be sent, so its parameter 'value' can't be given; docs/payloads.md lists what "
         "can be sent"
     )
     assert caught.value.details["parameter"] == "value"
