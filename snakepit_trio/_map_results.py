@@ -410,7 +410,7 @@ class MapTasks:
         wake()
 
     @contextmanager
-    def standing(self, wait: AbstractContextManager[object]) -> Iterator[None]:
+    def pausing(self, wait: AbstractContextManager[object]) -> Iterator[None]:
         """In the block a call waits for a limit, perhaps for a permit of one of ours, or before another attempt."""
         self._busy -= 1
         self._fewer.ring()

@@ -1,9 +1,9 @@
-"""A client's connection to a bridge: made when it is needed, made anew when it was lost, RPCs with typed errors.
+"""A client's connection to a bridge: opened when needed, reopened after a loss, with RPCs that raise typed errors.
 
-Policy: a call that can't be sent waits for a connection, within ``connect_timeout``. A call that was sent when the connection
-was lost fails with ``ConnectionLost``, since nobody knows whether it ran, unless it may run twice; then it is sent again. One
-that the server has surely not begun, because it has no room for it or was about to go away, can't be sent either: it waits for
-room, or for another connection, as long.
+Policy: a call that can't be sent waits for a connection, within ``connect_timeout``. A call that had been sent when the
+connection was lost fails with ``ConnectionLost``, because it is unknown whether it ran; it is sent again only if it may
+run twice. A call that the server certainly has not begun, because it had no room or was about to stop, waits for room
+or another connection, within the same time.
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ __all__ = ["LAST_WORD", "Link", "client_tls", "failure"]
 
 M = TypeVar("M")
 
-#: After a timeout the server, which knows it too and says more about it, has so long to say it, in seconds.
+#: Seconds. After a timeout the client waits this long for the server's own error, which has more details.
 LAST_WORD = 0.25
-#: What one stream may have in flight before it is taken, and all together, in bytes.
+#: Bytes that one stream may have in flight, and all streams together.
 _STREAM_WINDOW = 1024 * 1024
 _WINDOW = 256 * 1024 * 1024
 _ATTEMPTS = 3
-#: The pause before a second attempt to connect, and what it grows to, in seconds.
+#: Seconds. The pause before the second attempt to connect, and the largest pause.
 _PAUSE, _LONGEST_PAUSE = 0.05, 1.0
 
 
 def client_tls(tls: ssl.SSLContext | TlsConfig | str | bool | None) -> ssl.SSLContext | None:
-    """The client's TLS: True for the system's authorities, a path for one's own, a TlsConfig to show a certificate too.
+    """Return the client's TLS context: True for the system's authorities, a path for a custom authority, a TlsConfig with
+    a certificate.
 
     Raises:
         ConfigError: A file can't be used.
@@ -69,7 +70,7 @@ def client_tls(tls: ssl.SSLContext | TlsConfig | str | bool | None) -> ssl.SSLCo
 
 
 def failure(status: int, message: str, trailers: Any) -> SnakepitError:
-    """The exception for an RPC that failed, to be raised as it is: its cause, where it has one, is what a tool raised."""
+    """Return the exception of a failed RPC. Raise it without ``from``: its cause, if it has one, is the tool's traceback."""
     error = error_from_trailers(trailers, status, message)
     error.__suppress_context__ = True
     return error
@@ -83,10 +84,10 @@ def _read(answer: type[M], reply: bytes) -> M:
 
 
 class _Patience:
-    """How a call waits that the server has not begun.
+    """Waits before a call that the server has not begun is sent again.
 
     Attributes:
-        waiting: It does.
+        waiting: Whether it is waiting.
     """
 
     __slots__ = ("_link", "_pause", "_until", "waiting")
@@ -98,7 +99,7 @@ class _Patience:
         self._pause = _PAUSE
 
     async def again(self, failed: RpcFailure | Rpc, connection: Connection) -> bool:
-        """After a failure: wait until it may be sent once more; False: it may not, or was refused for too long."""
+        """Wait until a failed call may be sent again; return False if it may not, or was refused for too long."""
         if not failed.unprocessed:
             return False
         now = anyio.current_time()
@@ -110,7 +111,7 @@ class _Patience:
         if first and connection.lost:
             return True
         self.waiting = True
-        # The end of another call makes room. When none is under way, nothing tells.
+        # The end of another call makes room. If none is in progress, nothing reports that there is room.
         with anyio.move_on_after(min(self._pause, self._until - now)):
             await self._link.wait_freed()
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)
@@ -118,10 +119,10 @@ class _Patience:
 
 
 class Opened:
-    """An RPC with more messages than one.
+    """An RPC with more than one message.
 
     Attributes:
-        rpc: It; another one after :meth:`again`.
+        rpc: The RPC; another one after :meth:`again`.
     """
 
     rpc: Rpc
@@ -129,14 +130,14 @@ class Opened:
     def __init__(self, link: Link, open_one: Callable[[Connection, bytes], Rpc], first: bytes) -> None:
         self._link = link
         self._open_one = open_one
-        # Sent again with each attempt, and let go of at the end: what refers to this object may be garbage that waits.
+        # Sent with each attempt, and released at the end, because garbage that refers to this object may live longer.
         self._first = first
         self._patience = _Patience(link)
         self._connection: Connection | None = None
         self._slots: anyio.CapacityLimiter | None = None
 
     async def open(self) -> None:
-        """Open it. A cancellation leaves it closed.
+        """Open the RPC. A cancellation leaves it closed.
 
         Raises:
             SnakepitError: It can't be opened.
@@ -152,15 +153,15 @@ class Opened:
             except RpcFailure as exc:
                 self._release()
                 if not await self._patience.again(exc, self._connection):
-                    raise failure(exc.status, exc.message, exc.trailers)  # noqa: B904  # It has a cause already, or needs none.
+                    raise failure(exc.status, exc.message, exc.trailers)  # noqa: B904  # It already has a cause, or needs none.
             except BaseException:
                 self._release()
                 raise
 
     async def again(self) -> bool:
-        """After its end: open it once more if the server has not begun it. Returns whether it is open.
+        """After the RPC's end, open it again if the server has not begun it, and return whether it is open.
 
-        A cancellation leaves it closed, and it may be tried again.
+        A cancellation leaves it closed, and this may be called again.
         """
         assert self._connection is not None
         self._release()
@@ -170,7 +171,7 @@ class Opened:
         return True
 
     def close(self) -> None:
-        """Cancel it. Idempotent."""
+        """Cancel the RPC. Idempotent."""
         self._first = b""
         if self._slots is not None:
             try:
@@ -189,16 +190,16 @@ class Link:
     """The one connection of a client.
 
     Args:
-        address: Where the bridge is.
-        token: Gives what it asks for, for each connection.
-        tls: How the connection is secured.
-        max_message: Longest message that is taken, in bytes.
-        connect_timeout: For a connection to come about, attempts included.
-        errors: Where unexpected exceptions are told.
+        address: The address of the bridge.
+        token: Returns the token, for each connection.
+        tls: The TLS context.
+        max_message: The largest accepted message, in bytes.
+        connect_timeout: Seconds for making a connection, including all attempts.
+        errors: Reports unexpected exceptions.
 
     Attributes:
-        nursery: Where the connection's task runs; set by its owner before anything else.
-        slots: As many as the server takes RPCs at once.
+        nursery: The nursery of the connection's task; set by the owner before any use.
+        slots: Limits the number of simultaneous RPCs to the server's limit.
     """
 
     nursery: anyio.abc.TaskGroup
@@ -238,19 +239,19 @@ class Link:
         return self._connection is not None and not self._connection.lost
 
     def close(self) -> None:
-        """Close the connection: what is under way fails. Idempotent."""
+        """Close the connection; RPCs in progress fail. Idempotent."""
         self._closed = True
         if self._connection is not None:
             self._connection.close()
 
     async def wait_freed(self) -> None:
-        """Wait until an RPC is over that the server has begun."""
+        """Wait until an RPC that the server has begun ends."""
         if self._freed is None:
             self._freed = anyio.Event()
         await self._freed.wait()
 
     def tell_freed(self) -> None:
-        """An RPC is over, and another may have its place with the server."""
+        """Record the end of an RPC, so that another may take its place on the server."""
         if self._freed is not None:
             self._freed.set()
             self._freed = None
@@ -262,15 +263,15 @@ class Link:
         ended: str,
         on_error: Callable[[Exception], object],
     ) -> None:
-        """Start a task of the client's, in which an unexpected exception ends what it is for, and not the client."""
+        """Start a task of the client; an unexpected exception ends the task's own purpose and not the client."""
         self.errors.start(self.nursery, function, *args, ended=ended, on_error=on_error)
 
     @protected
     async def get(self) -> Connection:
-        """A connection whose server has taken the token.
+        """Return a connection whose server has accepted the token.
 
         Raises:
-            ConnectionLost: None came about within ``connect_timeout``; says why.
+            ConnectionLost: There was none within ``connect_timeout``; the error gives the reason.
             AuthenticationFailed: The token is wrong.
         """
         found = self._connection
@@ -320,7 +321,7 @@ class Link:
             )
             self.start(made.serve, ended="connection", on_error=lambda exc: made.close())
             try:
-                # The answer comes after the server's settings, with the limits that are to be kept.
+                # The answer arrives after the server's settings, which contain its limits.
                 await made.unary(BRIDGE + "Ping", b"")
             except RpcFailure as exc:
                 error = failure(exc.status, exc.message, exc.trailers)
@@ -337,17 +338,17 @@ class Link:
     async def unary(
         self, method: str, request: Any, answer: type[M], *, timeout: float | None = None, again: bool = False
     ) -> M:
-        """One request, one answer.
+        """Send one request and return its answer.
 
         Args:
-            method: Its name in BridgeService.
+            method: The method's name in BridgeService.
             request: The message.
             answer: The class of the answer's message.
-            timeout: Seconds for all of it; None: no limit on this side.
-            again: It may be sent again when the connection is lost under it.
+            timeout: Seconds for the whole RPC; None: no limit on the client's side.
+            again: The request may be sent again if the connection is lost.
 
         Raises:
-            SnakepitError: What the server says, or ``ConnectionLost``.
+            SnakepitError: The server's error, or ``ConnectionLost``.
         """
         data, patience = bytes(request), _Patience(self)
         if timeout is None:
@@ -391,7 +392,8 @@ class Link:
                     try:
                         raise error
                     finally:
-                        # Its traceback holds this frame, with the request, which must not wait for a garbage collection.
+                        # The traceback refers to this frame with the request, which must not wait for a garbage
+                        # collection.
                         del error
             else:
                 return _read(answer, reply)
@@ -415,15 +417,15 @@ class Link:
         timeout: float | None = None,
         last: bool = True,
     ) -> AsyncIterator[Opened]:
-        """An RPC with more messages than one; leaving the block cancels it.
+        """Open an RPC with more than one message; leaving the block cancels it.
 
         Args:
-            method: Its name in BridgeService.
+            method: The method's name in BridgeService.
             request: The first message.
             on_message: Called with each message of the server.
-            on_end: Called with the status and its message when it has ended; after :meth:`Opened.again` once more.
-            timeout: Seconds for all of it, told to the server; keeping to it is the caller's business.
-            last: There are no more messages.
+            on_end: Called with the status and its message at the end; after :meth:`Opened.again` once more.
+            timeout: Seconds for the whole RPC, sent to the server; the caller enforces it.
+            last: Whether this is the only message of the client.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
 

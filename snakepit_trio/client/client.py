@@ -1,4 +1,4 @@
-"""A runtime in another process or on another machine, with the surface of a pool."""
+"""A client of a runtime in another process or on another machine, with the methods of a pool."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from .values import decode
 
 __all__ = ["Client"]
 
-#: How long leaving a session may take, in seconds.
+#: Seconds. The longest time for leaving a session.
 _LEAVE = 2.0
-#: Inputs of a map that are with the runtime at once, unless said otherwise.
+#: The default number of a map's inputs that may be with the runtime at once.
 _MAP_LIMIT = 16
 
 
 class Client:
-    """A connected client, for one pool of the runtime. Made by :func:`snakepit_trio.connect`.
+    """A connected client for one pool of the runtime. Created by :func:`snakepit_trio.connect`.
 
     Attributes:
-        name: The pool's name; ``""`` is ``"default"``, or the only one.
+        name: The pool's name; ``""`` is ``"default"``, or the only pool.
     """
 
     def __init__(self, link: Link, name: str, limit: int) -> None:
@@ -58,16 +58,16 @@ class Client:
 
     @operation
     def pool(self, name: str) -> Client:
-        """The same connection, for another pool.
+        """Return a client for another pool over the same connection.
 
         Args:
-            name: The pool's name. Whether there is one, the first call tells: it raises ``PoolNotFound``.
+            name: The pool's name. If there is no such pool, the first call raises ``PoolNotFound``.
         """
         return Client(self._link, name, self._limit)
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection now; without one, the next call makes one."""
+        """Whether there is a connection now; without one, the next call opens one."""
         return self._link.connected
 
     # ---- calls -------------------------------------------------------------------------------------
@@ -75,19 +75,21 @@ class Client:
     @declares(CallKeywords)
     @operation
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
-        """Run a tool in a worker of the runtime and return its result. A cancellation reaches into the worker.
+        """Run a tool in a worker of the runtime and return its result. A cancellation also cancels the call in the worker.
 
         Args:
             tool: The tool's name.
-            params: Its arguments by name.
-            timeout: Seconds for the whole of it, waiting included; None for no limit. By default the pool's ``timeout``.
-            priority: Greater goes first.
-            metadata: Text that the tool finds in ``ctx.metadata``.
-            idempotent: The call may run again: when a worker dies under it, and when the connection is lost under it.
+            params: The arguments by name.
+            timeout: Seconds for the whole call, including its wait; None for no limit. By default the pool's
+                ``timeout``.
+            priority: Requests of greater priority go first.
+            metadata: Strings that the tool finds in ``ctx.metadata``.
+            idempotent: The call may run again if its worker dies or the connection is lost.
 
         Raises:
-            ConnectionLost: The runtime can't be reached, or went away before it answered.
-            SnakepitError: What :meth:`snakepit_trio.Pool.execute` raises; ``except sp.remote(ValueError)`` works here too.
+            ConnectionLost: The runtime can't be reached, or the connection was lost before the answer.
+            SnakepitError: The errors of :meth:`snakepit_trio.Pool.execute`; ``except sp.remote(ValueError)`` works here
+                too.
         """
         return await self._execute(tool, params, CallOptions.of(options))
 
@@ -133,23 +135,23 @@ class Client:
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
-        """Run a streaming tool; the block gets an async iterator of what it yields.
+        """Run a streaming tool; the block receives an async iterator over its chunks.
 
-        Leaving the block closes the generator in the worker, without waiting for it.
+        Leaving the block, also by a cancellation, closes the generator in the worker, without waiting for that.
 
         Args:
             tool: The tool's name.
-            params: Its arguments by name.
-            timeout: Seconds for the whole stream, waiting included; None for no limit. By default the pool's
+            params: The arguments by name.
+            timeout: Seconds for the whole stream, including its wait; None for no limit. By default the pool's
                 ``stream_timeout``.
-            priority: Greater goes first.
-            metadata: Text that the tool finds in ``ctx.metadata``.
+            priority: Requests of greater priority go first.
+            metadata: Strings that the tool finds in ``ctx.metadata``.
 
         Raises:
-            InvalidParameter: An argument can't be sent; nothing was.
-            ConnectionLost: The runtime can't be reached; out of the iteration: it went away.
-            SnakepitError: Out of the iteration, after the chunks that came before: what
-                :meth:`snakepit_trio.Pool.stream` raises.
+            InvalidParameter: An argument can't be sent; the call has not begun.
+            ConnectionLost: The runtime can't be reached; raised by the iteration: the connection was lost.
+            SnakepitError: Raised by the iteration, after the chunks that arrived before: the errors of
+                :meth:`snakepit_trio.Pool.stream`.
         """
         return self._stream(tool, params, CallOptions.of(options, StreamKeywords))
 
@@ -184,23 +186,24 @@ class Client:
         return_errors: bool = False,
         **options: Unpack[CallKeywords],
     ) -> AbstractAsyncContextManager[MapResults[Any]]:
-        """Run a tool over many inputs; the block gets an async iterator of the results.
+        """Run a tool over many inputs; the block receives an async iterator over the results.
 
-        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. What the
-        inputs themselves raise comes out of the iteration after the results of the inputs before.
+        Inputs are taken as they are needed, so the iterable may be infinite. Leaving the block, also by a cancellation,
+        cancels the calls in progress. An exception of the inputs is raised by the iteration after the results of the
+        earlier inputs.
 
         Args:
             tool: The tool's name.
-            inputs: The arguments of each call; an async iterable too.
-            limit: How many inputs may be with the runtime at once; None: 16.
-            ordered: Results in the order of the inputs. Otherwise as they come; ``results.index`` is then the index, among
-                the inputs, of the result that was given last.
-            return_errors: Give the error in the place of a result instead of raising it.
-            timeout, priority, metadata, idempotent: Of each call, as in :meth:`execute`.
+            inputs: The arguments of each call; also an async iterable.
+            limit: The number of inputs that may be with the runtime at once; None: 16.
+            ordered: Yield results in the order of the inputs. Otherwise they are yielded as they arrive, and
+                ``results.index`` is the index of the input whose result came last.
+            return_errors: Yield an error in place of a result instead of raising it.
+            timeout, priority, metadata, idempotent: The options of each call, as in :meth:`execute`.
 
         Raises:
-            InvalidParameter: ``limit`` is refused.
-            SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
+            InvalidParameter: ``limit`` is invalid.
+            SnakepitError: Raised by the iteration: the error of :meth:`execute` for that input.
         """
 
         def begin() -> MapCalls:
@@ -215,12 +218,12 @@ class Client:
 
     @operation
     async def ping(self, message: str = "") -> v1.PingResponse:
-        """Ask who is there: the runtime's version and id, and its pools with their figures.
+        """Return the runtime's version and id, and its pools with their statistics.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Args:
-            message: Text that comes back in the answer.
+            message: A string that the answer repeats.
 
         Raises:
             ConnectionLost: The runtime can't be reached.
@@ -229,9 +232,9 @@ class Client:
 
     @operation
     async def tools(self) -> tuple[v1.ToolSpec, ...]:
-        """What the pool's workers offer, by name.
+        """Return the tools that the pool's workers offer, sorted by name.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         answer = await self._link.unary(
             "ListTools", v1.ListToolsRequest(pool=self.name), v1.ListToolsResponse, again=True
@@ -249,21 +252,20 @@ class Client:
         metadata: Mapping[str, str] | None = None,
         detach: bool = False,
     ) -> AsyncIterator[RemoteSession]:
-        """Open a session, or resume the one of this id; leaving the block closes it, unless ``detach`` is set.
+        """Open a session, or resume the session of this id; leaving the block closes it, unless ``detach`` is set.
 
-        A session of a client that was killed lives until it has not been used for its TTL.
-
-        A block that is cancelled closes the session all the same, unless ``detach`` is set.
+        The session of a client that was killed lives until its TTL passes without use. A cancelled block closes its
+        session too, unless ``detach`` is set.
 
         Args:
             id, affinity, ttl, metadata: As in :meth:`snakepit_trio.Pool.session`; ``ttl`` in seconds.
-            detach: Leave it in the runtime's store, until its TTL, to be resumed by its id.
+            detach: Keep the session in the runtime's store when the block is left.
 
         Raises:
             ConnectionLost: The runtime can't be reached.
-            SnakepitError: What :meth:`snakepit_trio.Pool.session` raises.
+            SnakepitError: The errors of :meth:`snakepit_trio.Pool.session`.
         """
-        # On the wire, none is the runtime's own and 0 is endless.
+        # On the wire, a missing TTL is the runtime's default, and 0 is no expiry.
         life = None if isinstance(ttl, Unset) else check_ttl(ttl) or 0.0
         request = v1.OpenSessionRequest(
             session_id=id or "",
@@ -283,20 +285,20 @@ class Client:
                     try:
                         await session.close()
                     except SnakepitError:
-                        pass  # Without a connection its TTL does it.
+                        pass  # Without a connection the session expires by its TTL.
 
     @block("registration")
     def serve_tools(
         self, functions: Mapping[str, Callable[..., Any]], *, session: RemoteSession | None = None
     ) -> AbstractAsyncContextManager[None]:
-        """Let the runtime's tools call functions here, by ``ctx.call_host(name, params)``, while the block lasts.
+        """Let the runtime's tools call functions of this client, with ``ctx.call_host(name, params)``, during the block.
 
         Args:
-            functions: By name; async ones run in this event loop, sync ones in a thread.
-            session: Only this session's calls can call them; None: all can.
+            functions: The functions by name; async ones run in this event loop, sync ones in a thread.
+            session: Only this session's calls may call them; None: all calls may.
 
         Raises:
-            ToolExists, InvalidParameter: One is refused; none was registered.
+            ToolExists, InvalidParameter: A function is refused; none was registered.
         """
         return serve_tools(self._link, functions, session, self._limit)
 
@@ -306,20 +308,20 @@ class Client:
     async def put_program(
         self, name: str, data: bytes, *, session: str | None = None, ttl: float | None = None
     ) -> None:
-        """Store a named blob, in the place of one of that name.
+        """Store a program, replacing one of the same name.
 
-        A cancellation leaves at once; the runtime may have done it by then.
+        A cancellation leaves at once; the runtime may already have stored the program.
 
         Args:
             name: Printable text of up to 256 bytes.
-            data: Its bytes.
-            session: The id of the session that it belongs to; None: all.
-            ttl: Seconds until it is gone; None: the runtime's ``program_ttl``.
+            data: The program's bytes.
+            session: The id of the session to which the program belongs; None: a program for all.
+            ttl: Seconds until the program expires; None: the runtime's ``program_ttl``.
 
         Raises:
-            QuotaExceeded: It is too large, or does not fit; nothing was changed.
+            QuotaExceeded: The program is too large, or does not fit; nothing was changed.
             SessionNotFound: There is no such session.
-            InvalidParameter: An argument is refused.
+            InvalidParameter: An argument is invalid.
             ConnectionLost: The runtime can't be reached.
         """
         request = v1.PutProgramRequest(name=name, data=bytes(data), session_id=session or "", ttl=ttl)
@@ -327,17 +329,17 @@ class Client:
 
     @operation
     async def get_program(self, name: str, *, session: str | None = None, default: Any = None) -> Any:
-        """A program's bytes.
+        """Return a program's bytes.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Args:
-            name: Its name.
-            session: The id of the session that it belongs to; None: those that belong to all.
-            default: What to return when there is none.
+            name: The program's name.
+            session: The id of the session to which the program belongs; None: a program for all.
+            default: The result if there is no such program.
 
         Raises:
-            InvalidParameter: An argument is refused.
+            InvalidParameter: An argument is invalid.
             ConnectionLost: The runtime can't be reached.
         """
         request = v1.GetProgramRequest(name=name, session_id=session or "")
@@ -350,17 +352,18 @@ class Client:
 
     @operation
     async def delete_program(self, name: str, *, session: str | None = None) -> bool:
-        """Delete a program. Returns whether there was one.
+        """Delete a program, and return whether there was one.
 
-        A cancellation leaves at once; the runtime may have done it by then.
+        A cancellation leaves at once; the runtime may already have deleted the program.
 
         Args:
-            name: Its name.
-            session: The id of the session that it belongs to; None: those that belong to all.
+            name: The program's name.
+            session: The id of the session to which the program belongs; None: a program for all.
 
         Raises:
-            InvalidParameter: An argument is refused.
-            ConnectionLost: The runtime can't be reached, or went away: the program may be deleted by then.
+            InvalidParameter: An argument is invalid.
+            ConnectionLost: The runtime can't be reached, or the connection was lost, and the program may have been
+                deleted.
         """
         request = v1.DeleteProgramRequest(name=name, session_id=session or "")
         return (await self._link.unary("DeleteProgram", request, v1.DeleteProgramResponse)).deleted

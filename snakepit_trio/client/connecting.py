@@ -1,4 +1,4 @@
-"""The way in: a connection to a runtime that lasts as long as its block."""
+"""``sp.connect``: a connection to a runtime for the time of a block."""
 
 from __future__ import annotations
 
@@ -34,26 +34,26 @@ def connect(
     connect_timeout: float = 10.0,
     max_payload: int = DEFAULT_LIMIT,
 ) -> AbstractAsyncContextManager[Client]:
-    """Use a runtime that runs elsewhere, by its bridge; the block gets a client with the surface of a pool.
+    """Connect to a runtime's bridge; the block receives a client with the methods of a pool.
 
-    The connection is made at once, and made anew when a call needs it and it was lost; attempts go on for
-    ``connect_timeout`` seconds. A call under way when it is lost fails with ``ConnectionLost``, unless it is idempotent
-    or was surely not begun.
+    The connection is made at once. After a loss the next call makes a new one, and attempts continue for
+    ``connect_timeout`` seconds. A call in progress at the loss fails with ``ConnectionLost``, unless it is idempotent
+    or certainly had not begun. Leaving the block, also by a cancellation, ends the calls and closes the connection.
 
     Args:
         address: ``runtime.bridge.address``: ``unix:PATH`` or ``tcp:HOST:PORT``.
         token: ``runtime.bridge.token``; by default ``$SNAKEPIT_TOKEN``.
-        token_file: A file that holds it; read anew for each connection.
-        pool: The pool to use; by default ``"default"``, or the only one.
-        tls: True for the system's authorities; the path of one's own; a :class:`~snakepit_trio.TlsConfig` to show a
-            certificate too; or a context of :mod:`ssl`.
+        token_file: A file that holds the token, read again for each connection.
+        pool: The pool to use; by default ``"default"``, or the only pool.
+        tls: True for the system's authorities; the path of a custom authority; a :class:`~snakepit_trio.TlsConfig` to
+            present a certificate too; or an :class:`ssl.SSLContext`.
         connect_timeout: Seconds.
-        max_payload: Largest parameters, result or chunk, in bytes.
+        max_payload: The largest size of parameters, result or chunk, in bytes.
 
     Raises:
-        ConnectionLost: Nobody answers there.
+        ConnectionLost: The address does not answer.
         AuthenticationFailed: The token is wrong.
-        ConfigError: An argument can't be used.
+        ConfigError: An argument is invalid.
     """
     errors = InternalErrors()
     try:
@@ -74,7 +74,7 @@ async def _connect(
     connect_timeout: float,
     max_payload: int,
 ) -> AsyncIterator[Client]:
-    # Looked at now, and for each connection: the file may have changed by then.
+    # Checked now, and again for each connection, because the file may change.
     _token(token, token_file)
     context = client_tls(tls)
     link = Link(

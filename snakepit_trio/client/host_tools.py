@@ -59,7 +59,7 @@ class _Server:
         self.close()
 
     async def again(self, opened: Opened) -> bool:
-        """The host has not begun the RPC: whether another one has been opened."""
+        """Open another RPC if the host has not begun this one, and return whether one is open."""
         status, self.status, self.ready = self.status, None, anyio.Event()
         if await opened.again():
             return True
@@ -71,7 +71,7 @@ class _Server:
             scope.cancel()
 
     def _give_up(self, call: v1.ClientToolCall, exc: Exception) -> None:
-        """Serving a call has failed; if its caller can't even be told that, the registration ends."""
+        """End a call whose serving has failed; if even the error can't be sent, the registration ends."""
         self._scopes.pop(call.call_id, None)
         if self.rpc is None:
             return
@@ -96,7 +96,7 @@ class _Server:
             self._scopes.pop(call.call_id, None)
         if raised.exc is not None:
             if holds_interrupt(raised.exc) or anyio.current_effective_deadline() == -math.inf:
-                raised.again()  # Ours, not the function's: a Ctrl-C, or the end of the client.
+                raised.again()  # Not the function's exception: a Ctrl-C, or the end of the client.
             info = failures.describe_exception(raised.exc, redact=redact)
             reply.error = v1.ErrorInfo.parse(frame_writing.encode_error(info))
         if not scope.cancelled_caught and self.rpc is not None:

@@ -1,4 +1,4 @@
-"""A session of a runtime elsewhere."""
+"""A session of a remote runtime."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ _ACCEPT = v1.Encoding(MSGPACK)
 
 
 class RemoteSession:
-    """Made by ``client.session()``; its methods are those of :class:`snakepit_trio.Session`.
+    """A session of a remote runtime, with the methods of :class:`snakepit_trio.Session`. Created by ``client.session()``.
 
     Attributes:
-        id: Its id, by which it can be resumed.
-        generation: Tells it from other sessions that have had its id, or will; empty where the host knows of none.
-        ttl: Seconds that it lives without being used; None: for ever.
+        id: The session's id, by which it can be resumed.
+        generation: Distinguishes it from other sessions with the same id; empty if the host does not support
+            generations.
+        ttl: Seconds without use after which it expires; None: never.
     """
 
     def __init__(self, client: Client, link: Link, state: v1.SessionState, limit: int) -> None:
@@ -48,9 +49,9 @@ class RemoteSession:
     @declares(CallKeywords)
     @operation
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
-        """Run a tool in the session's worker; the rest is as in :meth:`Client.execute`.
+        """Run a tool in the session's worker; otherwise as :meth:`Client.execute`.
 
-        A cancellation reaches into the worker.
+        A cancellation also cancels the call in the worker.
         """
         return await self._client._execute(tool, params, CallOptions.of(options), self)
 
@@ -59,14 +60,14 @@ class RemoteSession:
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[RemoteChunks]:
-        """Run a streaming tool in the session's worker; the rest is as in :meth:`Client.stream`."""
+        """Run a streaming tool in the session's worker; otherwise as :meth:`Client.stream`."""
         return self._client._stream(tool, params, CallOptions.of(options, StreamKeywords), self)
 
     @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
-        """Store a value; returns its version, None when ``expect`` did not fit and nothing was stored.
+        """Store a value, and return its version; None if ``expect`` did not match and nothing was stored.
 
-        A cancellation leaves at once; the runtime may have done it by then.
+        A cancellation leaves at once; the runtime may already have stored the value.
         """
         payload = pack(value, what="value", limit=self._limit)
         request = v1.PutValueRequest(
@@ -77,62 +78,62 @@ class RemoteSession:
 
     @operation
     async def get(self, key: str, default: Any = None) -> Any:
-        """A value; ``default`` when there is none.
+        """Return a value, or ``default`` if there is none.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         value, version = await self.get_versioned(key)
         return value if version else default
 
     @operation
     async def get_versioned(self, key: str) -> tuple[Any, int]:
-        """A value and its version; ``(None, 0)`` when there is none.
+        """Return a value and its version, or ``(None, 0)`` if there is no value.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         request = v1.GetValueRequest(session_id=self.id, generation=self.generation, key=key, accept=_ACCEPT)
         answer = await self._link.unary("GetValue", request, v1.GetValueResponse, again=True)
         return unpack(answer.payload, what="value", limit=self._limit), answer.version
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace a value by what a function makes of it, so that no other update is lost; returns the new value.
+        """Replace a value by a function of it, without losing another update, and return the new value.
 
-        A cancellation leaves at once; the runtime may have stored the new value by then.
+        A cancellation leaves at once; the runtime may already have stored the new value.
         """
         return await compare_and_set(self.get_versioned, self.put, key, function, default)
 
     @operation
     async def delete(self, key: str) -> bool:
-        """Delete a value. Returns whether there was one.
+        """Delete a value, and return whether there was one.
 
-        A cancellation leaves at once; the runtime may have done it by then.
+        A cancellation leaves at once; the runtime may already have deleted the value.
         """
         request = v1.DeleteValueRequest(session_id=self.id, generation=self.generation, key=key)
         return (await self._link.unary("DeleteValue", request, v1.DeleteValueResponse)).deleted
 
     @operation
     async def keys(self) -> tuple[str, ...]:
-        """The keys of its values, sorted.
+        """Return the keys of the session's values, sorted.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         request = v1.ListValuesRequest(session_id=self.id, generation=self.generation)
         return tuple((await self._link.unary("ListValues", request, v1.ListValuesResponse, again=True)).keys)
 
     @operation
     async def heartbeat(self) -> float | None:
-        """Use it without doing anything; returns the seconds that it lives from now on, None for ever.
+        """Count as a use of the session, and return the seconds until it expires; None: never.
 
-        A cancellation leaves at once; the session may count as used by then.
+        A cancellation leaves at once; the session may already count as used.
         """
         request = v1.HeartbeatRequest(session_id=self.id, generation=self.generation)
         return (await self._link.unary("Heartbeat", request, v1.HeartbeatResponse, again=True)).expires_in
 
     @operation
     async def close(self) -> None:
-        """End it, for everybody who uses it. Idempotent; another session of its id is not ended.
+        """End the session for everybody who uses it. Idempotent; another session of the same id is not ended.
 
-        A cancellation leaves at once; the runtime may have done it by then.
+        A cancellation leaves at once; the runtime may already have ended the session.
         """
         request = v1.CloseSessionRequest(session_id=self.id, generation=self.generation)
         await self._link.unary("CloseSession", request, v1.CloseSessionResponse)

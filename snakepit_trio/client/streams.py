@@ -1,4 +1,4 @@
-"""What a client iterates over: the chunks of a stream."""
+"""The chunks of a client's stream."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .values import decode
 
 __all__ = ["RemoteChunks"]
 
-#: Chunks that may wait for the consumer before the server is held back, and few enough to go on; and their bytes.
+#: Above this number of waiting chunks the client stops reading from the server, and below the second number it continues;
+#: and the same in bytes.
 _MANY, _FEW = 64, 16
 _MANY_BYTES, _FEW_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 
@@ -27,7 +28,8 @@ _MANY_BYTES, _FEW_BYTES = 16 * 1024 * 1024, 4 * 1024 * 1024
 class RemoteChunks(Chunks[bytes]):
     """The chunks of one call of a client; see :class:`snakepit_trio._chunks.Chunks`.
 
-    A consumer that pauses makes the tool's generator pause. Errors come out of the iteration, after the chunks before them.
+    A paused consumer pauses the tool's generator. The iteration raises errors after the chunks that arrived before
+    them.
     """
 
     def __init__(self, timeout: float | None, limit: int, errors: InternalErrors) -> None:
@@ -43,7 +45,7 @@ class RemoteChunks(Chunks[bytes]):
         return f"<RemoteChunks waiting={len(self._chunks)}>"
 
     def on_message(self, message: bytes) -> None:
-        """A chunk has arrived."""
+        """Add a received chunk."""
         self._chunks.append(message)
         self._waiting_bytes += len(message)
         self._wake()
@@ -53,12 +55,12 @@ class RemoteChunks(Chunks[bytes]):
             self.opened.rpc.pipe.hold()
 
     def on_end(self, status: int, message: str) -> None:
-        """The call has ended."""
+        """Record the end of the call."""
         self._status = status, message
         self._wake()
 
     def leave(self) -> None:
-        """The consumer has left; nothing more can be had here."""
+        """Record that the consumer has left; further reads raise ClosedResourceError."""
         self._waiting_bytes = 0
         super().leave()
 
@@ -89,7 +91,7 @@ class RemoteChunks(Chunks[bytes]):
             raise RequestTimeout("the stream took too long", details={"phase": "running"})
 
     async def _again(self, opened: Opened) -> bool:
-        """The host has not begun the call: whether it has been sent again."""
+        """Send the call again if the host has not begun it, and return whether it was sent."""
         status, self._status = self._status, None
         sent = False
         try:

@@ -1,4 +1,4 @@
-"""Values in the bridge's messages, as the client writes and reads them: always MSGPACK, so that they come back exact."""
+"""Values in the bridge's messages on the client's side; always MSGPACK, so that they arrive exactly."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ __all__ = ["decode", "pack", "unpack"]
 
 
 def pack(value: Any, *, what: str, limit: int) -> v1.Payload:
-    """A value as a payload.
+    """Encode a value as a payload.
 
     Raises:
-        InvalidParameter: It, or something in it, can't travel; ``details["path"]`` says where it is.
+        InvalidParameter: The value contains something that can't be sent; ``details["path"]`` is its place.
     """
     return message_of(codec.encode(value, what=what, limit=limit))
 
 
 def unpack(message: v1.Payload | None, *, what: str, limit: int) -> Any:
-    """The value of a payload.
+    """Decode the value of a payload message.
 
     Raises:
-        InvalidPayload: It does not decode.
+        InvalidPayload: The payload is malformed.
     """
     return None if message is None else decode(payload_of(message), what=what, limit=limit)
 
 
 def decode(payload: Payload | None, *, what: str, limit: int) -> Any:
-    """The value of a payload that was read without the library's objects; None when there is none.
+    """Decode the value of a payload that was read without the message library; None for no payload.
 
     Raises:
-        InvalidPayload: It does not decode.
+        InvalidPayload: The payload is malformed.
     """
     return None if payload is None else codec.decode(payload, what=what, limit=limit)

@@ -1,1 +1,1 @@
-"""What a pool may do about calls that fail, come too often or take too long: each an option, off unless asked for."""
+"""Policies of a pool for calls that fail, are too frequent or take too long. Each is an option and off by default."""

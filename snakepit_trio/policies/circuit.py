@@ -7,9 +7,10 @@
       |                                          +------ a probe failed ----+
       +----------------- as many probes as configured have succeeded -------+
 
-Each call holds a :class:`Permit` while it runs and settles it when it ends, once: as a success, as a failure, or as neither (its
-caller has gone, it was refused). A permit counts for the state that it was given in: what comes late, from before the last
-change, is not held against the new state, and a probe that ends without a verdict gives its place to another.
+Each call holds a :class:`Permit` while it runs and settles it when it ends, once: as a success, as a failure, or as
+neither (its caller has gone, it was refused). A permit counts for the state that it was given in: what comes late, from
+before the last change, is not held against the new state, and a probe that ends without a verdict gives its place to
+another.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Circuit", "Permit", "State", "Verdict"]
 
-#: The window moves in so many steps.
+#: The window moves in this number of steps.
 _STEPS = 100
 
 
 class State(Enum):
-    """What a circuit does with calls."""
+    """The state of a circuit."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -41,7 +42,7 @@ class State(Enum):
 
 
 class Verdict(Enum):
-    """What the end of a call says of what was called."""
+    """The outcome of a call for its circuit."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -59,22 +60,23 @@ class Permit:
         self._settled = False
 
     def settle(self, verdict: Verdict, now: float) -> None:
-        """The call has ended. Only the first time counts."""
+        """Record the outcome of the call. Only the first outcome counts."""
         if not self._settled:
             self._settled = True
             self._circuit._settle(self._era, verdict, now)
 
 
 class Circuit:
-    """One circuit.
+    """One circuit breaker.
 
     Args:
-        config: When it opens, and for how long.
-        name: What it is called in the error.
-        told: Called after each change with the new state, and the failed calls and all calls of the window before.
+        config: When the circuit opens, and for how long.
+        name: The circuit's name in errors.
+        told: Called after each change with the new state, and the numbers of failed calls and of all calls in the
+            window before.
 
     Attributes:
-        state: Where it is; an open one becomes half-open by the first call after its time.
+        state: The state; an open circuit becomes half-open at the first call after its time.
     """
 
     def __init__(
@@ -87,9 +89,9 @@ class Circuit:
         self._config = config
         self._name = name
         self._told = told
-        # The step's number, its calls, its failures.
+        # Each step's number, calls and failures.
         self._steps: deque[list[int]] = deque()
-        # Of all steps.
+        # The sums over all steps.
         self._calls = self._failures = 0
         self._width = config.window / _STEPS
         self._until = 0.0
@@ -101,23 +103,23 @@ class Circuit:
         return f"<Circuit {self._name!r} {self.state.value} probing={self._probing}>"
 
     def check(self, now: float) -> None:
-        """Refuse a call that has no chance now; takes nothing.
+        """Refuse a call that could not pass now, without taking a permit.
 
         Raises:
-            CircuitOpen: It is open, or half-open with all its probes under way.
+            CircuitOpen: The circuit is open, or half-open with all its probes in progress.
         """
         if self.state is State.OPEN and now < self._until:
             self._refuse(self._until - now)
-        # Only a half-open one has any.
+        # Only a half-open circuit has probes.
         if self._probing + self._passed >= self._config.probes:
             self._refuse(0.0)
 
     def acquire(self, now: float) -> Permit:
-        """A permit for a call that begins now; whoever has it settles it.
+        """Return a permit for a call that begins now; its holder must settle it.
 
         Raises:
-            CircuitOpen: It is open, or half-open with all its probes under way; ``details["retry_after"]`` says how long
-                it stays open, in seconds.
+            CircuitOpen: The circuit is open, or half-open with all its probes in progress; ``details["retry_after"]``
+                is the time until it may be probed, in seconds.
         """
         self.check(now)
         if self.state is State.OPEN:
@@ -128,7 +130,7 @@ class Circuit:
 
     @contextmanager
     def permit(self, clock: Callable[[], float], judge: Callable[[BaseException], Verdict]) -> Iterator[Permit]:
-        """Hold a permit for the time of a block; what the block raises is judged.
+        """Hold a permit during a block, and judge the exception of the block.
 
         Raises:
             CircuitOpen: As in :meth:`acquire`.
@@ -170,7 +172,7 @@ class Circuit:
         self._steps[-1][2] += failed
         self._calls += 1
         self._failures += failed
-        # A success may be what makes them enough to judge by.
+        # Checked also after a success, because it may complete ``min_calls``.
         if self._calls >= self._config.min_calls and self._failures >= self._config.failure_rate * self._calls:
             self._open(now)
 

@@ -1,4 +1,4 @@
-"""The policies of one pool, around each of its calls: retry, limits, circuit, hedge, from the outside in."""
+"""The policies of one pool around each of its calls, from the outside in: retry, limits, circuit, hedge."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard"]
 
-#: Runs the call once, within so many seconds (None: without a limit), while it holds these permits. The list is shared by
-#: those that run for the same call at the same time; it is for whoever runs them.
+#: Runs the call once within this number of seconds (None: no limit), while it holds these permits. The list is shared by
+#: simultaneous attempts of the same call and belongs to the code that runs them.
 Attempt = Callable[[float | None, tuple[Permit, ...], list[Any] | None], Awaitable[Any]]
-#: Wraps a wait in which nothing runs for a call, until a deadline; the error tells what was waited for. It raises what ends it.
-Standing = Callable[[float, str], AbstractContextManager[object]]
+#: Wraps a wait outside the queue, until a deadline; the text names the awaited thing in errors. It raises the error that
+#: ends the wait.
+Pausing = Callable[[float, str], AbstractContextManager[object]]
 
 _LIMIT, _ATTEMPT = "its limit", "its next attempt"
 
@@ -42,10 +43,11 @@ class Stream(Protocol):
     """A stream under the policies."""
 
     def verdict(self, *, gone: bool) -> BaseException | bool | None:
-        """What its call, which its reader leaves now, says of the tool: how it has failed; True: it did well; None: nothing.
+        """Return the call's outcome for the circuit breaker as its reader leaves: the failure, True for a success, None
+        for neither.
 
         Args:
-            gone: The reader was cancelled.
+            gone: Whether the reader was cancelled.
         """
 
 
@@ -53,12 +55,12 @@ S = TypeVar("S", bound=Stream)
 
 
 class Guard:
-    """What a pool does about its calls beside making them. There is none for a pool without policies.
+    """Applies a pool's policies to its calls. A pool without policies has none.
 
     Args:
-        config: The pool's.
-        events: Where it tells what it does.
-        waits: All that wait for each other in the runtime.
+        config: The pool's configuration.
+        events: The event bus.
+        waits: The nested waits of the runtime.
     """
 
     def __init__(self, config: PoolConfig, events: EventBus, waits: Waits) -> None:
@@ -77,12 +79,12 @@ class Guard:
 
     @classmethod
     def of(cls, config: PoolConfig, events: EventBus, waits: Waits) -> Guard | None:
-        """The guard of a pool, None when it has no policies."""
+        """Return a pool's guard, or None if the pool has no policies."""
         wanted = config.retry or config.circuit or config.hedge or config.limits
         return cls(config, events, waits) if wanted else None
 
     def circuits(self) -> Mapping[str, str]:
-        """The state of each circuit that there is, by tool; ``"*"`` is the whole pool's."""
+        """Return the state of each existing circuit by tool; ``"*"`` is the whole pool's."""
         return {name: circuit.state.value for name, circuit in self._circuits.items()}
 
     async def execute(
@@ -94,31 +96,31 @@ class Guard:
         limit: TimeLimit,
         idempotent: bool,
         session: str | None,
-        standing: Standing,
+        pausing: Pausing,
     ) -> Any:
         """Make a call under the policies.
 
         Args:
-            attempt: Makes it once.
-            tool: A tool that the pool has.
-            timeout: Seconds for all of it; None: no limit.
-            limit: Where that comes from.
-            idempotent: It may run more than once.
+            attempt: Makes one attempt.
+            tool: The name of an existing tool.
+            timeout: Seconds for the whole call; None: no limit.
+            limit: The source of the timeout.
+            idempotent: Whether the call may run more than once.
             session: The id of its session.
-            standing: Wraps its waits.
+            pausing: Wraps its waits.
 
         Raises:
-            CircuitOpen: The tool has failed so often that it is not called.
-            QuotaExceeded, QueueFull: A limit refuses it.
-            WouldDeadlock: It would wait for its limit for ever.
-            RequestTimeout: The time was spent, in the call or before it.
-            SnakepitError: What the last attempt raised, or what ended a wait.
+            CircuitOpen: The circuit of the tool is open.
+            QuotaExceeded, QueueFull: A limit refuses the call.
+            WouldDeadlock: The call would wait for a limit for ever.
+            RequestTimeout: The time passed, in the call or before it.
+            SnakepitError: The error of the last attempt, or the one that ended a wait.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
 
         async def once() -> Any:
             with ExitStack() as stack:
-                admission = stack.enter_context(await self._admit(tool, session, deadline, limit, standing))
+                admission = stack.enter_context(await self._admit(tool, session, deadline, limit, pausing))
                 stack.enter_context(self._circuit_permit(tool))
                 admission.begin(anyio.current_time())
                 if self._hedge is None or not self._may_hedge(tool, idempotent, session):
@@ -126,7 +128,7 @@ class Guard:
                 both: list[Any] = []
 
                 async def run(held: Admission) -> Any:
-                    # Each gives back what it holds when it ends: the other may wait for ever.
+                    # Each attempt gives back its permits when it ends, because the other may wait for ever.
                     with held:
                         return await attempt(_left(deadline, tool, limit), held.permits, both)
 
@@ -138,7 +140,7 @@ class Guard:
 
         if self._retry is None:
             return await once()
-        retrying = self._retrying(tool, idempotent, deadline, standing)
+        retrying = self._retrying(tool, idempotent, deadline, pausing)
         try:
             return await retrying(once)
         except SnakepitError as exc:
@@ -156,19 +158,19 @@ class Guard:
         timeout: float | None,
         limit: TimeLimit,
         session: str | None,
-        standing: Standing,
+        pausing: Pausing,
     ) -> AsyncIterator[S]:
-        """Hold a stream under the limits and the circuit. Of what its block raises, nothing is held against the tool.
+        """Hold a stream under the limits and the circuit. An exception of its block does not count against the tool.
 
         Args:
-            make: Opens it, within ``timeout`` seconds, while it holds ``permits``.
-            tool, timeout, limit, session, standing: As in :meth:`execute`.
+            make: Opens the stream within ``timeout`` seconds, while it holds ``permits``.
+            tool, timeout, limit, session, pausing: As in :meth:`execute`.
 
         Raises:
             CircuitOpen, QuotaExceeded, QueueFull, RequestTimeout, WouldDeadlock: As in :meth:`execute`.
         """
         deadline = math.inf if timeout is None else anyio.current_time() + timeout
-        with await self._admit(tool, session, deadline, limit, standing) as admission:
+        with await self._admit(tool, session, deadline, limit, pausing) as admission:
             circuit = self._circuit_of(tool)
             permit = None if circuit is None else circuit.acquire(anyio.current_time())
             verdict = Verdict.NONE
@@ -196,17 +198,17 @@ class Guard:
     # ---- inside ----------------------------------------------------------------------------------
 
     async def _admit(
-        self, tool: str, session: str | None, deadline: float, limit: TimeLimit, standing: Standing
+        self, tool: str, session: str | None, deadline: float, limit: TimeLimit, pausing: Pausing
     ) -> Admission:
-        """Wait until a call may begin; it has to do so in the same step."""
+        """Wait until a call may begin; the caller must begin it in the same step."""
         circuit = self._circuit_of(tool)
         if circuit is not None:
-            # Before it waits for anything.
+            # Checked before any wait.
             circuit.check(anyio.current_time())
         outer = current_chain()
 
         def waiting() -> AbstractContextManager[object]:
-            return standing(deadline, _LIMIT)
+            return pausing(deadline, _LIMIT)
 
         with ExitStack() as stack:
             admission = stack.enter_context(Admission())
@@ -220,14 +222,14 @@ class Guard:
             while delay := admission.delay(anyio.current_time()):
                 with waiting():
                     await anyio.sleep(delay)
-            # Whoever is gone by now takes nothing.
+            # A call that has been cancelled by now takes nothing.
             await anyio.lowlevel.checkpoint_if_cancelled()
             _left(deadline, tool, limit)
             stack.pop_all()
         return admission
 
     def _admit_hedge(self, tool: str) -> Admission | None:
-        """What a second call needs beside the first, if it may begin now; it has begun then."""
+        """Admit a second call beside the first, if it may begin now. It then counts as begun."""
         assert self._allowance is not None
         if not self._allowance.there:
             return None
@@ -287,8 +289,8 @@ class Guard:
         fields = {"pool": self._pool, "tool": tool, "limit": limit, "refused": refused}
         self._events.emit_frequent("policy.limited", {}, fields)
 
-    def _retrying(self, tool: str, idempotent: bool, deadline: float, standing: Standing) -> tenacity.AsyncRetrying:
-        # Imported only where it is used: it takes 30 ms.
+    def _retrying(self, tool: str, idempotent: bool, deadline: float, pausing: Pausing) -> tenacity.AsyncRetrying:
+        # Imported only here, because the import takes 30 ms.
         import tenacity
 
         config = self._retry
@@ -310,12 +312,12 @@ class Guard:
         def wait(state: tenacity.RetryCallState) -> float:
             assert state.outcome is not None
             error = state.outcome.exception()
-            # Before that there is no worker.
+            # There is no worker before that time.
             least = error.details.get("retry_after", 0.0) if isinstance(error, WorkerStartupError) else 0.0
             return max(pause(state), least)
 
         async def sleep(seconds: float) -> None:
-            with standing(deadline, _ATTEMPT):
+            with pausing(deadline, _ATTEMPT):
                 await anyio.sleep(seconds)
 
         return tenacity.AsyncRetrying(
@@ -329,10 +331,10 @@ class Guard:
 
 
 def _left(deadline: float, tool: str, limit: TimeLimit) -> float | None:
-    """Seconds until the deadline, None when there is none.
+    """Return the seconds until the deadline; None for no deadline.
 
     Raises:
-        RequestTimeout: It has come.
+        RequestTimeout: The deadline has passed.
     """
     if deadline == math.inf:
         return None

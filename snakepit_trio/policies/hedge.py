@@ -11,12 +11,12 @@ from snakepit_trio._interrupts import Unwrapped, protected
 
 __all__ = ["Allowance", "hedged"]
 
-#: As many hedges as this may be saved up.
+#: The largest number of unused hedges that can accumulate.
 _SAVED = 10.0
 
 
 class Allowance:
-    """Keeps the hedges to a part of the calls.
+    """Limits hedges to a share of the calls.
 
     Args:
         share: Hedges per call, on average.
@@ -27,26 +27,26 @@ class Allowance:
         self._saved = 1.0
 
     def earn(self) -> None:
-        """A call was made."""
+        """Count a call."""
         self._saved = min(_SAVED, self._saved + self._share)
 
     @property
     def there(self) -> bool:
-        """Whether one more hedge may be made."""
+        """Return whether one more hedge is allowed."""
         return self._saved >= 1.0
 
     def spend(self) -> None:
-        """One is made."""
+        """Count a hedge."""
         self._saved -= 1.0
 
 
 async def hedged(
     first: Callable[[], Awaitable[Any]], delay: float, second: Callable[[], Callable[[], Awaitable[Any]] | None]
 ) -> Any:
-    """Await ``first()``, and beside it what ``second()`` gives when the first has not answered within ``delay`` seconds.
+    """Await ``first()`` and, if it has not answered within ``delay`` seconds, also the function that ``second()`` returns.
 
-    The first result counts, and the other call is cancelled. When one fails the other is waited for; when both do, the
-    failure of the first to fail is raised. A cancellation cancels both.
+    The first result counts, and the other call is cancelled. If one fails the other is awaited; if both fail, the first
+    error is raised. A cancellation cancels both.
     """
     results: list[Any] = []
     errors: list[Exception] = []

@@ -1,15 +1,13 @@
-"""Limits of how many calls run at once and how many begin in a second.
+"""Limits on concurrent calls and on the rate of calls.
 
-Theory of operation
--------------------
-A limit has a *gate* for each key that it counts by. Of a gate a call needs a *permit*, where calls at once are limited, and a
-*token*, where their rate is. A permit is held until the call has ended and its tool has stopped. A token is reserved
-first and taken at the moment at which the call begins, together with those of its other limits; so whoever leaves before
-that has used up nothing, and tokens that were reserved long ago are not spent at once beyond the burst.
+Theory of operation ------------------- A limit has a *gate* for each key that it counts by. A call needs a *permit* of
+the gate if concurrency is limited, and a *token* if the rate is limited. A permit is held until the call has ended and
+its tool has stopped. A token is reserved first, and taken when the call begins, together with the tokens of its other
+limits. So a call that leaves before that has used nothing, and tokens reserved long ago do not add to the burst.
 
-A call passes its gates from the narrowest to the widest, and waits for one while it holds what it has of those before.
-Waits for permits that would never end are seen by :class:`~snakepit_trio.tools.waits.Waits`. A reservation is held by a call
-that may wait for a permit, so a call that others wait for passes by the reservations: it waits for time alone.
+A call passes its gates from the narrowest to the widest, and keeps what it holds of earlier gates while it waits.
+:class:`~snakepit_trio.tools.waits.Waits` finds waits for permits that would never end. The holder of a reservation may
+be waiting for a permit, so a call for which others wait ignores reservations and waits for time alone.
 """
 
 from __future__ import annotations
@@ -35,12 +33,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "Limit", "Pass", "out_of_time"]
 
-#: With more keys than this, those that are at rest are forgotten.
+#: With more keys than this, idle keys are forgotten.
 _MANY = 1000
 
 
 class _Gate:
-    """What one key has."""
+    """The state of one key."""
 
     def __init__(self, config: LimitConfig) -> None:
         self.holders: dict[Permit, None] = {}
@@ -55,11 +53,11 @@ class _Gate:
         self.waiting = 0
 
     def hopeless(self, blocked: Container[object]) -> bool:
-        """Whether each permit comes back only after one of these has ended."""
+        """Return whether each permit is given back only after one of these has ended."""
         return all(permit.is_kept(blocked) for permit in self.holders)
 
     def leave(self, permit: Permit) -> None:
-        """A permit is given back, or waited for no longer; does nothing when it was neither held nor waited for."""
+        """Give a permit back, or stop waiting for it; does nothing for a permit that was neither held nor awaited."""
         if permit in self.holders:
             del self.holders[permit]
             if self.queue:
@@ -70,21 +68,21 @@ class _Gate:
             self.queue.pop(permit, None)
 
     def ring(self) -> None:
-        """A token was reserved no longer."""
+        """Wake a waiter, because a reservation was given up."""
         self.line.ring()
         self.nested_line.ring()
 
     def rests(self, now: float) -> bool:
-        """Whether it is as a new one would be."""
+        """Return whether the gate is in the state of a new one."""
         return not self.inside and not self.holders and (self.bucket is None or self.bucket.rests(now))
 
 
 class Pass:
-    """What a call holds of one limit: a permit, a token that is reserved, or both.
+    """A call's permit, reserved token, or both, of one limit.
 
     Attributes:
-        permit: None when only the rate is limited.
-        key, gate: What it is counted by, and what that has.
+        permit: The permit; None if only the rate is limited.
+        key, gate: The key that the call counts for, and its gate.
     """
 
     __slots__ = ("_given", "_left", "_limit", "_reserved", "gate", "key", "permit")
@@ -99,27 +97,28 @@ class Pass:
         gate.inside += 1
 
     def reserve(self) -> None:
-        """A token is kept for it."""
+        """Reserve a token."""
         bucket = self.gate.bucket
         assert bucket is not None
         bucket.reserved += 1
         self._reserved = True
 
     def delay(self, now: float) -> float:
-        """Seconds until it may begin: 0, unless calls that others wait for have passed by its reservation."""
+        """Return the seconds until the call may begin: 0, unless calls that ignore reservations have taken its token."""
         bucket = self.gate.bucket
         return 0.0 if bucket is None else bucket.delay(now)
 
     def begin(self, now: float) -> None:
-        """The call begins, for which there is a token."""
+        """Take the token as the call begins."""
         bucket = self.gate.bucket
         if bucket is not None:
             bucket.take(now)
             self._unreserve(bucket)
 
     def leave(self) -> None:
-        """The call is over. Its permit comes back when its tool has stopped as well. Idempotent; what it has not come to when it
-        raises, another call of it does."""
+        """Record the end of the call. The permit is given back when the tool has stopped too. Idempotent; after an
+        exception, another call of this method completes it.
+        """
         if not self._left:
             gate = self.gate
             if self.permit is not None and not self._given:
@@ -139,7 +138,7 @@ class Pass:
 
 
 class Admission:
-    """What a call holds of all its limits; a context manager that gives it back."""
+    """The passes of a call through all its limits; a context manager that gives them back."""
 
     __slots__ = ("passes",)
 
@@ -148,15 +147,15 @@ class Admission:
 
     @property
     def permits(self) -> tuple[Permit, ...]:
-        """Those of limits of calls at once."""
+        """The permits of concurrency limits."""
         return tuple(found.permit for found in self.passes if found.permit is not None)
 
     def delay(self, now: float) -> float:
-        """Seconds until the call may begin."""
+        """Return the seconds until the call may begin."""
         return max((found.delay(now) for found in self.passes), default=0.0)
 
     def begin(self, now: float) -> None:
-        """The call begins: see :meth:`delay`."""
+        """Take the tokens as the call begins; see :meth:`delay`."""
         for found in self.passes:
             found.begin(now)
 
@@ -169,7 +168,8 @@ class Admission:
             try:
                 found.leave()
             except Exception as error:
-                # No other call may wait for what this one keeps; the exception is its caller's.
+                # Give the rest back, because other calls may wait for it; the exception is raised to the caller
+                # afterwards.
                 failure = error
                 found.leave()
         if failure is not None:
@@ -177,12 +177,13 @@ class Admission:
 
 
 class Limit:
-    """One configured limit, with what it counts by key.
+    """One configured limit, with its gates by key.
 
     Args:
-        config: What is allowed.
-        waits: Where it is seen that a wait for a permit would never end.
-        told: Called when a call comes too early, with ``"rate"`` or ``"concurrency"`` and whether it is refused.
+        config: The configuration.
+        waits: Finds waits for permits that would never end.
+        told: Called when a call is beyond the limit, with ``"rate"`` or ``"concurrency"`` and whether the call is
+            refused.
     """
 
     def __init__(self, config: LimitConfig, waits: Waits, told: Callable[[str, str, bool], object]) -> None:
@@ -196,11 +197,11 @@ class Limit:
 
     @property
     def width(self) -> int:
-        """How many calls share what it counts by; see the theory of operation."""
+        """Return a number that orders limits by how many calls share a gate; see the theory of operation."""
         return ("session", "tool", "pool").index(self._config.per)
 
     def key(self, tool: str, session: str | None) -> str | None:
-        """What a call is counted by; None when the limit is not for it."""
+        """Return the key that a call counts for; None if the limit does not apply to it."""
         config = self._config
         if config.tools and tool not in config.tools:
             return None
@@ -212,39 +213,39 @@ class Limit:
         tool: str,
         deadline: float,
         chain: tuple[Any, ...],
-        standing: Callable[[], AbstractContextManager[object]],
+        pausing: Callable[[], AbstractContextManager[object]],
         *,
         limit: TimeLimit,
         nested: bool,
     ) -> Pass:
-        """Wait until a call may begin, as far as this limit goes. A cancellation leaves nothing counted.
+        """Wait until this limit allows a call to begin. A cancellation leaves nothing counted.
 
         Args:
-            key: What :meth:`key` says.
+            key: The result of :meth:`key`.
             tool: The tool.
-            deadline: When the wait ends at the latest.
-            chain: Whoever can't go on before the call does.
-            standing: Wraps a wait; raises what ends it.
-            limit: What the deadline comes from.
-            nested: Others wait for it.
+            deadline: The time at which the wait ends.
+            chain: The chain of the call; see :mod:`snakepit_trio.tools.waits`.
+            pausing: Wraps a wait, and raises the error that ends it.
+            limit: The limit that sets the deadline.
+            nested: Whether others wait for the call.
 
         Raises:
-            QuotaExceeded: It comes too early, and calls don't wait here.
-            QueueFull: As many wait as may.
-            RequestTimeout: The deadline has come, or comes before there can be a token.
-            WouldDeadlock: Whoever could make way waits for this call, or for one like it.
+            QuotaExceeded: The call is beyond the limit, and ``wait`` is false.
+            QueueFull: ``max_waiting`` calls are already waiting.
+            RequestTimeout: The deadline has passed, or passes before there can be a token.
+            WouldDeadlock: Every holder of a permit waits for this call, or for one like it.
         """
         made = Pass(self, key, self._gate(key))
         try:
-            await self._get_permit(made, tool, chain, standing)
-            await self._get_token(made, tool, deadline, standing, limit=limit, nested=nested)
+            await self._get_permit(made, tool, chain, pausing)
+            await self._get_token(made, tool, deadline, pausing, limit=limit, nested=nested)
         except BaseException:
             Admission([made]).__exit__(None, None, None)
             raise
         return made
 
     def enter_nowait(self, key: str) -> Pass | None:
-        """What a call needs that begins now; None when it would have to wait."""
+        """Return a pass for a call that begins now, or None if the call would have to wait."""
         gate = self._gate(key)
         bucket = gate.bucket
         if self._is_full(gate) or (bucket is not None and (len(gate.line) or bucket.spare_delay(anyio.current_time()))):
@@ -258,7 +259,7 @@ class Limit:
         return made
 
     def tidy(self, key: str) -> None:
-        """Forget a key that is at rest."""
+        """Forget an idle key."""
         gate = self._gates.get(key)
         if gate is not None and gate.rests(anyio.current_time()):
             del self._gates[key]
@@ -286,7 +287,7 @@ class Limit:
         return Permit(give_back)
 
     async def _get_permit(
-        self, made: Pass, tool: str, chain: tuple[Any, ...], standing: Callable[[], AbstractContextManager[object]]
+        self, made: Pass, tool: str, chain: tuple[Any, ...], pausing: Callable[[], AbstractContextManager[object]]
     ) -> None:
         most = self._config.concurrency
         if most is None:
@@ -309,7 +310,7 @@ class Limit:
 
         gate.waiting += 1
         try:
-            with standing():
+            with pausing():
                 if chain:
                     self._waits.add(permit, chain, gate.hopeless, refuse)
                 try:
@@ -329,7 +330,7 @@ class Limit:
         made: Pass,
         tool: str,
         deadline: float,
-        standing: Callable[[], AbstractContextManager[object]],
+        pausing: Callable[[], AbstractContextManager[object]],
         *,
         limit: TimeLimit,
         nested: bool,
@@ -347,7 +348,7 @@ class Limit:
                 raise out_of_time(tool, "its limit", limit)
             gate.waiting += 1
             try:
-                with standing():
+                with pausing():
                     await line.wait(lambda: delay(anyio.current_time()))
             finally:
                 gate.waiting -= 1
@@ -371,7 +372,7 @@ class Limit:
 
 
 def out_of_time(tool: str, what: str, limit: TimeLimit) -> RequestTimeout:
-    """The error for a call that was still waiting for ``what``."""
+    """Return the error of a call whose deadline passed while it waited for ``what``."""
     return RequestTimeout(
         f"{tool!r} was waiting for {what} when {limit} was spent",
         details={"phase": "queued", "tool": tool, "option": limit.option, "limit": limit.seconds},

@@ -1,4 +1,4 @@
-"""The options of the policies: frozen values, checked when they are made, loadable from TOML."""
+"""The options of the policies: frozen values, checked when they are created, loadable from TOML."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["TIMEOUTS", "CircuitConfig", "HedgeConfig", "LimitConfig", "RetryConf
 
 
 class Timeouts(NamedTuple):
-    """What a timeout profile stands for, in seconds; None: no limit."""
+    """The values of a timeout profile, in seconds; None: no limit."""
 
     timeout: float | None
     stream_timeout: float | None
@@ -33,18 +33,18 @@ TIMEOUTS: Mapping[str, Timeouts] = {
 
 @attrs.frozen(kw_only=True)
 class RetryConfig(Options):
-    """Try a call again that failed, within its deadline.
+    """Retry a failed call, within its deadline.
 
-    A call that never started (its queue was full, it waited too long, its session's worker was busy) may always be tried
-    again; one that did start only when it is idempotent.
+    A call that never began (its queue was full, it waited too long, its session's worker was busy) may always be
+    retried; a call that had begun only if it is idempotent.
 
     Attributes:
-        attempts: How often it is tried in all.
-        delay: The pause before the second attempt, in seconds; it doubles from one to the next.
-        max_delay: What the pause grows to.
-        jitter: A random part of up to so many seconds is added to each pause.
-        on: Exceptions of tools that an idempotent call is tried again for, by name: ``"ConnectionError"`` or
-            ``"module.QualName"``; their subclasses too.
+        attempts: The largest number of attempts.
+        delay: The pause before the second attempt, in seconds; it doubles with each further attempt.
+        max_delay: The largest pause, in seconds.
+        jitter: The largest random addition to each pause, in seconds.
+        on: Exceptions of tools for which an idempotent call is retried, by name: ``"ConnectionError"`` or
+            ``"module.QualName"``; including subclasses.
     """
 
     attempts: int = within(3, 2, 100)
@@ -61,16 +61,17 @@ class RetryConfig(Options):
 
 @attrs.frozen(kw_only=True)
 class CircuitConfig(Options):
-    """Stop calling for a while what fails again and again.
+    """Stop calling a tool for some time when it fails repeatedly.
 
     Attributes:
-        per: What has a circuit of its own: each ``"tool"``, or the ``"pool"``.
-        failure_rate: It opens when at least this part of the calls in the window has failed.
-        min_calls: It opens after no fewer calls than this.
-        window: How far back it looks, in seconds.
-        open_for: How long it stays open before it is probed, in seconds.
-        probes: How many calls may probe it at once; it closes when so many have succeeded.
-        ignore: Exceptions of tools that are no failure, by name, such as ``"ValueError"``; their subclasses too.
+        per: The scope of a circuit: each ``"tool"``, or the ``"pool"``.
+        failure_rate: The circuit opens when at least this share of the calls in the window has failed.
+        min_calls: The smallest number of calls in the window for which the circuit opens.
+        window: The length of the window, in seconds.
+        open_for: The time for which the circuit stays open before it is probed, in seconds.
+        probes: The number of simultaneous probes; the circuit closes when this number of probes has succeeded.
+        ignore: Exceptions of tools that do not count as failures, by name, such as ``"ValueError"``; including
+            subclasses.
     """
 
     per: Literal["tool", "pool"] = "tool"
@@ -87,16 +88,18 @@ class CircuitConfig(Options):
 
 @attrs.frozen(kw_only=True)
 class LimitConfig(Options):
-    """Bound how many calls run at once, or begin in a second.
+    """Limit the number of concurrent calls, or of calls per second.
 
     Attributes:
-        tools: The tools that it is for; all when empty.
-        per: What it is counted for: each ``"tool"``, each ``"session"`` (calls without one are free), or the ``"pool"``.
-        concurrency: How many calls may be under way; None: any number.
-        rate: How many may begin in a second, on average; None: any number.
-        burst: How many may begin at once after a quiet time; None: as many as in one second, at least one.
-        wait: A call that comes too early waits, within its deadline; False: it is refused with ``QuotaExceeded``.
-        max_waiting: How many may wait; more are refused with ``QueueFull``.
+        tools: The tools that the limit applies to; all if empty.
+        per: The scope of the count: each ``"tool"``, each ``"session"`` (calls without a session are not limited), or
+            the ``"pool"``.
+        concurrency: The largest number of calls at once; None: no limit.
+        rate: The largest number of calls per second, on average; None: no limit.
+        burst: The number of calls that may begin at once after a quiet time; None: the calls of one second, and at
+            least one.
+        wait: Whether a call beyond the limit waits, within its deadline. False: it is refused with ``QuotaExceeded``.
+        max_waiting: The largest number of waiting calls; further ones are refused with ``QueueFull``.
     """
 
     tools: Sequence[str] = attrs.field(default=(), converter=as_tuple)
@@ -117,14 +120,15 @@ class LimitConfig(Options):
 
 @attrs.frozen(kw_only=True)
 class HedgeConfig(Options):
-    """Ask a second worker when the first is slow, and take the answer that comes first. For idempotent tools only.
+    """Send a slow call to a second worker too, and take the first answer. Only for idempotent tools.
 
-    Calls of sessions are not hedged: their order and their worker matter.
+    Calls of sessions are not hedged, because their order and their worker matter.
 
     Attributes:
-        delay: How long the first one may take before a second is sent, in seconds.
-        tools: The tools that it is for; all idempotent ones when empty.
-        max_share: At most this part of the calls is sent twice, so that a pool that is slow throughout is not made slower.
+        delay: The time after which the second call is sent, in seconds.
+        tools: The tools that hedging applies to; all idempotent ones if empty.
+        max_share: The largest share of the calls that is sent twice, so that hedging does not slow an overloaded pool
+            further.
     """
 
     delay: float = within(attrs.NOTHING, TINY)

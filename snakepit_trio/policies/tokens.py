@@ -1,4 +1,4 @@
-"""Tokens, of which there are so many in a second, and the line of those that wait for one."""
+"""A token bucket, and the queue of calls that wait for a token."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from snakepit_trio._bell import Bell
 
 __all__ = ["TokenBucket", "TokenLine"]
 
-#: Seconds. What is no further off than this is now: a clock may be read a little before the time that was waited for.
+#: Seconds. A smaller difference counts as zero, because a clock may be read slightly before the awaited time.
 _TICK = 1e-6
 
 
 class TokenBucket:
-    """So many calls in a second, and a few more after a quiet time; without a clock of its own.
+    """A rate of calls per second with bursts after a quiet time, without a clock of its own.
 
     It is the virtual scheduling form of https://en.wikipedia.org/wiki/Generic_cell_rate_algorithm
 
     Args:
         rate: Calls per second.
-        burst: How many may begin at once after a quiet time.
+        burst: The number of calls that may begin at once after a quiet time.
 
     Attributes:
-        reserved: How many tokens are kept for calls that have yet to begin.
+        reserved: The number of tokens reserved for calls that have not begun.
     """
 
     __slots__ = ("_burst", "_full_at", "_interval", "reserved")
@@ -35,23 +35,23 @@ class TokenBucket:
         self.reserved: int = 0
         self._interval = 1.0 / rate
         self._burst = burst
-        # When it is full again if nobody takes anything.
+        # The time at which the bucket is full again if no token is taken.
         self._full_at = -math.inf
 
     def delay(self, now: float) -> float:
-        """Seconds until there is a token, whether or not it is reserved."""
+        """Return the seconds until there is a token, reserved or not."""
         return self._until(1, now)
 
     def spare_delay(self, now: float) -> float:
-        """Seconds until there is a token that is not reserved; infinity while all that there may be are."""
+        """Return the seconds until there is an unreserved token; infinity while the whole burst is reserved."""
         return math.inf if self.reserved >= self._burst else self._until(self.reserved + 1, now)
 
     def take(self, now: float) -> None:
-        """A call begins."""
+        """Take a token as a call begins."""
         self._full_at = max(self._full_at, now) + self._interval
 
     def rests(self, now: float) -> bool:
-        """Whether it is full."""
+        """Return whether the bucket is full."""
         return self._full_at <= now
 
     def _until(self, tokens: int, now: float) -> float:
@@ -60,7 +60,7 @@ class TokenBucket:
 
 
 class TokenLine:
-    """Calls that wait for tokens, first come, first served: only the first looks at the time."""
+    """A queue of calls that wait for tokens, first come, first served; only the first waits for time."""
 
     def __init__(self) -> None:
         self._waiting: OrderedDict[Bell, None] = OrderedDict()
@@ -69,12 +69,12 @@ class TokenLine:
         return len(self._waiting)
 
     def ring(self) -> None:
-        """Something has changed for the first."""
+        """Make the first call check its delay again."""
         if self._waiting:
             next(iter(self._waiting)).ring()
 
     async def wait(self, delay: Callable[[], float]) -> None:
-        """Wait until one is the first and ``delay()``, in seconds, is 0. A cancellation leaves nothing behind."""
+        """Wait until this call is the first and ``delay()``, in seconds, is 0. A cancellation leaves nothing behind."""
         bell = Bell()
         self._waiting[bell] = None
         try:

@@ -1,4 +1,4 @@
-"""What a failure means to the policies."""
+"""The meaning of errors for the policies."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from .circuit import Verdict
 
 __all__ = ["is_remote", "judge", "may_retry"]
 
-#: Failures of calls that no worker has begun.
+#: Errors of calls that no worker has begun.
 _NEVER_STARTED = (QueueFull, QueueTimeout, WorkerBusy, WorkerStartupError)
 
 
 def is_remote(error: ToolError, names: Sequence[str]) -> bool:
-    """Whether a tool raised one of these exceptions: ``"ValueError"``, ``"module.QualName"``, a subclass of one, or a group with
-    one in it."""
+    """Return whether the tool raised one of these exceptions, by ``"ValueError"`` or ``"module.QualName"``, a subclass, or
+    a group with one.
+    """
     return any(kind in names or kind.removeprefix("builtins.") in names for kind in error.remote_types)
 
 
 def may_retry(error: BaseException, *, idempotent: bool, on: Sequence[str]) -> bool:
-    """Whether a call that failed so may be made again without doing anything twice that must not be.
+    """Return whether a failed call may be made again without repeating an effect that must not be repeated.
 
     Args:
-        error: How it failed.
-        idempotent: It may run twice.
-        on: The exceptions of the tool that are worth another try.
+        error: The error of the call.
+        idempotent: Whether the call may run twice.
+        on: The exceptions of the tool for which a retry makes sense.
     """
     if isinstance(error, ToolError):
-        # It ran, whatever it says.
+        # A ToolError means that the call ran, whatever its code is.
         return idempotent and (error.retryable or is_remote(error, on))
     if isinstance(error, _NEVER_STARTED):
         return error.retryable
@@ -47,11 +48,11 @@ def may_retry(error: BaseException, *, idempotent: bool, on: Sequence[str]) -> b
 
 
 def judge(error: BaseException, ignore: Sequence[str]) -> Verdict:
-    """What a call that ended so says of the tool. Who was refused, or has gone, says nothing.
+    """Return the outcome of a call for its circuit. A refused or cancelled call is neither a failure nor a success.
 
     Args:
-        error: How it ended.
-        ignore: Exceptions of the tool that are answers like any other; of a group, all its leaves are.
+        error: The error of the call.
+        ignore: Exceptions of the tool that do not count as failures; a group is ignored if all its leaves are.
     """
     if isinstance(error, ToolError):
         if all(is_remote(leaf, ignore) for leaf in error.leaves or (error,)):

@@ -1,4 +1,4 @@
-"""The adapter SDK: how a module says which of its functions are tools."""
+"""The adapter SDK: marks a module's or class's functions as tools."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .importing import being_set_up, import_adapter
 
 __all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "adapters_in", "load_adapter", "tool"]
 
-#: What a tool may be called.
+#: The allowed names of tools.
 TOOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 _MARK = "__snakepit_tool__"
 
@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class ToolOptions(msgspec.Struct, frozen=True):
-    """What ``@tool`` was given."""
+    """The arguments of ``@tool``."""
 
     name: str
     description: str = ""
@@ -37,18 +37,18 @@ class ToolOptions(msgspec.Struct, frozen=True):
 class Adapter:
     """A worker's tools as a class: one instance for each worker process.
 
-    Its tools are the methods marked with :func:`tool`. It is made without arguments; what takes long belongs in
-    :meth:`setup`.
+    The tools are the methods marked with :func:`tool`. The class is instantiated without arguments; slow initialisation
+    belongs in :meth:`setup`.
     """
 
     def setup(self) -> Any:
-        """Called once, before the first call; may be async. What it raises keeps the worker from starting."""
+        """Called once, before the first call; may be async. An exception prevents the worker from starting."""
 
     def teardown(self) -> Any:
         """Called once, on an orderly stop; may be async."""
 
     def health(self) -> Any:
-        """Whether the worker is fit to serve; may be async. False, or an exception, gets it replaced."""
+        """Return whether the worker can serve; may be async. False or an exception causes the worker's replacement."""
         return True
 
 
@@ -79,17 +79,18 @@ def tool(
     inline: bool = False,
     metadata: Mapping[str, str] | None = None,
 ) -> Any:
-    """Mark a function or method as a tool. A generator, sync or async, is a streaming tool.
+    """Mark a function or method as a tool. A generator function, sync or async, is a streaming tool.
 
     Args:
-        name: What it is called; the function's own name by default.
-        description: What it does; the first paragraph of its docstring by default.
-        critical: It can't be replaced by another tool of the same name.
-        idempotent: It may be run again when a worker died under it.
-        inline: It is promised to be short, well below a millisecond, and never to block: it is run by the thread that
-            does the worker's I/O, as soon as its call has arrived. While it runs the worker answers nothing, so one that
-            takes long looks like a worker that hangs. For plain functions only; it can't wait for the host.
-        metadata: Text that says more about it.
+        name: The tool's name; by default the function's name.
+        description: The description; by default the first paragraph of the docstring.
+        critical: The tool can't be replaced by another tool of the same name.
+        idempotent: The tool may run again if a worker dies during its call.
+        inline: A promise that the tool takes well below a millisecond and never blocks. The thread that does the
+            worker's I/O runs it as soon as its call has arrived, and the worker answers nothing else meanwhile, so a
+            slow inline tool makes the worker look unresponsive. Only for plain functions; the tool can't wait for the
+            host.
+        metadata: Strings about the tool.
 
     Raises:
         InvalidParameter: The name is not a letter followed by up to 63 letters, digits, ``_``, ``.`` or ``-``.
@@ -114,20 +115,20 @@ def tool(
 
 
 def options_of(function: Any) -> ToolOptions | None:
-    """What ``@tool`` was given for this function or what wraps it, None when it is no tool."""
-    # A module holds all that it has imported, and there are objects that raise whatever they are asked.
+    """Return the arguments of ``@tool`` for this function or its wrapper, or None if it is not a tool."""
+    # A module contains everything that it has imported, and some objects raise on any attribute access.
     found = attempt(None, getattr, attempt(function, getattr, function, "__func__"), _MARK)
     return found if type(found) is ToolOptions else None
 
 
 def load_adapter(reference: str) -> tuple[ModuleType, Any]:
-    """Import what ``"module"`` or ``"module:Class"`` names.
+    """Import the adapter ``"module"`` or ``"module:Class"``.
 
     Returns:
         The module, and the object that holds the tools: the module itself, or an instance of the class.
 
     Raises:
-        Exception: Whatever the import, the look-up or the constructor raises.
+        Exception: Any exception of the import, the look-up or the constructor.
     """
     module_name, _, attribute = reference.partition(":")
     try:
@@ -135,7 +136,7 @@ def load_adapter(reference: str) -> tuple[ModuleType, Any]:
     except ModuleNotFoundError as exc:
         if exc.name is None or not f"{module_name}.".startswith(f"{exc.name}."):
             raise
-        # The adapter itself is not there: where the import machinery noticed says nothing more.
+        # The adapter itself is missing, so frames of the import machinery add nothing.
         hint = f"; write {module_name[:-3]!r}, without '.py'" if module_name.endswith(".py") else ""
         raise ModuleNotFoundError(f"{exc}{hint}", name=exc.name) from None
     if not attribute:
@@ -154,7 +155,7 @@ def load_adapter(reference: str) -> tuple[ModuleType, Any]:
 
 
 def adapters_in(module: ModuleType) -> list[str]:
-    """The names of a module's own subclasses of :class:`Adapter`."""
+    """Return the names of a module's own subclasses of :class:`Adapter`."""
     return [
         name
         for name, value in vars(module).items()

@@ -33,7 +33,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     "pool/": ("unit/test_counted.py", "unit/test_given.py",
         "property/test_structures.py", "unit/test_placement.py", "unit/test_suspects.py", "unit/test_scaling.py",
         "property/test_scheduler.py", "property/test_scheduler_faults.py", "simulation/test_requests.py", "simulation/test_maps.py",
-        "simulation/test_replacing.py", "simulation/test_standing.py", "simulation/test_scaling.py",
+        "simulation/test_replacing.py", "simulation/test_paused_calls.py", "simulation/test_scaling.py",
         "simulation/test_repertoire.py", "simulation/test_simulator.py", "integration/test_main_path.py",
     ),
     "sessions/": (

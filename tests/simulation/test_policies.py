@@ -17,7 +17,7 @@ from snakepit_trio._timeouts import TimeLimit
 from snakepit_trio.errors import tool_error
 from snakepit_trio.observe.catalogue import check
 from snakepit_trio.policies.guard import Guard
-from snakepit_trio.pool.calls.paused import Standing
+from snakepit_trio.pool.calls.paused import PausedCalls
 from snakepit_trio.tools.waits import CHAIN, Permit, Waits
 
 CRASH = sp.WorkerCrashed("crashed")
@@ -83,9 +83,9 @@ def call(guard: Guard, script: Script, **options: Any) -> Awaitable[Any]:
     tool = options.get("tool", "t")
     timeout = options.get("timeout", 60.0)
     limit = TimeLimit(timeout)
-    standing = functools.partial(Standing().wait, tool, None, limit)
+    pausing = functools.partial(PausedCalls().wait, tool, None, limit)
     defaults = {
-        "tool": tool, "timeout": timeout, "limit": limit, "idempotent": True, "session": None, "standing": standing,
+        "tool": tool, "timeout": timeout, "limit": limit, "idempotent": True, "session": None, "pausing": pausing,
     }  # fmt: skip
     return guard.execute(script, **{**defaults, **options})
 

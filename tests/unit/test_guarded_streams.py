@@ -17,7 +17,7 @@ from snakepit_trio.errors import tool_error
 from snakepit_trio.policies.circuit import Circuit, State, Verdict
 from snakepit_trio.policies.guard import Guard
 from snakepit_trio.policies.options import CircuitConfig
-from snakepit_trio.pool.calls.paused import Standing
+from snakepit_trio.pool.calls.paused import PausedCalls
 from tests.simulation.test_policies import guard, simulate
 
 WRONG = tool_error(("builtins.ValueError",), "no", "")
@@ -52,8 +52,8 @@ class Streams:
 
 def stream(made: Guard, streams: Streams, timeout: float | None = 60.0) -> Any:
     limit = TimeLimit(timeout)
-    standing = functools.partial(Standing().wait, "t", None, limit)
-    return made.stream(streams, tool="t", timeout=timeout, limit=limit, session=None, standing=standing)
+    pausing = functools.partial(PausedCalls().wait, "t", None, limit)
+    return made.stream(streams, tool="t", timeout=timeout, limit=limit, session=None, pausing=pausing)
 
 
 def state(made: Guard) -> str:

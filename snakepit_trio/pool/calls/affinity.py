@@ -1,8 +1,8 @@
-"""How the calls of one block of a session are tied to workers: which tie they go by, and when it is made anew.
+"""The bindings of a session's calls to workers: which binding a call uses, and when a new one is made.
 
-A session has one tie in each pool, whichever blocks have it open. It is as strict as the strictest of them wants. When its worker
-is lost, the next call of a block makes a new one, or doesn't, as the block's ``on_lost`` says; what one block has begun anew
-with changes nothing for the calls of another that its own ``on_lost`` does not allow.
+A session has one binding in each pool, shared by all blocks that have it open. It is as strict as the strictest of
+them. After the loss of its worker, the ``on_lost`` of a block decides whether the block's next call makes a new
+binding. A new binding of one block does not change what another block's own ``on_lost`` allows for its calls.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ if TYPE_CHECKING:
 
 __all__ = ["AFFINITIES", "Ties", "affinity_in"]
 
-#: The strictest last.
+#: From the least to the most strict.
 AFFINITIES = ("hint", "strict_queue", "strict_fail_fast")
-#: The ties that this task, or one that it comes from, is rebuilding, each with the task that does it.
+#: The bindings that this task, or a task from which it was started, is rebuilding, each with the rebuilding task.
 _REBUILDING: ContextVar[tuple[tuple[Binding, int], ...]] = ContextVar("snakepit_rebuilding", default=())
 
 
 class _Affinities:
-    """With which affinities a session is open in one pool.
+    """The affinities with which a session is open in one pool.
 
     Args:
-        kept: Of those that have left it open.
+        kept: The affinities of blocks that have left it open.
     """
 
     def __init__(self, kept: str = "hint") -> None:
@@ -52,21 +52,21 @@ class _Affinities:
 
 
 def affinity_in(pool: Pool, known: KnownSession) -> str:
-    """The affinity that a session has in a pool; the pool's own from now on if no block has opened it there."""
+    """Return a session's affinity in a pool; if no block has opened it there, the pool's own from now on."""
     found: _Affinities = known.affinities.setdefault(pool.name, _Affinities(pool.config.affinity))
     return found.strictest
 
 
 class Ties:
-    """The ties of one block's calls.
+    """The bindings of one block's calls.
 
     Args:
         session: The block's session.
-        known: What this process has of it.
-        on_lost: What becomes of the block's calls when the session is strict and its worker is lost.
+        known: This process's state of the session.
+        on_lost: The block's choice after the loss of a strict session's worker.
 
     Attributes:
-        raised: What ``on_lost``, a function, has raised last.
+        raised: The last exception of an ``on_lost`` function.
     """
 
     def __init__(self, session: Session, known: KnownSession, on_lost: OnLost) -> None:
@@ -76,7 +76,7 @@ class Ties:
         self._on_lost = on_lost
         self._pool: str = session.pool.name
         self._joined = False
-        # The tie that the last call went by.
+        # The binding of the last call.
         self._relied_on: Binding | None = None
 
     def __repr__(self) -> str:
@@ -84,20 +84,20 @@ class Ties:
 
     @property
     def seats(self) -> Seats | None:
-        """The incarnation that the session is tied to, while it is there and the block's calls may go to it."""
+        """Return the seats of the worker to which the session is bound, if it exists and the block's calls may use it."""
         binding: Binding | None = self._known.bindings.get(self._pool)
         if binding is None or binding.seats is None or binding.seats.over or self._has_lost(binding):
             return None
         return binding.seats
 
     def join(self) -> None:
-        """The block has the session open from now on."""
+        """Record that the block has the session open."""
         self._affinities.blocks.append(self._session.affinity)
         self._joined = True
         self._tie_anew()
 
     def leave(self, *, detach: bool) -> None:
-        """The block ends. With ``detach`` its affinity stays, for whoever resumes the session."""
+        """Record that the block has ended. With ``detach`` its affinity remains, for blocks that resume the session."""
         if self._joined:
             self._joined = False
             affinities, own = self._affinities, self._session.affinity
@@ -113,13 +113,13 @@ class Ties:
         return found
 
     def _tie_anew(self) -> None:
-        """The session is tied as strictly as the strictest of its blocks wants, from where it is tied now."""
+        """Make the binding as strict as the strictest block, with the worker that it has now."""
         binding: Binding | None = self._known.bindings.get(self._pool)
         strict = self._affinities.strictest != "hint"
         if binding is None or binding.strict is strict:
             return
         if strict:
-            # Another, so that what waits already, and may run anywhere, moves nothing.
+            # A new binding object, so that waiting calls that may run anywhere are not moved.
             seats = binding.seats
             made = Binding(self._session.id, strict=True, seats=None if seats is None or seats.over else seats)
             self._known.bindings[self._pool] = made
@@ -132,14 +132,14 @@ class Ties:
         return made
 
     def _has_lost(self, binding: Binding) -> bool:
-        """Whether another block has begun anew, by this tie, after the worker was lost that this block's calls went to."""
+        """Return whether another block has made this binding after this block's worker was lost."""
         if not binding.strict or self._on_lost != "error":
             return False
         relied_on = self._relied_on
         return relied_on is not None and relied_on is not binding and relied_on.lost
 
     def tie(self) -> Binding | None:
-        """The tie of the next call; None while it has to be rebuilt, or is."""
+        """Return the binding of the next call, or None while it has to be, or is being, rebuilt."""
         binding: Binding | None = self._known.bindings.get(self._pool)
         if binding is None:
             binding = self._new(whole=True)
@@ -155,17 +155,17 @@ class Ties:
         return binding
 
     async def rebuilt(self) -> Binding:
-        """The same, when there is one: what the lost worker held is rebuilt here, or has been by another call.
+        """Return the binding once the lost state has been rebuilt, by this call or by another.
 
         Raises:
-            SessionNotFound: The session was closed meanwhile, or has expired.
-            SessionWorkerUnavailable: The worker was lost in which it was rebuilt.
-            Exception: What ``on_lost`` raises; see :attr:`raised`.
+            SessionNotFound: The session has been closed, or has expired.
+            SessionWorkerUnavailable: The new worker was lost during the rebuilding.
+            Exception: An exception of ``on_lost``; see :attr:`raised`.
         """
         while (binding := self.tie()) is None:
             rebuilt = self._known.bindings[self._pool].rebuilt
             if rebuilt is not None:
-                # One after the other, in the order in which they came.
+                # One after the other, in the order of their calls.
                 async with rebuilt:
                     pass
             else:
@@ -175,9 +175,10 @@ class Ties:
         return binding
 
     async def _rebuild(self, on_lost: Callable[[Session], object]) -> None:
-        """Begin anew with another worker, or in the one with which another block has begun anew without this.
+        """Bind to another worker and rebuild the state there, or in the worker that another block has bound without
+        rebuilding.
 
-        The session's other calls wait; when it fails, the next of them tries again.
+        The session's other calls wait. If this fails, the next of them tries again.
         """
         bindings, name = self._known.bindings, self._pool
         before: Binding = bindings[name]
@@ -207,7 +208,7 @@ class Ties:
 
 
 def _rebuilds(binding: Binding) -> bool:
-    """Whether this task works on the rebuilding of a tie, here or by way of a worker."""
+    """Return whether this task works on rebuilding a binding, directly or through a worker."""
     if any(found is binding and is_under(task) for found, task in _REBUILDING.get()):
         return True
     return any(getattr(link, "binding", None) is binding for link in current_chain())

@@ -1,7 +1,6 @@
-"""A pool's calls as their callers run them: made, handed in, waited for, left.
+"""Runs a pool's calls in their callers' tasks: creates, submits and awaits the requests, and cancels them.
 
-Each runs in its caller's task. A call that has to pass the pool's policies does so first; each of their attempts is one
-more call here.
+A call of a pool with policies passes those first; each of its attempts is one more call here.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from snakepit_trio._map_results import MapCalls, MapResults, MapTasks, open_map
 from snakepit_trio.errors import SnakepitError
 
 from ..scheduling.request import Binding, Outcome, Phase, Request
-from .paused import Standing, session_closed
+from .paused import PausedCalls, session_closed
 from .stream import STREAM_BYTES, STREAM_WINDOW, ChunkStream
 from .submission import Arguments, Submission
 
@@ -45,19 +44,19 @@ T = TypeVar("T")
 
 
 def _nothing() -> None:
-    """Nobody waits any more."""
+    """Ignore the end of a request that has no waiting caller any more."""
 
 
 class Calls:
     """The calls of one pool.
 
     Args:
-        guard: The pool's policies, when it has any.
-        loop: The event loop that is running.
-        errors: Where unexpected exceptions are told; one ends its call.
+        guard: The pool's policies, if it has any.
+        loop: The running event loop.
+        errors: Reports unexpected exceptions; one ends its call.
 
     Attributes:
-        standing: Those for which nothing runs.
+        paused: The calls that wait outside the queue.
     """
 
     def __init__(
@@ -76,7 +75,7 @@ class Calls:
         self._supervisor = supervisor
         self._dispatch = supervisor.dispatch
         self._guard = guard
-        self.standing: Standing = Standing()
+        self.paused: PausedCalls = PausedCalls()
         self._loop = loop
         self._errors = errors
 
@@ -94,13 +93,13 @@ class Calls:
         tasks: MapTasks | None = None,
         payload: Payload | None = None,
     ) -> Any:
-        """See :meth:`Pool.execute`.
+        """Run a call; see :meth:`Pool.execute`.
 
         Args:
-            options: As the caller has given them, or checked already.
-            permits: What it holds of limits, when the pool's policies have seen the call already.
-            beside: The requests for the same call, each of which wants a worker of its own.
-            tasks: The map that it belongs to, of a pool with policies.
+            options: The options, as the caller gave them or already checked.
+            permits: The permits that the call holds, if it has already passed the pool's policies.
+            beside: The requests of the same call; each needs its own worker.
+            tasks: The tasks of the map to which the call belongs, in a pool with policies.
         """
         try:
             self._errors.check_home()
@@ -142,12 +141,12 @@ class Calls:
             error = request.error
             if error is not None:
                 if request.outcome is Outcome.CANCELLED:
-                    # The worker saw the end of the caller's scope a moment before the scope itself does.
+                    # The worker noticed the deadline of the caller's scope a moment before the scope does.
                     await anyio.sleep_until(request.scope_deadline)
                 try:
                     raise error
                 finally:
-                    # Its traceback holds this frame, with the arguments, which must not wait for a garbage collection.
+                    # The traceback refers to this frame with the arguments, which must not wait for a garbage collection.
                     del error, request
             if request.trace is not None:
                 with request.trace.decode():
@@ -172,7 +171,7 @@ class Calls:
         limit = options.decided("timeout", self._config.timeout)
 
         async def attempt(left: float | None, permits: tuple[Permit, ...], beside: list[Request] | None) -> Any:
-            # In a map waiting does not count, so each attempt has the whole of its time.
+            # In a map the wait does not count, so each attempt has the full time.
             own = options.within(left if tasks is None else timeout)
             call = functools.partial(
                 self.execute, spec.name, params, own, session=session, binding=binding, permits=permits, beside=beside,
@@ -187,10 +186,10 @@ class Calls:
             limit=limit,
             idempotent=spec.idempotent if options.idempotent is None else options.idempotent,
             session=None if session is None else session.id,
-            standing=functools.partial(self._standing, spec.name, session, tasks, limit),
+            pausing=functools.partial(self._pausing, spec.name, session, tasks, limit),
         )
 
-    def _standing(
+    def _pausing(
         self,
         tool: str,
         session: Session | None,
@@ -199,11 +198,11 @@ class Calls:
         deadline: float,
         what: str,
     ) -> AbstractContextManager[object]:
-        wait = self.standing.wait(tool, session, limit, deadline, what)
-        return wait if tasks is None else tasks.standing(wait)
+        wait = self.paused.wait(tool, session, limit, deadline, what)
+        return wait if tasks is None else tasks.pausing(wait)
 
     def reads(self, payload: Payload | None) -> bool:
-        """Whether the workers read a payload as it is."""
+        """Return whether the workers decode a payload as it is."""
         return payload is not None and payload.encoding in self._dispatch.repertoire.encodings
 
     def begin(
@@ -214,19 +213,20 @@ class Calls:
         *,
         on_end: Callable[[Payload | None, SnakepitError | None], None],
     ) -> Callable[[], None] | None:
-        """Begin a call for somebody who is no task, and who sees to its end.
+        """Begin a call without a task, for a caller who handles its end.
 
-        None: it needs a task, for the pool has policies.
+        Returns None if the call needs a task, because the pool has policies.
 
         Args:
-            on_end: Called once when the call has ended, with its result as the worker has encoded it, or the error. It is
-                called in the middle of the scheduler's work: it must neither raise nor wait.
+            on_end: Called once when the call has ended, with the encoded result or the error. It is called inside the
+                scheduler, so it must neither raise nor wait.
 
         Returns:
-            What cancels the call when nobody waits for it any more; ``on_end`` is not called then.
+            A function that cancels the call when its result is not wanted any more; ``on_end`` is not called after
+                that.
 
         Raises:
-            SnakepitError: What :meth:`execute` raises before a call has begun.
+            SnakepitError: The errors that :meth:`execute` raises before a call has begun.
         """
         if self._guard is not None:
             return None
@@ -236,9 +236,9 @@ class Calls:
             nonlocal wanted
             if wanted:
                 on_end(request.result, request.error)
-                # Only now: when that raises it is called once more.
+                # Set only now, because this function is called again if `_over` raises.
                 wanted = False
-            # Request and function hold each other: what is large must not wait for a garbage collection.
+            # The request and the function refer to each other, and large values must not wait for a garbage collection.
             request.on_end, request.result = _nothing, None
 
         def leave() -> None:
@@ -262,11 +262,12 @@ class Calls:
         window_bytes: int = STREAM_BYTES,
         payload: Payload | None = None,
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        """See :meth:`Pool.stream`.
+        """Open a stream; see :meth:`Pool.stream`.
 
         Args:
-            params, payload: As of :meth:`begin`.
-            window_bytes: Bytes of chunks that may be under way or wait for the consumer; one chunk may go beyond.
+            params, payload: As in :meth:`begin`.
+            window_bytes: The bytes of chunks that may be in transit or wait for the consumer; one chunk may exceed
+                them.
         """
         timeout = options.limit(self._config.stream_timeout)
         limit = options.decided("stream_timeout", self._config.stream_timeout)
@@ -281,7 +282,7 @@ class Calls:
                 timeout=timeout,
                 limit=limit,
                 session=None if session is None else session.id,
-                standing=functools.partial(self.standing.wait, tool, session, limit),
+                pausing=functools.partial(self.paused.wait, tool, session, limit),
             )
             return self._errors.block(guarded, "stream")
         return self._errors.block(make(timeout), "stream")
@@ -322,7 +323,7 @@ class Calls:
             except Exception:
                 self._over(request, session, chunks)
                 raise
-            # Its traceback holds the frames that have read the stream, and these hold the stream and its request.
+            # The traceback refers to the frames that read the stream, which refer to the stream and its request.
             request.error = None
             if running:
                 with anyio.move_on_after(self._config.cancel_grace):
@@ -339,10 +340,10 @@ class Calls:
         return_errors: bool,
         convert: Callable[[Any], Any] | None = None,
     ) -> AbstractAsyncContextManager[MapResults[Any]]:
-        """See :meth:`Pool.map`.
+        """Open a map; see :meth:`Pool.map`.
 
         Args:
-            convert: What a result is made into.
+            convert: Converts a result.
         """
         patient = isinstance(inputs, AsyncIterable)
 
@@ -374,17 +375,19 @@ class Calls:
         )  # fmt: skip
 
     def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
-        """How many inputs of a map may be with the pool now; of those that have to be waited for no more than keep it busy."""
+        """Return how many inputs of a map may be with the pool now: of inputs that take time, only enough to keep the pool
+        busy.
+        """
         if limit is not None:
             return limit
-        # A pool without workers gets one when an input waits for it.
+        # An input that waits starts a worker in a pool without workers.
         config, size = self._config, max(1, self._supervisor.size)
         if config.threads == 1 and not patient and self._scheduler.ledger.placement.is_short(tool):
             return 2 * size * (1 + config.prefetch)
         return 2 * size * config.threads
 
     def _calling(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-        """Call a function for a caller, who gets whatever goes wrong as a SnakepitError."""
+        """Call a function for a caller, and turn unexpected exceptions into SnakepitErrors."""
         try:
             return function(*args, **options)
         except SnakepitError:
@@ -393,14 +396,14 @@ class Calls:
             raise self._errors.caller(exc) from exc
 
     def close(self, error: SnakepitError) -> None:
-        """The pool takes nothing more: end what waits."""
-        self.standing.close(error)
+        """End all paused calls, because the pool is closing."""
+        self.paused.close(error)
         self._scheduler.close(error, anyio.current_time())
 
     def _over(self, request: Request, session: Session | None, chunks: ChunkStream | None = None) -> None:
-        """The caller of a request has its answer, or has left: what goes on then would do so for nobody, and keep its seat.
+        """End a request whose caller has its answer or has left, so that the request does not keep its seat.
 
-        To be called once more when it has failed, which does no harm to what had been done.
+        May be called again after a failure.
         """
         if chunks is not None:
             chunks.leave()
@@ -411,7 +414,7 @@ class Calls:
             request.keep_permits()
 
     def _end(self, request: Request) -> None:
-        """End a session's call, whose session is no more."""
+        """End a call of a session that has ended."""
         self._scheduler.end(request, session_closed(request.session, request.tool), anyio.current_time())
 
     def _credit(self, request: Request, chunks: int, size: int) -> None:

@@ -1,4 +1,4 @@
-"""The part of a pool's interface that is about its calls."""
+"""The part of a pool's interface for its calls."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Calling:
-    """The part of a pool's interface that is about its calls."""
+    """The part of a pool's interface for its calls."""
 
     _calls: Calls
     _submission: Submission
@@ -63,25 +63,26 @@ class Calling:
     ) -> Any:
         """Run a tool in a worker and return its result.
 
-        A cancellation leaves at once: a waiting request is dropped, a running one is cancelled in its worker.
+        A cancellation leaves at once: a waiting request is dropped, and a running one is cancelled in its worker.
 
         Args:
-            tool: The tool's name, or one of the methods that :meth:`bind` gave, whose type then says what comes back.
-            params: Its arguments by name.
-            timeout: Seconds for the whole of it, waiting included; None for no limit, and 0 is spent at once. The caller's own
-                scope counts too.
-            priority: Greater goes first.
-            metadata: Text that the tool finds in ``ctx.metadata``.
-            idempotent: The call may run again when a worker dies under it; None means what the tool says of itself.
+            tool: The tool's name, or a method from :meth:`bind`, whose type then determines the result's type.
+            params: The arguments by name.
+            timeout: Seconds for the whole call, including its wait; None for no limit, and 0 has already passed. The
+                caller's own scope applies too. By default the pool's ``timeout``.
+            priority: Requests of greater priority go first.
+            metadata: Strings that the tool finds in ``ctx.metadata``.
+            idempotent: The call may run again if its worker dies. None: the tool's own declaration decides.
 
         Raises:
-            InvalidParameter: An argument can't be sent; nothing was.
-            ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
-            ToolError: The tool raised; ``except sp.remote(ValueError)`` catches it by its type.
-            RequestTimeout, QueueTimeout, QueueFull: It took, waited, or would have waited too long.
-            WorkerCrashed: The worker died under it. Calls of others wait meanwhile for the next worker, within their time.
-            WorkerStartupError: No worker serves, and the last starts of all have failed more often than ``restart_limit``
-                allows; ``details["retry_after"]`` says in how many seconds the next one is tried.
+            InvalidParameter: An argument can't be sent; the call has not begun.
+            ToolNotFound, StreamingUnsupported: There is no such tool, or it is a streaming tool.
+            ToolError: The tool raised; ``except sp.remote(ValueError)`` catches the error by its type.
+            RequestTimeout, QueueTimeout, QueueFull: The call took too long, waited too long, or found a full queue.
+            WorkerCrashed: The worker died during the call. Other calls wait for the next worker, within their time
+                limits.
+            WorkerStartupError: No worker serves, and every slot has failed to start more often than ``restart_limit``
+                allows; ``details["retry_after"]`` is the time in seconds until the next attempt.
             PoolClosed: The pool is closing or closed.
         """
         if type(tool) is str:
@@ -96,27 +97,27 @@ class Calling:
         params: Mapping[str, Any] | None = None,
         **options: Unpack[StreamKeywords],
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        """Run a streaming tool; the block gets an async iterator of what it yields.
+        """Run a streaming tool; the block receives an async iterator over its chunks.
 
-        Leaving the block, at any chunk and in any way, closes the generator in the worker. A block left in good order or
-        by an exception waits until the worker confirms that, at most ``cancel_grace`` seconds; a cancelled one leaves at
-        once.
+        Leaving the block, at any chunk and in any way, closes the generator in the worker. A block that ends normally
+        or by an exception waits until the worker confirms that, at most ``cancel_grace`` seconds. A cancelled block
+        ends at once.
 
         Args:
-            tool: The tool's name.
-            params: Its arguments by name.
-            timeout: Seconds for the whole stream, waiting for a worker included; None for no limit. By default the pool's
-                ``stream_timeout``. The caller's own scope counts too.
-            priority: Greater goes first.
-            metadata: Text that the tool finds in ``ctx.metadata``.
+            tool: The tool's name, or a method from :meth:`bind`.
+            params: The arguments by name.
+            timeout: Seconds for the whole stream, including the wait for a worker; None for no limit. By default the
+                pool's ``stream_timeout``. The caller's own scope applies too.
+            priority: Requests of greater priority go first.
+            metadata: Strings that the tool finds in ``ctx.metadata``.
 
         Raises:
-            InvalidParameter: An argument can't be sent; nothing was.
-            ToolNotFound, StreamingUnsupported: There is no such tool, or it gives one result.
+            InvalidParameter: An argument can't be sent; the call has not begun.
+            ToolNotFound, StreamingUnsupported: There is no such tool, or it returns one result.
             QueueFull, WorkerStartupError, PoolClosed: As from :meth:`execute`, on entering the block.
-            ToolError, RequestTimeout, QueueTimeout, WorkerCrashed: As from :meth:`execute`, out of the iteration, after the
-                chunks that came before; a spent timeout comes at once, on entering the block if it is spent by then. A stream
-                is never run again.
+            ToolError, RequestTimeout, QueueTimeout, WorkerCrashed: As from :meth:`execute`, raised by the iteration
+                after the chunks that arrived before. A timeout is raised at once, or on entering the block if it has
+                passed by then. A stream never runs again.
         """
         return self._calls.stream(tool_name(tool), params, CallOptions.of(options, StreamKeywords))
 
@@ -167,26 +168,26 @@ class Calling:
         return_errors: bool = False,
         **options: Unpack[CallKeywords],
     ) -> AbstractAsyncContextManager[MapResults[Any]]:
-        """Run a tool over many inputs; the block gets an async iterator of the results.
+        """Run a tool over many inputs; the block receives an async iterator over the results.
 
-        Inputs are taken as they are needed, so they may be endless. Leaving the block cancels what is under way. The pool's
-        policies hold for each input, as for a call of its own. What the inputs themselves raise comes out of the iteration
-        after the results of the inputs before.
+        Inputs are taken as they are needed, so the iterable may be infinite. Leaving the block, also by a cancellation,
+        cancels the calls in progress. The pool's policies apply to each input as to a call. An exception of the inputs
+        is raised by the iteration after the results of the earlier inputs.
 
         Args:
-            tool: The tool's name, or one of the methods that :meth:`bind` gave, whose type then says what the results are.
-            inputs: The arguments of each call; an async iterable too.
-            limit: How many inputs may be with the pool at once; None means twice as many as it can run at once, and for a tool
-                that turns out to take no time as many as it can hold ahead of their time; see ``prefetch``.
-            ordered: Results in the order of the inputs. Otherwise as they come; ``results.index`` is then the index, among
-                the inputs, of the result that was given last.
-            return_errors: Give the error in the place of a result instead of raising it.
-            timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
+            tool: The tool's name, or a method from :meth:`bind`, whose type then determines the results' type.
+            inputs: The arguments of each call; also an async iterable.
+            limit: The number of inputs that may be with the pool at once. None: twice the number of calls that it can
+                run at once, and for a very short tool as many as it can prefetch; see ``prefetch``.
+            ordered: Yield results in the order of the inputs. Otherwise they are yielded as they arrive, and
+                ``results.index`` is the index of the input whose result came last.
+            return_errors: Yield an error in place of a result instead of raising it.
+            timeout: Seconds for one input, from the moment at which a worker gets it; a retry has the full limit again.
             priority, metadata, idempotent: As in :meth:`execute`.
 
         Raises:
-            InvalidParameter: ``limit`` is refused.
-            SnakepitError: Out of the iteration: what :meth:`execute` raises for that input.
+            InvalidParameter: ``limit`` is invalid.
+            SnakepitError: Raised by the iteration: the error of :meth:`execute` for that input.
         """
         convert = None if isinstance(tool, str) else converter_of(tool)
         return self._calls.map(
@@ -236,29 +237,29 @@ class Calling:
         return_errors: bool = False,
         **options: Unpack[CallKeywords],
     ) -> list[Any]:
-        """Run a tool over many inputs and return the list of the results, in the order of the inputs.
+        """Run a tool over many inputs and return the list of results, in the order of the inputs.
 
-        A cancellation cancels all of it.
+        A cancellation cancels all calls in progress.
 
         Args:
             tool: As in :meth:`map`.
-            inputs: The arguments of each call; an async iterable too.
-            limit: How many inputs may be with the pool at once; None: what :meth:`map` takes.
-            return_errors: Let an error stand in the place of a result. Otherwise the first one ends it, and cancels what is
-                under way.
-            timeout: Seconds for one input, from the moment a worker gets it; when it is tried again, anew.
+            inputs: The arguments of each call; also an async iterable.
+            limit: The number of inputs that may be with the pool at once; None: as in :meth:`map`.
+            return_errors: Return an error in place of a result. Otherwise the first error is raised, and the calls in
+                progress are cancelled.
+            timeout: Seconds for one input, from the moment at which a worker gets it; a retry has the full limit again.
             priority, metadata, idempotent: As in :meth:`execute`.
 
         Raises:
-            InvalidParameter: ``limit`` is refused.
-            SnakepitError: What :meth:`execute` raises for one of the inputs, unless errors are returned.
+            InvalidParameter: ``limit`` is invalid.
+            SnakepitError: The error of :meth:`execute` for one of the inputs, unless errors are returned.
         """
         async with self.map(tool, inputs, limit=limit, return_errors=return_errors, **options) as results:
             return [result async for result in results]
 
     @operation
     def tools(self) -> tuple[ToolSpec, ...]:
-        """What the pool's workers offer, by name; empty until one has been ready."""
+        """Return the tools that the pool's workers offer, sorted by name; empty until a worker has been ready."""
         return tuple(self._dispatch.repertoire.tools[name] for name in sorted(self._dispatch.repertoire.tools))
 
     @overload
@@ -268,32 +269,34 @@ class Calling:
     def bind(self, declaration: Callable[..., Declared]) -> Declared: ...
 
     def bind(self, declaration: Any) -> Any:
-        """The pool's tools as methods of an object.
+        """Return an object whose methods are the pool's tools.
 
-        ``sums = pool.bind(sums_module)``, then ``await sums.add(1, b=2)`` and ``async with sums.count(3) as chunks: ...``
+        ``sums = pool.bind(sums_module)``, then ``await sums.add(1, b=2)`` and ``async with sums.count(3) as chunks:
+        ...``
 
-        A result that is declared as a dataclass, an attrs class or a msgspec Struct becomes an instance of it.
+        A result declared as a dataclass, an attrs class or a msgspec Struct becomes an instance of that class.
 
         Args:
-            declaration: The adapter's module, or its :class:`~snakepit_trio.Adapter` class: all of its tools are bound. A type
-                checker does not see their arguments and results, for they are not declared as they are called here. Or a
-                :class:`typing.Protocol` whose methods are declared so (``async def`` for a result; for a stream, a method that
-                returns an async context manager of an async iterator): then it does, and the adapter need not be imported.
+            declaration: The adapter's module, or its :class:`~snakepit_trio.Adapter` class: all of its tools are bound,
+                but a type checker does not see their types, because they are not declared as they are called here. Or a
+                :class:`typing.Protocol` that declares the methods as they are called (``async def`` for a result; for a
+                stream, a method that returns an async context manager of an async iterator): a type checker then sees
+                their types, and the adapter need not be imported.
 
         Raises:
-            ToolNotFound: The pool has no tool of a method's name.
-            InvalidParameter: The declaration is something else, or declares no tools; from a method, the arguments do not fit
-                its signature.
-            InvalidPayload: From a method: the result is not of the declared type.
+            ToolNotFound: The pool has no tool with a method's name.
+            InvalidParameter: The declaration is of another kind, or declares no tools; raised by a method: the
+                arguments do not match its signature.
+            InvalidPayload: Raised by a method: the result is not of the declared type.
         """
         return bind(self, declaration)
 
     @operation
     def caller(self, tool: str) -> Callable[..., Awaitable[Any]]:
-        """A function of keyword arguments that runs this tool.
+        """Return a function of keyword arguments that runs this tool.
 
         Raises:
-            ToolNotFound, StreamingUnsupported: There is no such tool, or it gives a stream.
+            ToolNotFound, StreamingUnsupported: There is no such tool, or it is a streaming tool.
         """
         tool = tool_name(tool)
         spec = self._dispatch.repertoire.tools.get(tool)

@@ -1,6 +1,6 @@
-"""Calls for which nothing runs at the moment: they wait for a limit, pause before the next attempt, have their session rebuilt.
+"""Calls that wait outside the queue: for a limit, before their next attempt, or for their session to be rebuilt.
 
-No request stands for them, so the scheduler knows nothing of them. What would end a request ends them here.
+They have no request, so the scheduler does not know them. The causes that end a request end them here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from snakepit_trio.policies.limits import out_of_time
 
 from ..scheduling.failures import copy_error
 
-__all__ = ["Standing", "session_closed"]
+__all__ = ["PausedCalls", "session_closed"]
 
 
 class _Session(Protocol):
@@ -28,7 +28,7 @@ class _Session(Protocol):
 
 
 class _Wait:
-    """One of them."""
+    """One paused call."""
 
     __slots__ = ("error", "scope")
 
@@ -37,37 +37,38 @@ class _Wait:
         self.scope = anyio.CancelScope(deadline=deadline)
 
     def end(self, error: SnakepitError) -> None:
-        """It waits for nothing any more."""
+        """End the wait with an error."""
         if self.error is None:
             self.error = error
             self.scope.cancel()
 
 
-class Standing:
-    """The calls of one pool for which nothing runs."""
+class PausedCalls:
+    """The paused calls of one pool."""
 
     def __init__(self) -> None:
         self._waits: dict[_Wait, None] = {}
         self._closed: SnakepitError | None = None
 
     def __repr__(self) -> str:
-        return f"<Standing {len(self._waits)}>"
+        return f"<PausedCalls {len(self._waits)}>"
 
     def __len__(self) -> int:
         return len(self._waits)
 
     @contextmanager
     def wait(self, tool: str, session: _Session | None, limit: TimeLimit, deadline: float, what: str) -> Iterator[None]:
-        """Wait in the block, until the deadline, the end of the session, or the close of the pool. The session lives meanwhile.
+        """Wait in the block, until the deadline, the end of the session, or the close of the pool. The session does not
+        expire meanwhile.
 
         Args:
-            limit: What the deadline comes from.
-            what: What is waited for, for the error.
+            limit: The limit that sets the deadline.
+            what: The awaited thing, for the error.
 
         Raises:
-            RequestTimeout: The deadline has come.
+            RequestTimeout: The deadline has passed.
             RequestCancelled: The session was closed.
-            SessionNotFound: It had been closed before, or has expired.
+            SessionNotFound: The session had already been closed, or has expired.
             PoolClosed: The pool is closing or closed.
         """
         if self._closed is not None:
@@ -87,14 +88,14 @@ class Standing:
             raise wait.error or out_of_time(tool, what, limit)
 
     def close(self, error: SnakepitError) -> None:
-        """The pool takes nothing more: whoever waits is told so."""
+        """End all waits with this error, because the pool is closing."""
         self._closed = error
         for wait in list(self._waits):
             wait.end(copy_error(error))
 
 
 def session_closed(session: str | None, tool: str) -> RequestCancelled:
-    """What a call ends with whose session is no more."""
+    """Return the error of a call whose session has been closed."""
     return RequestCancelled(
         f"session {session!r} was closed while {tool!r} was under way", details={"session": session, "tool": tool}
     )

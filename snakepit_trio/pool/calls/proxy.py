@@ -27,8 +27,11 @@ _STREAMS = (Iterator, Iterable, Generator, AsyncIterator, AsyncIterable, AsyncGe
 
 
 class BoundTools:
-    """What :meth:`snakepit_trio.Pool.bind` gives for a module or an adapter's class: each tool is a method, which returns an
-    awaitable of the result, or for a stream an async context manager of an async iterator."""
+    """The result of :meth:`snakepit_trio.Pool.bind` for a module or an adapter's class: an object with a method for each
+    tool.
+
+    A method returns an awaitable of the result, or for a streaming tool an async context manager of an async iterator.
+    """
 
     __slots__ = ()
 
@@ -41,11 +44,11 @@ class BoundTools:
 
 
 class _Declared(NamedTuple):
-    """A tool as a declaration tells it."""
+    """A tool's declaration."""
 
     options: ToolOptions
     function: Callable[..., Any]
-    #: Its first parameter is the object that it is a method of.
+    #: Whether its first parameter is `self`.
     is_method: bool
 
 
@@ -132,14 +135,16 @@ def _method(pool: Calling, declared: _Declared, *, streaming: bool) -> Callable[
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     shown = [itself, *signature.parameters.values()]
     found.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
-    # So that `execute` and `map` take it for the tool, and give what it gives.
+    # `execute` and `map` then accept the method as a tool, and return its type.
     found.__snakepit_tool__ = declared.options  # type: ignore[attr-defined]
     found.__snakepit_convert__ = convert  # type: ignore[attr-defined]
     return found
 
 
 def converter_of(tool: object) -> Callable[[Any], Any]:
-    """What makes the result of a bound method into what it is declared to be; of anything else, results stay as they are."""
+    """Return the function that converts a bound method's result to its declared type; for anything else, a function that
+    changes nothing.
+    """
     found: Callable[[Any], Any] = attempt(_as_it_is, getattr, tool, "__snakepit_convert__")
     return found
 
@@ -152,7 +157,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function)
     except Exception:
-        # A name that exists for the type checker only: results then come as they are.
+        # A name exists only for the type checker; results then are not converted.
         return {}
 
 
@@ -162,7 +167,7 @@ def _is_context(parameter: inspect.Parameter, hints: dict[str, Any]) -> bool:
 
 
 class _Converted:
-    """A stream's chunks, each as what it is declared to be."""
+    """A stream whose chunks are converted to their declared type."""
 
     def __init__(self, chunks: AsyncIterator[Any], convert: Callable[[Any], Any]) -> None:
         self._chunks = chunks
@@ -176,7 +181,7 @@ class _Converted:
 
 
 def _chunk(hint: Any) -> Any:
-    """The innermost argument: of ``Iterator[T]``, or of ``AbstractAsyncContextManager[AsyncIterator[T]]``."""
+    """Return the innermost type argument of ``Iterator[T]`` or ``AbstractAsyncContextManager[AsyncIterator[T]]``."""
     arguments = typing.get_args(hint)
     if arguments and (typing.get_origin(hint) in _STREAMS or _is_manager(hint)):
         return _chunk(arguments[0]) if _is_manager(hint) else arguments[0]
@@ -188,7 +193,7 @@ def _is_manager(hint: Any) -> bool:
 
 
 def _converter(tool: str, hint: Any) -> Callable[[Any], Any]:
-    """Records travel as maps of their fields: what makes an instance again of a result that is declared as one."""
+    """Return a function that makes instances of a declared record type, because records travel as maps of their fields."""
     if hint is Any or not _has_record(hint):
         return _as_it_is
 

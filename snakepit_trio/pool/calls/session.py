@@ -1,4 +1,4 @@
-"""A session as its users see it: calls tied to a worker, values, tools, all of which end with it."""
+"""A session as its users see it: calls bound to a worker, values and tools, which all end with the session."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
 
 __all__ = ["OnLost", "Session", "open_session", "resume_session"]
 
-#: What becomes of a strict session whose worker has died; what a function returns is awaited if it can be.
+#: The behaviour of a strict session after the loss of its worker; a function may be async.
 OnLost = str | Callable[["Session"], object]
-#: Values are stored in one piece.
+#: Values are stored in one buffer.
 _ONE_PIECE: Final = 1 << 62
-#: How long leaving a session may take, in seconds: its store may be on a disk or behind a network.
+#: Seconds. The longest time for leaving a session; its store may be on a disk or behind a network.
 _LEAVE = 10.0
 
 T = TypeVar("T")
 
 
 class Session:
-    """A session of one pool. Made by :meth:`snakepit_trio.Pool.session`.
+    """A session of one pool. Created by :meth:`snakepit_trio.Pool.session`.
 
     Attributes:
-        id: Its id, by which it can be resumed.
-        pool: The pool that its calls go to.
-        affinity: How its calls are tied to a worker, or more strictly, if another block has opened the session so.
+        id: The session's id, by which it can be resumed.
+        pool: The pool of its calls.
+        affinity: The affinity that this block has asked for; a stricter one of another block takes precedence.
     """
 
     def __init__(
@@ -72,17 +72,17 @@ class Session:
 
     @property
     def ttl(self) -> float | None:
-        """Seconds that it lives without being used; None: for ever."""
+        """The seconds without use after which the session expires; None: never."""
         return self._known.ttl
 
     @property
     def fail_fast(self) -> bool:
-        """Whether a call of it is refused when its worker is busy. For the pool."""
+        """Whether its calls are refused while its worker is busy. For the pool."""
         return self.affinity == "strict_fail_fast"
 
     @property
     def worker_id(self) -> str | None:
-        """The worker that it is tied to, while there is one."""
+        """The id of the worker to which the session is bound, or None."""
         seats = self._ties.seats
         if seats is None:
             return None
@@ -93,7 +93,8 @@ class Session:
     @property
     @operation
     def tools(self) -> ToolRegistry:
-        """Host tools that only this session's calls can call; they go before the runtime's, and end with the session.
+        """The session's own host tools. Only this session's calls can call them; they take precedence over the runtime's,
+        and end with the session.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -108,24 +109,25 @@ class Session:
 
     @declares(CallKeywords)
     async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
-        """Run a tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.execute`.
+        """Run a tool in the session's worker; otherwise, also for a cancellation, as :meth:`snakepit_trio.Pool.execute`.
 
         Args:
             tool: The tool's name.
-            params: Its arguments by name.
-            options: ``timeout``, in seconds, ``priority``, ``metadata`` and ``idempotent`` of :meth:`snakepit_trio.Pool.execute`.
+            params: The arguments by name.
+            options: ``timeout``, in seconds, ``priority``, ``metadata`` and ``idempotent`` of
+                :meth:`snakepit_trio.Pool.execute`.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
-            SessionWorkerUnavailable: The affinity is strict, and the worker is gone.
+            SessionWorkerUnavailable: The affinity is strict, and the worker has ended.
             WorkerBusy: The affinity is ``"strict_fail_fast"``, and the worker is busy.
-            RequestCancelled: The session was closed while the call was under way.
+            RequestCancelled: The session was closed during the call.
         """
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
         return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
 
     async def call(self, tool: str, params: Arguments, options: CallOptions) -> Any:
-        """Run a tool with options that have been checked. For the bridge."""
+        """Run a tool with checked options. For the bridge."""
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
         return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
 
@@ -134,17 +136,17 @@ class Session:
     def stream(
         self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
     ) -> AbstractAsyncContextManager[ChunkStream]:
-        """Run a streaming tool in the session's worker; what is not said here is as in :meth:`snakepit_trio.Pool.stream`.
+        """Run a streaming tool in the session's worker; otherwise as :meth:`snakepit_trio.Pool.stream`.
 
         Args:
             tool: The tool's name.
-            params: Its arguments by name.
+            params: The arguments by name.
             options: ``timeout``, in seconds, ``priority`` and ``metadata`` of :meth:`snakepit_trio.Pool.stream`.
 
         Raises:
             SessionNotFound, WorkerBusy: As from :meth:`execute`, on entering the block.
-            SessionWorkerUnavailable: As from :meth:`execute`, on entering the block, or out of the iteration.
-            RequestCancelled: Out of the iteration: the session was closed while the call was under way.
+            SessionWorkerUnavailable: As from :meth:`execute`, on entering the block or from the iteration.
+            RequestCancelled: Raised by the iteration: the session was closed during the call.
         """
         return self._errors.block(self._stream(tool, params, options), "stream")
 
@@ -169,10 +171,11 @@ class Session:
     async def _bind(
         self, tool: str, options: StreamKeywords | CallOptions, allowed: type, default: float | None
     ) -> tuple[Binding, CallOptions]:
-        """The tie of a call; a new one when the old one is lost and the session allows it. And its options, with the time left.
+        """Return the binding of a call, and its options with the remaining time. A lost binding is replaced if the session
+        allows it.
 
         Args:
-            options: As the caller has given them, or checked already.
+            options: The options, as the caller gave them or already checked.
             allowed: The class that declares the keywords.
             default: The pool's limit, in seconds.
         """
@@ -187,7 +190,7 @@ class Session:
             limit = options.limit(default)
             deadline = math.inf if limit is None else anyio.current_time() + limit
             decided = options.decided("timeout" if allowed is CallKeywords else "stream_timeout", default)
-            with self.pool._calls.standing.wait(tool, self, decided, deadline, "its session to be rebuilt"):
+            with self.pool._calls.paused.wait(tool, self, decided, deadline, "its session to be rebuilt"):
                 binding = await self._ties.rebuilt()
             return binding, options.within(None if limit is None else max(0.0, deadline - anyio.current_time()))
         except SnakepitError:
@@ -198,12 +201,12 @@ class Session:
             raise self._errors.caller(exc) from exc
 
     def check_open(self) -> None:
-        """Raise SessionNotFound if it was closed, or has expired. For the pool."""
+        """Raise SessionNotFound if the session was closed, or has expired. For the pool."""
         if self._known.ended is not None:
             raise session_not_found(self.id)
 
     def begin(self, call: object, end: Callable[[], object]) -> None:
-        """One of its calls begins; ``end`` ends it for its caller. For the pool.
+        """Record the begin of a call; ``end`` ends it for its caller. For the pool.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -212,7 +215,7 @@ class Session:
         self._calls[call] = end
 
     def finish(self, call: object) -> None:
-        """One of its calls is over. For the pool."""
+        """Record the end of a call. For the pool."""
         self._calls.pop(call, None)
         self._directory.finish(self._known, call)
 
@@ -220,22 +223,23 @@ class Session:
 
     @operation
     async def put(self, key: str, value: Any, *, expect: int | None = None) -> int | None:
-        """Store a value, as it is now: later changes of the object are not seen.
+        """Store a copy of a value: later changes of the object have no effect.
 
-        A cancellation comes before it, and nothing is stored, or after it.
+        After a cancellation the value is either stored or not.
 
         Args:
             key: Printable text of up to 256 bytes.
-            value: Anything that could be an argument of a tool.
-            expect: Store only if the value has this version; 0: only if there is none.
+            value: Any value that may be a tool's argument.
+            expect: Store only if the current value has this version; 0: only if there is no value.
 
         Returns:
-            The value's version, greater than any that the session had before; None when ``expect`` did not fit and nothing
-            was stored.
+            The value's version, greater than any earlier version in the session; None if ``expect`` did not match and
+                nothing was stored.
 
         Raises:
-            InvalidParameter: The key or the value is refused.
-            QuotaExceeded: It does not fit; ``details`` say which quota, its limit, what is used, what was asked.
+            InvalidParameter: The key or the value is invalid.
+            QuotaExceeded: The value does not fit; ``details`` holds the quota, its limit, the used amount and the
+                requested amount.
             SessionNotFound: The session was closed, or has expired.
         """
         return await self._put(
@@ -254,16 +258,16 @@ class Session:
 
     @operation
     async def get(self, key: str, default: Any = None) -> Any:
-        """A value, read anew each time.
+        """Return a new copy of a value.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Args:
             key: The value's key.
-            default: What to return when there is none.
+            default: The result if there is no value.
 
         Raises:
-            InvalidParameter: The key is none.
+            InvalidParameter: The key is invalid.
             SessionNotFound: The session was closed, or has expired.
         """
         found = await self._read(key)
@@ -271,9 +275,9 @@ class Session:
 
     @operation
     async def get_versioned(self, key: str) -> tuple[Any, int]:
-        """A value and its version, for ``put(..., expect=version)``; ``(None, 0)`` when there is none.
+        """Return a value and its version, for ``put(..., expect=version)``; ``(None, 0)`` if there is no value.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -282,14 +286,14 @@ class Session:
         return (None, 0) if found is None else (_decode(found[0]), found[1])
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace a value by what a function makes of it, so that no other update is lost.
+        """Replace a value by a function of it, without losing another update.
 
-        A cancellation comes before an attempt to store, and nothing is stored, or after it.
+        After a cancellation the new value is either stored or not.
 
         Args:
             key: The value's key.
-            function: Takes the value and returns the new one; called again when another update came first.
-            default: What it takes when there is none.
+            function: Takes the value and returns the new value; called again if another update came first.
+            default: The function's argument if there is no value.
 
         Returns:
             The new value.
@@ -298,9 +302,9 @@ class Session:
 
     @operation
     async def delete(self, key: str) -> bool:
-        """Delete a value. Returns whether there was one.
+        """Delete a value, and return whether there was one.
 
-        A cancellation comes before it, and nothing is deleted, or after it.
+        After a cancellation the value is either deleted or not.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -310,9 +314,9 @@ class Session:
 
     @operation
     async def keys(self) -> tuple[str, ...]:
-        """The keys of its values, sorted.
+        """Return the keys of the session's values, sorted.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -336,23 +340,27 @@ class Session:
 
     @operation
     async def info(self) -> SessionInfo:
-        """What there is to say of it.
+        """Return a snapshot of the session.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Raises:
-            SessionNotFound: It was closed, or has expired.
+            SessionNotFound: The session was closed, or has expired.
         """
         return await self._directory.info(self.id, self._known.generation)
 
     @operation
     async def close(self) -> None:
-        """End it, for everybody who has it open: its calls are cancelled, its values, programs and tools freed. Idempotent."""
+        """End the session for all blocks that have it open: cancel its calls, and delete its values, programs and tools.
+        Idempotent.
+
+        A cancellation comes before the end or after it.
+        """
         if self._known.ended is None:
             await self._directory.end(self.id, self._known.generation)
 
     def _leave(self, *, detach: bool) -> None:
-        """The block that opened it has ended. Idempotent."""
+        """Record that the block has ended. Idempotent."""
         for end in list(self._calls.values()):
             end()
         if self._known.ended is None:
@@ -371,7 +379,7 @@ async def open_session(
     on_lost: OnLost,
     detach: bool,
 ) -> AsyncIterator[Session]:
-    """A session for the time of a block; see :meth:`snakepit_trio.Pool.session`."""
+    """Open a session for the time of a block; see :meth:`snakepit_trio.Pool.session`."""
     if affinity not in AFFINITIES:
         raise InvalidParameter(
             f"affinity must be one of {', '.join(AFFINITIES)}, not {affinity!r}", details={"path": "affinity"}
@@ -395,13 +403,13 @@ async def open_session(
 async def resume_session(
     pool: Pool, directory: SessionDirectory, id: str, generation: str | None
 ) -> AsyncIterator[Session]:
-    """A session that is there, as it was opened, for the time of a block that leaves it there.
+    """Use an existing session for the time of a block, and leave it open.
 
     Args:
-        generation: Only the session of this generation is meant.
+        generation: Accept only the session of this generation.
 
     Raises:
-        SessionNotFound: It is not there.
+        SessionNotFound: There is no such session.
         PoolClosed: The pool is closing or closed.
     """
     pool._supervisor.check_open()
@@ -415,19 +423,19 @@ async def resume_session(
 
 
 async def _let_go(directory: SessionDirectory, known: KnownSession, session: Session | None, *, detach: bool) -> None:
-    """A block has ended, or was not entered: its handle is given back, also when it is cancelled."""
+    """Give a block's handle back after its end, or if it was not entered; also when cancelled."""
     known.handles -= 1
     with anyio.CancelScope(shield=True), anyio.move_on_after(_LEAVE):
         try:
             await _left(directory, known, session, detach=detach)
         except Exception:
-            # Once more: nobody else would end it.
+            # Tried again, because no other code would end it.
             await _left(directory, known, session, detach=detach)
             raise
 
 
 async def _left(directory: SessionDirectory, known: KnownSession, session: Session | None, *, detach: bool) -> None:
-    """A block has ended. To be called once more when it has failed."""
+    """Give a block's handle back. May be called again after a failure."""
     try:
         if session is not None:
             session._leave(detach=detach)

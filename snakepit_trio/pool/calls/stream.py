@@ -21,18 +21,19 @@ if TYPE_CHECKING:
 
 __all__ = ["STREAM_BYTES", "STREAM_WINDOW", "ChunkStream"]
 
-#: How many chunks of one stream may be under way or wait for the consumer; and bytes, beyond which one chunk may go.
+#: The largest number of chunks of one stream that may be in transit or wait for the consumer, and of their bytes, which
+#: one chunk may exceed.
 STREAM_WINDOW, STREAM_BYTES = 64, 16 * 1024 * 1024
 
 
 class ChunkStream(Chunks[Payload]):
     """The chunks of one call of a pool; see :class:`snakepit_trio._chunks.Chunks`.
 
-    Up to ``window`` chunks are under way or wait here, and none comes once those have ``window_bytes`` or more; a consumer
-    that pauses makes the tool's generator pause.
+    Up to ``window`` chunks are in transit or wait here, and no chunk is sent while they have ``window_bytes`` or more,
+    so a paused consumer pauses the tool's generator.
 
-    Raises, out of the iteration: what a call raises (``ToolError``, ``RequestTimeout``, ``WorkerCrashed`` and so on), after
-    the chunks that came before it; a spent timeout comes at once.
+    The iteration raises the errors of a call (``ToolError``, ``RequestTimeout``, ``WorkerCrashed`` and so on) after the
+    chunks that arrived before; a timeout is raised at once.
     """
 
     def __init__(
@@ -48,9 +49,9 @@ class ChunkStream(Chunks[Payload]):
         self.request: Request | None = None
         self.window = window
         self.window_bytes = window_bytes
-        #: Called when the bytes of the chunks that wait here have changed.
+        #: Called when the bytes of the waiting chunks have changed.
         self.on_held: Callable[[], object] | None = None
-        # What the worker may still send.
+        # The number of chunks that the worker may still send.
         self._credits = window
         self._room = window_bytes
         self._credit = credit
@@ -58,7 +59,7 @@ class ChunkStream(Chunks[Payload]):
         self._taken = 0
         self._taken_bytes = 0
         self._given = False
-        # A reader was waiting when the call ended.
+        # Whether a reader was waiting when the call ended.
         self._starved = False
         self.released: anyio.Event = anyio.Event()
 
@@ -67,14 +68,14 @@ class ChunkStream(Chunks[Payload]):
 
     @property
     def held(self) -> int:
-        """Bytes of the chunks that wait here."""
+        """The bytes of the waiting chunks."""
         return 0 if self._left else self.window_bytes - self._room - self._taken_bytes
 
     def put(self, chunk: Payload) -> None:
-        """A chunk has arrived.
+        """Add a received chunk.
 
         Raises:
-            ValueError: It is beyond what the worker was given credit for.
+            ValueError: The worker had no credit for it.
         """
         if self._credits <= 0 or self._room <= 0:
             raise ValueError("a chunk beyond its credit")
@@ -89,27 +90,28 @@ class ChunkStream(Chunks[Payload]):
             self._consumer.wake()
 
     def wake(self) -> None:
-        """The call has ended."""
+        """Wake the consumer, because the call has ended."""
         self._starved = self._consumer is not None
         self._wake()
 
     def verdict(self, *, gone: bool) -> BaseException | bool | None:
-        """What the call, which its reader leaves now, says of the tool: how it has failed; True: it did well; None: nothing.
+        """Return the call's outcome for the circuit breaker as its reader leaves: the failure, True for a success, None
+        for neither.
 
         Args:
-            gone: The reader was cancelled.
+            gone: Whether the reader was cancelled.
         """
         request = self.request
         assert request is not None
         if request.outcome is None:
             return None if gone or not self._given else True
         if request.outcome is Outcome.EXPIRED and not self._starved:
-            # It was the reader that took so long.
+            # The reader caused the delay.
             return None
         return True if request.outcome is Outcome.COMPLETED else request.error
 
     def leave(self) -> None:
-        """The consumer has left; nothing more can be had here."""
+        """Record that the consumer has left; further reads raise ClosedResourceError."""
         self.on_held = None
         super().leave()
 
@@ -126,7 +128,8 @@ class ChunkStream(Chunks[Payload]):
         if self.on_held is not None:
             self.on_held()
         if half and request.phase is Phase.RUNNING:
-            # Credits go back in halves of the window: a frame for many chunks, and the tool never runs dry.
+            # Credits are returned in halves of the window: one frame for many chunks, and the tool never runs out of
+            # credit.
             self._credits += self._taken
             self._room += self._taken_bytes
             self._credit(self._taken, self._taken_bytes)
@@ -140,7 +143,7 @@ class ChunkStream(Chunks[Payload]):
             return False
         if request.error is not None:
             if request.outcome is Outcome.CANCELLED:
-                # The worker saw the end of the caller's scope a moment before the scope itself does.
+                # The worker noticed the deadline of the caller's scope a moment before the scope does.
                 await anyio.sleep_until(request.scope_deadline)
             raise request.error
         return True

@@ -1,4 +1,4 @@
-"""A call on its way into the pool: what the caller gave is checked, encoded and handed to the scheduler."""
+"""Checks and encodes a call's arguments, and submits its request to the scheduler."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ __all__ = ["Arguments", "Encoded", "Submission", "wrong_kind"]
 
 
 class Encoded:
-    """Arguments that came encoded, from a client.
+    """Arguments that a client has already encoded.
 
     Attributes:
-        payload: As they came. They are sent on so when the workers read that encoding.
-        params: The same, decoded and checked; None when nobody has looked at them here, and the worker is to.
+        payload: The encoded arguments. They are sent unchanged if the workers decode their encoding.
+        params: The decoded and checked arguments; None if only the worker decodes them.
     """
 
     __slots__ = ("params", "payload")
@@ -44,15 +44,15 @@ class Encoded:
         self.params: Mapping[str, Any] | None = params
 
 
-#: The arguments of a call, by name.
+#: The arguments of a call by name.
 Arguments: TypeAlias = Mapping[str, Any] | Encoded | None
 
 
 class Submission:
-    """The way of calls into one pool.
+    """Submits calls to one pool.
 
     Args:
-        loop: The event loop that is running.
+        loop: The running event loop.
         on_queued: Called when a request has to wait for a worker.
     """
 
@@ -88,15 +88,15 @@ class Submission:
         batch: bool = False,
         taskless: bool = False,
     ) -> Request:
-        """Check and encode the arguments; nothing is known of the request to anybody else yet.
+        """Check and encode the arguments, and create the request, which is not submitted yet.
 
         Args:
             on_end: Called when the request has ended.
-            binding: The tie of the session that it belongs to.
-            stream: The caller's end of its stream.
-            permits: What it holds of limits.
-            batch: Waiting does not count; the timeout is counted from the moment a worker gets it.
-            taskless: It has no task: no scope ends it, and its result is not decoded here.
+            binding: The binding of the request's session.
+            stream: The caller's end of the stream.
+            permits: The permits of limits that the request holds.
+            batch: The wait does not count: the timeout begins when a worker gets the request.
+            taskless: The request has no task: no scope ends it, and its result is not decoded here.
         """
         config, repertoire = self._config, self._dispatch.repertoire
         payload = None
@@ -152,7 +152,7 @@ class Submission:
         return request
 
     def submit(self, request: Request) -> Request:
-        """Hand a request to the scheduler. Errors are those of :meth:`Scheduler.submit`."""
+        """Submit a request to the scheduler. Raises the errors of :meth:`Scheduler.submit`."""
         self._scheduler.submit(request, self._loop.now())
         if request.phase is Phase.QUEUED:
             if request.payload.buffers and request.seats is None:
@@ -162,23 +162,23 @@ class Submission:
         return request
 
     def take(self, request: Request) -> Any:
-        """The result of a request that has ended, or its error raised."""
+        """Return the result of an ended request, or raise its error."""
         if request.error is not None:
             try:
                 raise request.error
             finally:
-                # Its traceback holds this frame.
+                # The traceback refers to this frame.
                 del request
         return self.decode(request.result)
 
     def decode(self, payload: Payload | None) -> Any:
-        """A result or a chunk."""
+        """Decode a result or a chunk."""
         if payload is None:
             return None
         return codec.decode(payload, what="result", limit=self._config.max_payload)
 
     def tool_not_found(self, tool: object) -> ToolNotFound:
-        """The error for a tool that the pool does not have."""
+        """Return the error for a tool that the pool does not have."""
         import difflib
 
         close = difflib.get_close_matches(str(tool), self._dispatch.repertoire.tools, n=1)
@@ -189,14 +189,14 @@ class Submission:
 
 
 def _as_it_is(buffer: Buffer) -> Buffer:
-    """A binary value that waits to be sent: a copy, if its owner may change it meanwhile."""
+    """Return a binary value that can wait to be sent: a copy, if its owner may change it."""
     if isinstance(buffer, memoryview) and not isinstance(buffer.obj, bytes) and not memoryview(buffer.obj).readonly:
         return bytes(buffer)
     return buffer
 
 
 def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:
-    """The error for a tool that is called in the way of the other kind."""
+    """Return the error for a streaming tool called as a plain one, or the reverse."""
     if spec.streaming:
         text = f"{spec.name!r} gives a stream: use pool.stream({spec.name!r}, ...)"
     else:

@@ -1,4 +1,4 @@
-"""What may be done to the workers of a pool while it runs."""
+"""The public operations on a running pool's workers."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ __all__ = ["Operations"]
 
 
 class Operations:
-    """The part of a pool's interface that is about its workers."""
+    """The part of a pool's interface for its workers."""
 
     _supervisor: Supervisor
     _errors: InternalErrors
 
     @operation
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until ``n`` workers are ready, all of them when None.
+        """Wait until ``n`` workers are ready; None: all of them.
 
-        A cancellation ends the wait, and nothing else.
+        A cancellation only ends the wait.
 
         Raises:
-            WorkerStartupError: So many can't be, for slots have failed. Also when the time was spent; then it is a TimeoutError,
-                too.
-            InvalidParameter: An argument is refused.
+            WorkerStartupError: Not enough workers can become ready, because slots have failed; or the timeout passed,
+                and then the error is a TimeoutError too.
+            InvalidParameter: An argument is invalid.
             PoolClosed: The pool is closing or closed.
         """
         await self._supervisor.wait_ready(n, timeout)
 
     @operation
     async def resize(self, size: int) -> None:
-        """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
+        """Change the number of workers. Returns when new workers are ready and surplus ones have ended.
 
-        Surplus workers finish the calls that they hold, within ``stop_grace``.
+        Surplus workers finish their calls, within ``stop_grace``.
 
         A cancellation ends the wait; the new size stays.
 
@@ -45,26 +45,27 @@ class Operations:
 
     @operation
     async def rolling_restart(self) -> None:
-        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains; then the spares.
+        """Replace every worker, ``surge`` at a time, each replacement ready before the old worker drains; then the spares.
 
-        The new ones may be of another version of the adapter (with ``start_method="spawn"``, whose workers import it anew);
-        from the first of them on, its tools are the pool's. A slot that has no worker tries at once.
+        The replacements may have another version of the adapter (with ``start_method="spawn"``, whose workers import it
+        again); from the first of them on, the pool offers its tools. A slot without a worker tries to start one at
+        once.
 
-        After a cancellation the workers whose turn it is are replaced still, and those after them stay.
+        After a cancellation the replacements in progress are completed, and the remaining workers stay.
 
         Raises:
-            WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
+            WorkerStartupError: A replacement could not start; the workers that were not replaced continue.
         """
         await self._supervisor.rolling_restart()
 
     @operation
     async def recycle(self, worker_id: str) -> bool:
-        """Replace one worker: a new one is ready first, then this one drains and stops.
+        """Replace one worker: a new one becomes ready first, then the old one drains and stops.
 
-        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
-        already is waited for.
+        Returns whether the worker was replaced; False if the new one could not start and the old one continues. A
+        replacement already in progress is awaited.
 
-        A cancellation ends the wait; the worker is replaced still.
+        A cancellation ends the wait; the worker is still replaced.
 
         Raises:
             InvalidParameter: The pool has no such worker.
@@ -73,29 +74,30 @@ class Operations:
 
     @operation
     def cordon(self, worker_id: str, *, cordoned: bool = True) -> None:
-        """Give one worker no more calls, or, with ``cordoned=False``, calls again; those that it has go on.
+        """Stop giving a worker new calls or, with ``cordoned=False``, start again; its running calls continue.
 
         Raises:
-            InvalidParameter: The pool has no such worker that takes calls.
+            InvalidParameter: The pool has no such worker that accepts calls.
         """
         self._supervisor.dispatch.cordon(worker_id, cordoned=cordoned)
 
     @operation
     async def drain(self, worker_id: str) -> None:
-        """Give one worker no more calls, and wait until it holds none. ``cordon(..., cordoned=False)`` undoes it.
+        """Stop giving a worker new calls, and wait until it holds none. ``cordon(..., cordoned=False)`` reverts it.
 
-        A cancellation leaves the worker without new calls.
+        A cancellation leaves the worker cordoned.
 
         Raises:
-            InvalidParameter: The pool has no such worker that takes calls.
+            InvalidParameter: The pool has no such worker that accepts calls.
         """
         await self._supervisor.dispatch.drain(worker_id)
 
     @operation
     def kill_worker(self, worker_id: str) -> None:
-        """End one worker at once; its calls fail or run elsewhere as after a crash, and its slot gets another worker.
+        """Kill one worker at once. Its calls fail or run on other workers, as after a crash, and its slot gets another
+        worker.
 
         Raises:
-            InvalidParameter: The pool has no such worker that is alive.
+            InvalidParameter: The pool has no such living worker.
         """
         self._supervisor.kill_worker(worker_id)

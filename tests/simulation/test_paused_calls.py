@@ -1,4 +1,4 @@
-"""Calls for which nothing runs at the moment, and streams that are left: each hears of what ends it, and its session lives."""
+"""Paused calls, and streams that are left: each ends for the same causes as a running call, and its session lives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def simulate(body: Callable[[sp.Pool], Awaitable[None]], **options: Any) -> None
         async with ScriptedWorkers(tools) as workers, workers.open_pool(**{"prefetch": 0, **options}) as pool:
             with trio.fail_after(500):
                 await body(pool)
-            assert not len(pool._calls.standing)
+            assert not len(pool._calls.paused)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0), strict_exception_groups=True)
 
