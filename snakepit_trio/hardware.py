@@ -1,6 +1,6 @@
-"""What this machine has to offer: cores, memory, accelerators; read from the system's files and libraries, never by a shell.
+"""Detection of cores, memory and accelerators from the system's files and libraries, never by a shell.
 
-What a container may use is less than what its machine has, so the limits of control groups count:
+A container may use less than its machine has, so the limits of control groups count:
 https://docs.kernel.org/admin-guide/cgroup-v2.html (``cpu.max``, ``memory.max``), and the ``cpu.cfs_*`` and
 ``memory.limit_in_bytes`` files of version 1.
 """
@@ -18,11 +18,11 @@ import attrs
 
 __all__ = ["Accelerator", "Cpu", "Hardware", "Memory", "control_groups", "detect", "visibility"]
 
-#: cgroup v1 writes a number of this order where there is no limit.
+#: cgroup v1 writes a number of this order for no limit.
 _NO_LIMIT_V1 = 1 << 60
-#: Which variable restricts a process to some devices, by kind.
+#: The environment variable that restricts a process to some devices, by kind.
 _VARIABLES = {"cuda": "CUDA_VISIBLE_DEVICES", "rocm": "HIP_VISIBLE_DEVICES"}
-#: The vendor's number of AMD in sysfs.
+#: AMD's vendor number in sysfs.
 _AMD = "0x1002"
 _NVML_NAME, _NVML_UUID = 96, 96
 
@@ -32,10 +32,10 @@ class Cpu:
     """The processor.
 
     Attributes:
-        model: What it calls itself; empty when it does not say.
-        logical: Hardware threads of the machine.
-        affinity: Those that this process may run on.
-        quota: How many seconds of processor time each second this process's control group may use; None: no limit.
+        model: The model name; empty if unknown.
+        logical: The machine's number of hardware threads.
+        affinity: The number of hardware threads that this process may run on.
+        quota: The CPU seconds per second that this process's control group may use; None: no limit.
     """
 
     model: str
@@ -45,7 +45,7 @@ class Cpu:
 
     @property
     def usable(self) -> int:
-        """How many workers can really run at the same time; at least 1."""
+        """The number of workers that can run in parallel; at least 1."""
         return self.affinity if self.quota is None else max(1, min(self.affinity, math.ceil(self.quota)))
 
 
@@ -54,9 +54,9 @@ class Memory:
     """Main memory, in bytes.
 
     Attributes:
-        total: Of the machine.
-        available: What could be had now without swapping.
-        limit: What this process's control group may use; None: no limit.
+        total: The machine's memory.
+        available: The memory available now without swapping.
+        limit: The limit of this process's control group; None: no limit.
     """
 
     total: int
@@ -65,20 +65,20 @@ class Memory:
 
     @property
     def usable(self) -> int:
-        """The most that this process and its workers may use."""
+        """The largest amount that this process and its workers may use."""
         return self.total if self.limit is None else min(self.total, self.limit)
 
 
 @attrs.frozen(kw_only=True)
 class Accelerator:
-    """A device that a worker can be tied to.
+    """A device that can be assigned to a worker.
 
     Attributes:
         kind: ``"cuda"``, ``"rocm"`` or ``"mps"``.
-        index: Its number among those of its kind.
-        name: What it calls itself.
-        memory: Bytes of its own memory; None when nobody could tell.
-        uuid: Its identity, where it has one.
+        index: Its number among the devices of its kind.
+        name: The model name.
+        memory: Bytes of its own memory; None if unknown.
+        uuid: Its identity, if it has one.
     """
 
     kind: str
@@ -89,13 +89,13 @@ class Accelerator:
 
     @property
     def id(self) -> str:
-        """``"cuda:0"``: what ``PoolConfig.devices`` calls it."""
+        """The name in ``PoolConfig.devices``, such as ``"cuda:0"``."""
         return f"{self.kind}:{self.index}"
 
 
 @attrs.frozen(kw_only=True)
 class Hardware:
-    """A machine, as this process may use it."""
+    """The part of a machine that this process may use."""
 
     system: str
     machine: str
@@ -105,15 +105,16 @@ class Hardware:
 
 
 def detect() -> Hardware:
-    """Look at this machine. Never raises for something that can't be read: it is left out. Blocks for milliseconds."""
+    """Detect the hardware. Blocks for milliseconds. Unreadable parts are omitted; nothing is raised for them."""
     return _detect(Path("/"), os.environ)
 
 
 def visibility(device: str) -> dict[str, str]:
-    """The environment that ties a process to one device, such as ``"cuda:0"``. Empty for a kind that has no such variable.
+    """Return the environment that restricts a process to one device, such as ``"cuda:0"``; empty for a kind without such a
+    variable.
 
     Raises:
-        ValueError: It does not name a device.
+        ValueError: The string does not name a device.
     """
     kind, _, which = device.partition(":")
     if not kind.isalnum() or not which or not all(c.isalnum() or c in "-_/" for c in which):
@@ -146,7 +147,7 @@ def _detect(root: Path, environ: Mapping[str, str]) -> Hardware:
 
 
 def control_groups(root: Path = Path("/")) -> Iterator[Path]:
-    """The folders of this process's control groups and of all above them: the narrowest limit counts."""
+    """Yield the directories of this process's control groups and their parents; the narrowest limit counts."""
     base = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
@@ -157,7 +158,7 @@ def control_groups(root: Path = Path("/")) -> Iterator[Path]:
         if names and not top.is_dir():
             top = base / next(name for name in names if name in ("cpu", "memory", "pids"))
         folder = top / path.lstrip("/")
-        # Inside a container the path may be the machine's, and only the top is there.
+        # In a container the path may be the machine's, and only the top exists.
         yield from [folder, *folder.parents][: len(folder.relative_to(top).parts) + 1]
 
 
@@ -197,7 +198,8 @@ def _cuda(root: Path, environ: Mapping[str, str]) -> list[Accelerator]:
 
 
 def _visible(found: list[Accelerator], restriction: str | None) -> list[Accelerator]:
-    """Those that this process may see, by number or by the beginning of the uuid; the first unknown one ends the list.
+    """Return the devices that this process may use, by number or by the beginning of the uuid; the first unknown one ends
+    the list.
 
     See https://docs.nvidia.com/cuda/cuda-c-programming-guide/index.html#env-vars.
     """
@@ -214,7 +216,9 @@ def _visible(found: list[Accelerator], restriction: str | None) -> list[Accelera
 
 
 def _nvml() -> list[Accelerator]:
-    """By NVIDIA's management library, which needs no CUDA context: https://docs.nvidia.com/deploy/nvml-api/"""
+    """Detect devices with NVIDIA's management library, which needs no CUDA context:
+    https://docs.nvidia.com/deploy/nvml-api/
+    """
     import ctypes
 
     try:
@@ -252,7 +256,7 @@ def _nvml() -> list[Accelerator]:
 
 
 def _nvidia_driver(root: Path) -> Iterator[Accelerator]:
-    """By what NVIDIA's driver writes into ``/proc``, where its library is not at hand."""
+    """Detect devices in the driver's files in ``/proc``, if NVIDIA's library is missing."""
     for index, path in enumerate(sorted(_folders(root / "proc/driver/nvidia/gpus"))):
         lines = [line.partition(":") for line in _read(path / "information").splitlines()]
         facts = {name.strip(): value.strip() for name, _, value in lines}
@@ -260,7 +264,7 @@ def _nvidia_driver(root: Path) -> Iterator[Accelerator]:
 
 
 def _rocm(root: Path, environ: Mapping[str, str]) -> list[Accelerator]:
-    """By the nodes of AMD's compute driver that have shader cores; memory by the graphics card of the same place.
+    """Detect nodes of AMD's compute driver with shader cores; their memory comes from the graphics card at the same place.
 
     See https://docs.kernel.org/gpu/amdgpu/ and ``/sys/class/kfd``.
     """
@@ -289,7 +293,7 @@ def _rocm(root: Path, environ: Mapping[str, str]) -> list[Accelerator]:
 
 
 def _mps() -> list[Accelerator]:
-    """Apple's own processors have a GPU that shares main memory."""
+    """Detect the GPU of Apple's processors, which shares main memory."""
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return [Accelerator(kind="mps", index=0, name="Apple GPU")]
     return []

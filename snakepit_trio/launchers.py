@@ -1,7 +1,8 @@
-"""What a launcher of your own is written with, and nothing that it does not need; docs/guides/launchers.md says how.
+"""The interface for launchers outside this package; docs/guides/launchers.md describes its use.
 
-``PoolConfig(launcher=...)`` takes a :class:`Launcher`, a class or function that makes one of a :class:`LaunchContext`, or
-the name of such an entry point in the group ``snakepit_trio.launchers``.
+``PoolConfig(launcher=...)`` takes a :class:`Launcher`, a class or function that creates one from a
+:class:`LaunchContext`, or the name of an entry point for such a class or function in the group
+``snakepit_trio.launchers``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .launch.futures import settled
 from .launch.spawn import SpawnLauncher
 
 if TYPE_CHECKING:
-    # Needs the package cryptography, which the extra "ray" has.
+    # Needs the package cryptography, which the extra "ray" installs.
     from .launch.authority import Authority
 
 __all__ = [

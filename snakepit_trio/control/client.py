@@ -1,4 +1,4 @@
-"""The other end of a control socket, for the commands."""
+"""The client of a control socket, for the commands."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["ControlClient", "ControlError", "connect"]
 
 
 class ControlError(SnakepitError):
-    """A runtime has refused a request, or could not be reached; ``code`` says which."""
+    """A runtime refused a request, or could not be reached; ``code`` gives the reason."""
 
     default_code = "control"
 
@@ -37,12 +37,13 @@ class ControlClient:
 
     @operation
     async def ask(self, op: str, *, timeout: float = 10.0, **params: Any) -> dict[str, Any]:
-        """Ask for one operation, and wait ``timeout`` seconds for its answer.
+        """Request an operation, and wait ``timeout`` seconds for its answer.
 
-        A cancellation, and a time that is spent, leave the connection of no further use; what was asked for goes on.
+        After a cancellation or a timeout the connection is unusable; the requested operation continues.
 
         Raises:
-            ControlError: It was refused (the code is the runtime's), or there was no answer (``unreachable``).
+            ControlError: The runtime refused the request (the code is the runtime's), or did not answer
+                (``unreachable``).
         """
         id = next(self._ids)
         try:
@@ -53,11 +54,12 @@ class ControlClient:
             raise _unreachable(f"no answer within {timeout:g} s") from None
 
     async def events(self, *prefixes: str) -> AsyncIterator[dict[str, Any]]:
-        """The runtime's events, each with ``dropped`` beside ``event``, until it ends. The connection serves nothing else
-        afterwards.
+        """Yield the runtime's events, each with ``dropped`` beside ``event``, until its end. The connection can't be used
+        for anything else afterwards.
 
         Raises:
-            ControlError: It was refused, or failed later (the code is the runtime's), or there was no answer (``unreachable``).
+            ControlError: The runtime refused the request or failed later (the code is the runtime's), or did not answer
+                (``unreachable``).
         """
         id = await self._subscribe(prefixes)
         while (line := await self._event(id)) is not None:
@@ -72,7 +74,7 @@ class ControlClient:
 
     @operation
     async def _event(self, id: int) -> dict[str, Any] | None:
-        """The next event; None at the end."""
+        """Return the next event, or None at the end."""
         try:
             line = await self._line()
         except ControlError:
@@ -121,7 +123,7 @@ def connect(path: str, *, timeout: float = 2.0) -> AbstractAsyncContextManager[C
     """Connect to a runtime's control socket.
 
     Raises:
-        ControlError: Nobody listens there.
+        ControlError: No runtime listens there.
     """
     return InternalErrors().block(_connect(path, timeout), "connection")
 

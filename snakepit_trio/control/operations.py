@@ -1,5 +1,6 @@
-"""What can be asked of a running runtime, each in one method. No answer holds arguments, results, environments or tokens, and
-all of it is redacted."""
+"""The operations that a control socket offers, one method each. Answers are redacted, and contain no arguments, results,
+environments or tokens.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "EventsOf", "Operations"]
 
-#: The operation that gives many answers.
+#: The operation with many answers.
 EVENTS = "events"
-#: The longest that a drain may be waited for, in seconds.
+#: Seconds. The longest wait for a drain.
 _LONGEST_DRAIN = 24 * 3600.0
-#: How long the store of sessions may take to count them, in seconds: it may be behind a network.
+#: Seconds. The longest time for counting the sessions in the store, which may be behind a network.
 _COUNT = 1.0
 
 
@@ -60,7 +61,7 @@ class _Resize(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class EventsOf(msgspec.Struct, forbid_unknown_fields=True):
-    """What is to be subscribed to."""
+    """The parameters of a subscription."""
 
     prefixes: list[str] = []
 
@@ -69,10 +70,10 @@ P = TypeVar("P")
 
 
 def read_params(kind: type[P], params: Mapping[str, Any]) -> P:
-    """The parameters of an operation, checked.
+    """Return the checked parameters of an operation.
 
     Raises:
-        Refusal: They are not what it takes.
+        Refusal: The parameters are invalid.
     """
     try:
         return msgspec.convert(params, kind)
@@ -84,9 +85,9 @@ class Operations:
     """The operations of one runtime.
 
     Args:
-        runtime: Whose.
-        redact: Takes secrets out of a value.
-        backend: The event loop that is running.
+        runtime: The runtime.
+        redact: Removes secrets from a value.
+        backend: The running event loop.
     """
 
     def __init__(self, runtime: Runtime, redact: Callable[[Any], Any], backend: str) -> None:
@@ -110,10 +111,10 @@ class Operations:
         return f"<Operations of {self._runtime.run_id}>"
 
     async def run(self, request: protocol.Request) -> dict[str, Any]:
-        """Do what was asked.
+        """Run the requested operation.
 
         Raises:
-            Refusal: It can't be done.
+            Refusal: The operation is not possible.
         """
         found = self._table.get(request.op)
         if found is None:
@@ -127,7 +128,7 @@ class Operations:
 
     @staticmethod
     def event(event: Event) -> dict[str, Any]:
-        """An event as it is told to a client; it was redacted where it was made."""
+        """Return an event as plain values for a client; it was redacted when it was created."""
         return {
             "name": event.name,
             "time": event.time,
@@ -179,7 +180,7 @@ class Operations:
         slots = {slot["index"]: slot for slot in found["slots"]}
         workers = []
         for worker in found["workers"]:
-            # The event loop's clock means nothing to another process.
+            # The event loop's clock has no meaning in another process.
             worker.pop("next_attempt")
             worker["next_attempt_in"] = slots.get(worker["slot"], {}).get("next_attempt_in")
             workers.append(self._redact(worker))
@@ -242,7 +243,9 @@ class Operations:
 
 
 def _latency(ended: list[dict[str, Any]], window: float) -> dict[str, Any]:
-    """How long the calls took that ended with a result in the last ``window`` seconds, waiting included; in seconds."""
+    """Return percentiles of the durations, in seconds and including waits, of calls that succeeded in the last ``window``
+    seconds.
+    """
     recent = [end for end in ended if end["ago"] <= window and end["outcome"] == "completed"]
     durations = sorted(end["duration"] for end in recent)
     waits = sorted(end["queue_wait"] for end in recent)
@@ -260,7 +263,7 @@ def _latency(ended: list[dict[str, Any]], window: float) -> dict[str, Any]:
 
 
 def _tasks() -> list[dict[str, Any]]:
-    """The library's tasks and those inside them: a nursery's are the children of the task that has opened it."""
+    """Return the library's tasks and the tasks below them: a nursery's tasks are children of the task that opened it."""
     tasks = {task.id: task for task in anyio.get_running_tasks()}
 
     def ours(task: anyio.TaskInfo | None) -> bool:

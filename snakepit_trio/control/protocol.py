@@ -1,13 +1,13 @@
-"""What is said over a control socket: one line of JSON for each request, one for each answer.
+"""The protocol of a control socket: one line of JSON for each request and each answer.
 
 ::
 
-    -> {"v": 1, "id": 7, "op": "status", "params": {"tree": true}}
-    <- {"v": 1, "id": 7, "ok": true, "result": {...}}
-    <- {"v": 1, "id": 7, "ok": false, "error": {"code": "invalid_parameter", "message": "..."}}
+    -> {"v": 1, "id": 7, "op": "status", "params": {"tree": true}} <- {"v": 1, "id": 7, "ok": true, "result": {...}} <-
+    {"v": 1, "id": 7, "ok": false, "error": {"code": "invalid_parameter", "message": "..."}}
 
-``id`` is the client's and comes back as it was. ``events`` is answered by ``{"ok": true, "result": {}}`` and then by any number
-of ``{"v": 1, "id": 7, "event": {...}, "dropped": 0}``, until the client closes its side or sends anything more.
+The client chooses ``id``, and the answer repeats it. ``events`` is answered by ``{"ok": true, "result": {}}`` and then
+by any number of ``{"v": 1, "id": 7, "event": {...}, "dropped": 0}``, until the client closes its side or sends
+anything.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ __all__ = [
     "success",
 ]
 
-#: The version that we speak.
+#: The version of the protocol.
 VERSION = 1
-#: The longest request and the longest answer, in bytes.
+#: The largest request and the largest answer, in bytes.
 REQUEST_LIMIT = 64 * 1024
 ANSWER_LIMIT = 64 * 1024 * 1024
 
 
 class Refusal(Exception):
-    """A request that gets no result.
+    """A refused request.
 
     Attributes:
-        code: For programs, such as ``"invalid_parameter"``.
-        message: For people.
+        code: A code for programs, such as ``"invalid_parameter"``.
+        message: A message for people.
     """
 
     def __init__(self, code: str, message: str, id: int | str | None = None) -> None:
@@ -54,7 +54,7 @@ class Refusal(Exception):
 
 
 class Request(msgspec.Struct):
-    """One request; ``id`` is the client's."""
+    """One request; the client chooses ``id``."""
 
     v: int
     op: str
@@ -63,10 +63,10 @@ class Request(msgspec.Struct):
 
 
 def parse(line: bytes) -> Request:
-    """Read a request.
+    """Decode a request.
 
     Raises:
-        Refusal: It is none, or of a version that is not ours.
+        Refusal: The line is malformed, or of another version.
     """
     try:
         request = msgspec.json.decode(line, type=Request)
@@ -78,7 +78,7 @@ def parse(line: bytes) -> Request:
 
 
 def success(id: int | str | None, result: Mapping[str, Any]) -> bytes:
-    """A result, as a line. What JSON has no number for (nan, inf) becomes null."""
+    """Encode a result as a line. A number that JSON can't represent (nan, inf) becomes null."""
     line = encoded({"v": VERSION, "id": id, "ok": True, "result": result}, str) + b"\n"
     if len(line) > ANSWER_LIMIT:
         return failure(id, "too_large", f"the answer has {len(line)} bytes; the limit is {ANSWER_LIMIT}")
@@ -86,11 +86,11 @@ def success(id: int | str | None, result: Mapping[str, Any]) -> bytes:
 
 
 def failure(id: int | str | None, code: str, message: str) -> bytes:
-    """A refusal, as a line."""
+    """Encode a refusal as a line."""
     error = {"code": code, "message": message}
     return encoded({"v": VERSION, "id": id, "ok": False, "error": error}, str) + b"\n"
 
 
 def event_line(id: int | str | None, event: Mapping[str, Any], dropped: int) -> bytes:
-    """An event, as a line; ``dropped`` counts those that were lost since the subscription because they were not read."""
+    """Encode an event as a line; ``dropped`` counts the events lost since the subscription because they were not read."""
     return encoded({"v": VERSION, "id": id, "event": event, "dropped": dropped}, str) + b"\n"

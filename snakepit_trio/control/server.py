@@ -1,9 +1,9 @@
-"""The control socket of a running runtime: a Unix socket that only this user can open, see :mod:`.protocol`.
+"""The control socket of a running runtime: a Unix socket that only this user can open; see :mod:`.protocol`.
 
-No client can hold the runtime up. Each connection is a task in the runtime's nursery; a line has a longest length and a
-longest time to arrive, an answer a longest time to be taken, and the number of connections is bounded: when there are too
-many, the one that has been silent for longest makes room. An action that a client has asked for is done to its end, whether or
-not the client is there to hear of it.
+No client can block the runtime. Each connection is a task in the runtime's nursery. The length of a line, the time for
+it to arrive and the time for an answer to be read are bounded, and so is the number of connections: at the limit, the
+connection that has been silent for the longest time is closed. A requested action runs to its end, even if the client
+has gone.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ __all__ = ["ControlServer"]
 
 _log = logging.getLogger(__name__)
 
-#: Connections at a time.
+#: The largest number of connections.
 _MOST = 16
-#: How long a connection may be silent, the rest of a line be on its way, and an answer wait to be taken, in seconds.
+#: Seconds. The longest silence of a connection, the longest time for the rest of a line, and for an answer to be read.
 _SILENCE, _LINE, _TAKEN = 300.0, 10.0, 10.0
-#: The pause after the system could give no descriptor for a connection, in seconds.
+#: Seconds. The pause after the system had no descriptor for a connection.
 _NO_DESCRIPTORS = 0.25
-#: Events that wait for a client before the oldest is dropped.
+#: The number of events that wait for a client before the oldest is dropped.
 _EVENTS = 1000
-#: Events that are sent in one piece, when so many wait.
+#: The largest number of events in one write.
 _TOGETHER = 100
 _CHUNK = 64 * 1024
 
@@ -53,15 +53,15 @@ class _Connection:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.scope = anyio.CancelScope()
-        #: Since when it has been silent, on the event loop's clock; inf while something is done for it.
+        #: The time since which it has been silent, on the event loop's clock; inf while its request is processed.
         self.idle_since = anyio.current_time()
         self._read = bytearray()
 
     async def line(self) -> bytes | None:
-        """The next request; None at the end of the connection, or when it is silent for too long.
+        """Return the next request; None at the end of the connection, or after too long a silence.
 
         Raises:
-            Refusal: It is too long, or does not come to its end.
+            Refusal: The line is too long, or incomplete for too long.
         """
         limit = _LINE if self._read else _SILENCE
         with anyio.move_on_after(limit) as waiting:
@@ -94,7 +94,7 @@ class _Connection:
                 return b""
 
     async def send(self, data: bytes) -> bool:
-        """Send an answer. Returns whether it was taken in time."""
+        """Send an answer, and return whether it was read in time."""
         rest = memoryview(data)
         with anyio.move_on_after(_TAKEN):
             while rest:
@@ -107,7 +107,7 @@ class _Connection:
         return not rest
 
     async def spoken(self) -> None:
-        """Wait until the client says anything more, or leaves."""
+        """Wait until the client sends anything, or disconnects."""
         if not self._read:
             await anyio.wait_readable(self.sock)
 
@@ -116,11 +116,11 @@ class ControlServer:
     """Serves one runtime's control socket.
 
     Args:
-        operations: What can be asked.
+        operations: The offered operations.
         events: The runtime's events.
-        path: Where the socket is made, in a directory that only this user can enter.
-        errors: Where unexpected exceptions are told; one ends a client's connection.
-        restore: Makes the directory again when a cleaner has taken it.
+        path: The path of the socket, in a directory that only this user can enter.
+        errors: Reports unexpected exceptions; one ends a client's connection.
+        restore: Creates the directory again if a cleaner has removed it.
     """
 
     def __init__(
@@ -138,7 +138,9 @@ class ControlServer:
 
     @protected
     async def serve(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-        """Serve until cancelled; the socket is then gone. Where it can't be made, a warning says why, and nothing is served."""
+        """Serve until cancelled, and then remove the socket. If it can't be created, log a warning with the reason and
+        serve nothing.
+        """
         try:
             self._path.unlink(missing_ok=True)
             door = UnixDoor(self._path, backlog=_MOST, restore=self._restore)
@@ -158,7 +160,7 @@ class ControlServer:
             door.close()
 
     async def _let_in(self, door: UnixDoor, nursery: anyio.abc.TaskGroup) -> None:
-        """Wait for a client, and let it in."""
+        """Wait for a client, and accept it."""
         await door.wait()
         try:
             sock, _ = door.sock.accept()
@@ -188,7 +190,7 @@ class ControlServer:
                     sock.send(protocol.failure(None, "busy", f"there are {_MOST} connections already"))
                 sock.close()
                 return
-            # Out of the table at once, so that the next one does not choose it again.
+            # Removed from the table at once, so that the next client does not choose it again.
             del self._connections[longest]
             longest.scope.cancel()
         connection = _Connection(sock)
@@ -211,12 +213,12 @@ class ControlServer:
             self._dismiss(connection)
 
     async def _answer(self, connection: _Connection) -> bool:
-        """Answer one request. Returns whether another may follow."""
+        """Answer one request, and return whether another may follow."""
         id: int | str | None = None
         try:
             line = await connection.line()
         except Refusal as exc:
-            # Where the next request begins is not known.
+            # The start of the next request is unknown.
             await connection.send(protocol.failure(None, exc.code, exc.message))
             return False
         if line is None:
@@ -261,8 +263,10 @@ class ControlServer:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the other side is this user's process, as the system tells; where it doesn't, whether nobody else can reach the
-    socket, by the mode of its directory."""
+    """Return whether the peer is a process of this user, by the system's information.
+
+    Without that, return whether no other user can reach the socket, by the mode of its directory.
+    """
     try:
         peer = _platform.peer_of(sock)
         if peer is not None:

@@ -1,7 +1,7 @@
-"""Every event that the library emits: its name, when, and what it carries. docs/events.md is made from this.
+"""The catalogue of all events of the library: names, occasions and fields. docs/events.md is generated from it.
 
-``python -m snakepit_trio.observe.catalogue`` prints the document; ``nox -s events`` compares it with the one that is kept, and
-``nox -s events -- --write`` puts it in place. In the project's tests each emission is checked against the catalogue.
+``python -m snakepit_trio.observe.catalogue`` prints the document; ``nox -s events`` compares it with the committed one,
+and ``nox -s events -- --write`` updates that. The project's tests check each emitted event against the catalogue.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 __all__ = ["CATALOGUE", "EVENT_NAME", "FINAL", "EventSpec", "check", "document"]
 
-#: What an event may be called, one that a tool emits too.
+#: The allowed names of events, including those of tools.
 EVENT_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,127}")
 
 
@@ -21,11 +21,11 @@ class EventSpec(NamedTuple):
     """One event.
 
     Attributes:
-        name: Dotted.
-        when: When it is emitted.
-        measurements: By name: the unit, and what it is.
-        metadata: By key: what it is.
-        optional: Keys of either that may be missing.
+        name: A dotted name.
+        when: The occasion.
+        measurements: By name: the unit and the meaning.
+        metadata: By key: the meaning.
+        optional: Names and keys that may be missing.
     """
 
     name: str
@@ -149,17 +149,17 @@ _ALL = (
            {"reason": "`crash`, `signal` or `demand`", "path": "the file"}),
 )  # fmt: skip
 
-#: By name.
+#: The events by name.
 CATALOGUE: Mapping[str, EventSpec] = {spec.name: spec for spec in _ALL}
-#: Of each request exactly one.
+#: Each request emits exactly one of these.
 FINAL = frozenset({"request.completed", "request.failed", "request.cancelled", "request.expired", "request.rejected"})
 
 
 def check(name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-    """Check an emission against the catalogue.
+    """Check an emitted event against the catalogue.
 
     Raises:
-        ValueError: It is not in it, or does not carry what it says.
+        ValueError: The event is not in the catalogue, or has other fields.
     """
     spec = CATALOGUE.get(name)
     if spec is None:
@@ -177,7 +177,7 @@ def check(name: str, measurements: Mapping[str, float], metadata: Mapping[str, A
 
 
 def document() -> str:
-    """The catalogue as Markdown."""
+    """Return the catalogue as Markdown."""
     lines = [
         "# Events",
         "",

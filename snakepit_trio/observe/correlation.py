@@ -1,4 +1,4 @@
-"""Which request a task or a thread works for, so that its log records can say so; on both sides."""
+"""Associates log records with the request of the current task or thread, in workers and in the host."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ __all__ = ["CURRENT", "Correlation", "CorrelationFilter", "in_worker"]
 
 
 class Correlation(NamedTuple):
-    """The request that a host tool runs for."""
+    """The request for which a host tool runs."""
 
     request_id: str
     worker_id: str
     session_id: str | None
 
 
-#: What has these attributes, while a tool runs: in a worker its ToolContext, in the host a Correlation.
+#: The object with these attributes while a tool runs: a ToolContext in a worker, a Correlation in the host.
 CURRENT: ContextVar[Any] = ContextVar("snakepit_correlation", default=None)
 
 
 class CorrelationFilter(logging.Filter):
-    """Adds ``request_id``, ``worker_id`` and ``session_id`` to log records, ``"-"`` where there is none.
+    """Adds ``request_id``, ``worker_id`` and ``session_id`` to log records; ``"-"`` for a missing one.
 
-    In a worker this happens by itself. In the host, add it to a handler: ``handler.addFilter(CorrelationFilter())``; then what
-    host tools log says for which request.
+    In a worker it is installed automatically. In the host, add it to a handler:
+    ``handler.addFilter(CorrelationFilter())``; then records of host tools have these fields.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Lets every record pass."""
+        """Add the fields, and return True."""
         _mark(record)
         return True
 
@@ -42,7 +42,7 @@ def _mark(record: logging.LogRecord) -> None:
 
 
 def in_worker() -> None:
-    """Make every log record of this process say for which request it is."""
+    """Add the fields to every log record of this process."""
     make = logging.getLogRecordFactory()
 
     def made(*arguments: object, **options: object) -> logging.LogRecord:

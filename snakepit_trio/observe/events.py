@@ -1,4 +1,4 @@
-"""Events: what happens in a runtime, told to whoever subscribes, at no cost to what happens."""
+"""The event bus of a runtime. Emitting an event without subscribers costs almost nothing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _log = logging.getLogger("snakepit_trio.events")
 
 @attrs.frozen
 class Event:
-    """One thing that happened.
+    """One event.
 
     Attributes:
-        name: Dotted, such as ``"request.completed"``.
+        name: A dotted name, such as ``"request.completed"``.
         measurements: Numbers; durations in seconds, sizes in bytes.
-        metadata: What it happened to: ``pool``, ``request_id``, ``worker_id``, ``tool``, where known.
+        metadata: The affected objects: ``pool``, ``request_id``, ``worker_id``, ``tool``, as far as known.
         time: Wall-clock time, in seconds since the epoch.
     """
 
@@ -42,10 +42,10 @@ class Event:
 
 
 class EventStream:
-    """A subscription: an async iterator of events, for one task.
+    """A subscription: an async iterator over events, for one task.
 
     Attributes:
-        dropped: How many events were lost because the subscriber did not read; the oldest go first.
+        dropped: The number of events lost because the subscriber did not keep up; the oldest are dropped first.
     """
 
     def __init__(self, prefixes: tuple[str, ...], capacity: int) -> None:
@@ -72,7 +72,7 @@ class EventStream:
         self._arrived.set()
 
     def receive_nowait(self) -> Event | None:
-        """The oldest event that waits, or None."""
+        """Return the oldest waiting event, or None."""
         return self._events.popleft() if self._events else None
 
     def __aiter__(self) -> EventStream:
@@ -80,7 +80,7 @@ class EventStream:
 
     @protected
     async def __anext__(self) -> Event:
-        """Wait for the next event. A cancellation loses none. Ends when the runtime does, after what still waits."""
+        """Wait for the next event. A cancellation loses no event. Ends when the runtime does, after the waiting events."""
         while not self._events:
             if self._closed:
                 raise StopAsyncIteration
@@ -91,18 +91,18 @@ class EventStream:
 
 
 class EventBus:
-    """Where events are emitted and subscribed to. One per runtime.
+    """The event bus of a runtime.
 
     Args:
-        keep: How many of the last events that come singly are kept for the flight recorder.
-        redact: Takes secrets out of metadata.
+        keep: The number of last rare events that are kept for the flight recorder.
+        redact: Removes secrets from metadata.
 
     Attributes:
-        history: The last events that were emitted by :meth:`emit`, the oldest first.
-        errors: Where it is told when an event can't be made, which ends nothing.
+        history: The last events of :meth:`emit`, oldest first.
+        errors: Reports an event that can't be created; nothing ends by that.
     """
 
-    #: Set by tests: called with each emission, which it checks.
+    #: Set by tests: checks each emitted event.
     check: ClassVar[Callable[[str, Mapping[str, float], Mapping[str, Any]], None] | None] = None
 
     def __init__(self, keep: int = 0, redact: Callable[[Any], Any] = redact_value) -> None:
@@ -110,18 +110,18 @@ class EventBus:
         self.errors: InternalErrors = InternalErrors()
         self._redact = redact
         self._streams: dict[EventStream, None] = {}
-        #: Whether anybody listens to anything.
+        #: Whether there is any subscription.
         self.active: bool = False
-        # Who listens to what; of the library's own names only, so that it stays small.
+        # The subscriptions by event name, for the library's own names only, so the table stays small.
         self._listeners: dict[str, tuple[EventStream, ...]] = {}
         self._closed = False
 
     def wanted(self, name: str) -> bool:
-        """Whether anybody listens to this event: an emitter may save itself the making of it."""
+        """Return whether an event has a subscriber, so that the emitter can skip creating it."""
         return self.active and bool(self._who(name))
 
     def clean(self, value: Any) -> Any:
-        """A value for :meth:`emit_frequent` without secrets."""
+        """Return a value without secrets, for :meth:`emit_frequent`."""
         return self._redact(value)
 
     def _who(self, name: str) -> tuple[EventStream, ...]:
@@ -133,7 +133,7 @@ class EventBus:
         return found
 
     def emit(self, name: str, measurements: Mapping[str, float] | None = None, /, **metadata: Any) -> None:
-        """Tell the subscribers, and remember it. For what happens now and then. Never waits, and raises nothing."""
+        """Emit a rare event, and keep it in the history. Never waits, and raises nothing."""
         with self.errors.bulkhead("observer"):
             if self.history.maxlen or self.wanted(name):
                 found = measurements or {}
@@ -147,8 +147,9 @@ class EventBus:
                     _log.debug("%s", name, extra={"event": name, **event.measurements, **event.metadata})
 
     def emit_frequent(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-        """Tell the subscribers what happens often: it is not remembered. ``metadata`` holds no secrets:
-        what the application has chosen goes through :meth:`clean` first."""
+        """Emit a frequent event, which is not kept. ``metadata`` must hold no secrets: pass the application's values
+        through :meth:`clean`.
+        """
         if self.wanted(name):
             cls = type(self)
             if cls.check is not None:
@@ -156,10 +157,10 @@ class EventBus:
             self._offer(Event(name, measurements, metadata))
 
     def emit_from_tool(self, name: str, measurements: Mapping[str, float], metadata: Mapping[str, Any]) -> None:
-        """Tell the subscribers of an event that is not the library's own: a tool's.
+        """Emit an event of a tool.
 
         Raises:
-            ValueError: Its name is none, or one of the library's, or it measures what is no number.
+            ValueError: The name is malformed or reserved, or a measurement is not a number.
         """
         if name in CATALOGUE or not EVENT_NAME.fullmatch(name):
             raise ValueError(f"{name[:100]!r} is no name for an event of a tool")
@@ -175,14 +176,16 @@ class EventBus:
 
     @managed
     async def subscribe(self, *prefixes: str, capacity: int = 10_000) -> AsyncIterator[EventStream]:
-        """Listen to events whose names begin with one of ``prefixes``; to all without any.
+        """Subscribe to events whose names begin with one of ``prefixes``; without prefixes, to all events.
+
+        Leaving the block, also by a cancellation, ends the subscription.
 
         Args:
-            prefixes: Such as ``"worker."`` or ``"request.completed"``.
-            capacity: How many events wait for the subscriber before the oldest is dropped.
+            prefixes: Prefixes of names, such as ``"worker."`` or ``"request.completed"``.
+            capacity: The number of events that wait for the subscriber before the oldest is dropped.
 
         Raises:
-            InvalidParameter: An argument is refused.
+            InvalidParameter: An argument is invalid.
         """
         for prefix in prefixes:
             if not isinstance(prefix, str):
@@ -205,7 +208,7 @@ class EventBus:
             self._listeners.clear()
 
     def close(self) -> None:
-        """End every subscription, after what still waits in it."""
+        """End every subscription after its waiting events."""
         self._closed = True
         for stream in self._streams:
             stream._close()

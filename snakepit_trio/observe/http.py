@@ -1,7 +1,7 @@
-"""A small HTTP endpoint for scrapers and probes: ``/metrics``, ``/live`` and ``/ready``. Needs the extra ``prometheus``.
+"""An HTTP endpoint for scrapers and probes: ``/metrics``, ``/live`` and ``/ready``. Needs the extra ``prometheus``.
 
-One request per connection, a bounded number of connections, each within a bounded time; a client that is slow, silent or
-wrong costs itself.
+Each connection serves one request. The number of connections and the time of each are bounded, so a slow, silent or
+broken client affects only itself.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ __all__ = ["Metrics"]
 
 _log = logging.getLogger(__name__)
 
-#: Longest request line and headers, in bytes.
+#: The largest size of request line and headers, in bytes.
 _LONGEST_HEAD = 8 * 1024
-#: After a failure to accept a client, in seconds.
+#: Seconds. The pause after a failure to accept a client.
 _PAUSE = 0.5
 _BACKLOG = 128
-#: No client can be accepted: as the system says it, and as anyio does.
+#: The exceptions when no client can be accepted, from the system and from anyio.
 _BROKEN = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError)
-#: The client has gone, or speaks something else.
+#: The exceptions when the client has gone, or does not speak HTTP.
 _GONE = (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError, h11.ProtocolError)
 _TCP = re.compile(r"tcp:\[?(.+?)\]?:(\d+)")
 
-#: Tells, by pool, how many workers are ready and how many there should be.
+#: Returns, by pool, the number of ready workers and the wanted number.
 Readiness = Callable[[], Mapping[str, tuple[int, int]]]
 
 
 class _Listening(Protocol):
-    """What of anyio's listeners is used here."""
+    """The used part of anyio's listeners."""
 
     async def serve(self, handler: Callable[[anyio.abc.SocketStream], Any], /) -> object: ...
 
@@ -62,15 +62,15 @@ class _Listening(Protocol):
 
 
 class _UnixListener:
-    """A listener at a path, whose socket is made again when a cleaner has taken the file.
+    """A Unix socket listener that binds its socket again when a cleaner has removed the file.
 
     Raises:
-        OSError: Nobody can listen there.
+        OSError: The path can't be bound.
     """
 
     def __init__(self, path: str) -> None:
         with contextlib.suppress(OSError):
-            # What a process has left that is no more.
+            # A socket left by a process that has ended.
             if stat.S_ISSOCK(os.stat(path).st_mode):
                 os.unlink(path)
         self._door = UnixDoor(path, backlog=_BACKLOG, restore=lambda: None)
@@ -83,7 +83,7 @@ class _UnixListener:
 
     @protected
     async def serve(self, handler: Callable[[anyio.abc.SocketStream], Any], /) -> None:
-        """Run the handler for each client, until accepting one fails."""
+        """Run the handler for each client, until accepting fails."""
         async with anyio.create_task_group() as nursery:
             while True:
                 await self._door.wait()
@@ -94,7 +94,7 @@ class _UnixListener:
                 try:
                     stream = await anyio.abc.UNIXSocketStream.from_socket(sock)
                 except (OSError, ValueError):
-                    sock.close()  # Its client has gone already.
+                    sock.close()  # The client has already gone.
                     continue
                 nursery.start_soon(handler, stream)
 
@@ -103,14 +103,14 @@ class Metrics:
     """A runtime's metrics; ``runtime.metrics``.
 
     Args:
-        config: Where they are served.
-        collector: Gives them.
-        readiness: Says whether the pools serve.
-        errors: Where unexpected exceptions are told; one ends a client's connection.
+        config: The configuration of the endpoint.
+        collector: Collects the metrics.
+        readiness: Returns whether the pools serve.
+        errors: Reports unexpected exceptions; one ends a client's connection.
 
     Attributes:
-        collector: For a registry of the application's own.
-        address: Where they are served; None: nowhere.
+        collector: The collector, for an application's own registry.
+        address: The address of the endpoint; None: no endpoint.
     """
 
     def __init__(
@@ -124,7 +124,7 @@ class Metrics:
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(collector)
         self._clients = 0
-        # The clients whose request is not here yet, the oldest first.
+        # The clients whose request is incomplete, oldest first.
         self._waiting: dict[anyio.abc.SocketStream, anyio.CancelScope] = {}
 
     def __repr__(self) -> str:
@@ -135,7 +135,7 @@ class Metrics:
         """Serve until cancelled.
 
         Raises:
-            ConfigError: The address can't be listened at.
+            ConfigError: The address can't be bound.
         """
         address = self._config.address
         if address is None:
@@ -156,15 +156,15 @@ class Metrics:
             raise
         while True:
             try:
-                # The port of a listener that is made anew is the one that it has got first.
+                # A new listener gets the port of the first one.
                 async with listener or await self._listen(self.address or address) as listening:
                     listener = None
                     await listening.serve(self._client)
             except* _BROKEN as group:
-                # Out of descriptors, most likely: others need them more.
+                # Probably out of descriptors, which other code needs more.
                 _log.warning("metrics can't be served for a moment: %s", _first_of(group))
             except* Exception as group:
-                # It costs the clients of this moment, and not those that come.
+                # Only the current clients are lost.
                 self._errors.report(group, "connection")
             await anyio.sleep(_PAUSE)
 
@@ -201,7 +201,7 @@ class Metrics:
             await anyio.aclose_forcefully(stream)
 
     def _make_room(self) -> bool:
-        """Send the client away that has kept us waiting longest for its request."""
+        """Disconnect the client whose request has been incomplete for the longest time."""
         for stream in self._waiting:
             self._waiting.pop(stream).cancel()
             return True

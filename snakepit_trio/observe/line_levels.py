@@ -1,6 +1,6 @@
-"""The level of a line on a worker's standard error, before it as ``<4>``, as systemd's sd-daemon(3) has it.
+"""The level of a line on a worker's standard error, as a prefix like ``<4>``, as in systemd's sd-daemon(3).
 
-A worker marks what its ``logging`` and ``warnings`` say; the host takes the marks off again. Whatever has no mark was printed.
+A worker marks lines of ``logging`` and ``warnings``; the host removes the marks. A line without a mark was printed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import logging
 
 __all__ = ["marked", "unmarked"]
 
-#: By syslog's numbers; the first two are alert and emergency, the sixth is a notice.
+#: Levels by syslog's numbers; the first two are alert and emergency, the sixth is notice.
 _LEVELS = {
     "0": logging.CRITICAL,
     "1": logging.CRITICAL,
@@ -24,13 +24,13 @@ _NUMBERS = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (lo
 
 
 def marked(text: str, level: int) -> str:
-    """Lines with their level before each of them, for ``logging``'s number of it."""
+    """Prefix each line with the mark of a ``logging`` level."""
     mark = next(f"<{number}>" for least, number in _NUMBERS if level >= least or least == logging.NOTSET)
     return "\n".join(f"{mark}{line}" for line in text.split("\n"))
 
 
 def unmarked(line: str) -> tuple[str, int | None]:
-    """A line without its mark, and the level that this tells; None when it has none."""
+    """Return a line without its mark, and the marked level; None without a mark."""
     if line.startswith("<") and line[2:3] == ">" and line[1] in _LEVELS:
         return line[3:], _LEVELS[line[1]]
     return line, None

@@ -1,4 +1,4 @@
-"""What people and agents get to see: text without what a terminal or the reader of a log would act on, values as JSON."""
+"""Output for people and agents: text without control characters, values as JSON."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from typing import Any
 
 __all__ = ["encoded", "json_bytes", "one_line", "printable", "to_plain"]
 
-#: Of a text that stands in one line of a log, so many characters are shown.
+#: The largest number of characters of a text in one line of a log.
 _LINE = 1000
 
 
 def printable(text: str) -> str:
-    """The text with line ends and tabs, and every other control or format character as ``\\xNN``."""
+    """Return text with line ends and tabs, and with every other control or format character as ``\\xNN``."""
     if text.isprintable():
         return text
     return "".join(c if c in "\n\t" or c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
 def one_line(text: str) -> str:
-    """The text as one line of a log: line ends as ``\\n``, and no more of it than a reader can use."""
+    """Return text as one line of a log, with line ends as ``\\n``, truncated."""
     shown = text if len(text) <= _LINE else f"{text[:_LINE]}..."
     return printable(shown).replace("\n", "\\n").replace("\t", " ")
 
 
 def to_plain(value: Any) -> Any:
-    """A value of a type that JSON does not have as a list or text; for ``msgspec.json.encode(..., enc_hook=to_plain)``."""
+    """Convert a value without a JSON type to a list or text, for ``msgspec.json.encode(..., enc_hook=to_plain)``."""
     for name in ("tolist", "isoformat"):
         method = getattr(value, name, None)
         if callable(method):
@@ -37,18 +37,20 @@ def to_plain(value: Any) -> Any:
 
 
 def json_bytes(value: Any, *, not_finite: Callable[[float], Any] = str) -> bytes:
-    """JSON for any value. ``not_finite`` says what stands for nan and infinity, which JSON has no number for."""
+    """Encode any value as JSON. ``not_finite`` converts nan and infinity, which JSON can't represent."""
     import msgspec
 
     data = encoded(value, to_plain)
     if b"null" not in data:
         return data
-    # There nan would stand as null, as if there were nothing.
+    # Otherwise nan would become null.
     return encoded(_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=to_plain), not_finite), to_plain)
 
 
 def encoded(value: Any, hook: Callable[[Any], Any]) -> bytes:
-    """JSON; ``hook`` gives something plain for what JSON does not have. What is not UTF-8, like names of files, is escaped."""
+    """Encode as JSON; ``hook`` converts values without a JSON type. Text without a UTF-8 form, such as file names, is
+    escaped.
+    """
     import msgspec
 
     try:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, read from the pools at the moment that somebody asks. Needs the extra ``prometheus``."""
+"""Metrics for Prometheus, read from the pools at collection time. Needs the extra ``prometheus``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _STATES = ("starting", "ready", "busy", "cordoned", "draining", "stopped", "cras
 
 
 class PoolFacts(Protocol):
-    """A pool, as the collector reads it."""
+    """The collector's view of a pool."""
 
     name: str
 
@@ -33,15 +33,15 @@ class PoolFacts(Protocol):
 
 
 class RuntimeCollector(Collector):
-    """A collector of all pools of a runtime, for any registry of ``prometheus_client``.
+    """A collector for all pools of a runtime, for any registry of ``prometheus_client``.
 
-    Its labels are bounded: pools, the states of workers, the outcomes of requests, and so many tools.
+    Labels are bounded: pools, states of workers, outcomes of requests, and a limited number of tools.
 
     Args:
-        version: The library's.
-        pools: The pools there are now.
-        timings: What requests took.
-        internal_errors: How many unexpected exceptions there were, by what they ended.
+        version: The library's version.
+        pools: Returns the current pools.
+        timings: The durations of requests.
+        internal_errors: The number of unexpected exceptions, by what they ended.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class RuntimeCollector(Collector):
         self._internal_errors = {} if internal_errors is None else internal_errors
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: the names are known when somebody asks."""
+        """Return nothing, because the names are known only at collection."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics, as they are now."""
+        """Yield all metrics."""
         yield InfoMetricFamily("snakepit", "The library.", {"version": self._version})
         internal = CounterMetricFamily(
             "snakepit_internal_errors", "Unexpected exceptions, by what they ended.", labels=["ended"]

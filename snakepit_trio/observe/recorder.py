@@ -1,7 +1,7 @@
-"""The flight recorder: what happened last, and how everything stands, when somebody needs to know.
+"""The flight recorder: the last events, and the state of everything, in a dump.
 
-It costs nothing while all is well: the events that come singly are kept by the event bus, the ends of requests by each pool,
-and how things stand is looked up when a dump is made.
+Recording costs almost nothing: the event bus keeps rare events, each pool keeps the ends of requests, and the state is
+read when a dump is made.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["FlightRecorder", "dump_on_signal"]
 
 _log = logging.getLogger(__name__)
 
-#: Dumps that are kept in a state directory; the oldest go first.
+#: The number of dumps kept in a state directory; the oldest are deleted first.
 KEPT = 20
 
 
@@ -42,10 +42,10 @@ class FlightRecorder:
 
     Args:
         events: Keeps the last events.
-        look: How things stand: plain values by name.
-        place: Gives the directory in which dumps are written, and makes it when it is needed.
-        redactor: Takes secrets out of a dump.
-        name: What the files' names begin with.
+        look: Returns the state as plain values by name.
+        place: Returns the directory for dumps, and creates it if necessary.
+        redactor: Removes secrets from a dump.
+        name: The prefix of the files' names.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class FlightRecorder:
 
     @operation
     def dump(self) -> dict[str, Any]:
-        """All that it knows, as what JSON has: the last events, and the state of every request, worker and slot.
+        """Return the last events and the state of every request, worker and slot, as JSON types.
 
-        Times are in seconds; ``time`` is the wall clock's. There are no secrets in it, and no arguments or results.
+        Times are in seconds; ``time`` is the wall clock's. The dump contains no secrets, arguments or results.
         """
         found: dict[str, Any] = _plain(
             {
@@ -100,14 +100,14 @@ class FlightRecorder:
 
     @operation
     def write(self, reason: str = "demand", dump: Mapping[str, Any] | None = None) -> Path | None:
-        """Write a dump to a file of its own that only this user can read.
+        """Write a dump to a new file that only this user can read.
 
         Args:
-            reason: Why: ``"demand"``, ``"signal"`` or ``"crash"``.
-            dump: What to write; None: a new one.
+            reason: The reason: ``"demand"``, ``"signal"`` or ``"crash"``.
+            dump: The dump; None: a new one.
 
         Returns:
-            The file, None when it can't be written; a warning then says why.
+            The file; None if it can't be written, after a warning with the reason.
         """
         try:
             directory = self._place()
@@ -134,10 +134,10 @@ def _prune(directory: Path) -> None:
 
 @protected
 async def dump_on_signal(recorder: FlightRecorder, *, task_status: anyio.abc.TaskStatus[None]) -> None:
-    """Write a dump at each SIGUSR1, until cancelled; what handled the signal before does so again afterwards.
+    """Write a dump at each SIGUSR1, until cancelled; then the signal's previous handler is restored.
 
     Raises:
-        ConfigError: This is not the main thread, the only one that Python gives signals to.
+        ConfigError: This is not the main thread, to which alone Python delivers signals.
     """
     if threading.current_thread() is not threading.main_thread():
         raise ConfigError(
@@ -151,12 +151,12 @@ async def dump_on_signal(recorder: FlightRecorder, *, task_status: anyio.abc.Tas
             async for _ in signals:
                 recorder.write("signal")
     finally:
-        # asyncio puts the default in its place, which would end the process.
+        # asyncio restores the default handler, which would end the process.
         signal.signal(signal.SIGUSR1, before)
 
 
 def _plain(value: Any) -> Any:
-    """The value in JSON's own types; what is not finite has no form there and becomes None."""
+    """Convert a value to JSON types; a number that is not finite becomes None."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

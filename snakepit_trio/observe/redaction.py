@@ -1,8 +1,8 @@
-"""Takes secrets out of text and values before they reach logs, events, errors or status pages.
+"""Removes secrets from text and values before they reach logs, events, errors or status pages.
 
-By name: the value of whatever is called password, token, api_key and the like. By pattern: bearer and basic credentials,
-URLs with credentials, well-known key formats, JSON Web Tokens, private-key blocks; and by whatever patterns the application
-adds. What is too long is cut, and a long run without a space (an encoded blob) is named by its size.
+By name: the values of names such as password, token or api_key. By pattern: bearer and basic credentials, URLs with
+credentials, well-known key formats, JSON Web Tokens, private-key blocks, and the application's own patterns. Long text
+is truncated, and a long run without a space (an encoded blob) is replaced by its size.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from uuid import UUID
 __all__ = ["MASK", "LineRedactor", "Redactor", "redact", "redact_value"]
 
 MASK = "[redacted]"
-#: Characters of one text that are kept, at most.
+#: The largest number of characters kept of one text.
 LONGEST = 64 * 1024
 _DEEPEST = 20
-#: Lines of a private key, at most.
+#: The largest number of lines of a private key.
 _LONGEST_KEY = 200
 _KEY_BEGIN = re.compile(r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY-----")
 _KEY_END = re.compile(r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY-----")
 _HARMLESS = (bool, int, float, complex, date, time, timedelta, Decimal, UUID)
-#: Items of one collection that are shown, at most.
+#: The largest number of items shown of one collection.
 _MOST = 1000
-#: More characters than this without a space are no text for people.
+#: A longer run of characters without a space is not text for people.
 _LONGEST_RUN = 4096
 _BLOB = re.compile(rf"[^\s\[\]]{{{_LONGEST_RUN},}}")
 
@@ -36,11 +36,11 @@ _NAME = (
     r"(?:pass(?:word|wd|phrase)?|pwd|secret|token|api[_-]?key|apikey|access[_-]?key|private[_-]?key|auth(?:orization)?"
     r"|credentials?|cookie|session[_-]?key|client[_-]?secret|signature)"
 )
-# A name may stand inside a longer one: DB_PASSWORD, x-api-key-2.
+# A secret name may be part of a longer name: DB_PASSWORD, x-api-key-2.
 _SECRET_NAME = re.compile(rf"(?:^|[^a-z]){_NAME}s?(?:$|[^a-z])|{_NAME}$", re.IGNORECASE)
 
-#: What each secret looks like, after words without one of which (in lower case) it can't be there: most text is
-#: clean, and to look for a word costs a hundredth of a pattern.
+#: The pattern of each secret, after words (in lower case) of which at least one is in every match. Most text contains
+#: none of them, and the search for a word costs a hundredth of a pattern.
 _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (
         ("-----begin",),
@@ -69,7 +69,7 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
     (("aiza",), re.compile(r"\bAIza[A-Za-z0-9_-]{20,}"), MASK),
     (
         ("pass", "pwd", "secret", "token", "key", "auth", "credential", "cookie", "signature"),
-        # name=value, "name": "value", name: value; the name may end a longer one, or have a suffix.
+        # name=value, "name": "value", name: value; the name may be the end of a longer name, or have a suffix.
         re.compile(
             rf"({_NAME}s?(?:[_-][A-Za-z0-9]{{1,20}})?[\"']?\s{{0,4}}(?:=|:|=>)\s{{0,4}})"
             rf"(?!\[redacted\])(?:\"(?:[^\"\\]|\\.){{1,4096}}\"|'(?:[^'\\]|\\.){{1,4096}}'|(?!bearer|basic)[^\s\"',;&)}}\]]{{1,4096}})",
@@ -81,10 +81,10 @@ _PATTERNS: tuple[tuple[tuple[str, ...], re.Pattern[str], str], ...] = (
 
 
 class Redactor:
-    """Takes out what is secret everywhere, and what matches the patterns given.
+    """Removes well-known secrets and all matches of the given patterns.
 
     Args:
-        patterns: Regular expressions; all that one of them matches is masked.
+        patterns: Regular expressions; every match is masked.
     """
 
     def __init__(self, patterns: Iterable[str] = ()) -> None:
@@ -94,7 +94,7 @@ class Redactor:
         return f"<Redactor patterns={len(self._extra)}>"
 
     def text(self, text: str) -> str:
-        """The text without secrets, cut when it is too long. Idempotent; but for extra patterns linear in its length."""
+        """Return text without secrets, truncated. Idempotent; except for extra patterns, linear in the text's length."""
         for pattern in self._extra:
             text = pattern.sub(MASK, text)
         if len(text) > LONGEST:
@@ -110,9 +110,10 @@ class Redactor:
         return text
 
     def value(self, value: Any, depth: int = 0) -> Any:
-        """The value without secrets: maps by the names of their keys, text by pattern, binary values by their size.
+        """Return a value without secrets: maps by the names of their keys, text by pattern, binary values replaced by
+        their size.
 
-        What is not plain is shown by the name of its class.
+        A value that is not plain is replaced by the name of its class.
         """
         if value is None or isinstance(value, _HARMLESS):
             return value
@@ -138,24 +139,24 @@ class Redactor:
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what has this name is to be kept secret."""
+    """Return whether the value of this name is secret."""
     return _SECRET_NAME.search(name) is not None
 
 
 class LineRedactor:
-    """Takes secrets out of text that comes line by line: a private key is one secret over many lines.
+    """Removes secrets from text that arrives line by line; a private key is one secret over many lines.
 
     Args:
-        redact: Takes them out of one line.
+        redact: Removes secrets from one line.
     """
 
     def __init__(self, redact: Callable[[str], str]) -> None:
         self._redact = redact
-        # How many lines more the key that has begun may have.
+        # The largest number of further lines of a begun key.
         self._inside = 0
 
     def __call__(self, line: str) -> str:
-        """The line without secrets."""
+        """Return the line without secrets."""
         if self._inside:
             self._inside -= 1
             end = _KEY_END.search(line)
@@ -170,6 +171,6 @@ class LineRedactor:
 
 
 _plain = Redactor()
-#: What is secret everywhere.
+#: Removes well-known secrets from text.
 redact: Callable[[str], str] = _plain.text
 redact_value: Callable[[Any], Any] = _plain.value

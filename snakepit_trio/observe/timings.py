@@ -1,4 +1,4 @@
-"""How long requests took, counted in buckets, for a bounded number of tools."""
+"""Histograms of the durations of requests, for a bounded number of tools."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 __all__ = ["BUCKETS", "Histogram", "RequestTimings"]
 
-#: Upper bounds, in seconds.
+#: Upper bounds of the buckets, in seconds.
 BUCKETS: Sequence[float] = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
 
 
 class Histogram:
-    """Counts values by :data:`BUCKETS`.
+    """Counts values in :data:`BUCKETS`.
 
     Attributes:
-        counts: How many values there are in each bucket, and beyond the last.
-        sum: Of all values.
+        counts: The number of values in each bucket, and above the last bound.
+        sum: The sum of all values.
     """
 
     __slots__ = ("counts", "sum")
@@ -37,11 +37,11 @@ class RequestTimings:
     """The histograms of a runtime.
 
     Args:
-        max_tools: How many tools of a pool are told apart; the others are ``"other"``.
+        max_tools: The number of tools of a pool with their own histogram; the others share ``"other"``.
 
     Attributes:
-        waits: By pool: from a request's arrival to its dispatch.
-        durations: By pool, tool and outcome: from its arrival to its end.
+        waits: By pool: the time from a request's arrival to its dispatch.
+        durations: By pool, tool and outcome: the time from a request's arrival to its end.
     """
 
     def __init__(self, max_tools: int) -> None:
@@ -51,7 +51,7 @@ class RequestTimings:
         self.durations: dict[tuple[str, str, str], Histogram] = {}
 
     def ended(self, pool: str, tool: str, outcome: str, wait: float, duration: float) -> None:
-        """A request has ended; ``wait`` is nan when no worker had it. One that was refused took no time."""
+        """Count an ended request; ``wait`` is nan if it was not dispatched. A refused request is not counted."""
         if outcome == "rejected":
             return
         known = self._tools.setdefault(pool, set())

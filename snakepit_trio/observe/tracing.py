@@ -1,6 +1,8 @@
-"""OpenTelemetry, host side: one span for each request, and metrics. Uses the API alone, once the application has imported it.
+"""OpenTelemetry in the host: one span for each request, and metrics. Uses only the API, once the application has imported
+it.
 
-The names follow https://opentelemetry.io/docs/specs/semconv/rpc/; what has no name there begins with ``snakepit.``.
+Names follow https://opentelemetry.io/docs/specs/semconv/rpc/; names that are not defined there begin with
+``snakepit.``.
 """
 
 from __future__ import annotations
@@ -25,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RequestTrace", "Telemetry"]
 
-#: As the semantic conventions advise for durations of calls, in seconds.
+#: The bucket bounds that the semantic conventions advise for durations of calls, in seconds.
 _BOUNDS = [0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10]
-#: Names of the gRPC status codes, by number.
+#: The names of the gRPC status codes by number.
 _STATUS = (
     "OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
     "PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
@@ -36,7 +38,7 @@ _STATUS = (
 
 
 class RequestFacts(Protocol):
-    """A request, as its trace reads it."""
+    """The trace's view of a request."""
 
     id: int
     tool: str
@@ -53,9 +55,9 @@ class Telemetry:
     """A runtime's spans and metrics.
 
     Args:
-        version: The library's.
-        pools: A method that gives the pools there are now.
-        redact: Takes secrets out of what the application has chosen.
+        version: The library's version.
+        pools: A method that returns the current pools.
+        redact: Removes secrets from the application's values.
     """
 
     def __init__(self, version: str, pools: Callable[[], Iterable[PoolFacts]], redact: Callable[[str], str]) -> None:
@@ -76,7 +78,8 @@ class Telemetry:
             explicit_bucket_boundaries_advisory=_BOUNDS,
         )  # fmt: skip
         self._open = True
-        # The API can't take an instrument back: it must not keep the runtime alive, and says nothing after its end.
+        # The API can't remove an instrument, so it must not keep the runtime alive, and observes nothing after the
+        # runtime's end.
         self._pools = weakref.WeakMethod(pools)
         for name, unit, text, read in (
             ("snakepit.workers", "{worker}", "Workers by state.", _workers),
@@ -89,17 +92,17 @@ class Telemetry:
         return f"<Telemetry {'open' if self._open else 'closed'}>"
 
     def close(self) -> None:
-        """Observe nothing more."""
+        """Stop observing."""
         self._open = False
 
     def begin(self, request: RequestFacts, *, pool: str, request_id: str, decodes: bool) -> RequestTrace:
-        """Begin a request's span, in its caller's context; its ``carrier`` goes to the worker in the request's metadata.
+        """Begin a request's span in its caller's context; its ``carrier`` goes to the worker in the request's metadata.
 
         Args:
             request: The request, not yet submitted.
-            pool: Its pool.
+            pool: The name of its pool.
             request_id: Its id.
-            decodes: Its result is decoded in the span, and :meth:`RequestTrace.decode` ends it.
+            decodes: Whether its result is decoded in the span, and :meth:`RequestTrace.decode` ends it.
         """
         attributes = {
             "rpc.system.name": "snakepit",
@@ -135,7 +138,7 @@ class Telemetry:
     def of(
         cls, mode: str, version: str, pools: Callable[[], Iterable[PoolFacts]], redact: Callable[[str], str]
     ) -> Telemetry | None:
-        """The telemetry of a runtime; None when it is off, or the application has nothing of OpenTelemetry."""
+        """Return the telemetry of a runtime; None if it is off, or if the application has not imported OpenTelemetry."""
         return cls(version, pools, redact) if mode == "auto" and "opentelemetry.trace" in sys.modules else None
 
 
@@ -153,10 +156,11 @@ def _running(pool: PoolFacts) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 class RequestTrace:
-    """The span of one request: what the ledger tells becomes its phases, as events.
+    """The span of one request; the scheduler's steps become its phases, as events.
 
-    ``queue`` is the wait, ``dispatch`` the moment at which a worker gets it (again at another attempt), ``execute`` the time
-    in the worker, transfer included, ``decode`` the making of the result. Each stands at its beginning.
+    ``queue`` is the wait, ``dispatch`` the moment at which a worker gets the request (again for another attempt),
+    ``execute`` the time in the worker including transfer, ``decode`` the decoding of the result. Each event is at the
+    beginning of its phase.
 
     Attributes:
         carrier: The span's context, as metadata for the worker.
@@ -173,11 +177,11 @@ class RequestTrace:
         self._pool = pool
         self._decodes = decodes
         self._ended = False
-        # From the event loop's clock to the wall's, in nanoseconds.
+        # The wall clock minus the event loop's clock, in nanoseconds.
         self._offset = time.time_ns() - int(anyio.current_time() * 1e9)
 
     def note(self, event: str, request: RequestFacts, now: float) -> None:
-        """What the ledger tells its observer."""
+        """Record a step of the request."""
         span = self._span
         if event == "queued":
             return
@@ -199,7 +203,7 @@ class RequestTrace:
 
     @contextmanager
     def decode(self) -> Iterator[None]:
-        """Hold while the result is decoded; the span ends with the block."""
+        """Wrap the decoding of the result; the span ends with the block."""
         begun = anyio.current_time()
         try:
             yield
@@ -216,7 +220,9 @@ class RequestTrace:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Hold while something is done for the request by the host: spans that begin in the block are its children."""
+        """Make the span current during the block, for work of the host on the request: spans that begin in it are
+        children.
+        """
         with self._telemetry._trace.use_span(self._span, record_exception=False, set_status_on_exception=False):
             yield
 
@@ -235,7 +241,7 @@ class RequestTrace:
             "snakepit.pool": self._pool,
         }
         if error is not None:
-            # A tool's own exceptions and codes are not told apart in metrics: there may be any number of them.
+            # Exceptions and codes of tools share one value in metrics, because their number is unbounded.
             attributes["error.type"] = error.code if error.code in GRPC_STATUS else ToolError.default_code
         if span.is_recording():
             if request.dispatched_at == request.dispatched_at:

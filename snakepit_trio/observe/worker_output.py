@@ -1,4 +1,4 @@
-"""What becomes of the lines that a worker writes: they are logged, or shown on the host's standard error with its name."""
+"""A worker's output lines: logged, or printed on the host's standard error with the worker's name."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ Mode = Literal["auto", "stderr", "logging", "discard"]
 
 _log = logging.getLogger("snakepit_trio.worker")
 _library = logging.getLogger("snakepit_trio")
-#: A line that was printed has this level.
+#: The level of a printed line.
 _PRINTED = logging.INFO
-#: Bytes that a pipe with room takes at once: PIPE_BUF on Linux, less what tells of lines that were left out.
+#: The bytes that a pipe with room accepts at once: PIPE_BUF on Linux, minus the note about omitted lines.
 _PIECE = 4096 - 256
-#: Seconds that standard error may be without room.
+#: Seconds. The longest time for which standard error may be full.
 _PATIENCE = 1.0
 
 
 class WorkerOutput:
-    """Tells what one worker writes.
+    """Handles the output of one worker.
 
     Args:
-        mode: ``"auto"``: a line is logged where the application takes it, and shown on standard error elsewhere;
-            ``"stderr"``, ``"logging"``, ``"discard"``: always the same.
-        name: The worker's, for people.
+        mode: ``"auto"``: a line is logged if the application's logging takes it, and printed on standard error
+            otherwise; ``"stderr"``, ``"logging"``, ``"discard"``: always the same.
+        name: The worker's name for people.
         fields: Extra attributes of the log records.
     """
 
@@ -39,29 +39,29 @@ class WorkerOutput:
         self._mode = mode
         self._name = name
         self._fields = fields
-        #: Lines that standard error has not taken.
+        #: The number of lines that standard error has not accepted.
         self._left_out = 0
 
     def put(self, lines: Iterable[tuple[str, int | None]]) -> None:
-        """Tell lines, each with its level, None for one that was printed. Never raises or blocks; see :meth:`tell`."""
+        """Handle lines, each with its level (None: printed). Never raises or blocks; see :meth:`tell`."""
         for stream, piece, count in self._pieces(lines):
             if not self._write(stream, piece, count):
                 self._left_out += count
 
     async def tell(self, lines: Iterable[tuple[str, int | None]]) -> None:
-        """The same; waits for whoever reads standard error, up to a second without any room in it. Then lines are left out.
+        """Handle lines, and wait up to a second for room in standard error. After that, lines are omitted.
 
-        A cancellation while it waits loses lines.
+        A cancellation during the wait loses lines.
         """
         for stream, piece, count in self._pieces(lines):
             while not self._write(stream, piece, count):
-                # Once nobody has read for so long, nothing is waited for until somebody does again.
+                # After such a timeout there is no further wait until the reader reads again.
                 if self._left_out or not await _room(stream.fileno()):
                     self._left_out += count
                     break
 
     def _pieces(self, lines: Iterable[tuple[str, int | None]]) -> Iterable[tuple[Any, str, int]]:
-        """Log the lines that are for the log; the others as texts for standard error, with the number of lines in each."""
+        """Log the lines for the log; yield the others as texts for standard error, with the number of lines in each."""
         shown: list[str] = []
         set_up = self._mode == "logging" or (self._mode == "auto" and _is_set_up())
         for line, level in lines if self._mode != "discard" else ():
@@ -76,7 +76,7 @@ class WorkerOutput:
                 yield stream, piece, count
 
     def _write(self, stream: Any, piece: str, count: int) -> bool:
-        """Write a text unless that would block, after the number of those that were left out; whether it is done."""
+        """Write a text unless that would block, after a note about omitted lines, and return whether it was written."""
         if not _has_room(stream):
             return False
         if self._left_out:
@@ -86,14 +86,15 @@ class WorkerOutput:
             stream.write(piece)
             stream.flush()
         except Exception:
-            pass  # It is closed, or is a stream of the application's that fails: nobody is there to be told.
+            pass  # The stream is closed, or the application's own stream fails, so nothing can be reported there.
         return True
 
 
 def _is_set_up() -> bool:
-    """Whether the application has set up logging for this library: then its word is final, also where it wants to hear nothing.
+    """Return whether the application has configured logging for this library; its configuration is then final, also if it
+    drops records.
 
-    The library's own handler, which does nothing, does not count.
+    The library's own null handler does not count.
     """
     return any(
         logger.level or logger.filters or not logger.propagate
@@ -103,15 +104,15 @@ def _is_set_up() -> bool:
 
 
 def _is_taken(level: int) -> bool:
-    """Whether the application's logging, set up for everything, takes a line of this level."""
+    """Return whether the application's root logging takes a line of this level."""
     return bool(logging.root.handlers) and _log.isEnabledFor(level)
 
 
 def _pieces(lines: list[str]) -> Iterable[tuple[str, int]]:
-    """The lines in texts that a pipe with room takes whole, each with the number of lines that end in it."""
+    """Yield the lines in texts that a pipe with room accepts at once, each with the number of lines that end in it."""
     piece, size, count = "", 0, 0
     for line in lines:
-        # A character has up to ten bytes, escaped.
+        # An escaped character has up to ten bytes.
         length = len(line) if line.isascii() else len(line) * 10
         if size + length > _PIECE:
             if piece:
@@ -127,7 +128,7 @@ def _pieces(lines: list[str]) -> Iterable[tuple[str, int]]:
 
 
 def _has_room(stream: Any) -> bool:
-    """Whether a piece can be written without waiting. A stream of the application's own is always ready."""
+    """Return whether a piece can be written without waiting. The application's own stream is always ready."""
     try:
         descriptor = stream.fileno()
     except Exception:
@@ -138,8 +139,8 @@ def _has_room(stream: Any) -> bool:
 
 
 async def _room(descriptor: int) -> bool:
-    """Wait for room in a pipe; whether there is any after a while."""
-    # One of its own, because each worker's output may wait for the same standard error.
+    """Wait for room in a pipe for a limited time, and return whether there is any."""
+    # A separate descriptor, because the output of each worker may wait for the same standard error.
     own = -1
     try:
         own = os.dup(descriptor)
@@ -147,7 +148,7 @@ async def _room(descriptor: int) -> bool:
             await anyio.wait_writable(own)
             return True
     except OSError:
-        pass  # The application has closed it meanwhile.
+        pass  # The application has closed the stream meanwhile.
     finally:
         if own >= 0:
             os.close(own)

@@ -1,9 +1,10 @@
-"""The sessions of one runtime: what the store keeps of them, and what lives only here.
+"""The sessions of one runtime: their records in the store, and their state in this process.
 
-A session is *known* here while this process has something of it: a handle, running calls, its ties to workers, its tools.
-A use is written down here at once, and *told* to the store only now and then, so that a call costs no transaction; before
-the store would end a session, it is told. The directory's one task ends sessions when their time has come, by the clock
-and not by traffic; a session with running calls is kept alive by it, also against other processes that share the store.
+A session is *known* here while this process holds something of it: a handle, running calls, bindings to workers, tools.
+A use is recorded in memory at once, and reported to the store only now and then, so that a call costs no transaction;
+it is always reported before the store would end the session. The directory's task ends sessions when their time has
+come, whatever the traffic. It keeps sessions with running calls alive, also against other processes that share the
+store.
 """
 
 from __future__ import annotations
@@ -29,31 +30,31 @@ __all__ = ["KnownSession", "SessionDirectory"]
 
 _log = logging.getLogger(__name__)
 
-#: A store that others write to is looked at again after so long, in seconds.
+#: Seconds between two looks at a store that other processes write to.
 _LOOK = 5.0
-#: A use within this part of the TTL after the last one is not told to the store.
+#: A use within this fraction of the TTL after the last reported one is not reported.
 _FINE = 0.05
-#: How many sessions are ended or told of in one step: the event loop gets its turn in between.
+#: The number of sessions that are ended or reported in one step; the event loop runs other tasks in between.
 _BATCH = 200
-#: Two looks at the store are at least so long apart, in seconds.
+#: Seconds. The shortest time between two looks at the store.
 _SHORTEST = 0.001
 
 
 class KnownSession:
-    """What this process has of one session.
+    """This process's state of one session.
 
     Attributes:
-        id: Its id.
-        generation: Tells it from other sessions of that id.
-        ttl: Seconds that it lives without being used; None: for ever.
-        ended: Why it is no more; None while it lives.
-        handles: How many blocks have it open.
-        calls: Its calls that are under way, and what ends each for its caller.
-        bindings: Its tie to a worker, by pool.
-        affinities: With which it is open, by pool.
-        tools: Its own host tools, once there are any.
-        used_at: When it was last used.
-        told_at: The last use that the store has heard of.
+        id: The id.
+        generation: Distinguishes it from other sessions with the same id.
+        ttl: Seconds without use after which it expires; None: never.
+        ended: The error with which it ended; None while it lives.
+        handles: The number of blocks that have it open.
+        calls: Its running calls, each with a function that ends it for its caller.
+        bindings: Its binding to a worker, by pool.
+        affinities: The affinities with which it is open, by pool.
+        tools: Its own host tools, if there are any.
+        used_at: The time of the last use.
+        told_at: The time of the last use that was reported to the store.
     """
 
     def __init__(self, id: str, generation: str, ttl: float | None, now: float) -> None:
@@ -74,11 +75,11 @@ class KnownSession:
 
     @property
     def expires_at(self) -> float:
-        """When it expires unless it is used."""
+        """The time at which it expires if it is not used."""
         return math.inf if self.ttl is None or self.calls else self.used_at + self.ttl
 
     def end(self, error: SnakepitError) -> None:
-        """It is no more: its calls end, and what it had is freed."""
+        """End the session: end its calls, and release its resources."""
         self.ended = error
         for cancel in list(self.calls.values()):
             cancel()
@@ -91,17 +92,18 @@ class SessionDirectory:
     """A runtime's sessions.
 
     Args:
-        store: Where they are kept.
-        events: Where their beginnings and ends are told.
+        store: The store.
+        events: The event bus.
     """
 
     def __init__(self, store: Store, events: EventBus) -> None:
         self._store = store
         self._events = events
         self._known: dict[str, KnownSession] = {}
-        # Those of whose last use the store has not heard, or which are in use.
+        # The sessions with unreported uses, or in use.
         self._untold: dict[KnownSession, None] = {}
-        # Whatever makes or ends sessions does so one at a time: a store may be slow, and each looks at what is there first.
+        # Sessions are created and ended one at a time, because a store may be slow and each operation depends on the
+        # state before it.
         self._lock = anyio.Lock(fast_acquire=True)
         self._changed = anyio.Event()
         self._pruned_at = store.clock()
@@ -115,31 +117,31 @@ class SessionDirectory:
         return f"<SessionDirectory known={len(self._known)}>"
 
     def __len__(self) -> int:
-        """How many this process has something of."""
+        """Return the number of known sessions."""
         return len(self._known)
 
     @property
     def store(self) -> Store:
-        """Where they are kept."""
+        """The store."""
         return self._store
 
     @operation
     async def get(self, id: str) -> SessionInfo:
-        """What there is to say of a session. Does not count as a use.
+        """Return a snapshot of a session. Does not count as use.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
 
         Raises:
-            SessionNotFound: There is none of that id.
+            SessionNotFound: There is no session of this id.
         """
         check_name(id, "id")
         return await self.info(id, None)
 
     @operation
     async def list(self) -> tuple[SessionInfo, ...]:
-        """All sessions, by id.
+        """Return snapshots of all sessions, sorted by id.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         store = self._store
         async with self._lock:
@@ -148,21 +150,25 @@ class SessionDirectory:
 
     @operation
     async def close(self, id: str) -> bool:
-        """End a session, whoever has it open: its calls are cancelled, its values, programs and tools freed.
+        """End a session for all blocks that have it open: cancel its calls, and delete its values, programs and tools.
 
-        Returns whether there was one. A cancellation comes before it or after it.
+        Returns whether there was a session. After a cancellation the session has either ended or not.
         """
         check_name(id, "id")
         return await self.end(id, None)
 
     async def end(self, id: str, generation: str | None) -> bool:
-        """The same; with a generation, only if the session of that id is of that generation."""
+        """End a session as :meth:`close` does; with a generation, only the session of that generation.
+
+        After a cancellation the session has either ended or not.
+        """
         async with self._lock:
-            # No shield: a cancellation may come while it waits for its turn, behind others that a slow store holds up.
+            # Not shielded: a cancellation is allowed during the wait for the lock, behind operations that a slow store
+            # delays.
             try:
                 found = await self._store.ask(self._store.tables.remove, id, generation=generation)
             except SnakepitError:
-                # The store's copy goes with its TTL; here it is over.
+                # The store's record expires by its TTL; here the session has ended.
                 self._end(id, generation)
                 raise
             self._end(id, generation)
@@ -173,11 +179,11 @@ class SessionDirectory:
     # ---- for the pools -----------------------------------------------------------------------------
 
     def bindings(self, pool: str) -> Iterable[Any]:
-        """The ties of all sessions to workers of a pool."""
+        """Return the bindings of all sessions to workers of a pool."""
         return [known.bindings[pool] for known in self._known.values() if pool in known.bindings]
 
     async def info(self, id: str, generation: str | None) -> SessionInfo:
-        """What :meth:`get` tells; with a generation, of the session of that generation alone."""
+        """Return a snapshot of a session as :meth:`get` does; with a generation, only of the session of that generation."""
         store = self._store
         async with self._lock:
             await self.tell_of(id)
@@ -187,7 +193,7 @@ class SessionDirectory:
         return found
 
     def known(self, id: str) -> KnownSession | None:
-        """What this process has of a session."""
+        """Return this process's state of a session, or None."""
         return self._known.get(id)
 
     @protected
@@ -200,15 +206,15 @@ class SessionDirectory:
         generation: str | None = None,
         make: bool = True,
     ) -> KnownSession:
-        """Make a session, or resume the one of that id, and hold it open. The caller takes its handle back, and leaves it.
+        """Create a session, or resume the session of this id, and hold it open. The caller must call :meth:`leave`.
 
         Args:
-            generation: Only the session of this generation is meant.
-            make: Whether one is made when there is none.
+            generation: Accept only the session of this generation.
+            make: Whether to create a missing session.
 
         Raises:
-            SessionNotFound: There is none, and it is not to be made.
-            QuotaExceeded: There are as many as may be.
+            SessionNotFound: There is no such session, and ``make`` is false.
+            QuotaExceeded: There are already ``max_sessions`` sessions.
         """
         store = self._store
         options = {"generation": generation, "make": make}
@@ -221,7 +227,7 @@ class SessionDirectory:
                 made, life, found = await store.ask(store.tables.open, id, ttl, metadata, store.clock(), **options)
             known = self._known.get(id)
             if known is not None and known.generation != found:
-                # Another process has ended it meanwhile, or it has just expired: its ties are not the new one's.
+                # Another process has ended it, or it has just expired: the new session must not get its bindings.
                 self._forget(known)
                 known = None
             if known is None:
@@ -230,16 +236,16 @@ class SessionDirectory:
             self.look_again()
         if made:
             self._events.emit("session.opened", None, session_id=id)
-        # Nothing that may fail comes after it.
+        # Nothing after this line can fail.
         known.handles += 1
         return known
 
     @protected
     async def use(self, known: KnownSession) -> None:
-        """The session is about to be used.
+        """Record a use of a session.
 
         Raises:
-            SessionNotFound: It was closed, or has expired.
+            SessionNotFound: The session was closed, or has expired.
         """
         now = self._store.clock()
         if known.ended is None and known.expires_at <= now:
@@ -254,13 +260,13 @@ class SessionDirectory:
             raise session_not_found(known.id)
 
     async def tell_of(self, id: str) -> None:
-        """Let the store hear of the last use of a session, before it is asked whether that is there."""
+        """Report the last use of a session to the store, before the store is asked for it."""
         known = self._known.get(id)
         if known is not None and known in self._untold:
             await self._tell([known])
 
     def begin(self, known: KnownSession, call: object, cancel: Callable[[], object]) -> None:
-        """A call is under way; ``cancel`` ends it for its caller.
+        """Record the begin of a call; ``cancel`` ends it for its caller.
 
         Raises:
             SessionNotFound: The session was closed, or has expired.
@@ -271,18 +277,18 @@ class SessionDirectory:
         self._note(known)
 
     def finish(self, known: KnownSession, call: object) -> None:
-        """It is over."""
+        """Record the end of a call."""
         if known.calls.pop(call, None) is not None and known.ended is None:
             known.used_at = self._store.clock()
             self._note(known)
 
     def lost(self, known: KnownSession) -> None:
-        """The store has it no more."""
+        """Record that the store no longer has the session."""
         self._forget(known)
 
     @protected
     async def leave(self, known: KnownSession, *, detach: bool) -> None:
-        """A block that had it open has ended, and is not counted any more."""
+        """Record the end of a block that had the session open."""
         if known.ended is not None or known.handles:
             return
         if not detach:
@@ -293,18 +299,18 @@ class SessionDirectory:
     # ---- the clock -----------------------------------------------------------------------------------
 
     def look_again(self) -> None:
-        """Something may expire earlier than was thought."""
+        """Make :meth:`keep` check its next expiry again, because it may be earlier."""
         self._changed.set()
 
     @protected
     async def sweep(self) -> None:
-        """End what has expired, now."""
+        """End all expired sessions now."""
         async with self._lock:
             await self._sweep()
 
     @protected
     async def keep(self) -> None:
-        """End what has expired, at the moment it does, for as long as the runtime lives."""
+        """End sessions when they expire, until cancelled."""
         store = self._store
         stuck = math.nan
         while True:
@@ -312,17 +318,17 @@ class SessionDirectory:
             self._next_look = math.inf
             try:
                 due = await store.ask(store.tables.next_expiry)
-                # What stands there though everything that is due was ended just now is a row that makes no sense.
+                # A due entry that remains after everything due was ended is a malformed row.
                 wait = _LOOK if due == stuck else due - store.clock()
                 if store.shared:
-                    # Others sweep too: they hear of what is used here well before they would end it.
+                    # Other processes sweep too, so uses are reported well before they would end a session.
                     lives = [known.ttl for known in self._untold if known.ttl is not None]
                     wait = min([wait, _LOOK, *(life / 3 for life in lives)])
                     self._next_look = store.clock() + wait
                 with anyio.move_on_after(max(wait, _SHORTEST)):
                     await self._changed.wait()
                     continue
-                # A clock that is not the event loop's may not be there yet.
+                # A clock other than the event loop's may not have reached the time yet.
                 past = due <= store.clock()
                 await self.sweep()
                 stuck = due if past else math.nan
@@ -339,7 +345,7 @@ class SessionDirectory:
             now = store.clock()
             if now - self._pruned_at > _LOOK:
                 self._pruned_at = now
-                # Nobody tells of what others have ended.
+                # Nothing reports sessions that other processes have ended.
                 await self._tell([known for known in self._known.values() if known.ttl is None])
                 for known in [known for known in self._known.values() if known.expires_at <= now]:
                     await self._look_up(known)
@@ -358,7 +364,7 @@ class SessionDirectory:
             await anyio.lowlevel.checkpoint()
 
     def _note(self, known: KnownSession) -> None:
-        """It is in use: the store has to hear of it, and where others sweep too, well before they would end it."""
+        """Schedule a report of the session's use to the store, in time before another process would end it."""
         if known not in self._untold:
             self._untold[known] = None
             store = self._store
@@ -366,7 +372,7 @@ class SessionDirectory:
                 self.look_again()
 
     async def _tell(self, sessions: Sequence[KnownSession]) -> None:
-        """Let the store hear when these were last used; those that it has no more are at their end."""
+        """Report the last uses of these sessions to the store, and end those that it no longer has."""
         now = self._store.clock()
         told = [(known, now if known.calls else known.used_at) for known in sessions]
         for start in range(0, len(told), _BATCH):
@@ -381,7 +387,7 @@ class SessionDirectory:
                     self._untold.pop(known, None)
 
     async def _look_up(self, known: KnownSession) -> None:
-        """It has expired as far as is known here; somebody else may have used it."""
+        """Check a session that has expired as far as is known here, because another process may have used it."""
         found = await self._store.ask(self._store.tables.info, known.id, self._store.clock())
         if found is None or found.generation != known.generation:
             self._forget(known)

@@ -1,4 +1,4 @@
-"""Named blobs that a runtime keeps for its tools and clients: models, scripts, whatever is sent once and used often."""
+"""Programs: named blobs that a runtime stores for its tools and clients, for data that is sent once and used often."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ["ProgramStore"]
 
 
 class ProgramStore:
-    """A runtime's programs. Those of a session are for that session, and go with it.
+    """A runtime's programs. A program of a session is visible to that session only, and is deleted with it.
 
     Args:
-        store: Where they are kept.
-        directory: Ends what has expired.
-        ttl: How long one lives that is stored without a word about it, in seconds; None: for ever.
-        events: Where changes are told.
+        store: The store.
+        directory: Ends expired programs.
+        ttl: The default seconds until a program expires; None: never.
+        events: The event bus.
     """
 
     def __init__(self, store: Store, directory: SessionDirectory, ttl: float | None, events: EventBus) -> None:
@@ -40,20 +40,20 @@ class ProgramStore:
 
     @operation
     async def put(self, name: str, data: bytes, session: str | None = None, ttl: float | None = None) -> None:
-        """Store a program, in the place of one of that name.
+        """Store a program, replacing one of the same name.
 
-        A cancellation comes before it, and nothing is stored, or after it.
+        After a cancellation the program is either stored or not.
 
         Args:
             name: Printable text of up to 256 bytes.
-            data: Its bytes; copied.
-            session: The session that it belongs to; None: all.
-            ttl: Seconds until it is gone; None: the runtime's ``program_ttl``.
+            data: The program's bytes; copied.
+            session: The id of the session to which the program belongs; None: a program for all.
+            ttl: Seconds until the program expires; None: the runtime's ``program_ttl``.
 
         Raises:
-            QuotaExceeded: It is too large, or does not fit; nothing was changed.
+            QuotaExceeded: The program is too large, or does not fit; nothing was changed.
             SessionNotFound: There is no such session.
-            InvalidParameter: An argument is refused.
+            InvalidParameter: An argument is invalid.
         """
         await self._check(name, session)
         if not isinstance(data, bytes | bytearray | memoryview):
@@ -63,7 +63,7 @@ class ProgramStore:
         try:
             await store.ask(store.tables.put_program, session, name, data, life, store.clock())
         except QuotaExceeded:
-            # What has expired may still be in its way.
+            # Expired programs still count against the quotas.
             await self._directory.sweep()
             await store.ask(store.tables.put_program, session, name, data, life, store.clock())
         self._directory.look_again()
@@ -75,9 +75,9 @@ class ProgramStore:
     async def get(self, name: str, session: str | None = None, *, default: Any) -> Any: ...
     @operation
     async def get(self, name: str, session: str | None = None, *, default: Any = None) -> Any:
-        """A program's bytes; ``default`` when there is none.
+        """Return a program's bytes, or ``default`` if there is no such program.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         await self._check(name, session)
         found = await self._store.ask(self._store.tables.program, session, name, self._store.clock())
@@ -85,9 +85,9 @@ class ProgramStore:
 
     @operation
     async def delete(self, name: str, session: str | None = None) -> bool:
-        """Delete a program. Returns whether there was one.
+        """Delete a program, and return whether there was one.
 
-        A cancellation comes before it, and nothing is deleted, or after it.
+        After a cancellation the program is either deleted or not.
         """
         await self._check(name, session)
         found: bool = await self._store.ask(self._store.tables.discard_program, session, name, self._store.clock())
@@ -97,9 +97,9 @@ class ProgramStore:
 
     @operation
     async def list(self, session: str | None = None) -> tuple[ProgramInfo, ...]:
-        """The programs that belong to a session, or to none, by name.
+        """Return the programs of a session, or those for all, sorted by name.
 
-        A cancellation leaves everything as it is.
+        A cancellation changes nothing.
         """
         if session is not None:
             check_name(session, "session")

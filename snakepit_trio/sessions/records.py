@@ -1,4 +1,4 @@
-"""What a store tells of sessions and programs, and what it may hold."""
+"""Records of sessions and programs, and the quotas of a store."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 _LONGEST_NAME = 256
-#: Of so many odd rows it is remembered that they were told of; of more nothing is told.
+#: The number of malformed rows that are remembered as reported; further ones are not reported.
 _MOST_TOLD = 1000
 
 
@@ -38,13 +38,13 @@ class SessionInfo:
     """A session at one moment. Times are seconds on the store's clock; sizes are bytes.
 
     Attributes:
-        id: Its id.
-        ttl: How long it lives without being used; None: for ever.
-        metadata: Text that it was opened with.
-        created_at, used_at: When it was opened, and last used.
-        expires_in: Seconds until it expires unless it is used; None: never.
-        entries, size: How many values it holds, and of how many bytes.
-        generation: Tells it from other sessions that have had its id, or will.
+        id: The id.
+        ttl: Seconds without use after which it expires; None: never.
+        metadata: The strings given when it was opened.
+        created_at, used_at: The times of its creation and of its last use.
+        expires_in: Seconds until it expires if it is not used; None: never.
+        entries, size: The number of its values, and of their bytes.
+        generation: Distinguishes it from other sessions with the same id.
     """
 
     id: str
@@ -63,9 +63,9 @@ class ProgramInfo:
     """A program, that is a named blob, at one moment.
 
     Attributes:
-        name: Its name.
-        session: The session that it belongs to; None: to all.
-        size: Bytes.
+        name: The name.
+        session: The id of the session to which it belongs; None: a program for all.
+        size: The number of bytes.
         expires_in: Seconds until it expires; None: never.
     """
 
@@ -88,20 +88,20 @@ class Limits:
 
 
 class OddRows:
-    """Tells of what a store has kept, and makes no sense: once of each, and then it is passed over.
+    """Reports malformed rows of a store, each once; a malformed row is then ignored.
 
-    A store outlives the program that wrote it, and others can write to it.
+    A store outlives the program that wrote it, and other programs can write to it.
     """
 
     def __init__(self) -> None:
         self._told: set[tuple[str, str]] = set()
 
     def tell(self, kind: str, *names: object) -> None:
-        """Log a warning about a row, if it is the first.
+        """Log a warning about a row at its first report.
 
         Args:
-            kind: What it is: ``"session"``, ``"value"``, ``"program"``, ``"total"`` or ``"key"``.
-            names: What it is kept under; text, or whatever stands in its place.
+            kind: The kind: ``"session"``, ``"value"``, ``"program"``, ``"total"`` or ``"key"``.
+            names: The keys of the row: strings, or other values in their place.
         """
         row = kind, " of ".join(ascii(_as_text(name))[:100] for name in names)
         if row not in self._told and len(self._told) < _MOST_TOLD:
@@ -109,7 +109,7 @@ class OddRows:
             _log.warning("the store has a %s that makes no sense, and is passed over: %s", *row)
 
     def metadata(self, id: str, data: Any) -> dict[str, str]:
-        """A session's metadata from what is kept of it; none when that makes no sense."""
+        """Return a session's metadata from its row; empty if the row is malformed."""
         try:
             return msgspec.json.decode(data, type=dict[str, str])
         except (msgspec.MsgspecError, TypeError, ValueError):
@@ -125,7 +125,7 @@ def _as_text(name: object) -> object:
 
 
 def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
-    """The error of a write that was refused, with nothing of it done."""
+    """Return the error of a write that was refused before it changed anything."""
     return QuotaExceeded(
         f"{quota} is {limit}: {used} are used, {asked} more were asked for",
         details={"quota": quota, "limit": limit, "used": used, "asked": asked},
@@ -133,20 +133,20 @@ def over_quota(quota: str, limit: int, used: int, asked: int) -> QuotaExceeded:
 
 
 def new_generation() -> str:
-    """What tells a session from all others that have its id, before it and after it."""
+    """Return a new identity of a session, different from those of all other sessions with its id."""
     return secrets.token_hex(8)
 
 
 def session_not_found(id: str) -> SessionNotFound:
-    """The error for a session that is not there, or no longer."""
+    """Return the error for a session that does not exist, or no longer."""
     return SessionNotFound(f"there is no session {id!r}", details={"session": id})
 
 
 def check_ttl(value: object) -> float | None:
-    """A time to live in seconds, None for an endless one.
+    """Return a TTL in seconds; None for no expiry.
 
     Raises:
-        InvalidParameter: It is neither None nor a positive number.
+        InvalidParameter: The value is neither None nor a positive number.
     """
     if value is None:
         return None
@@ -158,10 +158,10 @@ def check_ttl(value: object) -> float | None:
 
 
 def check_name(value: object, what: str) -> str:
-    """An id, key or name, if it is one.
+    """Return a valid id, key or name.
 
     Raises:
-        InvalidParameter: It is not text of 1 to 256 bytes without control characters.
+        InvalidParameter: The value is not text of 1 to 256 bytes without control characters.
     """
     if (
         not isinstance(value, str)
@@ -182,7 +182,9 @@ async def compare_and_set(
     function: Callable[[Any], Any],
     default: Any,
 ) -> Any:
-    """Replace a value by what a function makes of it, as often as another update comes first; returns the new value.
+    """Replace a value by a function of it, repeatedly until no other update comes first, and return the new value.
+
+    A cancellation comes before an attempt to store, and nothing is stored, or after it.
 
     Args:
         read, store: ``get_versioned`` and ``put`` of a session.

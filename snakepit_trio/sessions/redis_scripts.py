@@ -1,4 +1,4 @@
-"""What the server does for :mod:`.redis_tables`, in Lua: one script for each method, and so one step of the server."""
+"""Lua scripts for :mod:`.redis_tables`: one script for each method, and so one atomic step of the server."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ local result = main()
 return {result == nil and false or result, odd}
 """
 
-# A limit below 0, and an empty TTL, mean none.
+# A negative limit and an empty TTL mean none.
 _BODIES = {
     "open": """
 local id, ttl = ARGV[2], ARGV[3]
@@ -343,5 +343,5 @@ return all
 """,
 }
 
-#: By the name of the method. Each gives what its body returns, and the odd rows that it came upon.
+#: The scripts by method name. Each returns the result of its body, and the malformed rows that it found.
 SCRIPTS = {name: _PRELUDE + body + _END for name, body in _BODIES.items()}

@@ -34,21 +34,22 @@ __all__ = ["RedisTables"]
 T = TypeVar("T")
 
 PREFIX = "{snakepit}:"
-#: How long the server may take to answer, in seconds.
+#: Seconds. The longest time for an answer of the server.
 _PATIENCE = 5.0
 
 
 class RedisTables:
-    """The tables of one store; see :class:`snakepit_trio.sessions.sql.SqlTables` for what each method means and raises.
+    """The tables of one store; see :class:`snakepit_trio.sessions.sql.SqlTables` for the meaning and errors of each
+    method.
 
     Args:
-        url: ``redis://``, ``rediss://`` or ``unix://``; ``valkey://`` and ``valkeys://`` too.
-        limits: What it may hold. Runtimes that share a server should have the same.
-        prefix: Begins every key.
+        url: ``redis://``, ``rediss://`` or ``unix://``; also ``valkey://`` and ``valkeys://``.
+        limits: The quotas. Runtimes that share a server should use the same.
+        prefix: The prefix of every key.
 
     Raises:
         redis.RedisError: The server can't be reached.
-        ValueError: The address is none.
+        ValueError: The address is invalid.
     """
 
     def __init__(self, url: str, limits: Limits, *, prefix: str = PREFIX) -> None:
@@ -56,7 +57,7 @@ class RedisTables:
         self._prefix = prefix
         if url.startswith("valkey"):
             url = "redis" + url.removeprefix("valkey")
-        # A script is never sent twice: its first run may have been done, and its answer lost.
+        # A script is never retried, because its first run may have happened and its answer been lost.
         self._redis = redis.Redis.from_url(
             url,
             socket_timeout=_PATIENCE,
@@ -83,7 +84,7 @@ class RedisTables:
         return result
 
     def _do(self, name: str, session: str | None, now: float, *arguments: str | bytes | float) -> list[Any]:
-        """Run a script that may refuse; what it answers after ``ok``."""
+        """Run a script that may refuse, and return its answer after ``ok``."""
         answer: list[Any]
         verdict, *answer = self._run(name, now, session or "", *arguments)
         if verdict == b"session":
@@ -127,7 +128,7 @@ class RedisTables:
             try:
                 found.append(raw.decode())
             except UnicodeDecodeError:
-                # Nobody can ask for it, and it has expired.
+                # An expired row under a key that no caller can name.
                 self._odd.tell("session", raw)
                 self._run("remove", now, raw, "")
         return found
@@ -187,7 +188,7 @@ class RedisTables:
     # ---- inside --------------------------------------------------------------------------------------
 
     def _texts(self, kind: str, rows: list[T], raw: Callable[[T], bytes], *owner: str) -> list[tuple[str, T]]:
-        """The rows with their names, but for those whose names are no text."""
+        """Return the rows with their names, without rows whose names are not text."""
         found = []
         for row in rows:
             try:
@@ -197,7 +198,7 @@ class RedisTables:
         return found
 
     def _session(self, id: str, flat: list[bytes], now: float) -> SessionInfo:
-        """A session from a hash whose numbers are numbers."""
+        """Return a session from a hash with valid numbers."""
         record = dict(zip(flat[::2], flat[1::2], strict=True))
         ttl, expires = record.get(b"ttl"), record.get(b"expires")
         return SessionInfo(

@@ -1,13 +1,13 @@
 """Sessions and programs in SQLite: in memory, or in a file that survives a restart.
 
-Each method is one transaction: what it refuses has changed nothing. SQLite keeps what it is given, of whatever type: a row that
-is not as it is written here is told of once, and is not there for anybody. What has expired is not there for its users; it counts
-against quotas until it is swept, which is its owner's part, who may know of a later use. The clock is the caller's: ``now``
-is in seconds, and only differences count.
+Each method is one transaction: a refused operation has changed nothing. SQLite stores values of any type, so a row that
+this module would not have written is reported once and ignored. An expired entry is invisible to its users, and counts
+against quotas until it is swept by its owner, who may know of a later use. The caller provides the clock: ``now`` is in
+seconds, and only differences matter.
 
-An id may be one session's after another's. Each of them has a *generation*, by which a handle asks for its own; whoever asks
-without one means the session that has the id now. A session that was written before there were generations has the time of
-its creation in the place of one.
+An id may be used by one session after another. Each session has a *generation*, by which a handle asks for its own
+session; a request without a generation is for the session that has the id now. A session written before generations
+existed has its creation time instead.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ CREATE TABLE IF NOT EXISTS totals (name TEXT PRIMARY KEY, value INTEGER NOT NULL
 INSERT OR IGNORE INTO totals VALUES ('sessions', 0), ('programs', 0), ('program_bytes', 0);
 """
 _FORMAT = 2
-#: What makes the format of the index from the one before it.
+#: The statement that converts the previous format to the format of this number.
 _CHANGES = {2: "ALTER TABLE sessions ADD COLUMN generation TEXT"}
 _NUMBER = "IN ('real', 'integer')"
-#: Whether a row of sessions is what this has written.
+#: The condition that a row of sessions is well-formed.
 _SOUND = (
     f"typeof(created) {_NUMBER} AND typeof(used) {_NUMBER} AND typeof(coalesce(ttl, 0)) {_NUMBER}"
     f" AND typeof(coalesce(expires, 0)) {_NUMBER} AND typeof(entries) = 'integer' AND typeof(size) = 'integer'"
@@ -57,7 +57,7 @@ _SOUND = (
     " AND generation NOT GLOB '*[^0-9a-z]*'))"
 )
 _GENERATION = "coalesce(generation, 'of ' || printf('%!.17g', created))"
-#: What each total is, counted anew.
+#: A query that counts each total from scratch.
 _COUNTS = {
     "sessions": "SELECT count(*) FROM sessions",
     "programs": "SELECT count(*) FROM programs",
@@ -70,7 +70,7 @@ class SqlTables:
 
     Args:
         path: A file, or ``":memory:"``.
-        limits: What it may hold.
+        limits: The quotas.
 
     Raises:
         sqlite3.Error, OSError: The file can't be opened.
@@ -80,10 +80,10 @@ class SqlTables:
         self._limits = limits
         self._odd = OddRows()
         if path != ":memory:":
-            # Its owner's alone, from the first moment; SQLite gives its other files the same mode.
+            # Private to its owner from the start; SQLite gives its other files the same mode.
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
         self._db = sqlite3.connect(path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-        # A text that is none is not anybody's; it must not be in the way of the others.
+        # Text that is not UTF-8 belongs to no session, and must not make queries fail.
         self._db.text_factory = lambda data: data.decode(errors="backslashreplace")
         try:
             if path != ":memory:":
@@ -114,7 +114,8 @@ class SqlTables:
         try:
             yield self._db
         except QuotaExceeded:
-            # Quotas are looked at before anything is written but the use of the session, and one that is refused is a use too.
+            # Quotas are checked before any write except the use of the session, and a refused operation counts as use
+            # too.
             self._db.execute("COMMIT")
             raise
         except BaseException:
@@ -127,7 +128,7 @@ class SqlTables:
         return row[0] if row is not None and type(row[0]) is int else self._count(name)
 
     def _add(self, name: str, amount: int) -> None:
-        """The tables have changed by so much."""
+        """Add an amount to a total."""
         changed = self._db.execute(
             "UPDATE totals SET value = value + ? WHERE name = ? AND typeof(value) = 'integer'", (amount, name)
         )
@@ -135,7 +136,7 @@ class SqlTables:
             self._count(name)
 
     def _count(self, name: str) -> int:
-        """Find a total anew that was lost."""
+        """Recompute a lost total."""
         self._odd.tell("total", name)
         found: int = self._db.execute(_COUNTS[name]).fetchone()[0]
         self._db.execute("INSERT OR REPLACE INTO totals VALUES (?, ?)", (name, found))
@@ -147,15 +148,15 @@ class SqlTables:
         self, id: str, ttl: float | None, metadata: dict[str, str], now: float, *, generation: str | None = None,
         make: bool = True,
     ) -> tuple[bool, float | None, str]:  # fmt: skip
-        """Make a session, or use the one of that id. Returns whether it was made, its TTL, and its generation.
+        """Create a session, or use the session of this id. Returns whether it was created, its TTL, and its generation.
 
         Args:
-            generation: Only the session of this generation is meant.
-            make: Whether one is made when there is none.
+            generation: Accept only the session of this generation.
+            make: Whether to create a missing session.
 
         Raises:
-            SessionNotFound: There is none, and it is not to be made.
-            QuotaExceeded: There are as many as may be, and this is not one of them.
+            SessionNotFound: There is no such session, and ``make`` is false.
+            QuotaExceeded: There are already ``max_sessions`` other sessions.
         """
         with self._transaction():
             if self._touch(id, now, generation):
@@ -183,22 +184,23 @@ class SqlTables:
             return True, ttl, made
 
     def keep(self, uses: list[tuple[str, str, float]]) -> list[str]:
-        """Sessions, by id and generation, were used at these times, which gives them their TTL from then, even if it was spent.
+        """Record uses of sessions, by id and generation, at these times. A use extends the session by its TTL, even after
+        its expiry.
 
-        Returns the ids of those that are no more.
+        Returns the ids of sessions that no longer exist.
         """
         with self._transaction():
             return [id for id, generation, at in uses if not self._keep(id, at, generation)]
 
     def info(self, id: str, now: float) -> SessionInfo | None:
-        """What there is to say of a session. Does not count as a use."""
+        """Return a snapshot of a session. Does not count as use."""
         row = self._db.execute(
             f"SELECT *, {_GENERATION} FROM sessions WHERE id = ? AND coalesce(expires > ?, 1) AND {_SOUND}", (id, now)
         ).fetchone()
         return None if row is None else self._session(row, now)
 
     def sessions(self, now: float) -> list[SessionInfo]:
-        """All of them, by id."""
+        """Return all sessions, sorted by id."""
         for odd in self._db.execute(f"SELECT id FROM sessions WHERE NOT ({_SOUND}) OR typeof(id) != 'text'"):
             self._odd.tell("session", *odd)
         rows = self._db.execute(
@@ -209,12 +211,12 @@ class SqlTables:
         return [self._session(row, now) for row in rows]
 
     def remove(self, id: str, *, generation: str | None = None) -> bool:
-        """End a session, with its values and programs. Returns whether it was there."""
+        """End a session, and delete its values and programs. Returns whether it existed."""
         with self._transaction():
             return (generation is None or self._is_of(id, generation)) and self._remove(id)
 
     def due(self, now: float, most: int) -> list[str]:
-        """The ids of the sessions that have expired unless somebody knows of a later use, the earliest first."""
+        """Return the ids of sessions that have expired, unless another process knows of a later use; the earliest first."""
         rows = self._db.execute(
             "SELECT typeof(id), CAST(id AS BLOB) FROM sessions WHERE expires <= ? ORDER BY expires LIMIT ?", (now, most)
         ).fetchall()
@@ -225,7 +227,7 @@ class SqlTables:
                     raise ValueError(kind)
                 found.append(raw.decode())
             except ValueError:
-                # Nobody can ask for it, and it has expired.
+                # An expired row under a key that no caller can name.
                 self._odd.tell("session", raw)
                 with self._transaction():
                     self._db.execute("DELETE FROM sessions WHERE CAST(id AS BLOB) = ?", (raw,))
@@ -233,18 +235,18 @@ class SqlTables:
         return found
 
     def expire(self, ids: list[str], now: float) -> list[str]:
-        """Remove the programs that have expired, and which of these sessions have. Returns the ids of the sessions."""
+        """Delete expired programs, and the expired ones of these sessions. Returns the ids of the deleted sessions."""
         with self._transaction():
             self._discard_programs("expires <= ?", (now,))
             return [id for id in ids if self._expired(id, now) and self._remove(id)]
 
     def next_expiry(self) -> float:
-        """When something expires at the earliest; infinity when nothing will."""
+        """Return the time of the next expiry; infinity if there is none."""
         row = self._db.execute(
             "SELECT (SELECT min(expires) FROM sessions WHERE expires IS NOT NULL),"
             " (SELECT min(expires) FROM programs WHERE expires IS NOT NULL)"
         ).fetchone()
-        # Text comes after all numbers: it stands there when there is nothing else.
+        # Text sorts after all numbers, so it appears only if there are no numbers.
         return min((float(at) for at in row if isinstance(at, int | float)), default=math.inf)
 
     # ---- their values --------------------------------------------------------------------------------
@@ -252,13 +254,13 @@ class SqlTables:
     def put(
         self, id: str, key: str, data: bytes, expect: int | None, now: float, *, generation: str | None = None
     ) -> int | None:
-        """Store a value. Returns its version; None when ``expect`` is not the version that is there (0: none).
+        """Store a value and return its version; None if ``expect`` is not the current version (0: no value).
 
-        Versions are counted over the whole session, so that no value has one that another had before it.
+        Versions are counted over the whole session, so no two values ever have the same version.
 
         Raises:
             SessionNotFound: There is no such session.
-            QuotaExceeded: It does not fit into the session.
+            QuotaExceeded: The value does not fit into the session.
         """
         with self._transaction():
             if not self._touch(id, now, generation):
@@ -291,7 +293,7 @@ class SqlTables:
             return int(writes) + 1
 
     def read(self, id: str, key: str, now: float, *, generation: str | None = None) -> tuple[bytes, int] | None:
-        """A value and its version; None when there is none.
+        """Return a value and its version, or None if there is no value.
 
         Raises:
             SessionNotFound: There is no such session.
@@ -308,7 +310,7 @@ class SqlTables:
             return row
 
     def discard(self, id: str, key: str, now: float, *, generation: str | None = None) -> bool:
-        """Delete a value. Returns whether it was there.
+        """Delete a value, and return whether there was one.
 
         Raises:
             SessionNotFound: There is no such session.
@@ -348,11 +350,11 @@ class SqlTables:
     # ---- programs ------------------------------------------------------------------------------------
 
     def put_program(self, session: str | None, name: str, data: bytes, ttl: float | None, now: float) -> None:
-        """Store a program, in the place of one of that name.
+        """Store a program, replacing one of the same name.
 
         Raises:
             SessionNotFound: There is no such session.
-            QuotaExceeded: It is too large, or does not fit.
+            QuotaExceeded: The program is too large, or does not fit.
         """
         with self._transaction():
             if session is not None and not self._touch(session, now):
@@ -378,7 +380,7 @@ class SqlTables:
             self._add("program_bytes", more)
 
     def program(self, session: str | None, name: str, now: float) -> bytes | None:
-        """A program; None when there is none."""
+        """Return a program, or None."""
         row = self._db.execute(
             "SELECT data, expires FROM programs WHERE session = ? AND name = ? AND coalesce(expires > ?, 1)",
             (session or "", name, now),
@@ -392,14 +394,14 @@ class SqlTables:
         return data
 
     def discard_program(self, session: str | None, name: str, now: float) -> bool:
-        """Delete a program. Returns whether it was there."""
+        """Delete a program, and return whether there was one."""
         with self._transaction():
             found = self.program(session, name, now)
             self._discard_programs("session = ? AND name = ?", (session or "", name))
             return found is not None
 
     def programs(self, session: str | None, now: float) -> list[ProgramInfo]:
-        """The programs of a session, or those of none, by name."""
+        """Return the programs of a session, or those for all, sorted by name."""
         if session is not None and self.info(session, now) is None:
             return []
         rows = self._db.execute(
@@ -424,7 +426,7 @@ class SqlTables:
         return not self._expired(id, now) and self._keep(id, now, generation)
 
     def _keep(self, id: str, at: float, generation: str | None) -> bool:
-        # A use that is told late never takes back what a later one has given.
+        # A late report of a use never shortens a later extension.
         changed = self._db.execute(
             "UPDATE sessions SET used = max(used, :at), expires = max(expires, :at + ttl)"
             f" WHERE id = :id AND {_SOUND} AND coalesce({_GENERATION} = :generation, 1)",
@@ -448,7 +450,7 @@ class SqlTables:
         found = self._db.execute("DELETE FROM sessions WHERE id = ?", (id,)).rowcount == 1
         if found:
             self._add("sessions", -1)
-        # Also of a session that is not there: a new one of this id must not find what it left.
+        # Also for a missing session: a new session of this id must not find old values.
         self._db.execute("DELETE FROM items WHERE session = ?", (id,))
         self._discard_programs("session = ?", (id,))
         return found

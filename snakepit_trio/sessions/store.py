@@ -1,8 +1,8 @@
-"""Where sessions and programs are kept, as the event loop sees it: in memory, in a SQLite file, or on a Redis server.
+"""The store of sessions and programs for the event loop: in memory, in a SQLite file, or on a Redis server.
 
-Memory answers at once. The others may wait for a disk or a network, so they are asked in a worker thread, which the
-caller waits for even when it is cancelled: a write is done or not, never half. What bounds that wait is the tables' own
-limit on a lock or a socket; only a disk that hangs in the kernel has none, and no scope could end that.
+Memory answers at once. The others may wait for a disk or a network, so they run in a worker thread, and the caller
+waits for them even when it is cancelled: a write is done or not, never half. The tables' own limit on a lock or a
+socket bounds that wait; only a disk that hangs in the kernel has no limit, and no scope could end that.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Tables(Protocol):
-    """What every kind of store does, blocking; see :class:`snakepit_trio.sessions.sql.SqlTables` for what each means."""
+    """The blocking interface of every kind of store; see :class:`snakepit_trio.sessions.sql.SqlTables` for each method."""
 
     def open(
         self,
@@ -63,14 +63,14 @@ class Tables(Protocol):
 
 
 class Store:
-    """Asks tables from the event loop.
+    """Calls tables from the event loop.
 
     Args:
-        tables: What keeps the data.
-        clock: Its clock, in seconds.
-        blocking: Whether it may wait, and is asked in a thread.
-        shared: Other processes may change what is in it.
-        failures: What it raises when it can't be reached.
+        tables: The tables.
+        clock: The clock of the tables, in seconds.
+        blocking: Whether the tables may wait, and are called in a thread.
+        shared: Whether other processes may change the tables.
+        failures: The exceptions that the tables raise when they can't be reached.
     """
 
     def __init__(
@@ -87,11 +87,11 @@ class Store:
         self.shared = shared
         self._blocking = blocking
         self._failures = failures
-        # One at a time: SQLite's connection is one, and order is kept.
+        # One call at a time, because SQLite has one connection, and to keep the order.
         self._limiter = anyio.CapacityLimiter(1)
 
     async def ask(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
-        """Call one of the tables' methods. A cancellation comes before it or after it."""
+        """Call a method of the tables. A cancellation comes before the call or after it."""
         await anyio.lowlevel.checkpoint_if_cancelled()
         try:
             if not self._blocking:
@@ -108,7 +108,7 @@ async def open_store(place: str, limits: Limits) -> AsyncIterator[Store]:
     """Open ``"memory"``, ``"sqlite:PATH"`` or ``"redis://..."``.
 
     Raises:
-        ConfigError: It can't be opened; says why.
+        ConfigError: The store can't be opened; the error gives the reason.
     """
     tables: Tables
     clock: Callable[[], float] = time.time

@@ -1,6 +1,6 @@
-"""For the tests of applications: a pytest plugin, scripted workers, faults on demand, and a check that nothing is left behind.
+"""Tools for the tests of applications: a pytest plugin, scripted workers, faults on demand, and a check for leaks.
 
-Nothing here is imported by the library itself. Names are imported on first use, so that the plugin costs a test run nothing.
+The library itself imports nothing from here. Names are imported on first use, so the plugin adds no cost to a test run.
 """
 
 from __future__ import annotations

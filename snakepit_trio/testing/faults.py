@@ -1,4 +1,4 @@
-"""Faults for the workers of a pool, on demand: what the system, the network or a bad tool may do to them in earnest."""
+"""Faults on demand for the workers of a pool, such as the system, the network or a faulty tool may cause."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Faults"]
 
-#: One turn of a slowed worker, in seconds.
+#: Seconds. The period in which a slowed worker runs and is stopped.
 _TURN = 0.02
 
 
 class Faults:
-    """Breaks workers of one pool. A worker is named by its id; None means a busy one, or a ready one when none is busy.
+    """Breaks workers of one pool. A worker is chosen by its id; None chooses a busy worker, or a ready one if none is
+    busy.
 
-    As a context manager it lets go on, at the end, what is still stopped.
+    As a context manager it resumes stopped workers at the end.
     """
 
     def __init__(self, pool: Pool) -> None:
@@ -43,27 +44,30 @@ class Faults:
             self._let_go(pid)
 
     def kill(self, worker_id: str | None = None, signal_number: int = signal.SIGKILL) -> WorkerInfo:
-        """Send a worker's process a signal; SIGKILL as the system does when memory runs out. Returns which it was."""
+        """Send a signal to a worker's process, by default SIGKILL, as the system does when memory runs out. Returns the
+        worker.
+        """
         worker, pid = self._choose(worker_id)
         os.kill(pid, signal_number)
         return worker
 
     def stop(self, worker_id: str | None = None) -> WorkerInfo:
-        """Stop a worker's process, as if the machine had no time for it: its heartbeats will be missed."""
+        """Stop a worker's process, as if it got no CPU time; it misses its heartbeats."""
         worker, pid = self._choose(worker_id)
         os.kill(pid, signal.SIGSTOP)
         self._stopped.add(pid)
         return worker
 
     def resume(self, worker_id: str) -> None:
-        """Let a stopped worker go on. Does nothing when it has gone."""
+        """Resume a stopped worker. Does nothing if it has ended."""
         for worker in self._pool.workers():
             if worker.id == worker_id and worker.pid is not None:
                 self._let_go(worker.pid)
 
     @asynccontextmanager
     async def slow(self, worker_id: str | None = None, *, share: float = 0.1) -> AsyncIterator[WorkerInfo]:
-        """Let a worker run only this share of the time, while the block lasts.
+        """Let a worker run only this share of the time during the block. The worker is resumed when the block ends, also
+        by a cancellation.
 
         Raises:
             ValueError: The share is not between 0 and 1.
@@ -106,7 +110,7 @@ class Faults:
             os.kill(pid, signal.SIGCONT)
 
     def _choose(self, worker_id: str | None) -> tuple[WorkerInfo, int]:
-        """A worker and its process id, which is surely its own: 0 would be this process's group."""
+        """Return a worker and its process id, which is never 0, because a signal to 0 would reach this process's group."""
         ours = {child.pid for child in psutil.Process().children(recursive=True)}
         alive = [
             (worker, worker.pid) for worker in self._pool.workers() if worker.pid in ours and worker.pid is not None

@@ -1,4 +1,4 @@
-"""What a test may leave behind: nothing."""
+"""The check that a test leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from snakepit_trio import _platform
 
 __all__ = ["Footprint", "no_leaks"]
 
-#: The standard library's own process, which lives as long as the interpreter.
+#: A process of the standard library that lives as long as the interpreter.
 _ALLOWED_CHILDREN = ("multiprocessing.resource_tracker",)
-#: How long a thread may take to end that was told to, in seconds: anyio's on asyncio are told when their loop ends.
+#: Seconds. The time in which a thread must end after it was told to; anyio's threads on asyncio are told when their loop
+#: ends.
 _ENDING = 5.0
 
 
 @attrs.frozen
 class Footprint:
-    """What this process holds at one moment.
+    """The resources of this process at one moment.
 
     Attributes:
-        children: Process ids of all its descendants.
-        threads: Those that the interpreter would wait for.
-        descriptors: What each open file descriptor leads to.
-        directories: Directories of runs, in the directory for temporary files.
+        children: The process ids of all its descendants.
+        threads: The threads that the interpreter would wait for.
+        descriptors: The target of each open file descriptor.
+        directories: The directories of runs, in the directory for temporary files.
     """
 
     children: frozenset[int]
@@ -43,7 +44,7 @@ class Footprint:
 
     @classmethod
     def take(cls) -> Footprint:
-        """Look around."""
+        """Return the current resources."""
         return cls(
             children=frozenset(
                 child.pid
@@ -56,7 +57,7 @@ class Footprint:
         )
 
     def grown_since(self, before: Footprint) -> list[str]:
-        """What is here now that was not then, in words."""
+        """Return descriptions of the resources that did not exist before."""
         found = [f"child process {pid}" for pid in self.children - before.children]
         found += [f"thread {name}" for name in self.threads - before.threads]
         found += [
@@ -72,12 +73,13 @@ class Footprint:
 
 @contextmanager
 def no_leaks() -> Iterator[None]:
-    """Check that the block leaves nothing behind: no process, thread, file descriptor, shared memory, directory of a run.
+    """Check that the block leaves no process, thread, file descriptor, shared memory or run directory behind.
 
     Raises:
-        AssertionError: It did; says what. Not when the block itself has raised.
+        AssertionError: Something was left; the error lists it. Not raised if the block itself has raised.
     """
-    # The collector then looks only at what the block makes; the whole program takes many times as long.
+    # The collector then examines only objects created in the block, because a collection of the whole program is much
+    # slower.
     frozen_already = gc.get_freeze_count() > 0
     if not frozen_already:
         gc.freeze()
@@ -85,14 +87,14 @@ def no_leaks() -> Iterator[None]:
         before = Footprint.take()
         threads = _threads()
         yield
-        # What only waits for the collector is no leak.
+        # Garbage that waits for the collector is not a leak.
         gc.collect()
         until = time.monotonic() + _ENDING
         for thread in _threads() - threads:
             thread.join(max(0.0, until - time.monotonic()))
         grown = Footprint.take().grown_since(before)
         if grown and not frozen_already:
-            # Something older that has become garbage may hold it.
+            # Older garbage may hold it.
             gc.unfreeze()
             gc.collect()
             grown = Footprint.take().grown_since(before)
@@ -103,12 +105,12 @@ def no_leaks() -> Iterator[None]:
 
 
 def _threads() -> set[threading.Thread]:
-    """Those that the interpreter would wait for."""
+    """Return the threads that the interpreter would wait for."""
     return {thread for thread in threading.enumerate() if "Trio" not in thread.name and not thread.daemon}
 
 
 def _children() -> list[psutil.Process]:
-    """All descendants of this process."""
+    """Return all descendants of this process."""
     return psutil.Process().children(recursive=True)
 
 
@@ -117,7 +119,7 @@ def _mine() -> set[int]:
 
 
 def _is_of_others(directory: str) -> bool:
-    """Whether a directory is that of a run of another program on this machine, by its host's pid in the name."""
+    """Return whether a directory belongs to a run of another program, by its host's pid in the name."""
     match = re.fullmatch(r"snakepit-[0-9a-f]+-(\d+)-.*", directory)
     return match is not None and int(match[1]) not in _mine() and psutil.pid_exists(int(match[1]))
 

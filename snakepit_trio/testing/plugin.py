@@ -1,7 +1,7 @@
-"""The pytest plugin: installed with the package, and without effect on tests that ask for none of its fixtures.
+"""The pytest plugin. It is installed with the package, and does not affect tests that use none of its fixtures.
 
-The fixture of a pool is asynchronous. Whichever plugin runs the test's event loop runs it: anyio's, pytest-trio, or
-pytest-asyncio in its auto mode.
+The fixture of a pool is asynchronous. The plugin that runs the test's event loop runs it: anyio's, pytest-trio, or
+pytest-asyncio in auto mode.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
 async def snakepit_pool(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Pool]:
-    """A pool of real workers, on a state directory of its own, closed in order after the test; of one worker unless told.
+    """A pool of real workers with its own state directory, closed in order after the test; its size is 1 by default.
 
-    What it is of is said by the marker: ``@pytest.mark.snakepit_pool("my_module:Math", size=2)``; marks of a class or module
-    count, the nearest option wins.
+    The marker sets its options: ``@pytest.mark.snakepit_pool("my_module:Math", size=2)``. Markers of a class or module
+    apply too, and the nearest option wins.
     """
     from snakepit_trio.config import PoolConfig
     from snakepit_trio.errors import ConfigError
@@ -60,7 +60,7 @@ async def snakepit_pool(
 
 @pytest.fixture
 def snakepit_faults(snakepit_pool: Pool) -> Iterator[Faults]:
-    """Faults for the workers of ``snakepit_pool``; what is still stopped afterwards goes on."""
+    """Faults for the workers of ``snakepit_pool``; workers that are still stopped after the test are resumed."""
     from .faults import Faults
 
     with Faults(snakepit_pool) as faults:
@@ -69,9 +69,9 @@ def snakepit_faults(snakepit_pool: Pool) -> Iterator[Faults]:
 
 @pytest.fixture
 def snakepit_leaks() -> Iterator[None]:
-    """Fail the test when it leaves a process, thread, descriptor, shared memory or directory behind.
+    """Fail a test that leaves a process, thread, descriptor, shared memory or directory behind.
 
-    Name it before the fixtures whose work it is to check: they are then taken down before it looks.
+    Name it before the fixtures that it should check, so that they are torn down before the check.
     """
     from .leaks import no_leaks
 

@@ -1,4 +1,4 @@
-"""A pool for a fixture, whichever plugin runs the fixture."""
+"""A pool for a fixture, for any plugin that runs async fixtures."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ __all__ = ["open_test_pool"]
 async def open_test_pool(
     adapter: str | None = None, *, state_dir: str | os.PathLike[str] | None = None, **options: Any
 ) -> AsyncIterator[Pool]:
-    """A pool of real workers for a fixture of any scope, on a state directory of its own; of one worker unless told.
+    """Open a pool of real workers for a fixture of any scope, with its own state directory; its size is 1 by default.
 
-    On asyncio it may be left in another task than it was entered in, as pytest-asyncio does with fixtures: the pool is open in
-    a task of its own meanwhile.
+    On asyncio the block may be left in another task than it was entered in, as pytest-asyncio does with fixtures,
+    because the pool is open in a task of its own. Leaving the block, also by a cancellation, closes the pool.
 
     Args:
         adapter: The adapter's reference.
@@ -49,7 +49,7 @@ async def open_test_pool(
 
 @asynccontextmanager
 async def _in_own_task(config: RuntimeConfig) -> AsyncIterator[Runtime]:
-    """A runtime whose block is entered and left in one task, wherever this one is."""
+    """Enter and leave a runtime's block in one task, in whichever tasks this block is entered and left."""
     runtime: Runtime | None = None
     ready, leaving = asyncio.Event(), asyncio.Event()
 
@@ -66,12 +66,12 @@ async def _in_own_task(config: RuntimeConfig) -> AsyncIterator[Runtime]:
     try:
         await ready.wait()
         if runtime is None:
-            await task  # It has failed, and raises why.
+            await task  # The task has failed, and raises its exception.
         assert runtime is not None
         yield runtime
     finally:
         if runtime is None:
-            # A fixture that is cancelled while its pool opens ends the opening, too.
+            # Cancelling the fixture while its pool opens ends the opening too.
             task.cancel()
         leaving.set()
         await task

@@ -1,8 +1,8 @@
-"""Scripted workers: a real pool over workers that are coroutines. No process, no socket, and all time is the test's.
+"""Scripted workers: a real pool over workers that are coroutines, without processes and sockets, on the test's clock.
 
-Everything above the wire is what runs in production: the queue, the deadlines, cancels, restarts, sessions. Below it, a
-worker's tools are functions of the test, which run on its event loop; on Trio's ``MockClock`` hours pass in no time, and the
-same seed gives the same history. What a worker does wrong is drawn from that seed, or done to it by the test.
+Everything above the wire is the production code: the queue, deadlines, cancellation, restarts, sessions. Below it, a
+worker's tools are functions of the test that run on its event loop. On Trio's ``MockClock`` hours pass in no time, and
+the same seed gives the same history. Faults of workers are drawn from that seed, or caused by the test.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ from .scripted_worker import Behaviour, ScriptedWorker
 
 __all__ = ["Behaviour", "ScriptedWorker", "ScriptedWorkers"]
 
-#: No process has such an id: what is sent to it by mistake reaches nobody.
+#: No process has such an id, so a signal sent by mistake reaches none.
 _FIRST_PID = 1 << 24
 
 
-# A protocol's __init__ calls no other: so it comes last.
+# Launcher comes last, because a protocol's `__init__` does not call the next one.
 class ScriptedWorkers(Wire, Launcher):
-    """Everything below a pool, without processes.
+    """The layer below a pool, without processes.
 
     ``async with ScriptedWorkers({"add": add}).open_pool(size=2) as pool: ...``
 
     Args:
-        tools: By name: functions, coroutine functions, generators, async generators. They get the arguments by name and no
-            ``ToolContext``. What ``@sp.tool(idempotent=True)`` says of one counts.
-        seed: What is drawn is drawn from it.
-        chances: ``crash``, ``deaf``, ``late``, ``start_failure``, ``delay``; see :class:`Behaviour`. All 0 by default.
+        tools: Functions, coroutine functions, generators or async generators by name. They receive the arguments by
+            name and no ``ToolContext``. ``@sp.tool(idempotent=True)`` on a function has its usual meaning.
+        seed: The seed of all random choices.
+        chances: ``crash``, ``deaf``, ``late``, ``start_failure``, ``delay``; see :class:`Behaviour`. All are 0 by
+            default.
 
     Attributes:
-        alive: The workers that there are.
-        starts: How often each call was begun, by its number.
-        held: The most calls that one worker held when it got another.
-        recalls: How many calls were taken back before they had begun.
+        alive: The living workers.
+        starts: The number of times each call was begun, by its number.
+        held: The largest number of calls that one worker held when it got another.
+        recalls: The number of calls that were taken back before they had begun.
     """
 
     name = "scripted"
@@ -70,10 +71,10 @@ class ScriptedWorkers(Wire, Launcher):
 
     @managed
     async def open_pool(self, **options: Any) -> AsyncIterator[Pool]:
-        """Open a pool over these workers.
+        """Open a pool over these workers. Leaving the block, also by a cancellation, closes the pool.
 
         Args:
-            options: Any field of :class:`~snakepit_trio.PoolConfig` but ``adapter``.
+            options: Any field of :class:`~snakepit_trio.PoolConfig` except ``adapter``.
         """
         config = RuntimeConfig(pools=[PoolConfig(adapter="scripted", **{"size": 1, **options})], control=False)
         run = Run("scripted", Path(os.devnull))
@@ -81,10 +82,11 @@ class ScriptedWorkers(Wire, Launcher):
             yield runtime.pool(config.pools[0].name)
 
     def worker(self, worker_id: str) -> ScriptedWorker:
-        """The worker of this id, as in ``pool.workers()``, to be made to fail: ``crash()``, ``freeze()``, ``close()``.
+        """Return the worker with this id, as in ``pool.workers()``, to cause its failure: ``crash()``, ``freeze()``,
+        ``close()``.
 
         Raises:
-            LookupError: There is none that is alive.
+            LookupError: There is no such living worker.
         """
         for worker in self.alive:
             if worker.spec.worker_id == worker_id:

@@ -1,4 +1,4 @@
-"""One scripted worker: its process, its connection and its calls, as coroutines; see :mod:`.scripted`."""
+"""One scripted worker: its process, connection and calls as coroutines; see :mod:`.scripted`."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ __all__ = ["Behaviour", "ScriptedWorker"]
 
 
 class Behaviour:
-    """What workers do, drawn from one seed.
+    """The behaviour of scripted workers, drawn from one seed.
 
     Attributes:
-        crash: How probable it is that a worker dies under a call, or between calls.
-        deaf: How probable it is that a call ignores its cancel.
-        late: How probable it is that a cancelled call answers with its result all the same.
-        start_failure: How probable it is that a worker does not start.
-        delay: The longest a frame is under way, in seconds.
+        crash: The probability that a worker dies during a call, or between calls.
+        deaf: The probability that a call ignores its cancellation.
+        late: The probability that a cancelled call still answers with its result.
+        start_failure: The probability that a worker does not start.
+        delay: The longest time for which a frame is in transit, in seconds.
     """
 
     def __init__(self, seed: int, **chances: float) -> None:
@@ -54,12 +54,12 @@ class Behaviour:
         return self.rng.random() < probability
 
 
-#: How long a worker that leaves lets its calls run, in seconds.
+#: Seconds. The time for which a leaving worker lets its calls run.
 _LEAVE = 1.0
 
 
 class _Silence:
-    """What such a worker prints."""
+    """The empty output of a scripted worker."""
 
     async def receive(self) -> bytes:
         return b""
@@ -69,7 +69,7 @@ class ScriptedWorker:
     """One worker: its process, its connection and its calls.
 
     Attributes:
-        running: The calls that it is running, never more than its threads.
+        running: The running calls, at most as many as its threads.
         line: The calls that it has not begun.
     """
 
@@ -89,7 +89,7 @@ class ScriptedWorker:
         self.over: anyio.Event = anyio.Event()
         self.closed: bool = False
         self._leaving = anyio.Event()
-        # Those that are to stop because it leaves, not because their callers are gone.
+        # The calls that must stop because the worker leaves, rather than because their callers have left.
         self._stopped: set[int] = set()
         self.on_message: Callable[[bytes], None] | None = None
         self.on_end: Callable[[int, str], None] | None = None
@@ -136,11 +136,13 @@ class ScriptedWorker:
             self.close(f"died: {status}")
 
     def crash(self) -> None:
-        """Make it end as by a segmentation fault."""
+        """End the worker as a segmentation fault does."""
         self.die(ExitStatus(signal=11))
 
     def leave(self) -> None:
-        """Make it end as by a SIGTERM from elsewhere: it gives back what it has not begun, and ends with what it runs."""
+        """End the worker as a SIGTERM from outside does: it gives back calls that it has not begun, and ends after its
+        running calls.
+        """
         if not self._leaving.is_set():
             self._leaving.set()
             self.post(frames.Leaving())
@@ -148,7 +150,7 @@ class ScriptedWorker:
                 self.post(frames.Reply(self.line.popleft().id, undone=frames.NOT_BEGUN))
 
     def freeze(self) -> None:
-        """Make it give no sign of life any more."""
+        """Stop all signs of life."""
         self.on_message = None
 
     def terminate(self) -> None:
@@ -164,7 +166,7 @@ class ScriptedWorker:
     # ---- the connection ------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Carry frames both ways, each after a while, in order."""
+        """Transport frames both ways, in order, each after a delay."""
         try:
             async with anyio.create_task_group() as nursery:
                 nursery.start_soon(self._carry_in, nursery)
@@ -175,12 +177,12 @@ class ScriptedWorker:
                 await self.over.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            # With a process goes its memory, and the frames that it has not sent.
+            # The end of the process loses the frames that it has not sent.
             self._outbox.clear()
             self._inbox.clear()
 
     def close(self, reason: str = "closed") -> None:
-        """End its connection."""
+        """End the worker's connection."""
         self.closed = True
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
@@ -204,7 +206,7 @@ class ScriptedWorker:
         )
 
     def offered(self) -> list[ToolSpec]:
-        """What it says in its handshake of its tools."""
+        """Return the tools of its handshake."""
         return [
             ToolSpec(
                 name=name,
@@ -250,7 +252,7 @@ class ScriptedWorker:
             await self._posted.wait()
 
     def said_all(self) -> None:
-        """All that it had to say has arrived: one that leaves, and runs nothing any more, ends."""
+        """End a leaving worker without running calls, once all its frames have arrived."""
         if self._leaving.is_set() and not self.running:
             self.die(ExitStatus(code=0))
 
@@ -263,7 +265,7 @@ class ScriptedWorker:
                 scope.cancel()
 
     def hears(self, call_id: int) -> bool:
-        """Whether a call takes notice of it that it is to stop; at a yield every generator does."""
+        """Return whether a call notices that it must stop; a generator always does at a yield."""
         return call_id in self.streams or not self.world.behaviour.chance(self.world.behaviour.deaf)
 
     async def _carry_in(self, nursery: anyio.abc.TaskGroup) -> None:
@@ -308,7 +310,7 @@ class ScriptedWorker:
                 self.die(ExitStatus(code=0))
 
     def _begin(self, nursery: anyio.abc.TaskGroup) -> None:
-        """Begin what there are threads for, in the order in which it came."""
+        """Begin waiting calls in order, as far as there are free threads."""
         while self.line and len(self.running) < self.spec.threads:
             call = self.line.popleft()
             self.taken.add(call.id)
