@@ -14,11 +14,14 @@ class Bell:
     """
 
     def __init__(self) -> None:
+        #: Somebody waits, or has waited since it was rung.
+        self.awaited: bool = False
         self._next: anyio.Event | None = None
 
     def ring(self) -> None:
         """Wake all waiters. Without waiters this costs nothing."""
         rung, self._next = self._next, None
+        self.awaited = False
         if rung is not None:
             rung.set()
 
@@ -26,4 +29,5 @@ class Bell:
         """Wait for the next ring. A cancellation leaves nothing behind."""
         if self._next is None:
             self._next = anyio.Event()
+            self.awaited = True
         await self._next.wait()

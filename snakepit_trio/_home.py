@@ -24,12 +24,16 @@ _END = 10.0
 
 
 class Home:
-    """The event loop in which it is made."""
+    """The event loop in which it is made.
 
-    __slots__ = ("_is_here",)
+    Attributes:
+        is_here: Tells whether the caller runs in it.
+    """
+
+    __slots__ = ("is_here",)
 
     def __init__(self) -> None:
-        self._is_here = _in_trio() if sniffio.current_async_library() == "trio" else _in_asyncio()
+        self.is_here: Callable[[], bool] = _in_trio() if sniffio.current_async_library() == "trio" else _in_asyncio()
 
     def check(self) -> None:
         """Refuse what comes from anywhere else.
@@ -37,7 +41,7 @@ class Home:
         Raises:
             WrongContext: The caller runs in another event loop, or in none.
         """
-        if not self._is_here():
+        if not self.is_here():
             raise WrongContext(
                 f"this was called from {_place()}, and works only in the event loop in which its pool, runtime or client was "
                 "opened: call it there (from a thread with anyio.from_thread.run), or open another one here"

@@ -23,6 +23,7 @@ from mcp.shared.exceptions import MCPError
 from snakepit_trio._exceptions import clean
 from snakepit_trio.errors import InvalidParameter, InvalidPayload, SnakepitError, ToolError
 from snakepit_trio.observe.printable import json_bytes
+from snakepit_trio.pool.calls.submission import tool_not_found
 
 if TYPE_CHECKING:
     from snakepit_trio.pool.pool import Pool
@@ -52,7 +53,7 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
     known = {spec.name: spec for spec in pool.tools()}
     for tool in tools:
         if tool not in known:
-            raise pool._submission.tool_not_found(tool)
+            raise tool_not_found(tool, known, pool.name)
     offered = {tool: known[tool] for tool in tools or known}
     listed = [_describe(spec) for spec in offered.values()]
 

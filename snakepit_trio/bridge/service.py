@@ -131,7 +131,7 @@ class BridgeService:
             )
 
         try:
-            return pool._calls.begin(request.tool, params, _options(call, request), on_end=on_end)
+            return pool.calls.begin(request.tool, params, _options(call, request), on_end=on_end)
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
 
@@ -146,7 +146,7 @@ class BridgeService:
                 async with self._session(request, pool) as session:
                     value = await session.call(request.tool, params, options)
             else:
-                value = await pool._calls.execute(request.tool, params, options)
+                value = await pool.calls.execute(request.tool, params, options)
         except StreamingUnsupported as exc:
             raise _in_our_words(exc) from None
         return payload_answer(encode(value, encoding, what="result", limit=limit))
@@ -164,9 +164,9 @@ class BridgeService:
                 made: AbstractAsyncContextManager[ChunkStream]
                 if request.session_id:
                     session = await stack.enter_async_context(self._session(request, pool))
-                    made = session._stream(request.tool, params, options, _STREAM_BYTES)
+                    made = session.open_stream(request.tool, params, options, _STREAM_BYTES)
                 else:
-                    made = pool._calls.stream(request.tool, params, options, window_bytes=_STREAM_BYTES)
+                    made = pool.calls.stream(request.tool, params, options, window_bytes=_STREAM_BYTES)
                 del params
                 chunks = await stack.enter_async_context(made)
                 chunks.on_held = call.draw_from(lambda: chunks.held)
@@ -240,7 +240,7 @@ class BridgeService:
         value = None if data is not None else read(request.payload, what="payload", limit=self._longest())
         async with self._session(request) as session:
             if data is not None:
-                version = await session._put(request.key, lambda: data, request.expect)
+                version = await session.put_encoded(request.key, lambda: data, request.expect)
             else:
                 version = await session.put(request.key, value, expect=request.expect)
         return v1.PutValueResponse(stored=version is not None, version=version or 0)
@@ -248,7 +248,7 @@ class BridgeService:
     async def _get_value(self, call: ServerCall, request: v1.GetValueRequest) -> v1.GetValueResponse:
         encoding = check_encoding(int(request.accept), None)
         async with self._session(request) as session:
-            found = await session._read(request.key)
+            found = await session.read_encoded(request.key)
         if found is None:
             return v1.GetValueResponse()
         stored, version = Payload(MSGPACK, found[0]), found[1]
@@ -304,7 +304,7 @@ def _params(pool: Pool, payload: Payload | None) -> Arguments:
     limit = pool.config.max_payload
     if payload is None:
         return None
-    if may_stay_unread(payload, limit=limit) and pool._calls.reads(payload):
+    if may_stay_unread(payload, limit=limit) and pool.calls.reads(payload):
         return Encoded(payload, None)
     return Encoded(payload, params_of(payload, limit=limit))
 

@@ -1,4 +1,4 @@
-"""What is seen of a pool's requests: events, the flight recorder's memory, timings, traces.
+"""What is seen of a pool's requests: events, the flight recorder's memory, timings, traces, and waits that can't end.
 
 It is called for each step of each request, so what nobody has asked for costs a comparison, and the memory one append.
 """
@@ -6,22 +6,27 @@ It is called for each step of each request, so what nobody has asked for costs a
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
 
+import anyio
 import attrs
 
-from snakepit_trio.errors import QueueFull
+from snakepit_trio.errors import QueueFull, WouldDeadlock
 
 from .scheduling.request import Outcome, Request
 
 if TYPE_CHECKING:
+    from snakepit_trio.config import PoolConfig
     from snakepit_trio.observe.events import EventBus
+    from snakepit_trio.tools.waits import Waits
 
+    from .fleet.scaling import ScaledFleet
+    from .fleet.supervisor import Supervisor
     from .scheduling.ledger import Ledger
-    from .scheduling.nested import NestedRequests
+    from .scheduling.scheduler import Scheduler
 
-__all__ = ["RequestObserver", "Timings"]
+__all__ = ["NestedRequests", "RequestObserver", "Timings"]
 
 _QUEUED, _DISPATCHED = "queued", "dispatched"
 _CANCELLED, _REJECTED = Outcome.CANCELLED.value, Outcome.REJECTED.value
@@ -51,6 +56,49 @@ class Ended:
     ended_at: float
 
 
+class NestedRequests:
+    """Tells :class:`~snakepit_trio.tools.waits.Waits` of a pool's nested requests, and of those that hold permits.
+
+    Args:
+        config: The pool's configuration.
+        waits: All that wait for each other, in all pools.
+        scheduler: Decides about the pool's requests.
+        supervisor: Says which workers are to come.
+    """
+
+    def __init__(self, config: PoolConfig, waits: Waits, scheduler: Scheduler, supervisor: Supervisor) -> None:
+        self._config = config
+        self._waits = waits
+        self._scheduler = scheduler
+        self._supervisor = supervisor
+
+    def follow(self, event: str, request: Request) -> None:
+        """A tool waits for this request, or for a permit that it holds: see whether its own wait can end."""
+        waits = self._waits
+        if event == "queued":
+            waits.add(
+                request,
+                (*request.chain, *request.permits),
+                lambda blocked: self._scheduler.hopeless(request, blocked) and not self._expecting(request, blocked),
+                lambda: self._scheduler.end(request, self._would_deadlock(request), anyio.current_time()),
+            )
+        else:
+            waits.remove(request)
+
+    def _expecting(self, request: Request, blocked: Container[object]) -> bool:
+        """Whether a worker is to come that may run a request, though none of these ends before."""
+        if request.pin is not None:
+            return False
+        return self._supervisor.expects(blocked) or self._supervisor.size < (self._config.max_size or 0)
+
+    def _would_deadlock(self, request: Request) -> WouldDeadlock:
+        return WouldDeadlock(
+            f"{request.tool!r} would wait for a worker of pool {self._config.name!r}, and none has room before a call ends that "
+            "waits for it",
+            details={"tool": request.tool, "pool": self._config.name},
+        )
+
+
 class RequestObserver:
     """The observer of one pool's scheduler.
 
@@ -62,6 +110,7 @@ class RequestObserver:
         timings: Counts how long requests took; None: nobody does.
         ledger: The pool's tables.
         nested: Follows the requests that tools wait for, or for whose permits others may.
+        scaled: Is told when a request begins to wait; None: the number of workers does not follow the load.
     """
 
     def __init__(
@@ -73,6 +122,7 @@ class RequestObserver:
         timings: Timings | None,
         ledger: Ledger,
         nested: NestedRequests,
+        scaled: ScaledFleet | None,
     ) -> None:
         self._pool = pool
         self._prefix = prefix
@@ -82,6 +132,7 @@ class RequestObserver:
         self._timings = timings
         self._ledger = ledger
         self._nested = nested
+        self._scaled = scaled
         # How many requests may wait, once one more was refused; None while none was.
         self._saturated: int | None = None
 
@@ -98,7 +149,10 @@ class RequestObserver:
         if event == _DISPATCHED:
             if self._saturated is not None:
                 self._note_room(self._saturated)
-        elif event != _QUEUED:
+        elif event == _QUEUED:
+            if self._scaled is not None:
+                self._scaled.poke()
+        else:
             self._ended.append(
                 (
                     event,

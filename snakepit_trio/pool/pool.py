@@ -31,15 +31,13 @@ from .deadline_task import DeadlineTask
 from .fleet.operations import Operations
 from .fleet.scaling import Autoscaler, ScaledFleet
 from .fleet.supervisor import Supervisor
-from .observer import RequestObserver
+from .observer import NestedRequests, RequestObserver
 from .scheduling.expiry import CancelSet
-from .scheduling.nested import NestedRequests
 from .scheduling.queue import RequestQueue
 from .scheduling.request import Seats
 from .scheduling.scheduler import Scheduler
 from .services import PoolServices
-from .snapshot import snapshot
-from .stats import PoolStats, WorkerInfo
+from .stats import PoolStats, WorkerInfo, snapshot
 
 if TYPE_CHECKING:
     from snakepit_trio.config import PoolConfig
@@ -63,7 +61,6 @@ class Pool(Calling, Operations):
         self._services = services
         self._events = services.events
         self._errors = services.errors
-        self._loop = event_loop(services.backend)
         self._deadline_task = DeadlineTask(services.errors, config.name)
         self._scheduler = Scheduler(
             queue=RequestQueue(max_queue=config.max_queue, aging=config.aging, fair=config.fair),
@@ -74,18 +71,9 @@ class Pool(Calling, Operations):
             reject_hopeless=config.reject_hopeless,
             on_due=self._deadline_task.note_due,
         )
-        self._supervisor = Supervisor(config, services, self._scheduler)
-        self._dispatch = self._supervisor.dispatch
-        self.watch: RequestObserver = RequestObserver(
-            config.name,
-            f"{services.run_id}-",
-            services.events,
-            runtime.config.recorder_size if runtime is not None else 0,
-            services.timings,
-            self._scheduler.ledger,
-            NestedRequests(config, services.waits, self._scheduler, self._supervisor),
-        )
-        self._scheduler.ledger.observer = self.watch
+        # For the library's other rooms, as `calls` and `watch` are.
+        self.supervisor: Supervisor = Supervisor(config, services, self._scheduler)
+        self._dispatch = self.supervisor.dispatch
         self._guard = Guard.of(config, services.events, services.waits)
         self._scaled: ScaledFleet | None = None
         if config.max_size is not None:
@@ -96,17 +84,22 @@ class Pool(Calling, Operations):
                 target_wait=config.target_wait,
                 down_after=config.scale_down_after,
             )
-            self._scaled = ScaledFleet(self._supervisor, autoscaler, self._tied_seats)
-        self._submission = Submission(
-            config,
-            services,
-            self._dispatch,
-            self._scheduler,
-            self._loop,
-            on_queued=_nobody if self._scaled is None else self._scaled.poke,
+            self._scaled = ScaledFleet(self.supervisor, autoscaler, self._tied_seats)
+        self.watch: RequestObserver = RequestObserver(
+            config.name,
+            f"{services.run_id}-",
+            services.events,
+            runtime.config.recorder_size if runtime is not None else 0,
+            services.timings,
+            self._scheduler.ledger,
+            NestedRequests(config, services.waits, self._scheduler, self.supervisor),
+            self._scaled,
         )
-        self._calls = Calls(
-            config, self._submission, self._scheduler, self._supervisor, self._guard, self._loop, services.errors
+        self._scheduler.ledger.observer = self.watch
+        loop = event_loop(services.backend)
+        submission = Submission(config, services, self._dispatch, loop)
+        self.calls: Calls = Calls(
+            config, submission, self._scheduler, self.supervisor, self._guard, loop, services.errors
         )
 
     def __repr__(self) -> str:
@@ -126,11 +119,11 @@ class Pool(Calling, Operations):
     def stats(self) -> PoolStats:
         """Return a consistent snapshot of the pool's counters."""
         return PoolStats(
-            size=self._supervisor.size,
+            size=self.supervisor.size,
             ready=self._dispatch.ready,
             busy=self._dispatch.busy,
             cordoned=self._dispatch.cordoned,
-            restarts=self._supervisor.restarts,
+            restarts=self.supervisor.restarts,
             **attrs.asdict(self._scheduler.ledger.totals(), recurse=False),
         )
 
@@ -139,7 +132,7 @@ class Pool(Calling, Operations):
         """Return the pool's workers, by slot; a slot that has failed, or pauses before its next attempt, shows its last
         worker.
         """
-        return self._supervisor.infos()
+        return self.supervisor.infos()
 
     @operation
     def session(
@@ -180,7 +173,7 @@ class Pool(Calling, Operations):
         """
         if metadata:
             check_metadata(metadata)
-        self._supervisor.check_open()
+        self.supervisor.check_open()
         config = self._runtime.config
         opened = open_session(
             self,
@@ -206,7 +199,7 @@ class Pool(Calling, Operations):
         """Return the state of the pool as plain values: counters, workers, slots, requests. The values may contain
         secrets.
         """
-        found = snapshot(self.stats(), self._supervisor, self._scheduler, self.watch, anyio.current_time())
+        found = snapshot(self.stats(), self.supervisor, self._scheduler, self.watch, anyio.current_time())
         return {**found, "circuits": self.circuits()}
 
     # ---- opening and closing, for the runtime ------------------------------------------------------
@@ -218,7 +211,7 @@ class Pool(Calling, Operations):
             WorkerStartupError: No slot has a worker.
         """
         await nursery.start(self._deadline_task.run, self._scheduler)
-        await self._supervisor.open(nursery)
+        await self.supervisor.open(nursery)
         if self._scaled is not None:
             self._services.errors.keep(nursery, self._scaled.run, pool=self.name)
 
@@ -227,7 +220,7 @@ class Pool(Calling, Operations):
         error = PoolClosed(f"pool {self.name!r} is closed", details={"pool": self.name})
         found = {"in_flight": self._scheduler.ledger.in_flight, "queued": self._scheduler.ledger.queued}
         self._events.emit("pool.closing", found, pool=self.name)
-        self._calls.close(error)
+        self.calls.close(error)
         if drain:
             idle = Bell()
             self._scheduler.ledger.on_idle = idle.ring
@@ -235,7 +228,7 @@ class Pool(Calling, Operations):
                 while self._scheduler.ledger.in_flight:
                     await idle.wait()
         self._scheduler.abort(error, anyio.current_time())
-        await self._supervisor.stop()
+        await self.supervisor.stop()
         self._events.emit("pool.closed", None, pool=self.name)
 
     def forked(self) -> None:
@@ -247,7 +240,7 @@ class Pool(Calling, Operations):
 
     def kill(self) -> None:
         """Kill every worker at once. The pool must be closing, or it starts new workers."""
-        self._supervisor.kill()
+        self.supervisor.kill()
 
     @property
     def closed(self) -> bool:
@@ -265,7 +258,3 @@ class Pool(Calling, Operations):
         """Return the seats of the workers to which strict sessions are bound."""
         bindings = self._services.bindings(self.name)
         return frozenset(binding.seats for binding in bindings if binding.strict and binding.seats is not None)
-
-
-def _nobody() -> None:
-    """Ignore a change of the number of queued requests, in a pool that does not scale."""

@@ -184,8 +184,9 @@ class Worker:
             # It was not sent, so no reply will take it away.
             self._held.pop(call.id, None)
             raise
-        if self.state is WorkerState.READY:
-            self._become(WorkerState.BUSY)
+        if self.state is _READY:
+            # As often as each call, and nobody else has to hear of it; as is the way back.
+            self.state = _BUSY
 
     def cancel(self, call_id: int) -> None:
         """The call's caller is gone. Unless the worker confirms within the grace, it is replaced, or left alone."""
@@ -224,6 +225,11 @@ class Worker:
         """End it now, without ceremony."""
         self.killed_on_demand = True
         self._end(reason, message)
+
+    def drop_connection(self) -> None:
+        """Cut the connection to it, for a test; it is lost in the usual way."""
+        if self._resources.connection is not None:
+            self._resources.connection.close()
 
     def fail(self, exc: BaseException) -> None:
         """End it by an exception that nobody expected, which has been reported. Calls nobody back before its task runs."""
@@ -443,7 +449,7 @@ class Worker:
         if reply.id not in self._held:
             raise FrameError(f"a reply to call {reply.id}, which it does not hold")
         del self._held[reply.id]
-        self._grace.end(reply.id)
+        self._grace.due.pop(reply.id, None)
         if not reply.undone:
             self.served += 1
             self._host.worker_reply(self, reply)
@@ -454,9 +460,10 @@ class Worker:
         limit = self._settings.max_requests
         if limit is not None and self.served >= limit:
             self._become_due("max_requests")
-        if not self._held and self.state is WorkerState.BUSY:
-            self._become(WorkerState.READY)
-        self._emptied.ring()
+        if not self._held and self.state is _BUSY:
+            self.state = _READY
+        if self._emptied.awaited:
+            self._emptied.ring()
 
     def link_chunk(self, chunk: Chunk) -> None:
         self._host.worker_chunk(self, chunk)
@@ -523,10 +530,6 @@ class Worker:
     def _become(self, state: WorkerState) -> None:
         old = self.state
         if state is old:
-            return
-        if (old is _READY and state is _BUSY) or (old is _BUSY and state is _READY):
-            # As often as each call, and nobody else has to hear of it.
-            self.state = state
             return
         assert state in TRANSITIONS[old], f"{old} to {state}"
         self.state = state

@@ -96,10 +96,7 @@ class Faults:
     def drop_connection(self, worker_id: str | None = None) -> WorkerInfo:
         """Cut the connection to a worker; its process lives until the pool notices."""
         found, _ = self._choose(worker_id)
-        for slot in self._pool._supervisor._slots:
-            for worker in slot.workers:
-                if worker.id == found.id and worker._resources.connection is not None:
-                    worker._resources.connection.close()
+        self._pool.supervisor.drop_connection(found.id)
         return found
 
     # ---- inside ----------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ anyio.run(main, backend="trio")
 
 def file_of(pool: sp.Pool) -> int:
     """A descriptor of the file of the only worker."""
-    [worker] = [worker for slot in pool._supervisor.slots for worker in slot.workers]
+    [worker] = [worker for slot in pool.supervisor.slots for worker in slot.workers]
     fd: int | None = worker._resources.process.share()
     assert fd is not None
     return fd
@@ -100,7 +100,7 @@ async def test_a_worker_that_dies_at_any_step_of_a_transfer() -> None:
             assert died
             assert ends["request.failed"] <= died
             # What no worker has any more is not counted.
-            assert pool._supervisor._slots._factory.shm.used <= 4 * 2 * THRESHOLD
+            assert pool.supervisor._slots._factory.shm.used <= 4 * 2 * THRESHOLD
 
 
 def test_a_host_that_dies_at_any_step_of_a_transfer(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def amiss(runtime: sp.Runtime) -> list[str]:
             for worker in workers
             if worker.state not in ("ready", "spare") or worker.in_flight or worker.tainted
         ]
-        if pool._supervisor._slots._surge.value != max(1, config.surge):
+        if pool.supervisor._slots._surge.value != max(1, config.surge):
             found.append(f"seat: {pool.name}: a replacement keeps its turn")
         if len(workers) != stats.size + config.spares:
             found.append(f"workers: {pool.name}: {[worker.state for worker in workers]}")

@@ -29,7 +29,7 @@ def nothing_is_held(pool: sp.Pool) -> bool:
         and not any(seats.load for seats in scheduler.ledger.seats)
         and len(scheduler.ledger.deadlines) == 0
         and not any(worker.in_flight for worker in pool.workers())
-        and not any(w._grace for slot in pool._supervisor.slots for w in slot.workers)
+        and not any(w._grace for slot in pool.supervisor.slots for w in slot.workers)
     )
 
 

@@ -167,7 +167,7 @@ async def test_who_starts_a_task_elsewhere_is_not_waited_for(tmp_path: Path) -> 
                 # One waits for the seat, and one for the permit.
                 application.start_soon(later, "nap", {"seconds": 0})
                 application.start_soon(later, "ask", {"name": "leaf", "params": {}})
-                while not (pool.stats().queued and len(pool._calls.paused)):
+                while not (pool.stats().queued and len(pool.calls.paused)):
                     await anyio.sleep(0.002)
                 return "started"
 

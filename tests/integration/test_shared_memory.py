@@ -30,7 +30,7 @@ BIG = 4 * THRESHOLD
 def memories(pool: sp.Pool) -> list[SharedMemory]:
     """The host's part, for each worker."""
     return [
-        worker._link._memory for slot in pool._supervisor.slots for worker in slot.workers if worker._link is not None
+        worker._link._memory for slot in pool.supervisor.slots for worker in slot.workers if worker._link is not None
     ]
 
 
@@ -55,7 +55,7 @@ class File:
 
 @contextmanager
 def file_of(pool: sp.Pool) -> Iterator[File]:
-    [worker] = [worker for slot in pool._supervisor.slots for worker in slot.workers]
+    [worker] = [worker for slot in pool.supervisor.slots for worker in slot.workers]
     fd = worker._resources.process.share()
     assert fd is not None
     try:

@@ -44,10 +44,13 @@ class Stream:
         self.credits: list[tuple[int, int]] = []
         loop: Any = types.SimpleNamespace(check=nothing)
         self.host = ChunkStream(
-            CHUNKS, BYTES, lambda chunks, size: self.credits.append((chunks, size)), lambda chunk: chunk.size, loop,
-            InternalErrors(),
+            CHUNKS, BYTES, lambda chunk: chunk.size, loop, InternalErrors(),
         )  # fmt: skip
-        self.host.request = types.SimpleNamespace(phase=Phase.RUNNING, outcome=None, error=None)  # type: ignore[assignment]
+        port = types.SimpleNamespace(credit=lambda request, chunks, size: self.credits.append((chunks, size)))
+        request: Any = types.SimpleNamespace(
+            phase=Phase.RUNNING, outcome=None, error=None, seats=types.SimpleNamespace(port=port)
+        )
+        self.host.request = request
         channel: Any = types.SimpleNamespace(send=lambda frame: self.host.put(frame.payload))
         frame = frames.Call(1, stream=True, credits=CHUNKS, credit_bytes=BYTES)
         self.worker = SizedCall(frame, None, channel, None)  # type: ignore[arg-type]

@@ -60,7 +60,7 @@ class Invariants:
 
     def check(self, now: float) -> None:
         """Raise AssertionError when anything does not hold now."""
-        pool, scheduler, supervisor = self.pool, self.pool._scheduler, self.pool._supervisor
+        pool, scheduler, supervisor = self.pool, self.pool._scheduler, self.pool.supervisor
         t = scheduler.ledger.totals()
         assert t.accepted == t.completed + t.failed + t.cancelled + t.timed_out + t.in_flight + t.queued, f"lost: {t}"
         assert len(self.open) == t.in_flight + t.queued, "a request is in no table, or in two"
@@ -89,9 +89,7 @@ class Invariants:
                 credits = max(worker._resources.process.credits.values(), default=0)
                 assert credits <= STREAM_WINDOW, f"{worker!r} may send {credits} chunks, which nobody has room for"
                 if pool.config.on_cancel == "kill":
-                    assert seats.leaving.keys() <= worker._grace._due.keys(), (
-                        f"{worker!r} has no end for what it leaves"
-                    )
+                    assert seats.leaving.keys() <= worker._grace.due.keys(), f"{worker!r} has no end for what it leaves"
                     if seats.leaving and not seats.running:
                         due = max(told[id] for id in seats.leaving) + pool.config.cancel_grace
                         overdue[worker] = max(due, self._overdue.get(worker, now))
@@ -144,7 +142,7 @@ class Invariants:
 
     def _every_place_is_kept(self, now: float) -> None:
         """Idle + busy + starting + stopping = size: each slot has a worker, or knows when it will have one."""
-        supervisor, seats_of = self.pool._supervisor, self.pool._dispatch.seats
+        supervisor, seats_of = self.pool.supervisor, self.pool._dispatch.seats
         assert len(supervisor.slots) == supervisor.size, "slots and size differ"
         assert len(supervisor._slots.spares) == supervisor.config.spares, "a spare is missing"
         vacant = {slot for slot in [*supervisor.slots, *supervisor._slots.spares] if not slot._alive}
@@ -164,7 +162,7 @@ class Invariants:
 
     def _nobody_is_stranded(self, now: float) -> None:
         """Whoever waits, waits for a worker that is there or to come."""
-        scheduler, supervisor, dispatch = self.pool._scheduler, self.pool._supervisor, self.pool._dispatch
+        scheduler, supervisor, dispatch = self.pool._scheduler, self.pool.supervisor, self.pool._dispatch
         hope = supervisor.expecting or dispatch.ready or dispatch.cordoned
         assert not (scheduler.ledger.broken and dispatch.ready), "calls are refused, and a worker serves"
         assert supervisor.slots or not scheduler.ledger.broken, "calls are refused for good: no slot will try again"
@@ -220,5 +218,5 @@ class Invariants:
         assert not list(pool._scheduler.ledger.seats), "seats are left"
         assert not pool._dispatch.seats, "workers are left"
         assert not pool._dispatch._servers, "host tools are left"
-        supervisor = pool._supervisor
+        supervisor = pool.supervisor
         assert not any(slot._alive for slot in supervisor._slots)

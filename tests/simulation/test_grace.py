@@ -25,7 +25,7 @@ def over_at(*steps: tuple[float, int, float | None]) -> float:
         async def later(at: float, call_id: int, due: float | None) -> None:
             await anyio.sleep_until(began + at)
             if due is None:
-                grace.end(call_id)
+                grace.due.pop(call_id, None)
             else:
                 grace.begin(call_id, began + at + due)
 
@@ -73,7 +73,7 @@ def stopped_at(
             await anyio.sleep_until(began + at)
             if due is None:
                 del table[call_id]
-                grace.end(call_id)
+                grace.due.pop(call_id, None)
                 changed.ring()
             else:
                 grace.begin(call_id, began + at + due)

@@ -35,7 +35,7 @@ def simulate(body: Callable[[sp.Pool], Awaitable[None]], **options: Any) -> None
         async with ScriptedWorkers(tools) as workers, workers.open_pool(**{"prefetch": 0, **options}) as pool:
             with trio.fail_after(500):
                 await body(pool)
-            assert not len(pool._calls.paused)
+            assert not len(pool.calls.paused)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0), strict_exception_groups=True)
 

@@ -274,7 +274,7 @@ class Walk(trio.abc.Instrument):
 
     def at_rest(self, pool: sp.Pool) -> None:
         """Whatever was held has come back."""
-        self.check(not len(pool._calls.paused), "somebody waits")
+        self.check(not len(pool.calls.paused), "somebody waits")
         self.seen[self.focus] += 1
         self.check(not len(pool._services.waits), "somebody waits for others")
         guard = pool._guard

@@ -65,7 +65,7 @@ def test_a_cancelled_resize_still_sends_the_surplus_away() -> None:
             assert sorted(info.state for info in pool.workers()) == ["busy", "draining"]
         await trio.sleep(0.1)
         assert [info.state for info in pool.workers()] == ["ready"]
-        assert not pool._supervisor._slots.retiring
+        assert not pool.supervisor._slots.retiring
 
     simulate(body, size=2)
 
@@ -110,7 +110,7 @@ def test_who_goes_first_when_a_pool_shrinks_is_a_place_that_has_failed(scaled: b
         await trio.sleep(1)
         assert [info.state for info in pool.workers()] == ["failed", "ready"]
         if scaled:
-            pool._supervisor.scale(1, ())
+            pool.supervisor.scale(1, ())
         else:
             await pool.resize(1)
         await trio.sleep(0.1)
@@ -263,7 +263,7 @@ def test_a_worker_that_is_too_old_is_replaced_though_the_first_attempts_fail() -
         await trio.sleep(60)
         assert [(info.incarnation, info.state) for info in pool.workers()] == [(1, "ready")]
         # Not again and again without a pause.
-        assert 4 < pool._supervisor.slots[0].incarnation < 20
+        assert 4 < pool.supervisor.slots[0].incarnation < 20
         world_of(pool).behaviour.start_failure = 0.0
         await trio.sleep(60)
         assert pool.workers()[0].incarnation > 1
@@ -334,11 +334,11 @@ def test_a_spare_that_is_to_be_replaced_is_given_to_no_slot() -> None:
     async def body(pool: sp.Pool) -> None:
         await trio.sleep(1)
         world_of(pool).behaviour.start_failure = 1.0
-        (spare,) = [place.current for place in pool._supervisor._slots.spares]
+        (spare,) = [place.current for place in pool.supervisor._slots.spares]
         assert spare is not None
         spare.link_alive(1 << 40, 0.0)
         await trio.sleep(0.01)
-        pool.kill_worker(pool._supervisor.slots[0].current.id)  # type: ignore[union-attr]
+        pool.kill_worker(pool.supervisor.slots[0].current.id)  # type: ignore[union-attr]
         await trio.sleep(5)
         assert spare.slot == -1
         world_of(pool).behaviour.start_failure = 0.0
@@ -352,7 +352,7 @@ def test_a_spare_that_is_to_be_replaced_is_given_to_no_slot() -> None:
 def test_a_worker_that_becomes_due_on_its_way_to_a_slot_is_replaced_there() -> None:
     async def body(pool: sp.Pool) -> None:
         await trio.sleep(1)
-        slots = pool._supervisor._slots
+        slots = pool.supervisor._slots
         take, taken = slots.take_spare, []
 
         def take_and_grow(slot: int, incarnation: int) -> object:
@@ -380,7 +380,7 @@ def test_a_spare_that_is_lost_on_its_way_to_a_slot_ends(
 ) -> None:
     async def body(pool: sp.Pool) -> None:
         await trio.sleep(1)
-        slots, plain = pool._supervisor._slots, getattr(kind, name)
+        slots, plain = pool.supervisor._slots, getattr(kind, name)
         take = slots.take_spare
 
         def fail_once(*args: object) -> object:

@@ -82,7 +82,7 @@ def test_a_spare_that_fails_while_there_are_no_workers_costs_no_request() -> Non
         assert (pool.stats().size, spare.state) == (0, "spare")
         world.behaviour.start_failure = 1.0
         async with world.events.subscribe("slot.failed") as failures:
-            pool._supervisor.kill_worker(spare.id)
+            pool.supervisor.kill_worker(spare.id)
             await anext(failures)
         world.behaviour.start_failure = 0.0
         assert await burst(pool, 1, 0.01) < 1
@@ -165,7 +165,7 @@ def test_a_resize_does_not_wait_for_workers_that_are_no_longer_wanted() -> None:
 def test_one_spare_is_given_to_one_slot() -> None:
     async def body(pool: sp.Pool) -> None:
         await pool.resize(4)
-        assert len({slot.current for slot in pool._supervisor.slots}) == 4
+        assert len({slot.current for slot in pool.supervisor.slots}) == 4
         assert pool.stats().ready == 4
 
     simulate(body, size=1, spares=1)
@@ -215,10 +215,10 @@ def test_calls_in_the_line_of_a_busy_worker_get_the_pool_another() -> None:
 def test_calls_that_are_tied_to_a_worker_get_the_pool_no_other() -> None:
     async def body(pool: sp.Pool) -> None:
         binding = Binding("s", strict=True)
-        await pool._calls.execute("work", {"seconds": 0.0}, {}, binding=binding)
+        await pool.calls.execute("work", {"seconds": 0.0}, {}, binding=binding)
         async with trio.open_nursery() as nursery:
             for _ in range(5):
-                nursery.start_soon(lambda: pool._calls.execute("work", {"seconds": 0.5}, {}, binding=binding))
+                nursery.start_soon(lambda: pool.calls.execute("work", {"seconds": 0.5}, {}, binding=binding))
             await trio.sleep(1)
             assert pool.stats().size == 1
 

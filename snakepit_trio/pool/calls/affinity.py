@@ -124,7 +124,7 @@ class Ties:
             made = Binding(self._session.id, strict=True, seats=None if seats is None or seats.over else seats)
             self._known.bindings[self._pool] = made
         else:
-            self._session.pool._scheduler.untie(self._known.id, binding, anyio.current_time())
+            self._session.pool.calls.untie(self._known.id, binding)
 
     def _new(self, *, whole: bool) -> Binding:
         strict = self._affinities.strictest != "hint"

@@ -57,6 +57,7 @@ class Calls:
 
     Attributes:
         paused: The calls that wait outside the queue.
+        errors: Reports unexpected exceptions.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Calls:
         self._guard = guard
         self.paused: PausedCalls = PausedCalls()
         self._loop = loop
-        self._errors = errors
+        self.errors = errors
 
     @protected
     async def execute(
@@ -101,8 +102,10 @@ class Calls:
             beside: The requests of the same call; each needs its own worker.
             tasks: The tasks of the map to which the call belongs, in a pool with policies.
         """
+        home = self.errors.home
         try:
-            self._errors.check_home()
+            if home is not None and not home.is_here():
+                home.check()
             await self._loop.check()
             if not isinstance(options, CallOptions):
                 options = CallOptions.of(options)
@@ -121,7 +124,7 @@ class Calls:
                 request.fail_fast = session.fail_fast
                 session.begin(request, functools.partial(self._end, request))
             try:
-                self._submission.submit(request)
+                self._scheduler.submit(request, self._loop.now())
                 await waiter.wait()
             except BaseException:
                 try:
@@ -155,7 +158,7 @@ class Calls:
         except SnakepitError:
             raise
         except Exception as exc:
-            raise self._errors.caller(exc) from exc
+            raise self.errors.caller(exc) from exc
 
     async def _under_policies(
         self,
@@ -248,7 +251,7 @@ class Calls:
             request.on_end, request.result = _nothing, None
 
         request = self._submission.make(tool, params, options, wake, taskless=True)
-        self._submission.submit(request)
+        self._scheduler.submit(request, self._loop.now())
         return leave
 
     def stream(
@@ -284,8 +287,8 @@ class Calls:
                 session=None if session is None else session.id,
                 pausing=functools.partial(self.paused.wait, tool, session, limit),
             )
-            return self._errors.block(guarded, "stream")
-        return self._errors.block(make(timeout), "stream")
+            return self.errors.block(guarded, "stream")
+        return self.errors.block(make(timeout), "stream")
 
     @asynccontextmanager
     async def _plain_stream(
@@ -302,10 +305,9 @@ class Calls:
         chunks = ChunkStream(
             STREAM_WINDOW,
             window_bytes,
-            lambda chunks, size: self._credit(request, chunks, size),
             self._submission.decode,
             self._loop,
-            self._errors,
+            self.errors,
         )
         request = self._calling(
             self._submission.make, tool, params, options, chunks.wake, binding=binding, stream=chunks, permits=permits
@@ -314,7 +316,7 @@ class Calls:
             request.fail_fast = session.fail_fast
             session.begin(request, functools.partial(self._end, request))
         try:
-            self._calling(self._submission.submit, request)
+            self._calling(self._scheduler.submit, request, self._loop.now())
             yield chunks
         finally:
             running = request.phase is Phase.RUNNING
@@ -358,7 +360,9 @@ class Calls:
             submission = self._submission
 
             def submit(params: Mapping[str, Any], wake: Callable[[], None]) -> Request:
-                return submission.submit(submission.make(tool, params, own, wake, batch=True))
+                request = submission.make(tool, params, own, wake, batch=True)
+                self._scheduler.submit(request, self._loop.now())
+                return request
 
             return MapCalls(
                 now,
@@ -371,7 +375,7 @@ class Calls:
         return open_map(
             inputs,
             begin if convert is None else lambda: begin().converting(convert),
-            limit=limit, ordered=ordered, return_errors=return_errors, errors=self._errors
+            limit=limit, ordered=ordered, return_errors=return_errors, errors=self.errors
         )  # fmt: skip
 
     def _map_limit(self, tool: str, limit: int | None, *, patient: bool) -> int:
@@ -393,12 +397,16 @@ class Calls:
         except SnakepitError:
             raise
         except Exception as exc:
-            raise self._errors.caller(exc) from exc
+            raise self.errors.caller(exc) from exc
 
     def close(self, error: SnakepitError) -> None:
         """End all paused calls, because the pool is closing."""
         self.paused.close(error)
         self._scheduler.close(error, anyio.current_time())
+
+    def untie(self, session: str, binding: Binding) -> None:
+        """A session is no longer tied strictly to its worker."""
+        self._scheduler.untie(session, binding, self._loop.now())
 
     def _over(self, request: Request, session: Session | None, chunks: ChunkStream | None = None) -> None:
         """End a request whose caller has its answer or has left, so that the request does not keep its seat.
@@ -416,8 +424,3 @@ class Calls:
     def _end(self, request: Request) -> None:
         """End a call of a session that has ended."""
         self._scheduler.end(request, session_closed(request.session, request.tool), anyio.current_time())
-
-    def _credit(self, request: Request, chunks: int, size: int) -> None:
-        seats = request.seats
-        if request.phase is Phase.RUNNING and seats is not None:
-            seats.port.worker.credit(request.id, chunks, size)  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeyword
 from snakepit_trio.errors import SnakepitError
 
 from .proxy import BoundTools, bind, converter_of
-from .submission import wrong_kind
+from .submission import tool_not_found, wrong_kind
 
 if TYPE_CHECKING:
     from snakepit_trio._map_results import MapResults
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..fleet.dispatch import WorkerDispatch
     from .execute import Calls
     from .stream import ChunkStream
-    from .submission import Submission
 
 __all__ = ["Calling"]
 
@@ -33,8 +32,8 @@ T = TypeVar("T")
 class Calling:
     """The part of a pool's interface for its calls."""
 
-    _calls: Calls
-    _submission: Submission
+    calls: Calls
+    name: str
     _dispatch: WorkerDispatch
     _errors: InternalErrors
 
@@ -86,8 +85,8 @@ class Calling:
             PoolClosed: The pool is closing or closed.
         """
         if type(tool) is str:
-            return await self._calls.execute(tool, params, options)
-        return converter_of(tool)(await self._calls.execute(tool_name(tool), params, options))
+            return await self.calls.execute(tool, params, options)
+        return converter_of(tool)(await self.calls.execute(tool_name(tool), params, options))
 
     @declares(StreamKeywords)
     @operation
@@ -119,7 +118,7 @@ class Calling:
                 after the chunks that arrived before. A timeout is raised at once, or on entering the block if it has
                 passed by then. A stream never runs again.
         """
-        return self._calls.stream(tool_name(tool), params, CallOptions.of(options, StreamKeywords))
+        return self.calls.stream(tool_name(tool), params, CallOptions.of(options, StreamKeywords))
 
     @overload
     def map(
@@ -190,7 +189,7 @@ class Calling:
             SnakepitError: Raised by the iteration: the error of :meth:`execute` for that input.
         """
         convert = None if isinstance(tool, str) else converter_of(tool)
-        return self._calls.map(
+        return self.calls.map(
             tool_name(tool), inputs, options, limit=limit, ordered=ordered, return_errors=return_errors, convert=convert
         )
 
@@ -301,7 +300,7 @@ class Calling:
         tool = tool_name(tool)
         spec = self._dispatch.repertoire.tools.get(tool)
         if spec is None:
-            raise self._submission.tool_not_found(tool)
+            raise tool_not_found(tool, self._dispatch.repertoire.tools, self.name)
         if spec.streaming:
             raise wrong_kind(spec)
 

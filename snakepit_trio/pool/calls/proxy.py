@@ -17,6 +17,8 @@ from snakepit_trio._interrupts import managed
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
 from snakepit_trio.worker.adapter import Adapter, ToolOptions, options_of
 
+from .submission import tool_not_found
+
 if TYPE_CHECKING:
     from .interface import Calling
 
@@ -71,7 +73,7 @@ def bind(pool: Calling, declaration: Any) -> Any:
     for attribute, declared in methods.items():
         tool = declared.options.name
         if tool not in known:
-            raise pool._submission.tool_not_found(tool)
+            raise tool_not_found(tool, known, pool.name)
         body[attribute] = _method(pool, declared, streaming=known[tool].streaming)
     return type(name, (BoundTools,), body)()
 

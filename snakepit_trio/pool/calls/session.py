@@ -86,9 +86,7 @@ class Session:
         seats = self._ties.seats
         if seats is None:
             return None
-        port: Any = seats.port
-        found: str = port.worker.id
-        return found
+        return seats.worker_id
 
     @property
     @operation
@@ -124,12 +122,12 @@ class Session:
             RequestCancelled: The session was closed during the call.
         """
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
-        return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
+        return await self.pool.calls.execute(tool, params, bound, session=self, binding=binding)
 
     async def call(self, tool: str, params: Arguments, options: CallOptions) -> Any:
         """Run a tool with checked options. For the bridge."""
         binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
-        return await self.pool._calls.execute(tool, params, bound, session=self, binding=binding)
+        return await self.pool.calls.execute(tool, params, bound, session=self, binding=binding)
 
     @declares(StreamKeywords)
     @operation
@@ -148,25 +146,31 @@ class Session:
             SessionWorkerUnavailable: As from :meth:`execute`, on entering the block or from the iteration.
             RequestCancelled: Raised by the iteration: the session was closed during the call.
         """
-        return self._errors.block(self._stream(tool, params, options), "stream")
+        return self._errors.block(self.open_stream(tool, params, options), "stream")
 
     @asynccontextmanager
-    async def _stream(
+    async def open_stream(
         self,
         tool: str,
         params: Arguments,
         options: StreamKeywords | CallOptions,
         window_bytes: int = STREAM_BYTES,
     ) -> AsyncIterator[ChunkStream]:
+        """Run a streaming tool; see :meth:`stream`, also for what a cancellation leaves. For the bridge.
+
+        Args:
+            options: As the caller has given them, or checked already.
+            window_bytes: Bytes of chunks that may be under way or wait for the consumer.
+        """
         binding, bound = await self._bind(tool, options, StreamKeywords, self.pool.config.stream_timeout)
-        async with self.pool._calls.stream(
+        async with self.pool.calls.stream(
             tool, params, bound, session=self, binding=binding, window_bytes=window_bytes
         ) as chunks:
             yield chunks
 
     @property
     def _errors(self) -> InternalErrors:
-        return self.pool._errors
+        return self.pool.calls.errors
 
     async def _bind(
         self, tool: str, options: StreamKeywords | CallOptions, allowed: type, default: float | None
@@ -190,7 +194,7 @@ class Session:
             limit = options.limit(default)
             deadline = math.inf if limit is None else anyio.current_time() + limit
             decided = options.decided("timeout" if allowed is CallKeywords else "stream_timeout", default)
-            with self.pool._calls.paused.wait(tool, self, decided, deadline, "its session to be rebuilt"):
+            with self.pool.calls.paused.wait(tool, self, decided, deadline, "its session to be rebuilt"):
                 binding = await self._ties.rebuilt()
             return binding, options.within(None if limit is None else max(0.0, deadline - anyio.current_time()))
         except SnakepitError:
@@ -242,11 +246,15 @@ class Session:
                 requested amount.
             SessionNotFound: The session was closed, or has expired.
         """
-        return await self._put(
+        return await self.put_encoded(
             key, lambda: codec.encode(value, what="value", limit=_ONE_PIECE, buffer_threshold=_ONE_PIECE).data, expect
         )
 
-    async def _put(self, key: str, encode: Callable[[], bytes], expect: int | None) -> int | None:
+    async def put_encoded(self, key: str, encode: Callable[[], bytes], expect: int | None) -> int | None:
+        """Store a value that is encoded when everything else has been checked. For the bridge.
+
+        A cancellation comes before the value is stored, and nothing is stored, or after it.
+        """
         check_name(key, "key")
         if expect is not None and (type(expect) is not int or expect < 0):
             raise InvalidParameter(f"expect must be a version, not {expect!r}", details={"path": "expect"})
@@ -270,7 +278,7 @@ class Session:
             InvalidParameter: The key is invalid.
             SessionNotFound: The session was closed, or has expired.
         """
-        found = await self._read(key)
+        found = await self.read_encoded(key)
         return default if found is None else _decode(found[0])
 
     @operation
@@ -282,7 +290,7 @@ class Session:
         Raises:
             SessionNotFound: The session was closed, or has expired.
         """
-        found = await self._read(key)
+        found = await self.read_encoded(key)
         return (None, 0) if found is None else (_decode(found[0]), found[1])
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
@@ -323,7 +331,8 @@ class Session:
         """
         return tuple(await self._ask(self._directory.store.tables.keys))
 
-    async def _read(self, key: str) -> tuple[bytes, int] | None:
+    async def read_encoded(self, key: str) -> tuple[bytes, int] | None:
+        """Read a value as it is stored, and its version. For the bridge. A cancellation changes nothing."""
         check_name(key, "key")
         return await self._ask(self._directory.store.tables.read, key)
 
@@ -412,7 +421,7 @@ async def resume_session(
         SessionNotFound: There is no such session.
         PoolClosed: The pool is closing or closed.
     """
-    pool._supervisor.check_open()
+    pool.supervisor.check_open()
     known = await directory.open(check_name(id, "id"), None, {}, generation=generation, make=False)
     session: Session | None = None
     try:

@@ -40,7 +40,6 @@ class ChunkStream(Chunks[Payload]):
         self,
         window: int,
         window_bytes: int,
-        credit: Callable[[int, int], None],
         decode: Callable[[Payload], Any],
         loop: EventLoop,
         errors: InternalErrors,
@@ -54,7 +53,6 @@ class ChunkStream(Chunks[Payload]):
         # The number of chunks that the worker may still send.
         self._credits = window
         self._room = window_bytes
-        self._credit = credit
         self._decode = decode
         self._taken = 0
         self._taken_bytes = 0
@@ -127,12 +125,12 @@ class ChunkStream(Chunks[Payload]):
         half = self._taken * 2 >= self.window or self._taken_bytes * 2 >= self.window_bytes
         if self.on_held is not None:
             self.on_held()
-        if half and request.phase is Phase.RUNNING:
+        if half and request.phase is Phase.RUNNING and request.seats is not None:
             # Credits are returned in halves of the window: one frame for many chunks, and the tool never runs out of
             # credit.
             self._credits += self._taken
             self._room += self._taken_bytes
-            self._credit(self._taken, self._taken_bytes)
+            request.seats.port.credit(request, self._taken, self._taken_bytes)
             self._taken = self._taken_bytes = 0
         return self._decode(chunk)
 

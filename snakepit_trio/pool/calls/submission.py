@@ -1,32 +1,30 @@
-"""Checks and encodes a call's arguments, and submits its request to the scheduler."""
+"""Checks and encodes a call's arguments, and makes the request."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from snakepit_trio._call_options import CallOptions, check_params, check_tool
 from snakepit_trio.errors import StreamingUnsupported, ToolNotFound
 from snakepit_trio.policies.options import Timeouts
-from snakepit_trio.tools.waits import Permit, check_depth, current_chain
+from snakepit_trio.tools.waits import CHAIN, Permit, check_depth, current_chain
 from snakepit_trio.wire import codec
 from snakepit_trio.wire.frames import Payload
 
-from ..scheduling.request import CLIENT, Binding, Phase, Request
+from ..scheduling.request import CLIENT, Binding, Request
 
 if TYPE_CHECKING:
     from snakepit_trio._waiting import EventLoop
     from snakepit_trio.config import PoolConfig
-    from snakepit_trio.wire.frames import Buffer
     from snakepit_trio.wire.handshake_messages import ToolSpec
 
     from ..fleet.dispatch import WorkerDispatch
-    from ..scheduling.scheduler import Scheduler
     from ..services import PoolServices
     from .stream import ChunkStream
 
-__all__ = ["Arguments", "Encoded", "Submission", "wrong_kind"]
+__all__ = ["Arguments", "Encoded", "Submission", "tool_not_found", "wrong_kind"]
 
 
 class Encoded:
@@ -49,31 +47,19 @@ Arguments: TypeAlias = Mapping[str, Any] | Encoded | None
 
 
 class Submission:
-    """Submits calls to one pool.
+    """Makes the requests of one pool.
 
     Args:
         loop: The running event loop.
-        on_queued: Called when a request has to wait for a worker.
     """
 
-    def __init__(
-        self,
-        config: PoolConfig,
-        services: PoolServices,
-        dispatch: WorkerDispatch,
-        scheduler: Scheduler,
-        loop: EventLoop,
-        *,
-        on_queued: Callable[[], object],
-    ) -> None:
+    def __init__(self, config: PoolConfig, services: PoolServices, dispatch: WorkerDispatch, loop: EventLoop) -> None:
         self._config = config
         self._name = config.name
         self._timeouts = Timeouts(config.timeout, config.stream_timeout, config.queue_timeout)
         self._services = services
         self._dispatch = dispatch
-        self._scheduler = scheduler
         self._loop = loop
-        self._on_queued = on_queued
 
     def make(
         self,
@@ -106,18 +92,20 @@ class Submission:
         if spec is None:
             check_tool(tool)
             if repertoire.tools:
-                raise self.tool_not_found(tool)
+                raise tool_not_found(tool, repertoire.tools, self._name)
         elif spec.streaming != (stream is not None):
             raise wrong_kind(spec)
         if params is not None or payload is None:
-            params = check_params(params)
+            if type(params) is not dict:
+                params = check_params(params)
             check = repertoire.checks[tool]
             if check is not None:
                 check(params)
         if payload is None or (params is not None and payload.encoding != repertoire.encoding):
             payload = codec.encode(params, limit=config.max_payload, encoding=repertoire.encoding)
-        chain = current_chain()
+        chain = CHAIN.get()
         if chain:
+            chain = current_chain()
             check_depth(chain, tool)
         timeout = options.limit(config.timeout)
         now = self._loop.now()
@@ -151,16 +139,6 @@ class Submission:
             request.metadata = {**request.metadata, **request.trace.carrier}
         return request
 
-    def submit(self, request: Request) -> Request:
-        """Submit a request to the scheduler. Raises the errors of :meth:`Scheduler.submit`."""
-        self._scheduler.submit(request, self._loop.now())
-        if request.phase is Phase.QUEUED:
-            if request.payload.buffers and request.seats is None:
-                payload = request.payload
-                request.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
-            self._on_queued()
-        return request
-
     def take(self, request: Request) -> Any:
         """Return the result of an ended request, or raise its error."""
         if request.error is not None:
@@ -177,22 +155,14 @@ class Submission:
             return None
         return codec.decode(payload, what="result", limit=self._config.max_payload)
 
-    def tool_not_found(self, tool: object) -> ToolNotFound:
-        """Return the error for a tool that the pool does not have."""
-        import difflib
 
-        close = difflib.get_close_matches(str(tool), self._dispatch.repertoire.tools, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        return ToolNotFound(
-            f"pool {self._name!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": self._name}
-        )
+def tool_not_found(tool: object, known: Iterable[str], pool: str) -> ToolNotFound:
+    """The error for a tool that a pool does not have."""
+    import difflib
 
-
-def _as_it_is(buffer: Buffer) -> Buffer:
-    """Return a binary value that can wait to be sent: a copy, if its owner may change it."""
-    if isinstance(buffer, memoryview) and not isinstance(buffer.obj, bytes) and not memoryview(buffer.obj).readonly:
-        return bytes(buffer)
-    return buffer
+    close = difflib.get_close_matches(str(tool), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return ToolNotFound(f"pool {pool!r} has no tool {tool!r}{hint}", details={"tool": tool, "pool": pool})
 
 
 def wrong_kind(spec: ToolSpec) -> StreamingUnsupported:

@@ -85,6 +85,9 @@ class _WorkerPort:
     def recall(self, request: Request) -> None:
         self.worker.withdraw(request.id, recall=True)
 
+    def credit(self, request: Request, chunks: int, size: int) -> None:
+        self.worker.credit(request.id, chunks, size)
+
 
 class WorkerDispatch:
     """The workers that are there. What they tell goes into the scheduler at once; nothing here waits but :meth:`drain`.

@@ -12,7 +12,7 @@ __all__ = ["Operations"]
 class Operations:
     """The part of a pool's interface for its workers."""
 
-    _supervisor: Supervisor
+    supervisor: Supervisor
     _errors: InternalErrors
 
     @operation
@@ -27,7 +27,7 @@ class Operations:
             InvalidParameter: An argument is invalid.
             PoolClosed: The pool is closing or closed.
         """
-        await self._supervisor.wait_ready(n, timeout)
+        await self.supervisor.wait_ready(n, timeout)
 
     @operation
     async def resize(self, size: int) -> None:
@@ -41,7 +41,7 @@ class Operations:
             InvalidParameter: The size is not a positive int.
             WorkerStartupError: A new worker could not start.
         """
-        await self._supervisor.resize(size)
+        await self.supervisor.resize(size)
 
     @operation
     async def rolling_restart(self) -> None:
@@ -56,7 +56,7 @@ class Operations:
         Raises:
             WorkerStartupError: A replacement could not start; the workers that were not replaced continue.
         """
-        await self._supervisor.rolling_restart()
+        await self.supervisor.rolling_restart()
 
     @operation
     async def recycle(self, worker_id: str) -> bool:
@@ -70,7 +70,7 @@ class Operations:
         Raises:
             InvalidParameter: The pool has no such worker.
         """
-        return await self._supervisor.recycle(worker_id)
+        return await self.supervisor.recycle(worker_id)
 
     @operation
     def cordon(self, worker_id: str, *, cordoned: bool = True) -> None:
@@ -79,7 +79,7 @@ class Operations:
         Raises:
             InvalidParameter: The pool has no such worker that accepts calls.
         """
-        self._supervisor.dispatch.cordon(worker_id, cordoned=cordoned)
+        self.supervisor.dispatch.cordon(worker_id, cordoned=cordoned)
 
     @operation
     async def drain(self, worker_id: str) -> None:
@@ -90,7 +90,7 @@ class Operations:
         Raises:
             InvalidParameter: The pool has no such worker that accepts calls.
         """
-        await self._supervisor.dispatch.drain(worker_id)
+        await self.supervisor.dispatch.drain(worker_id)
 
     @operation
     def kill_worker(self, worker_id: str) -> None:
@@ -100,4 +100,4 @@ class Operations:
         Raises:
             InvalidParameter: The pool has no such living worker.
         """
-        self._supervisor.kill_worker(worker_id)
+        self.supervisor.kill_worker(worker_id)

@@ -295,6 +295,13 @@ class Supervisor:
                     return
         raise no_such_worker(worker_id)
 
+    def drop_connection(self, worker_id: str) -> None:
+        """Cut the connection to one worker, for a test; its process lives until this is noticed."""
+        for slot in self._slots:
+            for worker in slot.workers:
+                if worker.id == worker_id:
+                    worker.drop_connection()
+
     def check_open(self) -> None:
         if self._scheduler.ledger.closed is not None:
             raise PoolClosed(self._scheduler.ledger.closed.message, details={"pool": self.name})

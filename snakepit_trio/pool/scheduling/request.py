@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from snakepit_trio._call_options import NO_OPTIONS
 from snakepit_trio._interrupts import protected
 from snakepit_trio.policies.options import TIMEOUTS
+from snakepit_trio.wire.frames import Payload
 
 if TYPE_CHECKING:
     import anyio
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from snakepit_trio._call_options import CallOptions
     from snakepit_trio.errors import SnakepitError
     from snakepit_trio.policies.options import Timeouts
-    from snakepit_trio.wire.frames import Payload
+    from snakepit_trio.wire.frames import Buffer
 
 __all__ = ["CLIENT", "Binding", "Outcome", "Phase", "Port", "Request", "Seats"]
 
@@ -253,6 +254,11 @@ class Request:
         seats = self.seats
         return self.stuck and seats is not None and not seats.over and seats.empties_after(blocked)
 
+    def keep_values(self) -> None:
+        """It waits: its owner may change a binary value before it is sent, so such a one is copied."""
+        payload = self.payload
+        self.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
+
     def keep_permits(self) -> None:
         """It has ended here: its permits stay with the worker until that is through with it, too."""
         if self.held_by is None:
@@ -270,6 +276,12 @@ class Request:
         self.released = released
 
 
+def _as_it_is(buffer: Buffer) -> Buffer:
+    if isinstance(buffer, memoryview) and not isinstance(buffer.obj, bytes) and not memoryview(buffer.obj).readonly:
+        return bytes(buffer)
+    return buffer
+
+
 class Port(Protocol):
     """The way to one worker, as the scheduler uses it. None of these methods waits or calls back."""
 
@@ -285,6 +297,9 @@ class Port(Protocol):
 
     def recall(self, request: Request) -> None:
         """Ask the worker to give a call back that it has not begun."""
+
+    def credit(self, request: Request, chunks: int, size: int) -> None:
+        """A stream's consumer has room for so many chunks and bytes more."""
 
 
 class Seats:

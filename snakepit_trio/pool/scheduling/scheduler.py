@@ -169,6 +169,8 @@ class Scheduler:
                 if due != math.inf:
                     ledger.deadlines.add(request, due)
                     ledger.note_due(due)
+                if way is Way.QUEUE and request.payload.buffers:
+                    request.keep_values()
                 ledger.tell("queued", request, now)
                 # Whoever was told of it may have ended it.
                 if seats is not None and request.phase is Phase.QUEUED:

@@ -68,35 +68,27 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     return all(_is_plain(item, depth + 1) for item in items if type(item) in _LIST_OR_DICT)
 
 
-def _is_flat(value: Any, threshold: int) -> bool:
-    """Whether a value is a map from text to plain values, the kind of arguments that most calls have, or one such value."""
-    kind = type(value)
-    if kind is not dict:
-        return kind in _SCALARS or (kind is bytes and len(value) < threshold)
-    if not _TEXT.issuperset(map(type, value)):
-        return False
-    kinds = set(map(type, value.values()))
-    if kinds <= _SCALARS:
-        return True
-    if not kinds <= _SCALARS_OR_BYTES:
-        return False
-    # In a loop, because the generator of all() would cost each call.
-    for item in value.values():  # noqa: SIM110
-        if type(item) is bytes and len(item) >= threshold:
-            return False
-    return True
-
-
 def _quick(value: Any, limit: int, threshold: int) -> Payload | None:
-    """The payload of a simple and small value, in the shortest way; None when it takes a longer one."""
-    if _is_flat(value, threshold):
-        try:
-            data = _pack(value)
-        except (OverflowError, UnicodeEncodeError):
+    """The payload of a simple and small value, in the shortest way; None when it takes a longer one.
+
+    Simple is a map from text to plain values, the kind of arguments that most calls have, or one such value.
+    """
+    kind = type(value)
+    if kind is dict:
+        kinds = set(map(type, value.values()))
+        if not (_TEXT.issuperset(map(type, value)) and kinds <= _SCALARS_OR_BYTES):
             return None
-        if len(data) <= limit:
-            return Payload(MSGPACK, data)
-    return None
+        if bytes in kinds:
+            for item in value.values():
+                if type(item) is bytes and len(item) >= threshold:
+                    return None
+    elif not (kind in _SCALARS or (kind is bytes and len(value) < threshold)):
+        return None
+    try:
+        data = _pack(value)
+    except (OverflowError, UnicodeEncodeError):
+        return None
+    return Payload(MSGPACK, data) if len(data) <= limit else None
 
 
 def encode(
@@ -220,8 +212,9 @@ def decode(payload: Payload, *, what: str = "payload", limit: int = DEFAULT_LIMI
     Raises:
         InvalidPayload: It does not hold one, or is larger than the limit.
     """
-    check_size(payload, what=what, limit=limit)
     buffers = payload.buffers
+    if buffers or len(payload.data) > limit:
+        check_size(payload, what=what, limit=limit)
     # A collection looks at all values that have been made so far, none of which can be garbage: for many small containers that
     # takes twenty times as long as to decode them.
     pause = len(payload.data) > _LARGE and gc.isenabled()

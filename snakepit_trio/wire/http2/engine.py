@@ -79,14 +79,20 @@ class _Connection(Connection):
     Attributes:
         fail: See :meth:`PipeProtocol.fail`.
         turn: What its pipes may take now.
+        ended: It is over.
     """
 
     fail: Callable[[Exception], None]
     turn: Turn
+    ended: bool = False
 
     def flush(self) -> None:
-        if hasattr(self, "_transport"):
+        if not self.ended:
             super().flush()
+
+    def close(self) -> None:
+        self.ended = True
+        super().close()
 
 
 class Processor(EventsProcessor):
@@ -127,6 +133,8 @@ class PipeProtocol(H2Protocol):
 
     #: What we let the peer put in one frame, in bytes.
     max_frame = MAX_FRAME
+    #: Something that has arrived is left for a later turn.
+    unfinished: bool = False
 
     @functools.cached_property
     def errors(self) -> InternalErrors:
@@ -197,11 +205,6 @@ class PipeProtocol(H2Protocol):
         self._rest = self._rest + data if self._rest else data
         self.proceed()
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether something that has arrived is left for a later turn."""
-        return bool(self._rest or self._turn.put_off)
-
     def proceed(self) -> None:
         """Take as much of what has arrived as one turn allows; what arrives after the end is dropped."""
         turn = self._turn
@@ -216,13 +219,10 @@ class PipeProtocol(H2Protocol):
             self.processor.close(f"protocol error: {type(exc).__name__}")
         except Exception as exc:
             self.fail(exc)
-        if self._ended:
+        if self.connection.ended:
             self._rest = b""
             turn.put_off.clear()
-
-    @property
-    def _ended(self) -> bool:
-        return not hasattr(self.connection, "_transport")
+        self.unfinished = bool(self._rest or turn.put_off)
 
     def fail(self, exc: Exception) -> None:
         """End the connection by an exception that nobody expected: it, and nothing else."""
@@ -235,7 +235,7 @@ class PipeProtocol(H2Protocol):
         turn = self._turn
         h2: Any = self.connection._connection
         # h2 takes nothing out of its buffer once the peer has broken the protocol.
-        while data and turn.left > 0 and not self._ended:
+        while data and turn.left > 0 and not self.connection.ended:
             rest = h2.take_data(data, self._taker, self.processor.process, turn)
             if rest is not data:
                 self.connection.flush()

@@ -214,16 +214,10 @@ class FramePipe:
         if not self._flushing and not self._closed:
             self._flushing = True
             try:
-                self._call_soon(self._flush)
+                self._call_soon(self.flush)
             except BaseException:
                 self._flushing = False
                 raise
-
-    def _flush(self) -> None:
-        try:
-            self.flush()
-        except Exception as exc:
-            self._fail(exc)
 
     def flush(self) -> None:
         """Write what may be written now."""
@@ -231,10 +225,10 @@ class FramePipe:
         # An end goes out behind the last of the data, whether the socket takes more or not: nothing but data is held back.
         if self._closed or (self.unsent and not self._ready.is_set()):
             return
-        if self._connection.is_closing():
-            return
         h2, stream_id = self._h2, self._id
         try:
+            if self._connection.is_closing():
+                return
             room = h2.local_flow_control_window(stream_id)
             largest = min(h2.max_outbound_frame_size, _CHUNK)
             while self.unsent:
@@ -243,7 +237,13 @@ class FramePipe:
                     break
                 whole = size == self.unsent
                 last = whole and self._ending and self._trailers is None
-                h2.send_data(stream_id, self._take(size), last)
+                if whole:
+                    data: bytes | memoryview = b"".join(self._out)
+                    self._out.clear()
+                    self.unsent = 0
+                else:
+                    data = self._take(size)
+                h2.send_data(stream_id, data, last)
                 room -= size
                 self._ending = self._ending and not last
                 if not whole:
@@ -263,15 +263,12 @@ class FramePipe:
         except ProtocolError as exc:
             # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
             self._lost(str(exc) or type(exc).__name__)
+        except Exception as exc:
+            self._fail(exc)
 
     def _take(self, size: int) -> bytes | memoryview:
-        """The next bytes that are to be sent, so many."""
+        """The next bytes that are to be sent, so many, which are not all."""
         out = self._out
-        if size == self.unsent:
-            self.unsent = 0
-            data: bytes | memoryview = b"".join(out)
-            out.clear()
-            return data
         self.unsent -= size
         taken = []
         while size:

@@ -40,14 +40,14 @@ class _Tick(trio.abc.Instrument):
     def __init__(self, errors: InternalErrors) -> None:
         self._errors = errors
         self._callbacks: list[Callable[[], None]] = []
+        #: Runs a callback at the end of this pass.
+        self.call_soon: Callable[[Callable[[], None]], None] = self._callbacks.append
         self._token = trio.lowlevel.current_trio_token()
-
-    def call_soon(self, callback: Callable[[], None]) -> None:
-        self._callbacks.append(callback)
 
     def before_io_wait(self, timeout: float) -> None:
         while self._callbacks:
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks = self._callbacks.copy()
+            self._callbacks.clear()
             for callback in callbacks:
                 try:
                     callback()
@@ -72,7 +72,7 @@ class _PlainTransport(SocketTransport):
     def __init__(self, sock: socket.socket, tick: _Tick) -> None:
         super().__init__(sock)
         self._tick = tick
-        self.call_soon = tick.call_soon  # type: ignore[method-assign]
+        self.call_soon = tick.call_soon  # type: ignore[method-assign, assignment]
 
     def _wake(self, callback: Callable[[], None]) -> None:
         self._tick.soon(callback)
