@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from .arguments import read_arguments
 from .common import FAILED, UNUSABLE, describe, fail, last_words, run, start_failure, to_json
 
 
@@ -15,8 +15,8 @@ def call(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="ADAPTER TOOL [PARAMS]",
-            help="module or module:Class, the tool's name, and its arguments as a JSON object. Omit ADAPTER with --address.",
+            metavar="ADAPTER TOOL [PARAMS]...",
+            help="module or module:Class, the tool's name, and its arguments: a JSON object, or words KEY=VALUE. No ADAPTER with --address.",
         ),
     ],
     address: Annotated[
@@ -40,16 +40,13 @@ def call(
         raise typer.Exit(UNUSABLE)
 
     named = 1 if address else 2
-    if not named <= len(words) <= named + 1:
+    if len(words) < named:
         refuse(f"expected {'TOOL' if address else 'ADAPTER TOOL'} [PARAMS], got {' '.join(words)}")
     tool = words[named - 1]
-    params = words[named] if len(words) > named else "{}"
     try:
-        arguments = json.loads(params)
-    except (ValueError, RecursionError) as exc:
-        refuse(f"the arguments are not JSON: {exc}")
-    if not isinstance(arguments, dict):
-        refuse("the arguments must be a JSON object")
+        given = read_arguments(words[named:])
+    except ValueError as exc:
+        refuse(str(exc))
 
     async def main() -> int:
         import snakepit_trio as sp
@@ -76,6 +73,7 @@ def call(
 
     async def _call(client: Any, spec: Any) -> None:
         limit = {} if timeout is None else {"timeout": timeout}
+        arguments = given.for_tool(None if spec is None else spec.parameters_schema)
         if spec is not None and spec.streaming:
             async with client.stream(tool, arguments, **limit) as chunks:
                 async for chunk in chunks:
