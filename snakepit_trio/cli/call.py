@@ -16,7 +16,8 @@ def call(
         list[str],
         typer.Argument(
             metavar="ADAPTER TOOL [PARAMS]...",
-            help="module or module:Class, the tool's name, and its arguments: a JSON object, or words KEY=VALUE. No ADAPTER with --address.",
+            help="module or module:Class, the tool's name, and its arguments: a JSON object, or words KEY=VALUE. "
+            "No ADAPTER with --address.",
         ),
     ],
     address: Annotated[

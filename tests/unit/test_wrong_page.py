@@ -22,3 +22,17 @@ def test_each_class_and_code_has_its_entry() -> None:
 def test_each_entry_says_something() -> None:
     for entry in re.split(r"^## ", PAGE.read_text(), flags=re.MULTILINE)[1:]:
         assert len(entry.partition("\n")[2].strip()) > 60, entry
+
+
+def test_each_text_is_one_that_the_library_says() -> None:
+    sources = "".join(path.read_text() for path in sorted((PAGE.parents[1] / "snakepit_trio").rglob("*.py")))
+    sources = re.sub(r'"\n\s*f?"', "", sources)
+    # Of these classes, others say the text: the tool, and Python's import.
+    own = re.sub(r"## `(ToolError|WorkerStartupError)`.*?(?=\n## )", "", PAGE.read_text(), flags=re.DOTALL)
+    texts = [text for line in re.findall(r"^Text: (.*)$", own, re.MULTILINE) for text in re.findall(r"`([^`]+)`", line)]
+    assert len(texts) > 10
+    for text in texts:
+        # The longest part that holds no value.
+        values = r"'[^']*'|=?\d+|\([^)]*\)|\.\.\.|\bbytes of\b|add: params\[\"a\"\]|int, got str|was (?:running|queued) when timeout|sise: |PoolConfig.*|if __name__.*"
+        part = max(re.split(values, text), key=len).strip(" ;:,]")
+        assert part in sources, (part, text)
