@@ -23,7 +23,7 @@ import anyio.abc
 
 from snakepit_trio._exceptions import bare_name
 from snakepit_trio._home import Home
-from snakepit_trio._interrupts import pass_interrupt, protected
+from snakepit_trio._interrupts import Block, pass_interrupt, protected
 from snakepit_trio.errors import SnakepitError
 
 __all__ = ["Bulkhead", "InternalErrors", "block", "internal_error", "operation"]
@@ -288,15 +288,15 @@ def block(what: str) -> Callable[[F], F]:
     return mark
 
 
-class _Block(AbstractAsyncContextManager[T]):
+class _Block(Block[T]):
     """A caller's block: unexpected exceptions on entering and leaving it become SnakepitErrors."""
 
-    __slots__ = ("_errors", "_inner", "_what")
+    __slots__ = ("_errors", "_inner", "opener")
 
     def __init__(self, errors: InternalErrors, inner: AbstractAsyncContextManager[T], what: str) -> None:
         self._errors = errors
         self._inner = inner
-        self._what = what
+        self.opener = what
 
     @protected
     async def __aenter__(self) -> T:
@@ -306,7 +306,7 @@ class _Block(AbstractAsyncContextManager[T]):
         except SnakepitError:
             raise
         except Exception as exc:
-            raise self._errors.caller(exc, self._what) from exc
+            raise self._errors.caller(exc, self.opener) from exc
 
     @protected
     async def __aexit__(
@@ -320,7 +320,7 @@ class _Block(AbstractAsyncContextManager[T]):
             if raised is exc:
                 raise  # The block's own exception.
             pass_interrupt(raised, exc and exc.__context__)
-            raise self._errors.caller(raised, self._what) from raised
+            raise self._errors.caller(raised, self.opener) from raised
         except BaseExceptionGroup as raised:
             # The caller is cancelled and must see the cancellation, not a failure during it.
             unexpected, rest = raised.split(Exception)

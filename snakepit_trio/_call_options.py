@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, Protocol, TypedDict, TypeVar, Unpack
 
@@ -19,6 +19,7 @@ __all__ = [
     "StreamKeywords",
     "ToolCaller",
     "Unset",
+    "check_inputs",
     "check_limit",
     "check_metadata",
     "check_params",
@@ -135,7 +136,11 @@ class CallOptions:
                 import difflib
 
                 close = difflib.get_close_matches(name, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+                hint = (
+                    f"; did you mean {close[0]!r}?"
+                    if close
+                    else f"; there are {', '.join(known)}, and a tool's arguments are one mapping: {{{name!r}: ...}}"
+                )
                 raise _UnknownOption(f"a call has no option {name!r}{hint}", details={"path": name})
         return cls(**keywords)
 
@@ -221,7 +226,7 @@ def check_params(params: Mapping[str, Any] | None) -> dict[str, Any]:
         return params
     if not isinstance(params, Mapping):
         raise InvalidParameter(
-            f"params must be a mapping of argument names to values, not {type(params).__name__}",
+            "params must be a mapping of argument names to values, such as {'a': 1}, not " + type(params).__name__,
             details={"path": "params"},
         )
     return dict(params)
@@ -241,6 +246,21 @@ def tool_name(tool: str | Callable[..., Any]) -> str:
     what = type(tool).__name__
     hint = f"; a {what} is a tool when it is marked with @snakepit_trio.tool in the adapter" if callable(tool) else ""
     raise InvalidParameter(f"the tool must be named by text, not {what}{hint}", details={"path": "tool"})
+
+
+def check_inputs(inputs: object) -> None:
+    """Refuse what can't be the inputs of a map.
+
+    Raises:
+        InvalidParameter: They are not iterable, or are one input.
+    """
+    iterable = isinstance(inputs, Iterable | AsyncIterable) or hasattr(type(inputs), "__getitem__")
+    if not iterable or isinstance(inputs, Mapping | str | bytes):
+        what = "one mapping" if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise InvalidParameter(
+            f"inputs must be an iterable of mappings, such as [{{'a': 1}}, {{'a': 2}}], not {what}",
+            details={"path": "inputs"},
+        )
 
 
 def check_tool(tool: str) -> None:

@@ -24,7 +24,7 @@ import trio
 
 from ._exceptions import is_a, leaves_of
 
-__all__ = ["Unwrapped", "exposed", "interrupt_in", "managed", "pass_interrupt", "protected"]
+__all__ = ["Block", "Unwrapped", "exposed", "interrupt_in", "managed", "pass_interrupt", "protected"]
 
 _log = logging.getLogger(__name__)
 
@@ -53,14 +53,64 @@ def managed(function: Callable[_P, AsyncIterator[_T]]) -> Callable[_P, AbstractA
 
     @functools.wraps(function)
     def begin(*args: _P.args, **options: _P.kwargs) -> AbstractAsyncContextManager[_T]:
-        return _Managed(make(*args, **options))
+        return _Managed(make(*args, **options), function.__name__)
 
     return begin
 
 
-class _Managed(AbstractAsyncContextManager[_T]):
-    def __init__(self, inner: AbstractAsyncContextManager[_T]) -> None:
+#: The application's call that opens a block, where it has another name, and what it gives.
+_OPENED = {
+    "open_pool": ("open_pool", "pool"),
+    "open_runtime": ("open_runtime", "runtime"),
+    "connection": ("connect", "client"),
+    "registration": ("serve_tools", "served"),
+    "subscribe": ("subscribe", "events"),
+    "map": ("map", "results"),
+    "stream": ("stream", "chunks"),
+    "session": ("session", "session"),
+}
+
+
+class Block(AbstractAsyncContextManager[_T]):
+    """A block that has not been entered: whoever uses it in another way is told how it is entered.
+
+    Attributes:
+        opener: What has opened it.
+    """
+
+    __slots__ = ()
+    opener: str
+
+    def _entered(self) -> str:
+        call, name = _OPENED.get(self.opener, (self.opener, "opened"))
+        then = f"`async for ... in {name}`" if name in ("results", "chunks", "events") else f"use `{name}`"
+        return f"{call}(...) opens a block: write `async with {call}(...) as {name}:`, and {then} inside"
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"no attribute {name!r}: {self._entered()}", name=name, obj=self)
+
+    def __aiter__(self) -> NoReturn:
+        raise TypeError(self._entered())
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError(self._entered())
+
+    def __await__(self) -> NoReturn:
+        raise TypeError(self._entered())
+
+    def __enter__(self) -> NoReturn:
+        raise TypeError(self._entered())
+
+    def __exit__(self, *exc: object) -> None:
+        """Never called; `with` looks for it."""
+
+
+class _Managed(Block[_T]):
+    __slots__ = ("_inner", "opener")
+
+    def __init__(self, inner: AbstractAsyncContextManager[_T], opener: str) -> None:
         self._inner = inner
+        self.opener = opener
 
     @protected
     async def __aenter__(self) -> _T:

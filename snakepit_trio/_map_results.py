@@ -19,7 +19,7 @@ import attrs
 import sniffio
 
 from ._bell import Bell
-from ._call_options import check_limit
+from ._call_options import check_inputs, check_limit
 from ._interrupts import Unwrapped, exposed, managed, protected
 from ._waiting import event_loop
 from .errors import QueueFull, SnakepitError, ToolError
@@ -82,10 +82,11 @@ def open_map(
         errors: Reports unexpected exceptions.
 
     Raises:
-        InvalidParameter: ``limit`` or an option is invalid.
+        InvalidParameter: ``limit`` or an option is invalid, or the inputs are not iterable.
         WrongContext: The caller is in another event loop.
     """
     errors.check_home()
+    check_inputs(inputs)
     # Outside the boundary: an exception of the inputs is the caller's own.
     source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
     try:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import re
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar, overload
 
 import msgspec
@@ -14,7 +16,7 @@ from snakepit_trio.errors import InvalidParameter
 
 from .importing import being_set_up, import_adapter
 
-__all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "adapters_in", "load_adapter", "tool"]
+__all__ = ["TOOL_NAME", "Adapter", "ToolOptions", "adapters_in", "load_adapter", "options_of", "tool", "underlying"]
 
 #: The allowed names of tools.
 TOOL_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
@@ -92,26 +94,79 @@ def tool(
             host.
         metadata: Strings about the tool.
 
+    Of what can't be marked itself, such as a built-in function or a bound method, a :class:`functools.partial` is given back.
+
     Raises:
-        InvalidParameter: The name is not a letter followed by up to 63 letters, digits, ``_``, ``.`` or ``-``.
+        InvalidParameter: It can't be a tool, which is said of a class, of what takes ``*args``, and of what does not show its
+            parameters. Or the name is not a letter followed by up to 63 letters, digits, ``_``, ``.`` or ``-``.
     """
 
     def mark(fn: Any) -> Any:
+        if not isinstance(fn, staticmethod | classmethod):
+            fn = _markable(fn)
         inner = fn.__func__ if isinstance(fn, staticmethod | classmethod) else fn
-        chosen = inner.__name__ if name is None else name
+        written = underlying(inner)
+        chosen = getattr(written, "__name__", None) if name is None else name
         if not isinstance(chosen, str) or not TOOL_NAME.fullmatch(chosen):
+            hint = "" if name is not None else "; give it a name: @tool(name=...)"
             raise InvalidParameter(
-                f"a tool can't be called {chosen!r}: a letter, then up to 63 letters, digits, '_', '.' or '-'",
+                f"a tool can't be called {chosen!r}: a letter, then up to 63 letters, digits, '_', '.' or '-'{hint}",
                 details={"path": "name"},
             )
         text = description
         if text is None:
-            text = (inner.__doc__ or "").strip().split("\n\n")[0]
+            text = (written.__doc__ or "").strip().split("\n\n")[0]
             text = " ".join(text.split())
         setattr(inner, _MARK, ToolOptions(chosen, text, critical, idempotent, inline, dict(metadata or {})))
         return fn
 
     return mark if function is None else mark(function)
+
+
+def underlying(function: Any) -> Any:
+    """The function that was written, behind partial objects and bound methods; of another callable object its ``__call__``."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        else:
+            break
+    if isinstance(function, type) or hasattr(function, "__name__") or not callable(function):
+        return function
+    return type(function).__call__
+
+
+def _markable(fn: Any) -> Any:
+    """What is marked in the place of a callable: itself, or a partial object where it can't have attributes of its own.
+
+    Raises:
+        InvalidParameter: It can't be a tool; says why.
+    """
+    if isinstance(fn, FunctionType):
+        return fn
+    if isinstance(fn, str):
+        problem = f"takes a name by keyword: @tool(name={fn!r})"
+    elif isinstance(fn, type):
+        kind = fn.__name__
+        problem = f"marks functions, and {kind!r} is a class: mark its methods, and give 'module:{kind}' as the adapter"
+    elif not callable(fn):
+        problem = f"marks functions, not an object of type {type(fn).__name__}"
+    else:
+        made = fn if isinstance(fn, functools.partial) else functools.partial(fn)
+        try:
+            parameters = inspect.signature(made).parameters.values()
+        except (TypeError, ValueError):
+            problem = f"can't see the parameters of {fn!r}: write a function that calls it"
+        else:
+            if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in parameters):
+                return made if isinstance(fn, functools.partial) or not _takes_attributes(fn) else fn
+            problem = f"marks what can be called by names, and {fn!r} takes *args: write a function that calls it"
+    raise InvalidParameter(f"@tool {problem}", details={"path": "function"})
+
+
+def _takes_attributes(fn: Any) -> bool:
+    return hasattr(fn, "__dict__") and hasattr(fn, "__name__") and not isinstance(fn, MethodType | BuiltinFunctionType)
 
 
 def options_of(function: Any) -> ToolOptions | None:

@@ -20,7 +20,7 @@ import msgspec
 
 from snakepit_trio.errors import ConfigError, InvalidParameter
 
-from .adapter import ToolOptions, adapters_in, options_of
+from .adapter import ToolOptions, adapters_in, options_of, underlying
 from .context import ToolContext
 from .hints import enum_by_hand, impossible, is_judged, name_of, restore, schema_of, takes_none
 
@@ -243,6 +243,7 @@ def toolbox_is_async(target: Any, tools: list[Tool]) -> bool:
 
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    function = underlying(function)
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:
@@ -267,6 +268,7 @@ def _is_context(hint: Any) -> bool:
 
 
 def _kind(function: Callable[..., Any], returns: Any) -> Kind:
+    function = underlying(function)
     if inspect.isasyncgenfunction(function):
         return Kind.ASYNC_GENERATOR
     if inspect.isgeneratorfunction(function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, Unpack, overload
 
 from snakepit_trio._bulkhead import InternalErrors, operation
 from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares, tool_name
@@ -29,6 +29,16 @@ Declared = TypeVar("Declared")
 T = TypeVar("T")
 
 
+#: What other pools' methods are called, and what is written here.
+_ELSEWHERE = {
+    **dict.fromkeys(("submit", "run", "call", "apply", "apply_async", "run_sync"), "await pool.execute(tool, {...})"),
+    **dict.fromkeys(
+        ("imap", "imap_unordered", "starmap", "as_completed"), "async with pool.map(tool, inputs) as results:"
+    ),
+    **dict.fromkeys(("shutdown", "close", "terminate", "join"), "leave the block of open_pool"),
+}
+
+
 class Calling:
     """The part of a pool's interface for its calls."""
 
@@ -36,6 +46,12 @@ class Calling:
     name: str
     _dispatch: WorkerDispatch
     _errors: InternalErrors
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = f"; here it is: {_ELSEWHERE[name]}" if name in _ELSEWHERE else ""
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{hint}", name=name, obj=self)
 
     @overload
     async def execute(

@@ -15,7 +15,7 @@ import msgspec
 from snakepit_trio._exceptions import attempt
 from snakepit_trio._interrupts import managed
 from snakepit_trio.errors import InvalidParameter, InvalidPayload
-from snakepit_trio.worker.adapter import Adapter, ToolOptions, options_of
+from snakepit_trio.worker.adapter import Adapter, ToolOptions, options_of, underlying
 
 from .submission import tool_not_found
 
@@ -132,8 +132,9 @@ def _method(pool: Calling, declared: _Declared, *, streaming: bool) -> Callable[
             return convert(await pool.execute(tool, arguments(positional, keywords)))
 
         found = execute
-    found.__name__ = getattr(function, "__name__", tool)
-    found.__qualname__, found.__doc__ = getattr(function, "__qualname__", tool), function.__doc__
+    written = underlying(function)
+    found.__name__, found.__qualname__ = getattr(written, "__name__", tool), getattr(written, "__qualname__", tool)
+    found.__doc__ = written.__doc__
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     shown = [itself, *signature.parameters.values()]
     found.__signature__ = signature.replace(parameters=shown)  # type: ignore[attr-defined]
@@ -157,7 +158,7 @@ def _as_it_is(value: Any) -> Any:
 
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(underlying(function))
     except Exception:
         # A name exists only for the type checker; results then are not converted.
         return {}
