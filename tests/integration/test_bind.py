@@ -12,7 +12,7 @@ import anyio
 import pytest
 
 import snakepit_trio as sp
-from tests.adapters import basic
+from tests.adapters import basic, odd
 from tests.adapters.classy import Plane, Point
 
 pytestmark = pytest.mark.anyio
@@ -104,6 +104,33 @@ async def test_a_module() -> None:
             # A marked function stands for its tool.
             assert await pool.execute(basic.add, {"a": 1, "b": 2}) == 3
             assert await pool.execute_many(basic.add, [{"a": n, "b": n} for n in range(3)]) == [0, 2, 4]
+
+
+async def test_tools_that_are_not_plain_functions() -> None:
+    with anyio.fail_after(60):
+        async with sp.open_pool("tests.adapters.odd", size=1) as pool:
+            specs = {spec.name: spec for spec in pool.tools()}
+            assert sorted(specs) == ["count", "hello", "later", "negative", "power", "sqrt", "square", "two_to"]
+            assert (specs["hello"].description, specs["two_to"].description) == (
+                "Greet somebody.",
+                "Base to the exponent.",
+            )
+            assert specs["two_to"].idempotent and specs["count"].streaming
+            assert await pool.execute("sqrt", {"x": 9}) == 3.0
+            assert await pool.execute("square", {"base": 3}) == 9
+            assert await pool.execute("two_to", {"exponent": 5}) == 32
+            assert await pool.execute("power", {"base": 2, "exponent": 3}) == 8
+            assert await pool.execute("later") == 3 and await pool.execute("negative", {"a": 4}) == -4
+            with pytest.raises(sp.InvalidParameter, match="expected str, got int"):
+                await pool.execute("hello", {"name": 4})
+            bound = pool.bind(odd)
+            assert await bound.hello("you") == "hello you" and await bound.root(16) == 4.0
+            assert await bound.two_to(3) == 8 and await bound.square(base=4) == 16 and await bound.cached(2, 3) == 8
+            async with bound.count(2) as chunks:
+                assert [chunk async for chunk in chunks] == [0, 1]
+        async with sp.open_pool("tests.adapters.odd:Sums", size=1) as pool:
+            sums = pool.bind(odd.Sums)
+            assert await sums.root(16) == 4.0 and await sums.square(3) == 9
 
 
 async def test_what_can_not_be_bound() -> None:

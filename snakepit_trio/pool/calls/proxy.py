@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import typing
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator
@@ -97,7 +98,10 @@ def _declared(declaration: Any) -> Iterator[tuple[str, _Declared]]:
         if options is None and is_protocol and inspect.isfunction(function) and not attribute.startswith("_"):
             options = ToolOptions(attribute)
         if options is not None:
-            yield attribute, _Declared(options, function, is_class and not isinstance(raw, staticmethod))
+            yield (
+                attribute,
+                _Declared(options, function, is_class and not isinstance(raw, staticmethod | functools.partial)),
+            )
 
 
 def _method(pool: Calling, declared: _Declared, *, streaming: bool) -> Callable[..., Any]:

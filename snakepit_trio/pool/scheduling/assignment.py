@@ -5,9 +5,9 @@ from __future__ import annotations
 from enum import Enum
 
 from snakepit_trio._timeouts import seconds
-from snakepit_trio.errors import QueueTimeout, RequestTimeout
+from snakepit_trio.errors import QueueTimeout
 
-from .failures import copy_error, no_worker, overdue, worker_busy, worker_lost
+from .failures import copy_error, deadline_passed, no_worker, overdue, worker_busy, worker_lost
 from .ledger import Ledger
 from .placement import PATIENCE
 from .request import Outcome, Phase, Request, Seats
@@ -51,7 +51,7 @@ class Assignment:
         if ledger.broken is not None:
             raise no_worker(ledger.broken, ledger.next_attempt, now)
         if request.deadline <= now:
-            raise RequestTimeout("the request's deadline had passed when it was made", details={"phase": "queued"})
+            raise deadline_passed(request, now)
         placement = ledger.placement
         binding = request.binding
         if request.beside is not None:
