@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from snakepit_trio.observe.events import EventBus
     from snakepit_trio.tools.waits import Waits
 
-    from .fleet.scaling import ScaledFleet
-    from .fleet.supervisor import Supervisor
+    from .fleet.supervisor import ScaledFleet, Supervisor
     from .scheduling.ledger import Ledger
     from .scheduling.scheduler import Scheduler
 

@@ -29,8 +29,8 @@ from .calls.session import OnLost, Session, open_session
 from .calls.submission import Submission
 from .deadline_task import DeadlineTask
 from .fleet.operations import Operations
-from .fleet.scaling import Autoscaler, ScaledFleet
-from .fleet.supervisor import Supervisor
+from .fleet.scaling import Autoscaler
+from .fleet.supervisor import ScaledFleet, Supervisor
 from .observer import NestedRequests, RequestObserver
 from .scheduling.expiry import CancelSet
 from .scheduling.queue import RequestQueue

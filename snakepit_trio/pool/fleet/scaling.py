@@ -16,18 +16,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Container
-from typing import TYPE_CHECKING, Any
 
-import anyio
 import attrs
 
-from snakepit_trio._interrupts import protected
-
-if TYPE_CHECKING:
-    from .supervisor import Supervisor
-
-__all__ = ["Autoscaler", "Load", "ScaledFleet"]
+__all__ = ["Autoscaler", "Load"]
 
 #: How often the load is looked at within ``scale_down_after``.
 _LOOKS = 10
@@ -109,36 +101,3 @@ class Autoscaler:
         needed = math.ceil(load.queued * load.service_time / (self._target_wait * self._threads))
         step = max(1, min(needed, math.ceil(load.queued / self._threads)))
         return min(self._maximum, size + step)
-
-
-class ScaledFleet:
-    """Keeps a crew at the size that its load asks for. Its one task is woken when a request begins to wait.
-
-    Args:
-        crew: The workers.
-        autoscaler: Decides.
-        keep: Tells which workers must not be taken away, because sessions are tied to them.
-    """
-
-    def __init__(self, supervisor: Supervisor, autoscaler: Autoscaler, keep: Callable[[], Container[Any]]) -> None:
-        self._supervisor = supervisor
-        self._autoscaler = autoscaler
-        self._keep = keep
-        self._poked = anyio.Event()
-
-    def poke(self) -> None:
-        """A request has begun to wait."""
-        self._poked.set()
-
-    @protected
-    async def run(self) -> None:
-        """Decide, and wait for the next reason to, for as long as the pool lives."""
-        while True:
-            self._poked = anyio.Event()
-            load, now = self._supervisor.load(), anyio.current_time()
-            size = self._autoscaler.decide(load, now)
-            if size != load.size:
-                self._supervisor.scale(size, self._keep())
-                load = self._supervisor.load()
-            with anyio.move_on_after(self._autoscaler.next_look(load, now) - now):
-                await self._poked.wait()

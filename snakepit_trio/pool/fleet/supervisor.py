@@ -19,7 +19,7 @@ from ..scheduling.request import Seats
 from ..scheduling.scheduler import Scheduler
 from ..stats import WorkerInfo
 from .dispatch import no_such_worker
-from .scaling import Load
+from .scaling import Autoscaler, Load
 from .slots import Slots, tried
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..services import PoolServices
     from .dispatch import WorkerDispatch
 
-__all__ = ["Supervisor"]
+__all__ = ["ScaledFleet", "Supervisor"]
 
 #: As many as a configuration may ask for.
 _MOST_WORKERS = 10_000
@@ -305,3 +305,36 @@ class Supervisor:
     def check_open(self) -> None:
         if self._scheduler.ledger.closed is not None:
             raise PoolClosed(self._scheduler.ledger.closed.message, details={"pool": self.name})
+
+
+class ScaledFleet:
+    """Keeps a pool's workers at the number that the load asks for. Its one task is woken when a request begins to wait.
+
+    Args:
+        supervisor: The pool's workers.
+        autoscaler: Decides.
+        keep: Tells which workers must not be taken away, because sessions are tied to them.
+    """
+
+    def __init__(self, supervisor: Supervisor, autoscaler: Autoscaler, keep: Callable[[], Container[Seats]]) -> None:
+        self._supervisor = supervisor
+        self._autoscaler = autoscaler
+        self._keep = keep
+        self._poked = anyio.Event()
+
+    def poke(self) -> None:
+        """A request has begun to wait."""
+        self._poked.set()
+
+    @protected
+    async def run(self) -> None:
+        """Decide, and wait for the next reason to, for as long as the pool lives."""
+        while True:
+            self._poked = anyio.Event()
+            load, now = self._supervisor.load(), anyio.current_time()
+            size = self._autoscaler.decide(load, now)
+            if size != load.size:
+                self._supervisor.scale(size, self._keep())
+                load = self._supervisor.load()
+            with anyio.move_on_after(self._autoscaler.next_look(load, now) - now):
+                await self._poked.wait()
