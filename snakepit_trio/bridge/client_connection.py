@@ -1,8 +1,8 @@
-"""One client's connection: grpclib's engine on the server's side, what is let in, and what ends it.
+"""One client's connection: the server side of grpclib's engine, admission of requests, and the causes of its end.
 
-grpclib's own server makes an asyncio task for each request. Here the engine is fed by a socket of either event loop
-(:mod:`snakepit_trio.wire.sockets`), and each request is a task in the connection's nursery. A request that is refused, for
-its token or for anything else in its headers, costs neither a task nor any of its body.
+grpclib's own server makes an asyncio task for each request. Here a socket of either event loop feeds the engine
+(:mod:`snakepit_trio.wire.sockets`), and each request is a task in the connection's nursery. A request that is refused,
+for its token or another header, costs neither a task nor any of its body.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ __all__ = ["BridgeConnection", "Limits", "Services"]
 
 _log = logging.getLogger(__name__)
 
-#: Before a client has shown its token, so much is read at once, in bytes, and an RPC's message is no longer than the other.
+#: Until a client has sent its token: the bytes of one read, and the largest message of an RPC.
 _FIRST_READS = 4 * 1024
 
 
@@ -49,7 +49,7 @@ _Headers = list[tuple[bytes, bytes]]
 
 @attrs.frozen(kw_only=True)
 class Limits:
-    """What one connection may do; see :class:`snakepit_trio.BridgeConfig` for each."""
+    """The limits of one connection; see :class:`snakepit_trio.BridgeConfig` for each."""
 
     max_streams: int
     max_message: int
@@ -62,7 +62,7 @@ class Limits:
 
 
 class Services(Protocol):
-    """What a bridge offers."""
+    """The services of a bridge."""
 
     methods: Mapping[bytes, Method]
     redactor: Redactor
@@ -70,18 +70,18 @@ class Services(Protocol):
 
 
 class BridgeConnection(ConnectionHandler):
-    """A connection that was accepted.
+    """An accepted connection.
 
     Args:
-        transport: Its socket, secured already.
-        services: What is offered.
-        limits: What it may do.
-        share: Where the bytes of its requests are counted, and those of the answers that it has not read.
-        token: What it must show, as ``Bearer TOKEN``.
-        nursery: Where its requests' tasks run.
-        keepalive: Whether a peer that is gone may go unnoticed by the system: TCP.
-        on_known: Called once, when it has shown the token.
-        on_expelled: Called when it is sent away for what it does, with what that is.
+        transport: Its socket, after TLS.
+        services: The services of the bridge.
+        limits: The limits of the connection.
+        share: Counts the bytes of its requests and of its unread answers.
+        token: The expected ``Bearer TOKEN``.
+        nursery: The nursery of its requests' tasks.
+        keepalive: Whether the system may not notice the peer's disappearance (TCP).
+        on_known: Called once, when the client has sent the token.
+        on_expelled: Called with the reason when the connection is closed for the client's behaviour.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class BridgeConnection(ConnectionHandler):
         self._quiet = anyio.Event()
         self._arrivals: dict[ServerCall, float] = {}
         self._over = False
-        # The headers, but for time-outs, that were looked at last.
+        # The headers that were checked last, without the timeout.
         self._seen: list[tuple[bytes, bytes]] = []
         transport.read_size = _FIRST_READS
         self._protocol = ServerProtocol(self, COSTS, empty_data=EMPTY_DATA)
@@ -132,26 +132,26 @@ class BridgeConnection(ConnectionHandler):
 
     @property
     def calls(self) -> int:
-        """How many requests it has."""
+        """The number of its requests."""
         return len(self._calls)
 
     @property
     def trailer_room(self) -> int:
-        """Bytes of trailers that the client takes."""
+        """The bytes of trailers that the client accepts."""
         theirs = self._protocol.peers_header_limit
         return status.DEFAULT_ROOM if theirs is None else max(min(theirs // 2, 24 * 1024), 1024)
 
     # ---- requests, as the engine tells of them -----------------------------------------------------
 
     def accept(self, stream: Stream, headers: Any, release_stream: Callable[[], None]) -> None:
-        """A request's headers have arrived."""
+        """Handle the headers of a request."""
         checked = self._checked(headers)
         if checked is None:
             release_stream()
             return
         given = dict(checked)
         if len(self._calls) >= self.limits.max_streams:
-            # The peer has reset some whose tasks are still ending.
+            # The peer has reset streams whose tasks are still ending.
             stream.reset_nowait(ErrorCodes.REFUSED_STREAM)
             release_stream()
             return
@@ -177,11 +177,12 @@ class BridgeConnection(ConnectionHandler):
         call.start()
 
     def _checked(self, headers: _Headers, *, trailers: bool = False) -> _Headers | None:
-        """Headers that are as HTTP/2 wants them (RFC 9113, 8.2 and 8.3); None for others, whose connection ends.
+        """Return headers that conform to HTTP/2 (RFC 9113, 8.2 and 8.3). Other headers end the connection, and None is
+        returned.
 
-        White space around a value is taken off, as gRPC allows: an odd token must not cost a client its other calls.
+        White space around a value is removed, as gRPC allows: an odd token must not cost a client its other calls.
         """
-        # A client's requests differ in their time-outs only, which are looked at by themselves.
+        # A client's requests differ only in their timeouts, which are checked separately.
         same = [item for item in headers if item[0] != b"grpc-timeout"]
         if same == self._seen and len(headers) - len(same) < 2 and not trailers:
             return headers
@@ -196,7 +197,7 @@ class BridgeConnection(ConnectionHandler):
         return headers
 
     def check_trailers(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """A client has ended a request with trailers."""
+        """Check the trailers with which a client has ended a request."""
         self._checked(headers, trailers=True)
 
     def _admit(
@@ -232,10 +233,10 @@ class BridgeConnection(ConnectionHandler):
         release()
 
     def cancel(self, stream: Stream) -> None:
-        """The peer has reset a stream; its call has been told."""
+        """Ignore a reset by the peer: the call has already been informed."""
 
     def close(self) -> None:
-        """The engine is done with the connection."""
+        """Record that the engine has closed the connection."""
         self._over = True
 
     # ---- for the calls -----------------------------------------------------------------------------
@@ -243,15 +244,15 @@ class BridgeConnection(ConnectionHandler):
     def send_headers(
         self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False, flush: bool = True
     ) -> None:
-        """Send headers, or an answer that is nothing but its trailers; without ``flush``, when more is sent."""
+        """Send headers, or an answer of trailers alone; without ``flush``, they are written with the next data."""
         self._protocol.send_headers(stream, headers, end=end, flush=flush)
 
     def arrived(self, call: ServerCall) -> None:
-        """A request is whole, or needs not be."""
+        """Handle a request that is complete, or need not be."""
         self._arrivals.pop(call, None)
 
     def run(self, call: ServerCall, function: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run something of a request's as a task, in which an unexpected exception ends the request."""
+        """Run a function of a request as a task; an unexpected exception ends the request."""
         on_error = functools.partial(self._end_broken, call)
         self.errors.start(self._nursery, function, ended="request", on_error=on_error)
 
@@ -262,11 +263,11 @@ class BridgeConnection(ConnectionHandler):
             self.fail(failure)
 
     def fail(self, exc: Exception) -> None:
-        """End the connection by an exception that nobody expected."""
+        """End the connection because of an unexpected exception."""
         self._protocol.fail(exc)
 
     def done(self, call: ServerCall) -> None:
-        """A request is over."""
+        """Record the end of a request."""
         self._calls.discard(call)
         self._arrivals.pop(call, None)
         if not call.lost:
@@ -278,8 +279,8 @@ class BridgeConnection(ConnectionHandler):
     # ---- its life ----------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Serve it until it is over. A cancellation closes it."""
-        # What reads from the connection makes its requests, and starts their tasks.
+        """Serve the connection until its end. A cancellation closes it."""
+        # The task that reads from the connection starts its requests' tasks, which inherit this.
         CLIENT.set(self)
         try:
             async with anyio.create_task_group() as nursery:
@@ -287,27 +288,27 @@ class BridgeConnection(ConnectionHandler):
                 await self.transport.serve()
                 nursery.cancel_scope.cancel()
         finally:
-            # Those that have not heard of the end of their streams, for an exception that nobody expected.
+            # The calls that an unexpected exception has kept from noticing the end of their streams.
             for call in list(self._calls):
                 with self.errors.bulkhead("request"):
                     call.drop()
 
     def charge(self, cost: float) -> None:
-        """Something came that costs the client some of its budget."""
+        """Deduct the cost of a frame from the client's budget."""
         try:
             self._guard.charge(cost, self.clock())
         except Flooded:
             self.expel("too many frames that ask for nothing")
 
     def expel(self, reason: str) -> None:
-        """End it: the client does what no honest one does."""
+        """Close the connection because of behaviour that no honest client shows."""
         if not self._over:
             _log.warning("a client of the bridge was sent away: %s", reason)
             self._on_expelled(reason)
             self._goodbye(ErrorCodes.ENHANCE_YOUR_CALM, reason)
 
     def dismiss(self, reason: str) -> None:
-        """End it in good order: the client may come again."""
+        """Close the connection in order; the client may connect again."""
         self._goodbye(ErrorCodes.NO_ERROR, reason)
 
     def _goodbye(self, code: ErrorCodes, reason: str) -> None:
@@ -317,7 +318,7 @@ class BridgeConnection(ConnectionHandler):
 
     @protected
     async def drain(self) -> None:
-        """Take no more requests, let those that run end, and go."""
+        """Accept no more requests, let running ones end, and close."""
         self.draining = True
         while self._calls:
             self._quiet = anyio.Event()
@@ -326,7 +327,7 @@ class BridgeConnection(ConnectionHandler):
 
     @protected
     async def _watch(self) -> None:
-        """End it when it shows no token, does nothing, or is not there any more."""
+        """Close the connection if the client sends no token in time, is idle, or has disappeared."""
         limits = self.limits
         pinged: float | None = None
         heard, heard_at = self.transport.received, self.clock()

@@ -1,7 +1,8 @@
-"""Tools that a client serves: registered by RegisterTools, served over ServeTools, called by the workers' tools.
+"""Tools that clients serve: registered by RegisterTools, served over ServeTools, called by the workers' tools.
 
-To a worker such a tool is one of the host's. Its function here sends the call to the client and waits for the answer; when
-the worker's tool gives up, the client is told, and when the client goes, the calls fail and the tools are gone.
+To a worker such a tool is a host tool. Its function here sends the call to the client and waits for the answer. When
+the worker's tool gives up, the client is informed; when the client disconnects, its calls fail and its tools are
+removed.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ if TYPE_CHECKING:
 
 __all__ = ["ClientTools", "spec_of"]
 
-#: How long a client may take to open ServeTools after RegisterTools, in seconds.
+#: Seconds. The time in which a client must open ServeTools after RegisterTools.
 _TO_COME = 10.0
-#: Tools of one registration; registrations at once; calls of one client that wait for an answer.
+#: The largest numbers of tools in one registration, of registrations, and of one client's calls that wait for an answer.
 _MOST_TOOLS, _MOST_REGISTRATIONS, _MOST_CALLS = 256, 1000, 1000
-#: What one connection may have of registrations, and of tools in all of them, so that it leaves room for others.
+#: The largest numbers of registrations and of tools of one connection, so that it leaves room for others.
 _MOST_OF_ONE, _MOST_TOOLS_OF_ONE = 32, 1000
 
 
 class _Registration:
-    """What one RegisterTools has announced."""
+    """The tools of one RegisterTools request."""
 
     def __init__(self, client: object, names: list[str], registry: ToolRegistry, until: float, limit: int) -> None:
         self.client = client
@@ -63,7 +64,7 @@ class _Registration:
         self._ended = False
 
     def function(self, name: str) -> Callable[..., Any]:
-        """What is registered under a name."""
+        """Return the function that is registered under a name."""
 
         async def call_client(**params: Any) -> Any:
             return await self._ask(name, params)
@@ -86,7 +87,8 @@ class _Registration:
             sent = True
             await answered.wait()
         except BaseException:
-            # The worker's tool waits for it no longer. What a client that does not read has never got it need not forget.
+            # The worker's tool no longer waits. A client that does not read has not received the call, and need not
+            # forget it.
             if sent:
                 self.call.send_nowait(v1.ClientToolCall(call_id=id, cancelled=True))
             raise
@@ -102,14 +104,14 @@ class _Registration:
         return read(answer.payload, what=f"the result of {name}", limit=self.limit)
 
     def answer(self, reply: v1.ClientToolReply) -> None:
-        """The client has answered; an answer that nobody waits for is dropped."""
+        """Pass a client's answer to its call; an answer without a waiting call is dropped."""
         found = self._waiting.get(reply.call_id)
         if found is not None and not found[1]:
             found[1].append(reply)
             found[0].set()
 
     def end(self) -> None:
-        """Take the tools out of the registry; the calls that wait fail. Idempotent."""
+        """Remove the tools from the registry; waiting calls fail. Idempotent."""
         self._ended = True
         while self.names:
             if self.names[-1] in self.registry:
@@ -123,7 +125,7 @@ class ClientTools:
     """The registrations of one runtime.
 
     Args:
-        runtime: Whose host tools they become.
+        runtime: The runtime whose host tools they become.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -132,7 +134,7 @@ class ClientTools:
         self._changed = anyio.Event()
 
     def host_tools(self, session_id: str) -> dict[str, HostTool]:
-        """The host's tools by name, those of a session before the runtime's."""
+        """Return the host tools by name; those of a session take precedence."""
         found = {tool.name: tool for tool in self._runtime.tools.list()}
         known = self._runtime.sessions.known(session_id) if session_id else None
         if known is not None and known.tools is not None:
@@ -155,7 +157,7 @@ class ClientTools:
         return tools
 
     async def register(self, call: ServerCall, request: v1.RegisterToolsRequest) -> v1.RegisterToolsResponse:
-        """All of the tools, or none."""
+        """Register all of the tools, or none."""
         if not 0 < len(request.tools) <= _MOST_TOOLS:
             raise InvalidParameter(f"tools: 1 to {_MOST_TOOLS} are expected", details={"path": "tools"})
         if len(self._registrations) >= _MOST_REGISTRATIONS:
@@ -182,7 +184,7 @@ class ClientTools:
                 tool = registry.register_alike(
                     spec.name, function, _TOOL, description=spec.description, metadata=metadata
                 ).tool
-                # Its function here takes anything: what the client says of it is what others are told.
+                # The function here accepts anything, so the client's description is published instead.
                 tool.parameters_schema = spec.parameters_schema or tool.parameters_schema
                 tool.result_schema = spec.result_schema or tool.result_schema
                 made.names.append(spec.name)
@@ -195,7 +197,7 @@ class ClientTools:
         return v1.RegisterToolsResponse(registration_id=id, names=list(made.names))
 
     def _check_share(self, client: object, tools: int) -> None:
-        """Refuse a connection what would leave too little for others.
+        """Check that a connection leaves enough room for others.
 
         Raises:
             QuotaExceeded: It has as many registrations, or tools, as one connection may have.
@@ -213,7 +215,7 @@ class ClientTools:
                 )
 
     async def serve(self, call: ServerCall) -> None:
-        """Carry calls to the client that announced the tools, and its answers back, until it goes."""
+        """Carry calls to the client that registered the tools, and its answers back, until it disconnects."""
         first = await call.receive()
         id = "" if first is None else first.registration_id or ""
         made = self._registrations.get(id)
@@ -233,13 +235,13 @@ class ClientTools:
             try:
                 self._drop(id)
             except Exception:
-                # Once more, for nobody else ends what is served: its names would stay taken.
+                # Tried again, because no other code removes a served registration, and its names would stay taken.
                 self._drop(id)
                 raise
 
     @protected
     async def keep(self) -> None:
-        """Drop what is announced and not served in time."""
+        """Remove registrations that are not served in time, until cancelled."""
         try:
             while True:
                 self._changed = anyio.Event()
@@ -264,24 +266,24 @@ class ClientTools:
 
 
 async def _call_client(**params: Any) -> Any:
-    """What the functions of clients' tools look like."""
+    """The signature of all functions of clients' tools."""
 
 
 _TOOL = Tool(_call_client, ToolOptions("client", "", False))
 
 
 def _check_schema(index: int, spec: v1.ToolSpec) -> None:
-    """A schema is JSON, and an object; none is one too.
+    """Check that a schema is a JSON object, or empty.
 
     Raises:
-        InvalidParameter: It is not; names the tool and the field.
+        InvalidParameter: It is not; the error names the tool and the field.
     """
     for field in ("parameters_schema", "result_schema"):
         text: str = getattr(spec, field)
         if not text:
             continue
         try:
-            # Whether its parts are JSON, too, without making anything of them.
+            # Also checks that its parts are JSON, without creating objects.
             msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         except (msgspec.MsgspecError, RecursionError) as exc:
             path = f"tools[{index}].{field}"
@@ -292,7 +294,7 @@ def _check_schema(index: int, spec: v1.ToolSpec) -> None:
 
 
 def spec_of(tool: HostTool) -> v1.ToolSpec:
-    """What there is to say of a host tool."""
+    """Return the description of a host tool."""
     return v1.ToolSpec(
         name=tool.name,
         description=tool.description,

@@ -1,7 +1,7 @@
 """grpc.health.v1: https://github.com/grpc/grpc/blob/master/doc/health-checking.md
 
-The host as a whole is the service ``""``; ``snakepit.v1.BridgeService`` is the same. Each pool is one more, by its name:
-it serves while it has a worker that takes calls, and until it begins to close.
+The service ``""`` is the whole host; ``snakepit.v1.BridgeService`` is the same. Each pool is a service under its own
+name: it serves while it has a worker that accepts calls, until it begins to close.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _SERVING = HealthCheckResponseServingStatus.SERVING
 _NOT_SERVING = HealthCheckResponseServingStatus.NOT_SERVING
 _UNKNOWN = HealthCheckResponseServingStatus.SERVICE_UNKNOWN
 _WHOLE = ("", "snakepit.v1.BridgeService", "grpc.health.v1.Health")
-#: Longest name of a service that is looked at.
+#: The longest name of a service.
 _LONGEST = 1024
 
 
 class HealthService:
-    """Answers by what the pools say of themselves.
+    """Answers by the state of the pools.
 
     Args:
-        runtime: Whose pools.
-        public: Whether no token is asked for.
+        runtime: The runtime.
+        public: Whether no token is required.
     """
 
     def __init__(self, runtime: Runtime, *, public: bool) -> None:
@@ -52,7 +52,7 @@ class HealthService:
         }
 
     def close(self) -> None:
-        """The host is closing: nothing serves any more. Watchers hear of it by the event ``bridge.closing``."""
+        """Stop serving, because the host is closing. Watchers are informed by the event ``bridge.closing``."""
         self._closing = True
 
     def _status(self, service: str) -> HealthCheckResponseServingStatus:

@@ -1,4 +1,4 @@
-"""Where a bridge listens: its socket, who may reach it, its TLS."""
+"""A bridge's listening socket, its peers, and its TLS."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Door", "listen", "peer_of", "tls_context", "turn_away"]
 
 _BACKLOG = 1024
-#: An empty SETTINGS frame, with which a server begins, and what follows the length of a GOAWAY frame.
+#: An empty SETTINGS frame, a server's first frame; and the part of a GOAWAY frame after its length.
 _SETTINGS, _GOAWAY = b"\0\0\0\4\0\0\0\0\0", b"\7\0\0\0\0\0"
 
 
@@ -44,7 +44,7 @@ class _TcpDoor:
         self.sock = sock
 
     async def wait(self) -> None:
-        """Wait until a client may be there."""
+        """Wait until a client may be there. A cancellation changes nothing."""
         await anyio.wait_readable(self.sock)
 
 
@@ -52,41 +52,32 @@ Door = UnixDoor | _TcpDoor
 
 
 def peer_of(sock: socket.socket) -> Hashable:
-    """Who is at the other end: an address for TCP, a process for a Unix socket; None where that can't be told."""
+    """Return the identity of a peer: its address for TCP, its process for a Unix socket; None if unknown."""
     try:
         if sock.family != socket.AF_UNIX:
             return str(sock.getpeername()[0])
         peer = _platform.peer_of(sock)
     except OSError:
         return None
-    # A user alone would make all of its programs one peer.
+    # The user alone would make all programs of that user one peer.
     return None if peer is None or peer.pid is None else peer
 
 
 def turn_away(sock: socket.socket, reason: str, *, secured: bool) -> None:
-    """Close a connection that was just accepted; without TLS its client is told why, as HTTP/2 has it (RFC 9113, 6.8)."""
+    """Close a connection that was just accepted. Without TLS the client receives the reason in a GOAWAY (RFC 9113, 6.8)."""
     with sock:
         if not secured:
             body = bytes(4) + ErrorCodes.ENHANCE_YOUR_CALM.to_bytes(4, "big") + reason.encode()
             with contextlib.suppress(OSError):
                 sock.send(_SETTINGS + len(body).to_bytes(3, "big") + _GOAWAY + body)
                 sock.shutdown(socket.SHUT_WR)
-                # To close a socket with unread data may take back what was sent.
+                # Closing a socket with unread data may discard sent data.
                 sock.recv(64 * 1024)
 
 
 @contextmanager
 def listen(config: BridgeConfig, default: str, restore: Callable[[], None]) -> Iterator[tuple[Door, str]]:
-    """Listen; gives what clients come in by, and the address that it has really got.
-
-    Args:
-        config: Where.
-        default: The Unix socket's path when the configuration names none.
-        restore: Makes the default's directory again when a cleaner has taken it.
-
-    Raises:
-        ConfigError: The address can't be used, or others would reach it without TLS.
-    """
+    """Listen, and yield the socket and its actual address."""
     place = parse_address(config.address or f"unix:{default}")
     if isinstance(place, str):
         yield from _listen_unix(place, restore)
@@ -161,10 +152,10 @@ def _bind_tcp(place: tuple[str, int], config: BridgeConfig) -> socket.socket:
 
 
 def tls_context(config: BridgeConfig) -> ssl.SSLContext | None:
-    """The server's TLS, from 1.2; with an authority, clients must show a certificate of its.
+    """Return the server's TLS context, 1.2 or later; with an authority, clients must present a certificate of it.
 
     Raises:
-        ConfigError: A file can't be used; says which.
+        ConfigError: A file can't be used; the error names the file.
     """
     tls = config.tls
     if tls is None:

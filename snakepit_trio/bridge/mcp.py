@@ -1,10 +1,11 @@
-"""A pool's tools for agents: an MCP server, on the official SDK.
+"""An MCP server for a pool's tools, on the official SDK.
 
-A call of an agent is a request of the pool: it has a worker to itself, ends with its scope, and can be killed. What the
-protocol has words for is mapped: the tools' schemas, progress, cancellation, errors that the model may read and act on.
+A call of an agent is a request of the pool: it runs in a worker, ends with its scope, and can be killed. Everything
+that the protocol can express is mapped: the tools' schemas, progress, cancellation, and errors that the model can read
+and react to.
 
-- A streaming tool's chunks are progress notifications as they come; its result is the list of all of them.
-- ``structuredContent`` must be an object, so any other result, and such a list, is ``{"result": ...}``.
+- The chunks of a streaming tool are progress notifications; its result is the list of all chunks.
+- ``structuredContent`` must be an object, so any other result, including that list, becomes ``{"result": ...}``.
 
 Specification: https://modelcontextprotocol.io/specification
 """
@@ -31,21 +32,21 @@ if TYPE_CHECKING:
 
 __all__ = ["make_server"]
 
-#: Characters of a chunk that its progress notification tells.
+#: The characters of a chunk in its progress notification.
 _SHOWN = 1000
-#: Bytes of a failure's text.
+#: The largest size of an error's text, in bytes.
 _LONGEST = 8 * 1024
-#: What a streaming tool may give to an agent in all, in bytes of JSON.
+#: The largest size of all chunks of a stream, in bytes of JSON.
 _MOST = 4 * 1024 * 1024
 
 
 def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = ()) -> Server[Any]:
-    """An MCP server over a pool that is open.
+    """Create an MCP server for an open pool.
 
     Args:
-        pool: Its tools are offered; its limits are the calls' limits.
-        name, version: What the server says that it is.
-        tools: Which tools; all when none is named.
+        pool: The pool; its time limits apply to the calls.
+        name, version: The server's name and version.
+        tools: The offered tools; all if empty.
 
     Raises:
         ToolNotFound: The pool has no such tool.
@@ -82,10 +83,10 @@ def make_server(pool: Pool, *, name: str, version: str, tools: Sequence[str] = (
 
 
 def _as_json(value: Any) -> Any:
-    """A result in JSON's own types: what JSON has no type for stands as text or a list.
+    """Return a result as JSON types; a value without a JSON type becomes text or a list.
 
     Raises:
-        InvalidPayload: It holds nan or infinity: text in its place is not what the tool's schema promises.
+        InvalidPayload: The result contains nan or infinity, for which text would violate the tool's schema.
     """
     return json.loads(json_bytes(value, not_finite=_refuse))
 
@@ -128,7 +129,7 @@ def _output_schema(spec: ToolSpec) -> dict[str, Any]:
     schema = _schema(spec.result_schema)
     if _is_object(spec):
         return schema
-    # References begin at the root, so that is where definitions stay.
+    # References begin at the root, so the definitions stay there.
     definitions = {key: schema.pop(key) for key in ("$defs",) if key in schema}
     inner = {"type": "array", "items": schema} if spec.streaming else schema
     return {"type": "object", "properties": {"result": inner}, "required": ["result"], **definitions}
@@ -144,7 +145,7 @@ def _schema(text: str) -> dict[str, Any]:
 
 
 def _explain(error: SnakepitError) -> str:
-    """What the model may read of a failure: what went wrong, not where in the code."""
+    """Return the text of an error for the model: the fault, without its place in the code."""
     # Text without a UTF-8 form would end the SDK's connection.
     text = clean(error.message, _LONGEST)
     return text if isinstance(error, ToolError) else f"{error.code}: {text}"

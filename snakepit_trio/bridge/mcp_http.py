@@ -1,8 +1,8 @@
-"""MCP over streamable HTTP: who may call, and the server that carries it.
+"""MCP over streamable HTTP: authentication, and the HTTP server.
 
-A page in a browser can send requests to loopback addresses, under a name of its own that it has bent to 127.0.0.1 (DNS
-rebinding). So three things are asked of a request before anything else: the bearer token, compared in constant time; a
-``Host`` that is ours; an ``Origin``, where there is one, that is ours.
+A web page can send requests to loopback addresses under its own host name, bound to 127.0.0.1 (DNS rebinding). So three
+things of a request are checked first: the bearer token, compared in constant time; the ``Host``; and the ``Origin``, if
+there is one.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["PATH", "listen", "serve_http"]
 _private_names.require("uvicorn")
 
 PATH = "/mcp"
-#: How long open connections may take to end once the server is stopped, in seconds.
+#: Seconds. The time for open connections to end after the server was stopped.
 _GRACE = 2
-#: And the whole end of it, in seconds.
+#: Seconds. The time for the whole shutdown.
 _END = 5
 _App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
 def listen(address: str) -> socket.socket:
-    """Listen on ``HOST:PORT`` of this machine; port 0 is any free one.
+    """Listen on ``HOST:PORT`` of this machine; port 0 is any free port.
 
     Raises:
-        ConfigError: It is no such address, or is taken.
+        ConfigError: The address is not a loopback address, or is in use.
     """
     host, _, port = address.rpartition(":")
     host = host.strip("[]")
@@ -66,10 +66,10 @@ async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, na
     """Serve until cancelled; open connections then have a moment to end. Runs on asyncio, as uvicorn does.
 
     Args:
-        server: What is served, under ``/mcp``.
-        sock: It listens already; closed at the end.
-        token: What clients send as ``authorization: Bearer TOKEN``.
-        names: Further values of ``Host`` that are ours, such as a proxy's; ``https://NAME`` is then an origin of ours.
+        server: The MCP server, served under ``/mcp``.
+        sock: The listening socket; closed at the end.
+        token: The token that clients send as ``authorization: Bearer TOKEN``.
+        names: Further accepted values of ``Host``, such as a proxy's; ``https://NAME`` is then an accepted origin.
     """
     port = sock.getsockname()[1]
     hosts = [f"{host}:{port}" for host in ("127.0.0.1", "localhost", "[::1]")]
@@ -88,7 +88,7 @@ async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, na
         lifespan="on",
     )
     web = _WebServer(config)
-    # Cancelled in the middle of something, uvicorn would report that as a fault: it is told to stop, and ends by itself.
+    # uvicorn would report a cancellation as a fault, so it is told to stop, and ends by itself.
     life = anyio.CancelScope(shield=True)
 
     async def serve() -> None:
@@ -106,7 +106,7 @@ async def serve_http(server: Server[Any], sock: socket.socket, *, token: str, na
 
 
 class _WebServer(uvicorn.Server):
-    """A server that leaves signals to whoever runs it."""
+    """A uvicorn server that does not handle signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -114,7 +114,7 @@ class _WebServer(uvicorn.Server):
 
 
 class _Guarded:
-    """Lets nobody in without the token."""
+    """Checks the token, the host and the origin of each request."""
 
     def __init__(self, app: _App, token: str) -> None:
         self._app = app

@@ -1,8 +1,8 @@
-"""MCP's standard input and output, so that nothing else gets there and that a cancellation never waits for them.
+"""MCP over standard input and output: no other output gets there, and a cancellation never waits for them.
 
-The SDK reads and writes in threads, which can't be interrupted while a pipe is silent or full; here the event loop waits
-for readiness. Neither descriptor is made non-blocking, for they may be shared with other processes: a read takes what is
-there, and a pipe that is ready takes at least ``PIPE_BUF`` bytes.
+The SDK reads and writes in threads, which can't be interrupted while a pipe is silent or full; here the event loop
+waits for readiness. The descriptors stay blocking, because other processes may share them: a read returns the available
+data, and a ready pipe accepts at least ``PIPE_BUF`` bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ _CHUNK = 64 * 1024
 
 @contextmanager
 def claim() -> Iterator[tuple[Lines, Writer]]:
-    """Take standard input and output for the protocol: whoever else reads finds nothing, what others print goes to stderr."""
+    """Reserve standard input and output for the protocol: other readers get end of file, other output goes to standard
+    error.
+    """
     taken = os.dup(0), os.dup(1)
     try:
         nothing = os.open(os.devnull, os.O_RDONLY)
@@ -38,13 +40,13 @@ def claim() -> Iterator[tuple[Lines, Writer]]:
 
 
 def _waits(fd: int) -> bool:
-    """Whether one can wait for it: files are always ready, and event loops refuse them."""
+    """Return whether a wait for readiness is possible: files are always ready, and event loops refuse them."""
     mode = os.fstat(fd).st_mode
     return stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or os.isatty(fd)
 
 
 class Lines:
-    """The lines that arrive: an async iterator for one task."""
+    """An async iterator over the lines of standard input, for one task."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -56,7 +58,7 @@ class Lines:
         return self
 
     async def __anext__(self) -> str:
-        """Wait for the next line. A cancellation loses none."""
+        """Wait for the next line. A cancellation loses no line."""
         while not self._lines:
             if self._waits:
                 await anyio.wait_readable(self._fd)
@@ -73,14 +75,14 @@ class Lines:
 
 
 class Writer:
-    """Writes text. A cancellation may cut a line off."""
+    """Writes text. A cancellation may truncate a line."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._waits = _waits(fd)
 
     async def write(self, text: str) -> None:
-        """Write, as fast as the reader reads."""
+        """Write text, as fast as the reader reads. A cancellation may truncate it."""
         left = memoryview(text.encode())
         while left:
             if self._waits:
@@ -88,4 +90,4 @@ class Writer:
             left = left[os.write(self._fd, left[: select.PIPE_BUF]) :]
 
     async def flush(self) -> None:
-        """Nothing is kept back."""
+        """Do nothing, because nothing is buffered."""

@@ -1,4 +1,4 @@
-"""What a bridge serves, and what its clients are told of time-outs and errors."""
+"""The methods of a bridge, and the form of timeouts and errors on the wire."""
 
 from __future__ import annotations
 
@@ -29,17 +29,18 @@ class Unimplemented(SnakepitError):
 
 @attrs.frozen
 class Method:
-    """A method that is served.
+    """A served method.
 
     Attributes:
-        handler: ``await handler(call, request)``; what it returns is the answer. A method that streams in or out sends and
-            receives by the call; it returns nothing, and gets no request when the client streams.
-        request: The request's message class.
-        begin: ``begin(call, request)`` begins the call without a task, if it can: it sees to it that
-            :meth:`ServerCall.conclude` is called, and returns what cancels the call. None: the handler is to be run.
-        streams_in, streams_out: Which side may send many messages.
-        public: A token is not asked for.
-        longest: Longest request message in bytes; None: the bridge's own limit.
+        handler: ``await handler(call, request)`` returns the answer. A streaming method sends and receives through the
+            call; it returns nothing, and gets no request if the client streams.
+        request: The class of the request message.
+        begin: ``begin(call, request)`` begins the call without a task, if possible: it arranges that
+            :meth:`ServerCall.conclude` is called, and returns a function that cancels the call. None: the handler must
+            run.
+        streams_in, streams_out: Whether the client, and the server, may send many messages.
+        public: Whether no token is required.
+        longest: The largest request message in bytes; None: the bridge's own limit.
     """
 
     handler: Callable[..., Awaitable[Any]]
@@ -52,10 +53,10 @@ class Method:
 
 
 def read_timeout(value: bytes) -> float:
-    """Seconds of a ``grpc-timeout`` header.
+    """Return the seconds of a ``grpc-timeout`` header.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The header is malformed.
     """
     found = _TIMEOUT.fullmatch(value)
     if found is None:
@@ -64,7 +65,7 @@ def read_timeout(value: bytes) -> float:
 
 
 def error_trailers(error: SnakepitError, redactor: Redactor, room: int = status.DEFAULT_ROOM) -> list[tuple[str, str]]:
-    """The trailers that tell a client of an error, without secrets."""
+    """Return the trailers of an error, without secrets."""
     info = failures.to_info(error, redact=redactor.text, redact_details=redactor.value)
     trailers = status.trailers_for(info, room=room)
     return [("grpc-status", "12"), trailers[1]] if isinstance(error, Unimplemented) else trailers

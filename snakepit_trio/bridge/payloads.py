@@ -1,4 +1,4 @@
-"""Payloads of the bridge's messages to values and back, and what JSON makes of them."""
+"""Conversion between payloads of the bridge's messages and values, also in JSON."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = [
     "write",
 ]
 
-#: Arguments with more bytes than this go to the worker unread: they may be millions of values, or megabytes to be copied, and
-#: what decodes them does nothing else meanwhile.
+#: Larger arguments go to the worker without being decoded here: they may be millions of values, or megabytes to copy, and
+#: decoding would block the event loop.
 _READ = 256 * 1024
 
 
 def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
-    """The value of a payload.
+    """Return the value of a payload.
 
     Raises:
-        InvalidPayload: There is none, it does not decode, or it refers to shared memory, which no client has.
+        InvalidPayload: It is missing or malformed, or refers to shared memory, which no client has.
     """
     if message is None:
         raise InvalidPayload(f"{what} is missing", details={"path": what})
@@ -39,7 +39,7 @@ def read(message: PayloadMessage | None, *, what: str, limit: int) -> Any:
 
 
 def may_stay_unread(payload: Payload | None, *, limit: int) -> bool:
-    """Whether arguments are too many to look at here: the worker looks at them, and refuses what is none.
+    """Return whether arguments are too large to be decoded here, so that only the worker checks them.
 
     Raises:
         InvalidPayload: They are larger than the limit, or refer to shared memory.
@@ -68,11 +68,11 @@ def _decode(payload: Payload, *, what: str, limit: int) -> Any:
 
 
 def params_of(payload: Payload | None, *, limit: int) -> Mapping[str, Any]:
-    """A tool's arguments.
+    """Return a tool's arguments.
 
     Raises:
         InvalidPayload: The payload is malformed.
-        InvalidParameter: It holds something else than a map of names to values.
+        InvalidParameter: The payload is not a map of names to values.
     """
     if payload is None or (not payload.data and payload.encoding == 0 and not payload.buffers):
         return {}
@@ -86,7 +86,7 @@ def params_of(payload: Payload | None, *, limit: int) -> Mapping[str, Any]:
 
 
 def check_encoding(accept: int, given: Payload | None) -> int:
-    """How an answer is to be encoded: as was asked for, else as the request is, else in JSON.
+    """Return the encoding of an answer: the requested one, else that of the request, else JSON.
 
     Raises:
         InvalidParameter: There is no such encoding.
@@ -98,10 +98,10 @@ def check_encoding(accept: int, given: Payload | None) -> int:
 
 
 def encode(value: Any, encoding: int, *, what: str, limit: int) -> Payload:
-    """A value as a payload. For JSON, tuples become arrays; nothing else is changed.
+    """Encode a value as a payload. For JSON, tuples become arrays; nothing else is converted.
 
     Raises:
-        InvalidPayload: The encoding has no form for it; the path says for what.
+        InvalidPayload: The encoding can't represent the value; the path names the place.
     """
     try:
         return codec.encode(_arrays(value) if encoding == JSON else value, what=what, limit=limit, encoding=encoding)
@@ -111,10 +111,10 @@ def encode(value: Any, encoding: int, *, what: str, limit: int) -> Payload:
 
 
 def in_encoding(payload: Payload | None, encoding: int, *, what: str = "result", limit: int) -> Payload:
-    """A worker's result, or a stored value, as a client wants it: as it is, or encoded anew when it is in another encoding.
+    """Return a worker's result, or a stored value, in the encoding that a client wants, unchanged if it has that encoding.
 
     Raises:
-        InvalidPayload: It does not decode, is too large, or the encoding has no form for it.
+        InvalidPayload: It is malformed, too large, or the encoding can't represent it.
     """
     if payload is not None and payload.encoding == encoding:
         codec.check_size(payload, what=what, limit=limit)
@@ -124,12 +124,13 @@ def in_encoding(payload: Payload | None, encoding: int, *, what: str = "result",
 
 
 def packed(message: PayloadMessage | None, *, limit: int) -> bytes | None:
-    """A large value that may be stored as it came: MessagePack, with nothing beside it. None for all others.
+    """Return the bytes of a large value that may be stored as it came: MessagePack without buffers. None for any other
+    value.
 
-    Whoever reads it finds out what its extension types hold.
+    The reader of the value checks its extension types.
 
     Raises:
-        InvalidPayload: It is larger than the limit, or no MessagePack.
+        InvalidPayload: It is larger than the limit, or not MessagePack.
     """
     if message is None or int(message.encoding) != MSGPACK or message.buffers or len(message.data) <= _READ:
         return None
@@ -138,13 +139,13 @@ def packed(message: PayloadMessage | None, *, limit: int) -> bytes | None:
 
 
 def write(value: Any, encoding: int, *, what: str, limit: int) -> PayloadMessage:
-    """A value as a message of the library's."""
+    """Return a value as a message of the library."""
     return message_of(encode(value, encoding, what=what, limit=limit))
 
 
 def _arrays(value: Any, depth: int = 0) -> Any:
     if depth > 100:
-        return value  # The codec refuses it, and says where.
+        return value  # The codec refuses it, and names the place.
     if type(value) is tuple or type(value) is list:
         return [_arrays(item, depth + 1) for item in value]
     if type(value) is dict:

@@ -1,4 +1,4 @@
-"""grpc.reflection.v1, and v1alpha, which many clients still ask for: what is served, from the compiled descriptors.
+"""grpc.reflection.v1, and v1alpha, which many clients still use, from the compiled descriptors.
 
 https://github.com/grpc/grpc/blob/master/doc/server-reflection.md
 """
@@ -22,7 +22,7 @@ __all__ = ["Descriptors", "ReflectionService", "load_descriptors"]
 
 _NOT_FOUND = 5
 _UNIMPLEMENTED = 12
-#: Services of the descriptors that a host does not serve.
+#: Services in the descriptors that a host does not serve.
 _ELSEWHERE = frozenset({"snakepit.v1.WorkerService"})
 _LONGEST = 64 * 1024
 
@@ -32,9 +32,9 @@ class Descriptors:
     """Files of declarations, serialized as ``google.protobuf.FileDescriptorProto``.
 
     Attributes:
-        files: By name.
-        imports: The names of what a file imports, by its name.
-        symbols: The file that declares a fully qualified name.
+        files: The files by name.
+        imports: The names of a file's imports, by the file's name.
+        symbols: The file that declares each fully qualified name.
         services: The names of the services.
     """
 
@@ -44,7 +44,7 @@ class Descriptors:
     services: tuple[str, ...]
 
     def with_imports(self, name: str) -> list[bytes]:
-        """A file and all that it needs, itself first."""
+        """Return a file and everything that it needs, itself first."""
         found: dict[str, bytes] = {}
         wanted = [name]
         while wanted:
@@ -57,7 +57,7 @@ class Descriptors:
 
 @functools.cache
 def load_descriptors() -> Descriptors:
-    """What protoc made of ``protos/``. The field numbers are those of google/protobuf/descriptor.proto."""
+    """Load protoc's output for ``protos/``. The field numbers are those of google/protobuf/descriptor.proto."""
     data = importlib.resources.files("snakepit_trio.wire.generated").joinpath("descriptors.bin").read_bytes()
     files: dict[str, bytes] = {}
     imports: dict[str, tuple[str, ...]] = {}
@@ -107,7 +107,7 @@ def _all(data: bytes, number: int) -> Iterator[bytes]:
 
 
 class ReflectionService:
-    """Answers by the descriptors."""
+    """Answers from the descriptors."""
 
     def __init__(self) -> None:
         self._descriptors = load_descriptors()

@@ -1,4 +1,4 @@
-"""The bridge: it listens, lets clients in, and gives each a nursery for its requests."""
+"""The bridge: listens, accepts clients, and gives each a nursery for its requests."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ __all__ = ["Bridge", "bound_bridge"]
 
 _log = logging.getLogger(__name__)
 
-#: Seconds to wait when the process has no descriptors left.
+#: Seconds. The pause when the process has no descriptors left.
 _PAUSE = 0.1
 _EXHAUSTED = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-#: How long clients may take to get their last answers when the runtime closes, in seconds.
+#: Seconds. The time in which clients must read their last answers when the runtime closes.
 _LAST_ANSWERS = 1.0
 
 
 class Bridge:
-    """The gRPC front door of a runtime. Made by :func:`snakepit_trio.open_runtime`, as ``runtime.bridge``.
+    """The gRPC server of a runtime. Created by :func:`snakepit_trio.open_runtime`, as ``runtime.bridge``.
 
     Attributes:
-        address: Where it listens: ``unix:PATH``, or ``tcp:HOST:PORT`` with the port that it has really got.
+        address: The address: ``unix:PATH``, or ``tcp:HOST:PORT`` with the actual port.
     """
 
     def __init__(
@@ -91,12 +91,12 @@ class Bridge:
             keepalive_interval=config.keepalive_interval,
             keepalive_timeout=config.keepalive_timeout,
         )
-        # Scopes of all clients, with where each comes from, and of those that have not shown the token; the oldest first.
+        # The scopes of all clients with their peers, and of those that have not sent the token; the oldest first.
         self._clients: dict[anyio.CancelScope, Hashable] = {}
         self._strangers: dict[anyio.CancelScope, None] = {}
         self._connections: set[BridgeConnection] = set()
         self._accepting = anyio.CancelScope()
-        # Sockets whose task has not begun, and never will when the runtime is cancelled at that moment.
+        # Sockets whose task has not begun, and never will if the runtime is cancelled at that moment.
         self._unclaimed: set[socket.socket] = set()
 
     def __repr__(self) -> str:
@@ -104,17 +104,17 @@ class Bridge:
 
     @property
     def token(self) -> str:
-        """What clients send as ``authorization: Bearer TOKEN``."""
+        """The token that clients send as ``authorization: Bearer TOKEN``."""
         return self._token.look()
 
     @property
     def connections(self) -> int:
-        """How many clients are connected."""
+        """The number of connected clients."""
         return len(self._clients)
 
     @protected
     async def serve(self) -> None:
-        """Let clients in, for as long as the runtime lives."""
+        """Accept clients until cancelled."""
         self._events.emit("bridge.opened", None, address=self.address)
         try:
             async with anyio.create_task_group() as nursery:
@@ -162,9 +162,9 @@ class Bridge:
             self.errors.start(nursery, self._welcome, sock, scope, ended="connection", on_error=dismiss)
 
     def _has_room(self, peer: Hashable) -> bool:
-        """Whether one more may come from there; a client that has not shown the token makes room.
+        """Return whether a peer may open one more connection; a client that has not sent the token may be closed for it.
 
-        From one place no more come than it leaves for others: half of them when it is alone, and one in any case.
+        One peer may have as many connections as it leaves for others: half of them if it is alone, and always one.
         """
         left = self._config.max_connections - len(self._clients) - 1
         if left < 0:
@@ -173,14 +173,14 @@ class Bridge:
         return not its or its < left or self._make_room(peer)
 
     def _dismiss(self, sock: socket.socket, scope: anyio.CancelScope, exc: Exception) -> None:
-        """An unexpected exception has ended a client's task, perhaps before it has begun."""
+        """Handle an unexpected exception that has ended a client's task, perhaps before the task began."""
         self._unclaimed.discard(sock)
         self._strangers.pop(scope, None)
         self._clients.pop(scope, None)
         sock.close()
 
     def _make_room(self, peer: Hashable = None) -> bool:
-        """Send the oldest client away that has not shown the token, of those that come from there (None: from anywhere)."""
+        """Close the oldest connection that has not sent the token, among those of a peer (None: of any peer)."""
         for scope in self._strangers:
             if peer is None or self._clients.get(scope) == peer:
                 del self._strangers[scope]
@@ -190,7 +190,7 @@ class Bridge:
 
     @protected
     async def _welcome(self, sock: socket.socket, scope: anyio.CancelScope) -> None:
-        """One client, from its first byte to its last."""
+        """Serve one client, from its first byte to its last."""
         self._unclaimed.discard(sock)
         began = anyio.current_time()
         try:
@@ -211,7 +211,7 @@ class Bridge:
             self._events.emit_frequent("bridge.client_left", counts, {"known": known})
 
     def _know(self, scope: anyio.CancelScope) -> None:
-        """A client has shown the token."""
+        """Record that a client has sent the token."""
         self._strangers.pop(scope, None)
         self._events.emit_frequent("bridge.client_joined", {"connections": self.connections}, {})
 
@@ -239,7 +239,9 @@ class Bridge:
                 self._connections.discard(connection)
 
     async def aclose(self, *, drain: bool) -> None:
-        """Let nobody in any more; with ``drain``, those who are in get the answers that they wait for."""
+        """Accept no more clients; with ``drain``, existing clients receive the answers to running calls. A cancellation
+        closes all connections at once.
+        """
         self._accepting.cancel()
         self._health.close()
         self._events.emit("bridge.closing")
@@ -252,15 +254,15 @@ class Bridge:
 
 @contextmanager
 def bound_bridge(runtime: Runtime, run: Run, redactor: Redactor) -> Iterator[Bridge]:
-    """Listen, and give the bridge that will serve there; until it does, clients wait.
+    """Listen, and yield a bridge on that socket; clients wait until it serves.
 
     Args:
-        runtime: What it is the door of.
-        run: In whose directory its Unix socket is, unless the configuration says where.
-        redactor: What takes secrets out of the errors that clients get.
+        runtime: The runtime.
+        run: The run in whose directory its Unix socket is, unless the configuration names a path.
+        redactor: Removes secrets from errors for clients.
 
     Raises:
-        ConfigError: It can't listen as configured.
+        ConfigError: The configured address can't be used.
     """
     config = runtime.config.bridge
     assert config is not None

@@ -1,10 +1,10 @@
-"""One RPC on the server's side: its headers checked, its messages cut out, its handler run in a scope of its own.
+"""One RPC on the server's side: its headers are checked, its messages decoded, and its handler runs in its own scope.
 
-The scope ends with the stream. A client that resets the stream, a connection that is lost, a deadline that passes, each
-cancels it, and with it whatever the handler was doing: waiting in a queue, or running in a worker.
+The scope ends with the stream. A reset by the client, a lost connection or an expired deadline cancels the scope, and
+with it the handler's wait in a queue or its call in a worker.
 
-A call that has nothing to wait for but its worker needs no task: it is begun where its request has become whole, and ended
-where the worker's reply is read. What ends a scope cancels it all the same, but for the deadline, which its pool keeps.
+A call that only waits for its worker needs no task: it begins in the callback that completes its request, and ends in
+the callback that reads the worker's reply. The same causes cancel it, except for the deadline, which its pool enforces.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ if TYPE_CHECKING:
 
 __all__ = ["ServerCall"]
 
-#: Messages of a client's stream that may wait for their handler.
+#: The largest number of messages of a client's stream that wait for their handler.
 _MOST_WAITING = 1024
-#: After a deadline the handler, which knows it too and says more about it, has so long to say it, in seconds.
+#: Seconds. After a deadline the handler has this long for its own error, which has more details.
 _LAST_WORD = 0.25
-#: Unsent bytes of one stream that its handler need not wait for.
+#: The unsent bytes of one stream up to which its handler does not wait.
 _UNSENT = 64 * 1024
 _ANSWER = FixedHeaders((":status", "200"), ("content-type", "application/grpc"), ("grpc-accept-encoding", "identity"))
 _OK = FixedHeaders(("grpc-status", "0"))
 
 
 class _Message(Protocol):
-    """What a message class of betterproto2 has that is used here."""
+    """The used part of betterproto2's message classes."""
 
     def __bytes__(self) -> bytes: ...
 
@@ -54,9 +54,9 @@ class ServerCall:
     """One RPC.
 
     Attributes:
-        deadline: When its client gives up, on the event loop's clock; infinity: never.
-        metadata: Its request headers.
-        lost: Its client has reset it, or is gone.
+        deadline: The client's deadline, on the event loop's clock; infinity for none.
+        metadata: The request headers.
+        lost: Whether the client has reset the call, or has disconnected.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class ServerCall:
         self._stream = stream
         self._release: Callable[[], None] | None = release
         self._scope: anyio.CancelScope | None = None
-        # Its only message, once that is whole, and what cancels a call that was begun without a task.
+        # Its only message, once complete, and the function that cancels a call that was begun without a task.
         self._request: Any = None
         self._leave: Callable[[], None] | None = None
         self.lost: bool = False
@@ -85,17 +85,17 @@ class ServerCall:
         self._answered = False
         self._finished = False
         self._received: deque[bytes] = deque()
-        # Bytes of messages that it keeps and of one that is arriving; of its answer, here and where that comes from; and all
-        # that is counted for this call.
+        # The bytes of kept messages and of an arriving one; of the answer, here and at its source; and the sum that is
+        # counted.
         self._kept = 0
         self._partial = 0
         self._unread = 0
         self._source: Callable[[], int] | None = None
         self._counted = 0
-        # There is no room for what it has sent already.
+        # Whether there is no room for the received data.
         self._over = False
         self._ended = False
-        # What its task waits for: the next message, room for the next of its own. None: it does not.
+        # Set when there is another message, or room for one to send; None if its task does not wait.
         self._news: anyio.Event | None = None
         self._room: anyio.Event | None = None
         self._pipe = FramePipe(
@@ -115,7 +115,7 @@ class ServerCall:
         return f"<ServerCall {state} {self._pipe!r}>"
 
     def start(self) -> None:
-        """Take over what arrives."""
+        """Start receiving."""
         if self.method.streams_in:
             self._connection.arrived(self)
             self._start_task()
@@ -125,19 +125,19 @@ class ServerCall:
 
     @property
     def client(self) -> object:
-        """Its client's connection, for whoever counts what each has."""
+        """The client's connection, for code that counts per client."""
         return self._connection
 
     @property
     def time_left(self) -> float | None:
-        """Seconds until the deadline, at least a hair; None when there is none."""
+        """The seconds until the deadline, slightly above 0 at least; None for none."""
         return None if self.deadline == math.inf else max(self.deadline - self._connection.clock(), 0.001)
 
     async def receive(self) -> Any | None:
-        """The next message of a client that streams; None when there are no more.
+        """Return the next message of a streaming client; None at the end. A cancellation loses no message.
 
         Raises:
-            InvalidPayload: It is not a message of the method's kind.
+            InvalidPayload: The data is not a message of the method's class.
         """
         while not self._received:
             if self._ended:
@@ -147,10 +147,10 @@ class ServerCall:
         return self._parse(self._take())
 
     async def send(self, message: _Message) -> None:
-        """Send one message of an answer that streams. Waits while the client has not made room for what was sent before.
+        """Send one message of a streaming answer. Waits until the client has made room for the earlier ones.
 
         Raises:
-            QuotaExceeded: There is no room for it beside what else waits to be read.
+            QuotaExceeded: There is no room for it beside other unread messages.
         """
         while self._pipe.unsent > _UNSENT:
             await self._drained()
@@ -160,11 +160,13 @@ class ServerCall:
             raise self._too_much()
 
     def send_nowait(self, message: _Message) -> None:
-        """Send one small message, whether there is room or not."""
+        """Send one small message, with or without room."""
         self._send(bytes(message))
 
     def draw_from(self, source: Callable[[], int]) -> Callable[[], None]:
-        """Count what waits here to be sent, of which this tells the bytes; returns what is to be called when they change."""
+        """Count data that waits elsewhere to be sent; ``source`` returns its bytes. Returns a function to call when they
+        change.
+        """
         self._source = source
         return self._draw
 
@@ -184,7 +186,7 @@ class ServerCall:
         self._pipe.send(data)
 
     async def _drained(self) -> None:
-        """Wait until what was sent has left."""
+        """Wait until the sent data has left."""
         if self._room is None or self._room.is_set():
             self._room = anyio.Event()
         await self._room.wait()
@@ -206,7 +208,7 @@ class ServerCall:
         allowed = self._count(self._kept + partial + self._unread)
         if 0 < grown < min(CRUMB, partial):
             self._connection.charge(CRUMB_COST)
-        # The connection may have ended by that.
+        # The connection may have ended because of it.
         return allowed or self._release is None
 
     def _count(self, size: int) -> bool:
@@ -232,7 +234,7 @@ class ServerCall:
     def _take(self) -> bytes:
         message = self._received.popleft()
         if self.method.streams_in:
-            # A request that is one message is kept until it is answered.
+            # A request of one message is kept until it is answered.
             self._kept -= len(message)
             self._count(self._counted - len(message))
         return message
@@ -246,11 +248,11 @@ class ServerCall:
             self._begin()
 
     def _on_close(self, reason: str) -> None:
-        """The stream was reset, or the connection is lost, or the client broke the rules and we have reset it."""
+        """Handle the end of the stream: a reset, a lost connection, or a reset by the server for a violation."""
         self.drop()
 
     def drop(self) -> None:
-        """Nobody waits for its answer any more. Idempotent."""
+        """Cancel the call because no client waits for its answer. Idempotent."""
         self.lost = True
         if self._scope is not None:
             self._scope.cancel()
@@ -273,7 +275,7 @@ class ServerCall:
             self.finish()
 
     def give_up(self, error: SnakepitError) -> None:
-        """End it with this error before its request has arrived."""
+        """End the call with this error before its request has arrived."""
         self.fail(error)
         self.finish()
 
@@ -293,7 +295,7 @@ class ServerCall:
     # ---- without a task ----------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Its request is whole: begin it here and now where its method can, else start its task."""
+        """Begin the call without a task if its method can, else start its task; its request is complete."""
         leave = None
         try:
             if not self._received:
@@ -310,8 +312,9 @@ class ServerCall:
             self._leave = leave
 
     def conclude(self, answer: Callable[[], bytes], error: SnakepitError | None) -> None:
-        """End a call that was begun without a task: by this error, else by what the function gives or the error that it raises.
-        Raises nothing itself."""
+        """End a call that was begun without a task: with this error, or with the function's result or exception. Raises
+        nothing.
+        """
         self._leave = None
         try:
             if error is None:
@@ -323,7 +326,7 @@ class ServerCall:
         except Exception as exc:
             self._connection.fail(exc)
         finally:
-            # Its traceback holds this frame, with the answer, which must not wait for a garbage collection.
+            # The traceback refers to this frame with the answer, which must not wait for a garbage collection.
             del error
 
     def _settle(self, error: SnakepitError | None) -> None:
@@ -335,14 +338,14 @@ class ServerCall:
             self.finish()
 
     async def _stay(self) -> None:
-        """Run until its answer is out."""
+        """Run until the answer has been sent."""
         try:
             await self._drain()
         finally:
             self.finish()
 
     def _told(self, error: Exception) -> SnakepitError:
-        """What the client is told of an error."""
+        """Return the error for the client."""
         if is_a(error, SnakepitError):
             return error  # type: ignore[return-value]
         self._connection.errors.report(error, "request")
@@ -355,12 +358,12 @@ class ServerCall:
         self._connection.run(self, self._run)
 
     async def _run(self) -> None:
-        """Run the handler and send its answer, or what went wrong."""
+        """Run the handler, and send its answer or its error."""
         assert self._scope is not None
         error: SnakepitError | None = None
         try:
             with self._scope as scope:
-                # The handler keeps to the deadline by itself; this one is for a handler that does not.
+                # The handler enforces the deadline itself; this is for a handler that does not.
                 scope.deadline = self.deadline + _LAST_WORD
                 try:
                     await self._handle()
@@ -373,7 +376,7 @@ class ServerCall:
             if not self.lost:
                 await self._end(error)
         finally:
-            # Its traceback holds this frame, and those below it, with the request.
+            # The traceback refers to this frame and those below it, with the request.
             del error
             self.finish()
 
@@ -387,7 +390,7 @@ class ServerCall:
             self._reply(bytes(answer))
 
     def _reply(self, data: bytes) -> None:
-        """Send the answer and its trailers, in one piece."""
+        """Send the answer and its trailers in one write."""
         transport = self._connection.transport
         transport.cork()
         try:
@@ -397,12 +400,12 @@ class ServerCall:
             try:
                 transport.uncork()
             except Exception as exc:
-                # What is kept would not leave, and its client would wait for it.
+                # The kept data would not be sent, and the client would wait for it.
                 self._connection.fail(exc)
                 transport.uncork()
 
     async def _end(self, error: SnakepitError | None) -> None:
-        """Send the trailers, and stay until they are out."""
+        """Send the trailers, and stay until they have been sent."""
         if self._finished:
             pass
         elif error is not None:
@@ -415,7 +418,7 @@ class ServerCall:
             await self._drain(error)
 
     def _is_unread(self) -> bool:
-        """Whether the client still has to read of the answer; one for which there is no room is replaced by an error."""
+        """Return whether the client has unread data of the answer; an answer without room is replaced by an error."""
         if not self._pipe.unsent:
             return False
         if self._count_unread() and not self._over:
@@ -424,12 +427,12 @@ class ServerCall:
         return False
 
     def _cut_off(self, error: SnakepitError) -> None:
-        """End it with an error instead of what is unsent."""
+        """End the call with an error instead of its unsent data."""
         self._connection.send_headers(self._stream, self._trailers(error), end=True)
         self._pipe.close(ErrorCodes.NO_ERROR)
 
     async def _drain(self, error: SnakepitError | None = None) -> None:
-        """Wait until all is out: a client that reads slowly gets all of its answer, or hears why not, or of this error."""
+        """Wait until all data is sent: a slow client gets its whole answer, or an error."""
         with anyio.CancelScope(deadline=self.deadline) as scope:
             self._scope = scope
             while self._pipe.unsent and not self.lost:
@@ -445,12 +448,12 @@ class ServerCall:
         self._pipe.end(_OK)
 
     def _answer(self) -> None:
-        """Begin the answer, with whose next piece this leaves."""
+        """Begin the answer; it leaves with the next data."""
         self._connection.send_headers(self._stream, _ANSWER, flush=False)
         self._answered = True
 
     def fail(self, error: SnakepitError) -> None:
-        """End it with an error, after what has been sent."""
+        """End the call with an error, after the data that was sent."""
         self._finished = True
         trailers = self._trailers(error)
         if self._answered:
@@ -471,29 +474,29 @@ class ServerCall:
             return [("grpc-status", "13"), ("grpc-message", "internal error")]
 
     def finish(self) -> None:
-        """It is over: free what it had. Idempotent."""
+        """Release the call's resources at its end. Idempotent."""
         release, self._release = self._release, None
         if release is None:
             return
         leave, self._leave = self._leave, None
-        # Whatever becomes of one step, the others are made.
+        # Each step runs even if another one fails.
         try:
             if leave is not None:
                 try:
                     leave()
                 except Exception as exc:
-                    # Once more, for the call would keep its worker.
+                    # Tried again, because the call would otherwise keep its worker.
                     self._connection.errors.report(exc, "operation")
                     leave()
         finally:
             try:
-                # A client that still sends is told to stop; our answer, if there was one, counts (RFC 9113, 8.1).
+                # A client that is still sending is told to stop; an answer that was sent counts (RFC 9113, 8.1).
                 self._pipe.close(ErrorCodes.CANCEL if self.lost or not self._answered else ErrorCodes.NO_ERROR)
             finally:
                 try:
                     release()
                 except (KeyError, H2Error):
-                    pass  # The connection is over.
+                    pass  # The connection has ended.
                 finally:
                     self._received.clear()
                     self._request = None

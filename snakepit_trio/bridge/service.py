@@ -1,4 +1,4 @@
-"""BridgeService: each RPC as a call of the runtime's own public methods."""
+"""BridgeService: each RPC calls the runtime's public methods."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BridgeService"]
 
-#: Bytes of a request that carries no payload, and of one that is all schemas.
+#: The largest request without a payload, and the largest request of schemas, in bytes.
 _SMALL, _SCHEMAS = 64 * 1024, 1024 * 1024
-#: Bytes of chunks that wait here for a client which has windows of its own.
+#: The bytes of chunks that wait here for a client, which has its own windows.
 _STREAM_BYTES = 1024 * 1024
 
 
@@ -56,7 +56,7 @@ class BridgeService:
     """The service of one runtime.
 
     Args:
-        runtime: Whose pools, sessions, programs and tools are offered.
+        runtime: The runtime.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -116,7 +116,7 @@ class BridgeService:
         )
 
     def _begin_execute(self, call: ServerCall, request: ExecuteToolRequest) -> Callable[[], None] | None:
-        """A call outside of sessions, of a pool without policies: its payloads are passed on as they are where they can be."""
+        """Begin a call outside sessions, in a pool without policies; payloads are passed on unchanged if possible."""
         if request.session_id:
             return None
         pool = self._pool(request.pool)
@@ -157,7 +157,7 @@ class BridgeService:
         params = _params(pool, request.payload)
         encoding = check_encoding(request.accept, request.payload)
         options = _options(call, request)
-        # The traceback of a failed stream's error leads to the stream, and this frame is in it.
+        # The traceback of a failed stream's error refers to the stream and to this frame.
         request.payload = None
         try:
             async with AsyncExitStack() as stack:
@@ -201,7 +201,9 @@ class BridgeService:
     # ---- sessions ----------------------------------------------------------------------------------
 
     def _session(self, request: OfSession, pool: Pool | None = None) -> AbstractAsyncContextManager[Session]:
-        """The session of a request, that was opened before, held open for the request; of any pool, for what is not about one."""
+        """Hold the session of a request open for the request. The session must exist; ``pool`` is None if the request is
+        about no pool.
+        """
         pool = pool or next(iter(self._runtime.pools.values()))
         return resume_session(pool, self._runtime.sessions, request.session_id, request.generation or None)
 
@@ -296,10 +298,10 @@ class BridgeService:
 
 
 def _params(pool: Pool, payload: Payload | None) -> Arguments:
-    """A tool's arguments; large ones are left to the worker to read.
+    """Return a tool's arguments; large ones are left to the worker to decode.
 
     Raises:
-        InvalidPayload, InvalidParameter: They are none.
+        InvalidPayload, InvalidParameter: They are invalid.
     """
     limit = pool.config.max_payload
     if payload is None:
@@ -318,7 +320,7 @@ def _options(call: ServerCall, request: ExecuteToolRequest) -> CallOptions:
 
 
 def _in_our_words(error: SnakepitError) -> SnakepitError:
-    """The same, for a client that knows RPCs and no ``pool.stream``."""
+    """Reword an error for a client that knows RPCs rather than ``pool.stream``."""
     if not isinstance(error, StreamingUnsupported) or isinstance(error, ToolError):
         return error
     tool = error.details.get("tool")

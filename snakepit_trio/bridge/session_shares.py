@@ -1,6 +1,6 @@
-"""How many sessions one client may have opened: as many as it leaves places for others.
+"""The number of sessions that one client may open: as many as it leaves for others.
 
-With ``max_sessions`` of the runtime that is half of them when it is alone, a third when there are two, as in a pool's queue.
+Of the runtime's ``max_sessions`` that is half for a single client, and a third for each of two, as in a pool's queue.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["SessionShares"]
 
 
 class _Share:
-    """What one client has opened, and what it is opening now."""
+    """The sessions that one client has opened, and is opening."""
 
     __slots__ = ("opened", "opening")
 
@@ -30,10 +30,10 @@ class _Share:
 
 
 class SessionShares:
-    """The shares of the clients of one runtime. One that goes leaves its sessions, which count for all then.
+    """The shares of one runtime's clients. The sessions of a disconnected client count for all.
 
     Args:
-        runtime: Whose sessions they are.
+        runtime: The runtime.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -43,10 +43,11 @@ class SessionShares:
 
     @contextmanager
     def opening(self, client: object, id: str | None) -> Iterator[list[KnownSession]]:
-        """A client opens a session in the block, of this id or of a new one; which, the block puts into the list that it gets.
+        """Count a session that a client opens in the block, by this id or a new one; the block appends the session to the
+        list.
 
         Raises:
-            QuotaExceeded: It has as many as it may.
+            QuotaExceeded: The client's share is used up.
         """
         found: list[KnownSession] = []
         if self._limit is None or (id is not None and self._sessions.known(id) is not None):

@@ -1,4 +1,4 @@
-"""What clients must show: a token that is made for the run, one that is given, or one in a file, which may change."""
+"""The token of clients: generated for the run, configured, or read from a file that may change."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["Token", "TokenFile", "held_token"]
 
 _log = logging.getLogger(__name__)
 
-#: Bytes of a file that is looked at for a token.
+#: The largest size of a token file, in bytes.
 _LONGEST = 8192
 
 
 class Token:
-    """A token that stays as it is.
+    """A fixed token.
 
     Attributes:
         text: The token, without ``Bearer``.
@@ -38,15 +38,15 @@ class Token:
         return f"<{type(self).__name__}>"
 
     def look(self) -> str:
-        """The token that a connection that comes now has to show."""
+        """Return the token that a new connection needs."""
         return self.text
 
 
 class TokenFile(Token):
-    """A token in a file. When the file has changed, connections that come from then on must show what it holds now.
+    """A token in a file. When the file changes, new connections need the new token.
 
     Raises:
-        ConfigError: It can't be read, others can read or write it, or it holds no token.
+        ConfigError: The file can't be read, can be read or written by others, or holds no token.
     """
 
     def __init__(self, path: Path) -> None:
@@ -56,7 +56,7 @@ class TokenFile(Token):
         self._read()
 
     def look(self) -> str:
-        """As :meth:`Token.look`. While the file is not usable, the token that it held holds."""
+        """Return the token as :meth:`Token.look`. While the file is unusable, the previous token is valid."""
         try:
             if _stamp(os.stat(self._path)) != self._stamp:
                 self._read()
@@ -64,14 +64,14 @@ class TokenFile(Token):
         except ConfigError as exc:
             _log.warning("the bridge keeps its token: %s", exc.message)
         except OSError:
-            pass  # It was taken away, or is being replaced.
+            pass  # The file was removed, or is being replaced.
         return self.text
 
     def _read(self) -> None:
         try:
             with self._path.open("rb") as file:
                 found = os.fstat(file.fileno())
-                # Once for each state of the file, also one that is of no use.
+                # Once for each state of the file, even an unusable one.
                 self._stamp = _stamp(found)
                 if not stat.S_ISREG(found.st_mode):
                     raise _refusal(f"{self._path} is no file", "a file")
@@ -102,7 +102,7 @@ def _refusal(message: str, expected: str) -> ConfigError:
 
 @contextmanager
 def held_token(config: BridgeConfig) -> Iterator[Token]:
-    """The token; a file that was made for it is removed at the end, unless somebody has put another in its place.
+    """Yield the token; a file that was created for it is removed at the end, unless other code has replaced it.
 
     Raises:
         ConfigError: The file can't be used.
