@@ -1,6 +1,6 @@
-"""What the answers of a plain RPC mean: payloads, and failures by their gRPC status.
+"""Decoding of a plain RPC's answers: payloads, and errors by their gRPC status.
 
-A worker that wants to say more than a status puts an ``ErrorInfo`` into its trailers, see :mod:`snakepit_trio.wire.status`.
+A worker may send more than a status in an ``ErrorInfo`` in its trailers; see :mod:`snakepit_trio.wire.status`.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ _STATUSES: Mapping[int, tuple[str, str | None]] = {
     15: ("DATA_LOSS", None),
     16: ("UNAUTHENTICATED", "authentication_failed"),
 }
-#: Of those, what speaks of the RPC itself: it is the worker's word, and not the host's.
+#: The codes that describe the RPC itself; such an error is the worker's, not the host's.
 _OF_THE_RPC = frozenset({"authentication_failed", "request_cancelled", "request_timeout"})
-#: What libraries put before the text of an exception that left a handler.
+#: The text that libraries put before the text of an exception that left a handler.
 _RAISED = re.compile(
     r"(?:Exception (?:calling application|iterating responses): "
     r"|Unexpected <class '(?P<type>[\w.]+)'>: "
@@ -48,10 +48,10 @@ _RAISED = re.compile(
 
 
 def read_response(message: bytes) -> Payload:
-    """The payload of an ExecuteResponse.
+    """Return the payload of an ExecuteResponse.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The message is malformed.
     """
     try:
         payload = PayloadAnswer.parse(message).payload
@@ -63,7 +63,7 @@ def read_response(message: bytes) -> Payload:
 
 
 def error_info(status: int, message: str, trailers: Mapping[str, str], redact: Callable[[str], str]) -> ErrorInfo:
-    """The failure that a status stands for, or that the trailers tell of."""
+    """Return the error of a status, or of the trailers if they contain one."""
     found = find_info(trailers)
     if found is not None and found.code:
         return found

@@ -1,4 +1,4 @@
-"""The link to a worker that serves the Exchange stream: everything is a frame on one RPC."""
+"""The link to a worker that serves the Exchange stream: every message is a frame on one RPC."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Exchange:
     """See :class:`~snakepit_trio.supervision.link.Link`.
 
     Args:
-        connection: The connection; stays the caller's.
+        connection: The connection, owned by the caller.
         owner: The worker.
-        spec: What the worker was started as.
-        settings: Its pool's.
-        shm: What may be used of shared memory for what is sent.
-        share: Gives a descriptor of the file that the worker has, too; None: there is none.
+        spec: The spec with which the worker was started.
+        settings: The pool's settings.
+        shm: The shared memory for sent values.
+        share: Returns a descriptor of the file that the worker has too, or None.
         process: The worker's process.
 
     Raises:
-        RpcFailure: The connection is over.
+        RpcFailure: The connection has ended.
     """
 
     def __init__(
@@ -111,9 +111,9 @@ class Exchange:
     @protected
     async def watch(self) -> None:
         interval, while_busy = self._settings.heartbeat_interval, self._settings.heartbeat_while_busy
-        # The last heartbeat that was answered is an interval old when the next is sent, which needs time for its answer.
+        # When the next heartbeat is sent, the last answered one is an interval old, and the answer takes time.
         limit = interval * max(1.5, self._settings.heartbeat_misses)
-        # Two looks at its progress, at least, between that and the limit.
+        # At least two checks of its progress between that and the limit.
         step = min(interval, (limit - interval) / 2)
         progress = Progress(self._process, step / 2)
         self._heard = next_ping = anyio.current_time()
@@ -138,11 +138,11 @@ class Exchange:
             due = min(next_ping, self._heard + limit, now + step)
             await anyio.sleep_until(due)
             if anyio.current_time() - due > interval / 2:
-                # This side was held up: the answers may be waiting to be read, so the count begins anew.
+                # The host itself was delayed, and answers may be waiting to be read, so the count starts again.
                 self._heard = anyio.current_time()
 
     def lost(self) -> None:
-        """The RPC's own end tells it."""
+        """Do nothing: the RPC's own end reports it."""
 
     def close(self) -> None:
         self._memory.close()
@@ -151,19 +151,19 @@ class Exchange:
 
     def _on_message(self, message: bytes) -> None:
         if self._failed:
-            # A message was lost: what a call answers without it is not its answer.
+            # A message was lost, so further messages are not valid answers.
             return
         owner = self._owner
         try:
             frame = decode_worker_frame(message)
             self._heard = self._now()
             if type(frame) is Reply:
-                # By far the most frequent one.
+                # By far the most frequent frame.
                 if frame.payload is not None and frame.payload.buffers:
                     frame.payload = self._memory.borrow(frame.payload)
                 owner.link_reply(frame)
                 return
-            # Mapped at once, so that what nobody takes is given back by being dropped.
+            # Mapped at once, so that a value that is never read is released when it is dropped.
             if (type(frame) is Chunk or type(frame) is HostCall or type(frame) is Emit) and frame.payload.buffers:
                 frame.payload = self._memory.borrow(frame.payload)
             match frame:

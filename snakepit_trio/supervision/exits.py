@@ -1,4 +1,4 @@
-"""The ways in which a worker incarnation ends, and how each is told from what was seen."""
+"""The causes of a worker's end, and their classification from the observed facts."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ _CONFIG_ERROR = f"{ConfigError.__module__}.{ConfigError.__qualname__}"
 
 @attrs.frozen(kw_only=True)
 class Exit:
-    """How an incarnation ended.
+    """The end of an incarnation.
 
     Attributes:
         reason: ``"stopped"``, ``"startup"``, ``"startup_timeout"``, ``"exited"``, ``"segfault"``, ``"aborted"``,
             ``"oom_killed"`` (by the system for lack of memory), ``"signal"``, ``"connection_lost"``, ``"heartbeat"``,
-            ``"cancel_grace"``, ``"protocol"``, ``"node_lost"`` (with what it ran on), or ``"killed"`` (SIGKILL from
-            elsewhere, or by this side on demand).
-        message: The same for people. Like all text here it holds no control characters but line ends and tabs.
-        expected: Somebody asked for it.
-        code: The exit code, where there was one.
-        signal: The signal's name, where one ended it.
+            ``"cancel_grace"``, ``"protocol"``, ``"node_lost"`` (with its machine), or ``"killed"`` (SIGKILL from
+            outside, or by the host on demand).
+        message: The reason for people. Like all text here it has no control characters except line ends and tabs.
+        expected: Whether the end was requested.
+        code: The exit code, if there was one.
+        signal: The name of the signal that ended it, if one did.
         stderr: The last lines of its standard error.
-        remote_types: The types of the exception that the adapter raised while starting.
-        remote_traceback: Its traceback.
-        differs: It offers something else than the pool's other workers.
+        remote_types: The types of the exception that the adapter raised at its start.
+        remote_traceback: The traceback of that exception.
+        differs: Whether it offered other tools than the pool's other workers.
     """
 
     reason: str
@@ -47,11 +47,11 @@ class Exit:
 
     @property
     def hopeless(self) -> bool:
-        """Whether it did not start for what it is, so that another one would not start either."""
+        """Whether it failed to start for a reason that would repeat."""
         return self.reason == "startup" and (self.differs or _CONFIG_ERROR in self.remote_types)
 
     def details(self) -> dict[str, object]:
-        """What a ``WorkerCrashed`` or ``WorkerStartupError`` says in its ``details``."""
+        """Return the ``details`` of a ``WorkerCrashed`` or ``WorkerStartupError``."""
         found: dict[str, object] = {"reason": self.reason}
         if self.code is not None:
             found["exit_code"] = self.code
@@ -66,7 +66,7 @@ class Exit:
         return found
 
 
-#: A message is cut to so many characters: parts of it may be a worker's own words.
+#: The largest number of characters of a message; parts of it may be the worker's text.
 _LONGEST = 8 * 1024
 _SIGNAL_REASONS = {
     signal.SIGSEGV: "segfault",
@@ -77,11 +77,11 @@ _SIGNAL_REASONS = {
 
 
 def classify(status: ExitStatus, *, out_of_memory: bool = False) -> tuple[str, str, str | None]:
-    """The reason, the words for it, and the signal's name, for a process that ended by itself.
+    """Return the reason, a description, and the signal's name of a process that ended by itself.
 
     Args:
-        status: How it ended.
-        out_of_memory: The system has killed processes for lack of memory while it lived.
+        status: Its exit status.
+        out_of_memory: Whether the system has killed processes for lack of memory during its life.
     """
     if status.lost:
         return "node_lost", f"was lost with its node: {status.lost}", None
@@ -115,27 +115,27 @@ def explain(
     stderr: str,
     failure: SnakepitError | None,
 ) -> Exit:
-    """How an incarnation ended, by what was seen first and by how its process ended.
+    """Return the end of an incarnation, from the first observed cause and the exit status of its process.
 
     Args:
-        reason, message: What was seen first.
-        status: How its process ended; None when there was none.
+        reason, message: The first observed cause.
+        status: The exit status; None if there was no process.
         out_of_memory: As in :func:`classify`.
-        killed: This side had to kill it.
-        stopping: It was being stopped.
+        killed: Whether the host had to kill it.
+        stopping: Whether it was being stopped.
         stderr: The last lines of its standard error.
-        failure: The error that it gave itself for not starting.
+        failure: The error that it reported for not starting.
     """
     code = name = None
     if status is not None:
         seen, words, name = classify(status, out_of_memory=out_of_memory)
         code = status.code
-        # What did not end by the signal that this side sends has ended by itself before.
+        # A process that did not end by the host's signal had ended by itself before.
         itself = not killed or status.signal not in (None, signal.SIGKILL)
         if (reason == "connection_lost" and itself) or (status.lost and reason in ("connection_lost", "heartbeat")):
             reason, message = seen, words
         elif reason == "startup" and killed:
-            # It has said why; that it was then killed is this side's doing.
+            # It has reported the reason; the later kill was the host's.
             name = None
     return Exit(
         reason=reason,

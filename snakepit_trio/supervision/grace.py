@@ -1,4 +1,4 @@
-"""The cancelled calls that a worker has not stopped yet, and how long it may take to."""
+"""The cancelled calls that a worker has not stopped yet, and their deadlines."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["Grace"]
 
 
 class Grace:
-    """The grace of one worker.
+    """The cancelled calls of one worker.
 
     Args:
-        held: The calls that it holds, in the order in which they were sent.
-        changed: Rings when it holds one less; is rung when one that it holds is cancelled.
+        held: The calls that the worker holds, in the order in which they were sent.
+        changed: Rung when it holds one call less, and when a held call is cancelled.
 
     Attributes:
-        due: When each of the cancelled calls should have stopped, by the event loop's clock.
+        due: The time by which each cancelled call should have stopped, on the event loop's clock.
     """
 
     def __init__(self, held: Mapping[int, None], changed: Bell) -> None:
@@ -34,7 +34,7 @@ class Grace:
         return len(self.due)
 
     def begin(self, call_id: int, due: float) -> None:
-        """A call is cancelled; it should have stopped by ``due``, by the event loop's clock."""
+        """Record that a call was cancelled and must stop by ``due``, on the event loop's clock."""
         self.due.setdefault(call_id, due)
         self._begun.ring()
         self._changed.ring()
@@ -50,13 +50,13 @@ class Grace:
                 return
 
     async def stopped(self, threads: int, stuck: Callable[[int], object]) -> bool:
-        """Wait until only overdue calls are left among those that may run, or none; returns whether none is.
+        """Wait until only overdue calls may be running, or none; return whether there is none.
 
-        Other calls in the same process are not made to pay for it: they have deadlines of their own.
+        Other calls in the process are not affected, because they have their own deadlines.
 
         Args:
-            threads: How many calls the worker runs at once.
-            stuck: Called with each call that has not stopped in time while others run.
+            threads: The number of calls that the worker runs at once.
+            stuck: Called with each overdue call while others run.
         """
         told: set[int] = set()
         while self.due and any(call_id not in self.due for call_id in itertools.islice(self._held, threads)):

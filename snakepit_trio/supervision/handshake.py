@@ -1,4 +1,4 @@
-"""The first words between a host and a worker: which protocol, which tools, what it can do."""
+"""The handshake between a host and a worker: protocol version, tools, capabilities."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Introduction", "shake_hands"]
 
-#: Bytes of a handshake, nearly all of which are the schemas of its tools.
+#: The largest handshake, in bytes; most of it is schemas.
 _LONGEST = 4 * 1024 * 1024
-#: Looks at what a schema is, and only whether its parts are JSON: it may be deep, or hold much in few bytes.
+#: Checks the type of a schema, and only that its parts are JSON: it may be deep, or contain many objects in few bytes.
 _check_schema = msgspec.json.Decoder(dict[str, msgspec.Raw] | bool).decode
-#: What only the frames of an exchange can carry.
+#: The capabilities that only an exchange can support.
 _FRAMES_ONLY = frozenset({"prefetch", "host_calls", "credits"})
 
 
 class Introduction(NamedTuple):
-    """What a worker says of itself.
+    """A worker's handshake.
 
     Attributes:
-        tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
-        capabilities: What may be asked of it.
-        threads: How many calls it runs at once.
+        tools: The tools that it offers, in the order of ``Call.tool_index``, which counts from 1.
+        capabilities: Its capabilities.
+        threads: The number of calls that it runs at once.
     """
 
     tools: list[ToolSpec]
@@ -46,17 +46,18 @@ class Introduction(NamedTuple):
 async def shake_hands(
     connection: Connection, spec: WorkerSpec, prefix: str, offer: Offer | None = None
 ) -> Introduction:
-    """Ask a worker what it is and has.
+    """Perform the handshake with a worker.
 
     Args:
-        connection: To the worker.
-        spec: What it was asked to be.
-        prefix: What the ids of its requests begin with.
-        offer: A file to share, for a worker that may be on another machine; None: it has inherited the host's.
+        connection: The connection to the worker.
+        spec: The spec with which the worker was started.
+        prefix: The prefix of its requests' ids.
+        offer: A file for shared memory, for a worker that may be on another machine; None: it has inherited the host's
+            file.
 
     Raises:
-        ProtocolMismatch: It speaks another protocol.
-        WorkerStartupError: What it says can't be right.
+        ProtocolMismatch: It has no protocol version in common.
+        WorkerStartupError: Its answer is invalid.
         RpcFailure: It refuses to answer.
     """
     request = HandshakeRequest(
@@ -93,7 +94,9 @@ async def shake_hands(
 
 
 def _check_tools(tools: Sequence[ToolSpec]) -> None:
-    """Workers in other languages are not made by our own code, which would have checked this."""
+    """Check the tools of a worker, because workers in other languages do not use this package, which would have checked
+    them.
+    """
     seen: set[str] = set()
     for tool in tools:
         if not TOOL_NAME.fullmatch(tool.name) or tool.name in seen:

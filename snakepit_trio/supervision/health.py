@@ -17,10 +17,12 @@ _SERVING = b"\x08\x01"
 
 
 async def unhealthy(connection: Connection, interval: float, excused: Callable[[float], bool]) -> str:
-    """Ask every ``interval`` seconds, and wait so long for the answer; returns what was wrong, in words, when it is not well.
+    """Check every ``interval`` seconds, with the same time limit, and return a description of the fault when the worker is
+    unhealthy.
 
     Args:
-        excused: Whether a worker that was asked at that time, on the event loop's clock, may leave it unanswered until now.
+        excused: Whether a worker that was asked at that time, on the event loop's clock, may leave the check unanswered
+            until now.
     """
     while True:
         await anyio.sleep(interval)

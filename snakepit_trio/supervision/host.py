@@ -1,4 +1,4 @@
-"""Who a worker works for: what a worker tells of itself and of its calls."""
+"""The interface through which a worker reports about itself and its calls."""
 
 from __future__ import annotations
 
@@ -16,47 +16,51 @@ __all__ = ["WorkerHost"]
 
 
 class WorkerHost(Protocol):
-    """Who a worker works for. None of these methods waits."""
+    """The owner of a worker. None of these methods waits."""
 
     def worker_introduced(self, worker: Worker) -> None:
-        """It has said what it offers, and takes calls next.
+        """The handshake is complete, and the worker accepts calls next.
 
         Raises:
-            WorkerStartupError: It must not serve beside the others.
+            WorkerStartupError: The worker must not serve beside the others.
         """
 
     def worker_state(self, worker: Worker, old: WorkerState, new: WorkerState) -> None:
-        """Its state has changed, and not between READY and BUSY only. After STARTING it is ready; at an end it takes no calls."""
+        """The state has changed, except between READY and BUSY. After STARTING the worker is ready; at an end it accepts
+        no calls.
+        """
 
     def worker_tainted(self, worker: Worker, reason: str) -> None:
-        """It has shown a fault and must not get new calls; it may still finish those that it has."""
+        """The worker has shown a fault and must not get new calls; it may finish its calls."""
 
     def worker_stuck(self, worker: Worker, call_id: int) -> None:
-        """A cancelled call has not stopped in time. The worker ends for it, as soon as nobody waits for what runs beside it."""
+        """A cancelled call has not stopped in time. The worker ends because of it, once no caller waits for its other
+        calls.
+        """
 
     def worker_due(self, worker: Worker, reason: str) -> None:
-        """It is well, and is to be replaced: ``reason`` names the limit that it has reached."""
+        """The healthy worker must be replaced; ``reason`` names the limit that it has reached."""
 
     def worker_missed(self, worker: Worker, silence: float) -> None:
-        """It has not answered a heartbeat before the next was due; it was heard last ``silence`` seconds ago."""
+        """A heartbeat was not answered before the next was due; the last sign of life was ``silence`` seconds ago."""
 
     def worker_reply(self, worker: Worker, reply: Reply) -> None:
-        """A call has ended. Raises ValueError when there was no such call."""
+        """A call has ended. Raises ValueError if there was no such call."""
 
     def worker_returned(self, worker: Worker, call_id: int) -> None:
-        """A call is given back that had not begun. Raises ValueError when there was no such call."""
+        """The worker gives back a call that had not begun. Raises ValueError if there was no such call."""
 
     def worker_stopped_call(self, worker: Worker, call_id: int) -> None:
-        """A call that had begun was stopped because the worker ends. Raises ValueError when there was no such call."""
+        """A begun call was stopped because the worker ends. Raises ValueError if there was no such call."""
 
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
-        """A stream has given a chunk."""
+        """A stream has yielded a chunk."""
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
-        """A tool calls the host, or no longer does."""
+        """A tool calls the host, or cancels such a call."""
 
     def worker_emit(self, worker: Worker, emit: Emit) -> None:
         """A tool has emitted an event."""
 
     def worker_gone(self, worker: Worker, exit: Exit) -> None:
-        """It is over; how is known. Its process has ended."""
+        """The worker has ended, and its process too."""

@@ -1,5 +1,8 @@
-"""Which process a process id means, and whether that is one of ours: an id is used again, an id with its start time and the
-system's boot is not; what a process says of itself is only words, unless its program is ours too."""
+"""Identification of processes, and the check whether a process belongs to a run.
+
+A process id is reused; the id together with its start time and the system's boot is unique. What a process says of
+itself counts only if its program is one of this package's too.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from snakepit_trio._platform import Identity
 
 __all__ = ["Seen", "is_older", "kill_tree", "own_processes"]
 
-#: How long a killed process may take to be gone, in seconds; one that stays longer hangs in the kernel.
+#: Seconds. The time in which a killed process must be gone; one that stays longer hangs in the kernel.
 _GONE = 2.0
-#: By so much the wall clock may have been set in between, in seconds.
+#: Seconds. The largest assumed change of the wall clock.
 _CLOCK_MOVES = 60.0
-#: The modules that our processes run.
+#: The modules that processes of this package run.
 _PROGRAMS = ("snakepit_trio.worker", "snakepit_trio.launch.template")
 
 
 def is_older(pid: int, moment: float) -> bool:
-    """Whether there is a process of this id that was there at a moment of the wall clock, in seconds since the epoch."""
+    """Return whether a process with this id existed at a moment of the wall clock, in seconds since the epoch."""
     try:
         return psutil.Process(pid).create_time() <= moment + _CLOCK_MOVES
     except (psutil.Error, OSError, ValueError, OverflowError):
@@ -33,15 +36,15 @@ def is_older(pid: int, moment: float) -> bool:
 
 @attrs.frozen
 class Seen:
-    """One process of this user's, as the system shows it.
+    """A process of this user.
 
     Attributes:
-        pid: Its id.
+        pid: The process id.
         started: See :class:`snakepit_trio._platform.Identity`.
-        group: Its process group.
+        group: The process group.
         program: The file that it runs.
-        argv: Its command line.
-        environment: What it was started with, as ``NAME=VALUE``.
+        argv: The command line.
+        environment: The initial environment, as ``NAME=VALUE``.
     """
 
     pid: int
@@ -52,8 +55,9 @@ class Seen:
     environment: frozenset[str]
 
     def is_program_of(self, run_id: str) -> bool:
-        """Whether it is a worker or a template of a run: its program is the interpreter that it names, and runs one of
-        our modules for that run."""
+        """Return whether it is a worker or a template of a run: its program is the interpreter that its command line
+        names, and runs one of this package's modules for that run.
+        """
         argv = self.argv
         try:
             at = argv.index("--run")
@@ -66,22 +70,23 @@ class Seen:
         return started and os.path.realpath(argv[0]) == self.program
 
     def says(self, **variables: str) -> bool:
-        """Whether it was started with these environment variables."""
+        """Return whether it was started with these environment variables."""
         return all(f"{name}={value}" in self.environment for name, value in variables.items())
 
 
 def own_processes() -> Iterator[Seen]:
-    """The processes of this user, but for this one and those that it descends from."""
+    """Yield the processes of this user, except this one and its ancestors."""
     return (Seen(*facts) for facts in _platform.own_processes())
 
 
 def kill_tree(pid: int, started: int) -> bool:
-    """End a process, and the group that it leads, if it is the one that was started then. Waits until it is gone.
+    """Kill a process and the group that it leads, if it is the process that was started at that time. Waits until it is
+    gone.
 
     Returns whether there was such a process.
     """
     try:
-        # From here on the id can't come to mean another process unseen.
+        # From here on a reuse of the id would be noticed.
         process = _platform.open_process(pid)
     except OSError:
         return False

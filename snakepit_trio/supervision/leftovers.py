@@ -1,14 +1,14 @@
-"""What killed runs have left: found, and cleared away.
+"""Finding and removing what killed runs have left.
 
-A run is dead when its lock is free. Of its processes those are ended that are certainly its own: they belong to this user, say
-that they are the run's, in their environment or on their command line, and besides
+A run is dead when its lock is free. Only processes that certainly belong to it are ended: they belong to this user,
+name the run in their environment or on their command line, and in addition
 
-- they are the very process that was written down, with the same start time in the same boot;
-- or they run a worker or a template of the run, and their program is the interpreter that they name;
-- or they are the process that was about to be written down, by the worker's id in its environment;
-- or they are in the process group of one of those, as what a worker starts is.
+- are the registered process, with the same start time in the same boot;
+- or run a worker or a template of the run, with the interpreter that they name as their program;
+- or are the process that was about to be registered, by the worker's id in its environment;
+- or are in the process group of one of these, like a worker's children.
 
-What only says that it is a run's, like a shell into which somebody has copied a worker's environment, is left alone.
+A process that only names a run, such as a shell with a copy of a worker's environment, is left alone.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from .state_directory import private_directory
 
 __all__ = ["Swept", "clear", "look", "sweep"]
 
-#: A lock file in which nothing is written belongs to a run that is just being opened, for so long, in seconds.
+#: Seconds. For this time an empty lock file belongs to a run that is being opened.
 _OPENING = 60.0
 
 
 @attrs.frozen
 class Swept:
-    """What one dead run had left, and is gone now.
+    """The removed remains of one dead run.
 
     Attributes:
-        run_id: Which run.
-        pids: Its processes that were alive still, and were killed.
-        run_dir: Its directory; None when it was gone already.
+        run_id: The id of the run.
+        pids: Its living processes, which were killed.
+        run_dir: Its directory; None if it was already gone.
     """
 
     run_id: str
@@ -54,11 +54,11 @@ class Swept:
 
 
 def clear(directory: Path) -> list[Swept]:
-    """Clear away what dead runs have left in a state directory; nothing where there is none.
+    """Remove what dead runs have left in a state directory; does nothing if there is no such directory.
 
     Raises:
-        ConfigError: It is not this user's.
-        OSError, sqlite3.Error: It can't be used.
+        ConfigError: The directory does not belong to this user.
+        OSError, sqlite3.Error: The directory can't be used.
     """
     if not directory.exists():
         return []
@@ -71,7 +71,7 @@ def clear(directory: Path) -> list[Swept]:
 
 
 def sweep(directory: Path, locks: Locks, registry: Registry) -> list[Swept]:
-    """Clear away what dead runs have left.
+    """Remove what dead runs have left.
 
     Args:
         directory: The state directory.
@@ -100,7 +100,7 @@ def sweep(directory: Path, locks: Locks, registry: Registry) -> list[Swept]:
 
 
 def look(directory: Path) -> list[Swept]:
-    """What :func:`clear` would clear away. Nothing is changed: the registry is read from a copy.
+    """Return what :func:`clear` would remove. Nothing is changed: the registry is read from a copy.
 
     Raises:
         OSError, sqlite3.Error: It can't be read.
@@ -128,11 +128,11 @@ def look(directory: Path) -> list[Swept]:
 
 
 def left_by(run_id: str, written: Mapping[str, ProcessRow], seen: Collection[Seen]) -> dict[int, int]:
-    """The processes of a dead run among those that were seen: their start times by pid.
+    """Return the processes of a dead run among the seen ones: their start times by pid.
 
     Args:
-        run_id: Which run.
-        written: What the registry knows of its processes.
+        run_id: The id of the run.
+        written: The registered processes.
         seen: The processes of this user.
     """
     identities = {(row.pid, row.start_time) for row in written.values()}
@@ -151,7 +151,7 @@ def left_by(run_id: str, written: Mapping[str, ProcessRow], seen: Collection[See
             ours[process.pid] = process.started
         else:
             members.append(process)
-    # The number of a group is not given away while anybody is in it, be its leader dead or alive.
+    # The number of a group is not reused while the group has a member, whether its leader lives or not.
     groups = ours | {row.pid: row.start_time for row in written.values() if row.pid and row.start_time}
     return ours | {
         process.pid: process.started
@@ -161,11 +161,11 @@ def left_by(run_id: str, written: Mapping[str, ProcessRow], seen: Collection[See
 
 
 def _not_alive(directory: Path, written: Mapping[str, RunRow]) -> dict[str, str]:
-    """The runs that may be dead, with their directories: those in the registry, and those that have only a lock."""
+    """Return the runs that may be dead, with their directories: the registered ones, and those with only a lock."""
     locked = {entry.run_id: entry for entry in list_runs(directory)}
     found = {}
     for run_id, row in written.items():
-        # A live run whose lock file was taken, by a cleaner, has its host still.
+        # A live run whose lock file was removed by a cleaner still has its host.
         if not locked[run_id].alive if run_id in locked else not is_older(row.pid, row.started):
             found[run_id] = row.run_dir
     for run_id, entry in locked.items():
@@ -184,7 +184,7 @@ def _is_opening(directory: Path, entry: RunEntry) -> bool:
 
 
 def _run_dir_of(run_id: str, path: str) -> str | None:
-    """The directory of a run, if there is one at this path that a run of this user has made."""
+    """Return the directory of a run at this path, if a run of this user has created it."""
     if not os.path.isabs(path) or not os.path.basename(path).startswith(f"snakepit-{run_id}-"):
         return None
     try:

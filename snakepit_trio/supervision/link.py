@@ -1,8 +1,8 @@
-"""How the calls of one worker travel: the interface between a worker's life and the way in which it is spoken to.
+"""The interface between a worker and the transport of its calls.
 
-A link is made when the handshake is done, and closed with the worker. There is one kind for workers that serve the
-Exchange stream, and one for those that serve plain RPCs; a worker's handshake says which it is. What is common to all,
-the books of what a worker holds, its grace for cancelled calls, its stop, is the worker's own.
+A link is created after the handshake, and closed with the worker. One kind is for workers that serve the Exchange
+stream, another for workers that serve plain RPCs; the handshake tells which. The table of held calls, the grace for
+cancelled calls and the stop are common to both, and belong to the worker.
 """
 
 from __future__ import annotations
@@ -16,79 +16,81 @@ __all__ = ["Link", "LinkOwner"]
 
 
 class LinkOwner(Protocol):
-    """The worker, as its link sees it. None of these methods waits; those that get a frame raise ValueError for one that
-    makes no sense."""
+    """The worker, as its link sees it. None of these methods waits; a method that receives a frame raises ValueError for
+    an invalid one.
+    """
 
     @property
     def in_flight(self) -> int:
-        """Calls that the worker holds."""
+        """The number of calls that the worker holds."""
 
     def link_reply(self, reply: Reply) -> None:
-        """A call has ended, and the worker runs nothing of it any more."""
+        """A call has ended, and the worker runs no part of it any more."""
 
     def link_chunk(self, chunk: Chunk) -> None:
-        """A stream has given a chunk."""
+        """A stream has yielded a chunk."""
 
     def link_host_call(self, call: HostCall | HostCancel) -> None:
-        """A tool calls the host, or no longer does."""
+        """A tool calls the host, or cancels such a call."""
 
     def link_emit(self, emit: Emit) -> None:
         """A tool has emitted an event."""
 
     def link_leaving(self) -> None:
-        """The worker ends on its own account, and gives back what it has not begun."""
+        """The worker ends on its own, and gives back the calls that it has not begun."""
 
     def link_alive(self, rss: int, lag: float) -> None:
-        """A heartbeat was answered: resident bytes, and how late the worker's event loop was, in seconds."""
+        """A heartbeat was answered, with the resident bytes and the delay of the worker's event loop in seconds."""
 
     def link_missed(self, silence: float) -> None:
-        """A heartbeat was not answered before the next was due; the worker was heard last ``silence`` seconds ago."""
+        """A heartbeat was not answered before the next was due; the last sign of life was ``silence`` seconds ago."""
 
     def link_silent(self, silence: float) -> None:
         """The worker has given no sign of life for too long."""
 
     def link_broken(self, message: str) -> None:
-        """The worker has sent what breaks the protocol. ``link_lost`` may follow."""
+        """The worker has violated the protocol. ``link_lost`` may follow."""
 
     def link_failed(self, exc: Exception) -> None:
-        """What was made of something that arrived has raised an exception that nobody expected; the worker ends by it."""
+        """Handling a received message has raised an unexpected exception, which ends the worker."""
 
     def link_lost(self, message: str) -> None:
-        """The connection is over."""
+        """The connection has ended."""
 
 
 class Link(Protocol):
-    """One way to speak to a worker. Only :meth:`watch` waits."""
+    """One way to communicate with a worker. Only :meth:`watch` waits."""
 
     def call(self, call: Call) -> None:
         """Send a call. Exactly one ``link_reply`` follows, in a later step, unless the worker ends."""
 
     def cancel(self, call_id: int) -> None:
-        """The call's caller is gone; the reply is still to come, when the worker has stopped."""
+        """Cancel a call whose caller has left; the reply follows when the worker has stopped it."""
 
     def withdraw(self, call_id: int, *, recall: bool) -> None:
-        """A call that the worker has not begun, as far as is known, is not wanted any more; with ``recall`` not from it.
-        Only asked of workers with the capability "prefetch"."""
+        """Take back a call that the worker has probably not begun; with ``recall`` the call will run on another worker.
+        Used only for workers with the capability "prefetch".
+        """
 
     def credit(self, call_id: int, chunks: int, size: int) -> None:
-        """A stream's consumer has room for so many chunks and bytes more."""
+        """Grant a stream credit for further chunks and bytes."""
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent and that the worker has not read, as far as this side knows."""
+        """The number of sent bytes that the worker has not read, as far as the host knows."""
 
     def host_reply(self, reply: HostReply) -> None:
         """Answer a tool's call to the host."""
 
     def stop(self) -> None:
-        """Ask the worker to end in good order. It holds no calls that anybody waits for."""
+        """Ask the worker to end in order. It holds no calls with waiting callers."""
 
     @protected
     async def watch(self) -> None:
-        """See to it that a worker which gives no sign of life is told of. Runs while the worker is ready."""
+        """Report a worker that gives no sign of life. Runs while the worker is ready."""
 
     def lost(self) -> None:
-        """The connection is over; every call under way may hear of it before or after."""
+        """Handle the end of the connection; running calls may notice it before or after."""
 
     def close(self) -> None:
-        """Give back what the link holds; the connection is closed already, the process has ended."""
+        """Release the link's resources; the connection is closed, and the process has ended."""

@@ -1,7 +1,7 @@
-"""The locks of runs: a file for each, in the state directory, that a live run holds locked.
+"""The locks of runs: one file per run in the state directory, locked while the run lives.
 
-The system gives a lock back when its process ends, however it ends, so a lock that is free belongs to a dead run, and whoever
-takes it may clear away what that run has left. The file says in a line of JSON whose run it is; see :mod:`.runs`.
+The system releases a lock when its process ends, in any way. So a free lock belongs to a dead run, and the process that
+takes it may remove what that run has left. The file describes the run in a line of JSON; see :mod:`.runs`.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ class Locks:
         directory: The state directory.
 
     Raises:
-        ConfigError: The folder of the locks is not this user's.
-        OSError: It can't be made.
+        ConfigError: The directory of the locks does not belong to this user.
+        OSError: It can't be created.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory = private_directory(directory / "runs")
 
     def begin(self, run_id: str, run_dir: Path) -> int:
-        """Make the lock of a new run, and hold it. Returns its descriptor: closing it is the run's end.
+        """Create and hold the lock of a new run. Returns its descriptor; closing it ends the run.
 
         Raises:
-            OSError: It can't be made, or written.
+            OSError: The file can't be created or written.
         """
         path = self._path(run_id)
-        # Whoever has made one in its place has not made it for this run: nobody else has the id.
+        # An existing file was not created for this run, because no other run has its id.
         path.unlink(missing_ok=True)
         fd = _open(path, os.O_EXCL)
         try:
@@ -54,14 +54,16 @@ class Locks:
         return fd
 
     def stands(self, run_id: str, fd: int) -> bool:
-        """Whether the file of a lock is still where others look for it."""
+        """Return whether the file of a lock is still at its path."""
         try:
             return os.path.samestat(os.lstat(self._path(run_id)), os.fstat(fd))
         except OSError:
             return False
 
     def seize(self, run_id: str) -> int | None:
-        """Take the lock of a dead run; None when the run lives, somebody else has the lock, or the file is not this user's."""
+        """Take the lock of a dead run; None if the run lives, another process has the lock, or the file does not belong to
+        this user.
+        """
         try:
             fd = _open(self._path(run_id))
         except (OSError, ConfigError):
@@ -74,13 +76,13 @@ class Locks:
         return fd
 
     def remove(self, run_id: str) -> None:
-        """Remove the files of a run that has ended; a file that can't be removed stays."""
+        """Remove the files of an ended run; a file that can't be removed stays."""
         for path in (self._directory / f"{run_id}.sock", self._path(run_id)):
             with contextlib.suppress(OSError):
                 path.unlink()
 
     def control_path(self, run_id: str, run_dir: Path) -> Path:
-        """Where a run's control socket is."""
+        """Return the path of a run's control socket."""
         return control_path(self._directory, run_id, run_dir)
 
     def _path(self, run_id: str) -> Path:
@@ -88,6 +90,6 @@ class Locks:
 
 
 def _open(path: Path, flags: int = 0) -> int:
-    """A lock's file. A fork of this process does not get it: it would hold the lock for as long as it lives."""
+    """Open a lock's file. Forks of this process do not get it, because they would hold the lock as long as they live."""
     with _forks.unforked():
         return _forks.keep(open_own(path, os.O_RDWR | os.O_CREAT | flags))

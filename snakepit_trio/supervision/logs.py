@@ -1,4 +1,4 @@
-"""What a worker writes, read so that it can never block the worker, nor the event loop."""
+"""Reading a worker's output without ever blocking the worker or the event loop."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 __all__ = ["Tail", "pump"]
 
-#: A line longer than this, in bytes, is told in pieces.
+#: A longer line, in bytes, is split.
 _LONGEST = 16 * 1024
-#: So many lines are told before the event loop has its turn.
+#: The number of lines that are handled before other tasks run.
 _BATCH = 50
 
 
 class Tail:
-    """The last lines of a stream: at most ``lines`` of them and ``size`` characters."""
+    """The last lines of a stream: at most ``lines`` lines and ``size`` characters."""
 
     def __init__(self, lines: int = 60, size: int = 8192) -> None:
         self._lines: deque[str] = deque(maxlen=lines)
         self._size = size
 
     def add(self, line: str) -> None:
-        """Remember a line."""
+        """Add a line."""
         self._lines.append(line)
 
     def __str__(self) -> str:
@@ -42,14 +42,14 @@ class Tail:
 async def pump(
     source: Output, output: WorkerOutput, *, tail: Tail, redact: Callable[[str], str], levels: bool = False
 ) -> None:
-    """Tell each line that arrives, until the stream ends. Never raises for what the worker does.
+    """Handle each arriving line, until the stream ends. Never raises for anything that the worker does.
 
     Args:
-        source: What it writes.
-        output: Gets each line, redacted.
-        tail: Gets each line, redacted.
-        redact: Takes secrets out of a line.
-        levels: A line may have its level before it, which is taken off.
+        source: The worker's output.
+        output: Receives each line, redacted.
+        tail: Receives each line, redacted.
+        redact: Removes secrets from a line.
+        levels: Whether a line may begin with its level, which is removed.
     """
     clean = LineRedactor(redact)
 

@@ -1,9 +1,9 @@
 """The link to a worker that serves plain RPCs, as any stock gRPC library can: one Execute or ExecuteStream per call.
 
-A cancel is the reset of a call's RPC, which no server confirms, while a seat may be given to the next call only when the
-tool has stopped. So a worker may serve one RPC more, Settle, which answers when the call of a request id runs no longer
-(capability "settle"). Of a worker that does not, nobody can tell, and its pool's ``on_cancel`` decides: with ``"kill"`` it
-is replaced after ``cancel_grace``, with ``"abandon"`` the RPC is left alone and its end awaited.
+A cancellation resets the call's RPC. No server confirms that, while the seat may be given to the next call only when
+the tool has stopped. So a worker may also serve Settle, which answers when the call of a request id has ended
+(capability "settle"). Without it the pool's ``on_cancel`` decides: with ``"kill"`` the worker is replaced after
+``cancel_grace``; with ``"abandon"`` the RPC is left running and its end awaited.
 """
 
 from __future__ import annotations
@@ -46,31 +46,31 @@ __all__ = ["PlainCalls"]
 _log = logging.getLogger(__name__)
 
 _OK = 0
-#: A server that ends a call so short a time before its deadline, in seconds, does so because of the deadline.
+#: Seconds. A server that ends a call this shortly before its deadline does so because of the deadline.
 _CLOSE = 0.05
 
 
 class _Run:
-    """One call under way."""
+    """One running call."""
 
     def __init__(self, call: Call, deadline: float) -> None:
         self.id = call.id
         self.stream = call.stream
         self.credits = call.credits
-        #: Bytes that the consumer has room for; the last chunk may have had more.
+        #: The bytes that the consumer has room for; the last chunk may exceed them.
         self.room = call.credit_bytes
         self.deadline = deadline
         self.rpc: Rpc | None = None
         self.result: Payload | None = None
-        #: Chunks that the consumer has no room for yet.
+        #: The chunks that the consumer has no room for yet.
         self.waiting: deque[Payload] = deque()
-        #: How the RPC ended, until that is told.
+        #: The end of the RPC, until it is reported.
         self.ended: tuple[int, str] | None = None
         self.cancelled = False
 
     @property
     def has_credit(self) -> bool:
-        """Whether the consumer has room for another chunk."""
+        """Return whether the consumer has room for another chunk."""
         return self.credits > 0 and self.room > 0
 
 
@@ -78,14 +78,14 @@ class PlainCalls:
     """See :class:`~snakepit_trio.supervision.link.Link`.
 
     Args:
-        connection: The connection; stays the caller's.
+        connection: The connection, owned by the caller.
         owner: The worker.
-        process: Its process.
-        settings: Its pool's.
-        tools: What the worker offers, in the order of ``Call.tool_index``.
-        capabilities: What its handshake says that it can do.
-        request_prefix: What a request's id begins with.
-        redact: Takes secrets out of what tools raise.
+        process: The worker's process.
+        settings: The pool's settings.
+        tools: The worker's tools, in the order of ``Call.tool_index``.
+        capabilities: The capabilities of its handshake.
+        request_prefix: The prefix of a request's id.
+        redact: Removes secrets from exceptions of tools.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class PlainCalls:
             encoding for encoding, name in ((JSON, "json"), (MSGPACK, "msgpack")) if name in capabilities
         }
         self._settles = "settle" in capabilities
-        #: The end of an RPC is all that tells when its call has stopped, so the library may not end it early.
+        #: Only the end of an RPC shows that its call has stopped, so the library must not end it early.
         self._awaits = not self._settles and settings.on_cancel == "abandon"
         self._beats = "health" in capabilities
         self._prefix = request_prefix
@@ -149,11 +149,11 @@ class PlainCalls:
         run.waiting.clear()
         reply = Reply(run.id, None, failures.to_info(RequestCancelled("cancelled")))
         if run.rpc is None:
-            return  # Its answer is on the way.
+            return  # Its answer has been received.
         if run.ended is not None:
             if unread:
                 self._soon(run, reply)
-            # Else it is answered as soon as it is settled, or never, and its grace ends it.
+            # Otherwise it is answered once it is settled, or its grace ends it.
         elif self._settles:
             run.rpc.cancel()
             self._settle(run, reply)
@@ -163,7 +163,7 @@ class PlainCalls:
             run.rpc.cancel()
 
     def withdraw(self, call_id: int, *, recall: bool) -> None:
-        """Such a worker is given no calls ahead of their time."""
+        """Do nothing: calls are not prefetched to such a worker."""
 
     def credit(self, call_id: int, chunks: int, size: int) -> None:
         run = self._runs.get(call_id)
@@ -183,7 +183,7 @@ class PlainCalls:
         return 0
 
     def host_reply(self, reply: HostReply) -> None:
-        """Such a worker has no way to call the host."""
+        """Do nothing: such a worker can't call the host."""
 
     def stop(self) -> None:
         self._stopping = True
@@ -193,7 +193,7 @@ class PlainCalls:
     async def watch(self) -> None:
         interval, while_busy = self._settings.heartbeat_interval, self._settings.heartbeat_while_busy
         limit = interval * self._settings.heartbeat_misses
-        # Two looks at its progress, at least, before the limit is reached.
+        # At least two checks of its progress before the limit.
         step = min(interval, limit / 2)
         progress = Progress(self._process, step / 2)
         while True:
@@ -208,21 +208,21 @@ class PlainCalls:
                 elif while_busy or not self._owner.in_flight:
                     self._owner.link_silent(silence)
                     return
-            # Of a worker without health checks it is known that its process is there.
+            # A worker without health checks is alive while its process is.
             self._owner.link_alive(resident_memory(self._process.pid), 0.0)
 
     def lost(self) -> None:
-        """The connection is over."""
+        """Do nothing: each RPC reports its own end."""
         if not self._stopping:
             self._owner.link_lost("the worker closed it")
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: the link holds no resources."""
 
     # ---- inside ----------------------------------------------------------------------------------------
 
     async def _beat(self, timeout: float) -> bool:
-        """Whether the worker answers, whatever it says: how well it is, is asked elsewhere."""
+        """Return whether the worker answers at all; its health is checked elsewhere."""
         with anyio.move_on_after(timeout):
             try:
                 await self._connection.unary(HEALTH, b"", timeout=timeout)
@@ -234,7 +234,7 @@ class PlainCalls:
     def _request(self, call: Call) -> ExecuteRequest:
         payload = call.payload
         if payload.encoding not in self._encodings:
-            # Encoded before this worker was chosen, for one that reads more.
+            # Encoded before this worker was chosen, in an encoding that it does not read.
             value = codec.decode(payload, what="params", limit=self._settings.max_payload)
             payload = codec.encode(value, limit=self._settings.max_payload, encoding=JSON)
         return ExecuteRequest(
@@ -268,7 +268,7 @@ class PlainCalls:
 
     def _on_end(self, run: _Run, status: int, message: str) -> None:
         if self._connection.lost:
-            return  # The worker is over, and its calls with it.
+            return  # The worker has ended, and its calls with it.
         run.ended = status, message
         if not run.waiting:
             self._finish(run, status, message)
@@ -289,20 +289,22 @@ class PlainCalls:
         elif run.rpc.pipe.refused:
             reply = Reply(run.id, None, failures.to_info(InvalidPayload(message)))
         else:
-            # Reset by the server's library: at the deadline, or for a reason that it keeps to itself.
+            # Reset by the server's library: at the deadline, or for an unknown reason.
             status = DEADLINE_EXCEEDED if late else status
             reply = Reply(run.id, None, error_info(status, message, {}, self._redact))
-        # A library that keeps to a deadline does not thereby stop the tool.
+        # A library that enforces a deadline does not stop the tool by that.
         if trailers and not (status == DEADLINE_EXCEEDED and late):
             self._reply(run, reply)
         elif self._settles:
             self._settle(run, reply)
         elif not late:
             self._reply(run, reply)
-        # Else the pool's own clock cancels the call, and its grace begins.
+        # Otherwise the pool's deadline task cancels the call, and its grace begins.
 
     def _settle(self, run: _Run, reply: Reply) -> None:
-        """Reply when the worker says that the call runs no longer. When it never does, its grace for the cancel ends it."""
+        """Reply when the worker reports that the call has ended. If it never does, the grace of the cancellation ends the
+        worker.
+        """
         try:
             rpc = self._connection.rpc(
                 WORKER + "Settle",

@@ -1,10 +1,11 @@
-"""The processes of this user's runs, in a SQLite file, so that a later run can clear away what a killed one has left.
+"""The registry of processes of this user's runs, in a SQLite file, so that a later run can remove what a killed one has
+left.
 
-The state directory (0700) holds the file (0600) with the runs, each with its private directory, and their processes, each
-with its process id, its start time and the system's boot id, written down before it is started and struck out when it is
-reaped. What is done with them is in :mod:`.leftovers`.
+The state directory (0700) holds the file (0600). It lists the runs with their private directories, and their processes
+with process id, start time and boot id. A process is registered before it starts, and removed when it is reaped.
+:mod:`.leftovers` uses the registry.
 
-This is the second line: workers end with their host by themselves, see ``snakepit_trio.worker.lifeline``.
+This is the second safeguard; workers end with their host by themselves, see ``snakepit_trio.worker.lifeline``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ __all__ = ["ProcessRow", "Registry", "RunRow", "connect", "is_run_id", "read_pro
 
 _log = logging.getLogger(__name__)
 
-#: How long to wait for another process that has the file locked, in seconds: before a run begins, and while its event loop
-#: waits, too. What a run writes takes far less.
+#: Seconds. The wait for another process that has locked the file: before a run begins, and while its event loop waits
+#: too. A run's own writes take far less.
 _PATIENCE, _SHORT_PATIENCE = 0.5, 0.02
 _FORMAT = 1
 _TABLES = {
@@ -52,9 +53,9 @@ class ProcessRow:
 
     Attributes:
         kind: ``"worker"``, ``"template"`` or ``"helper"``.
-        pool: Its pool.
-        pid: Its process id; None before it has been started.
-        start_time: See :func:`snakepit_trio._platform.start_time`; None before it has been started.
+        pool: The name of its pool.
+        pid: The process id; None before its start.
+        start_time: See :func:`snakepit_trio._platform.start_time`; None before its start.
     """
 
     kind: str
@@ -70,7 +71,7 @@ class RunRow:
     Attributes:
         run_dir: Its private directory.
         pid: Its host's process id.
-        started: When it began, on the wall clock, in seconds since the epoch.
+        started: Its begin on the wall clock, in seconds since the epoch.
     """
 
     run_dir: str
@@ -79,15 +80,16 @@ class RunRow:
 
 
 class Registry:
-    """The registry of one state directory. Opened by each run for itself, and by nobody for a mere look.
+    """The registry of one state directory. Each run opens it for itself; diagnostics never open it.
 
     Args:
-        directory: The state directory, as ``private_directory`` gives it.
-        hurried: An event loop waits.
+        directory: The state directory, from ``private_directory``.
+        hurried: Whether an event loop waits.
 
     Raises:
-        ConfigError: One of its files is not this user's.
-        OSError, sqlite3.Error: It can't be used: the disk is full, somebody has it locked, a later version has written it.
+        ConfigError: One of its files does not belong to this user.
+        OSError, sqlite3.Error: It can't be used: the disk is full, another process has locked it, or a later version
+            has written it.
     """
 
     def __init__(self, directory: Path, *, hurried: bool = False) -> None:
@@ -110,12 +112,12 @@ class Registry:
         self._db.close()
 
     def begin_run(self, run_id: str, run_dir: Path) -> None:
-        """Write a run down."""
+        """Register a run."""
         row = (run_id, str(run_dir), os.getpid(), time.time())
         self._db.execute("INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?)", row)
 
     def write(self, run_id: str, changes: Mapping[str, ProcessRow | None]) -> None:
-        """Write down how processes of a run stand, by their ids; None: it has ended. All of it or nothing."""
+        """Update a run's processes by their ids, all or none; None removes a process."""
         with self._transaction():
             for process_id, row in changes.items():
                 if row is None:
@@ -127,13 +129,13 @@ class Registry:
                     )
 
     def end_run(self, run_id: str) -> None:
-        """Strike a run out, with all that belongs to it."""
+        """Remove a run and its processes."""
         with self._transaction():
             self._db.execute("DELETE FROM processes WHERE run_id = ?", (run_id,))
             self._db.execute("DELETE FROM runs WHERE run_id = ?", (run_id,))
 
     def runs(self) -> dict[str, RunRow]:
-        """All runs, by run id. A row that makes no sense is told of, and struck out."""
+        """Return all runs by id. A malformed row is reported and removed."""
         found = {}
         for rowid, run_id, *row in self._db.execute("SELECT rowid, run_id, run_dir, pid, started FROM runs").fetchall():
             if isinstance(run_id, str) and is_run_id(run_id) and list(map(type, row)) == [str, int, float]:
@@ -144,7 +146,7 @@ class Registry:
         return found
 
     def processes(self, run_id: str) -> dict[str, ProcessRow]:
-        """The processes of a run that were started since the system was, by their ids, and those that were to be."""
+        """Return the processes of a run, by id, that were started in this boot or were about to be."""
         return read_processes(self._db, run_id)
 
     @contextmanager
@@ -154,26 +156,26 @@ class Registry:
             yield
             self._db.execute("COMMIT")
         except BaseException:
-            # SQLite may have taken it back itself, as it does on a full disk.
+            # SQLite may have rolled back itself, as on a full disk.
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise
 
 
 def is_run_id(value: str) -> bool:
-    """Whether it may be a run's id: paths are made of it."""
+    """Return whether a string may be a run's id; paths are built from it."""
     return re.fullmatch(r"[0-9A-Za-z_]{1,64}", value) is not None
 
 
 def connect(path: Path, patience: float = _PATIENCE) -> sqlite3.Connection:
-    """Open a registry, and check it; ``patience`` is how long to wait for a lock, in seconds.
+    """Open and check a registry; ``patience`` is the wait for a lock, in seconds.
 
     Raises:
         sqlite3.OperationalError: It can't be used as it is.
-        sqlite3.DatabaseError: It is no registry, or spoilt.
+        sqlite3.DatabaseError: It is not a registry, or corrupt.
     """
     db = sqlite3.connect(path, timeout=patience, isolation_level=None)
-    # Whoever has garbled a text has not garbled the others.
+    # One malformed text must not make the others unreadable.
     db.text_factory = lambda data: data.decode(errors="backslashreplace")
     try:
         [(version,)] = db.execute("PRAGMA user_version").fetchall()
@@ -183,7 +185,7 @@ def connect(path: Path, patience: float = _PATIENCE) -> sqlite3.Connection:
             found = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
             if found and found != names:
                 raise sqlite3.DatabaseError(f"its table {table!r} has the columns {', '.join(found)}")
-        # A power cut needs no clean-up of processes, so nothing has to reach the disk at once.
+        # A power failure ends all processes, so nothing has to reach the disk at once.
         db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;")
         for table, columns in _TABLES.items():
             db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
@@ -215,7 +217,7 @@ def read_processes(db: sqlite3.Connection, run_id: str) -> dict[str, ProcessRow]
 
 
 def _put_aside(path: Path, exc: Exception) -> None:
-    """It is no registry, or was cut short. What it knew is lost to us; the lifelines were there first."""
+    """Move a corrupt file aside. Its content is lost; the lifelines are the first safeguard."""
     aside = path.with_name(f"{path.name}.spoilt-{time.time_ns()}")
     _log.warning("%s can't be read (%s): it is kept as %s, and begun anew", path, exc, aside.name)
     os.replace(path, aside)

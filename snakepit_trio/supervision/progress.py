@@ -1,7 +1,7 @@
-"""Whether a worker that answers nothing is at work all the same: by the CPU time that its process uses.
+"""Detects by CPU time whether a worker that answers no heartbeat is computing.
 
-Code that holds the GIL, or blocks the event loop of a worker in another language, keeps heartbeats from being answered
-for as long as it runs. It uses the CPU meanwhile; a process that is stopped or deadlocked uses next to none.
+Code that holds the GIL, or blocks the event loop of a worker in another language, prevents answers to heartbeats while
+it runs. It uses CPU time meanwhile; a stopped or deadlocked process uses almost none.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Progress"]
 
-#: A process that uses less of one core than this is not at work. It may use some: a thread that waits for the GIL asks for it
-#: 200 times a second. An interpreter that was deadlocked with the GIL held used 0.4 % with its own threads, 2.6 % with 32 more.
+#: A process that uses a smaller share of one core is not computing. It may use some, because a thread that waits for the
+#: GIL requests it 200 times a second: an interpreter deadlocked with the GIL held used 0.4 %, and 2.6 % with 32 more
+#: threads.
 _AT_WORK = 0.05
 
 
 class Progress:
-    """Looks at the CPU time of one process now and then.
+    """Measures the CPU time of one process.
 
     Args:
         process: The process.
-        patience: How long it may take to tell, in seconds.
+        patience: The longest time for an answer about it, in seconds.
     """
 
     def __init__(self, process: WorkerProcess, patience: float) -> None:
@@ -35,10 +36,11 @@ class Progress:
         self._last: tuple[float, float] | None = None
 
     async def look(self) -> float:
-        """Up to when the process is known to have been at work, on the event loop's clock; minus infinity when it is not.
+        """Return the time, on the event loop's clock, up to which the process is known to have computed; minus infinity if
+        it has not.
 
-        That is the time of the look before, if the process has been at work since then: it may have stopped right after, and
-        a stopped process must not be found later than one that answers heartbeats until it stops.
+        That is the time of the previous measurement: the process may have stopped right after it, and a stopped process
+        must not be found later than one that answers heartbeats until it stops.
         """
         now, used = anyio.current_time(), None
         with anyio.move_on_after(self._patience):

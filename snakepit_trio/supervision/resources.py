@@ -1,7 +1,7 @@
-"""What one worker has while it lives: its process and what that prints, the connection to it, the link over that.
+"""The resources of one worker: its process and its output, the connection, and the link.
 
-Acquired in this order, each as soon as it can be, and given back whatever the state in which that stopped. What any of it
-means for the worker is decided elsewhere: here is only told that the process has ended.
+They are acquired in this order and released after any partial acquisition. Their meaning for the worker is decided
+elsewhere; here only the end of the process is reported.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Resources"]
 
-#: How long a process that is to end by itself may take to, and to be read to its last line, in seconds.
+#: Seconds. The time for a process to end by itself and for its output to be read to the end.
 _LAST_BREATH = 0.25
-#: The first for one on another machine.
+#: The same for a process on another machine.
 _FAR_BREATH = 1.0
 
 
@@ -45,20 +45,20 @@ class Resources:
     """The resources of one incarnation.
 
     Args:
-        spec: What the worker is to be.
-        settings: Its pool's.
+        spec: The worker's spec.
+        settings: The pool's settings.
         launcher: Starts the process.
         wire: Makes the connection.
-        request_prefix: What the ids of its requests begin with.
-        redact: Takes secrets out of what it prints and says.
-        shm: The shared memory that the host may use for what it sends.
+        request_prefix: The prefix of its requests' ids.
+        redact: Removes secrets from its output and messages.
+        shm: The shared memory for the host's sent values.
 
     Attributes:
-        process: None before there is one.
-        connection: None before there is one.
+        process: The process; None before there is one.
+        connection: The connection; None before there is one.
         stderr: The last lines of the process's standard error.
-        address: Where it listens; ``""`` before it has said so.
-        killed: This side had to kill the process.
+        address: The address on which it listens; ``""`` before it has reported that.
+        killed: Whether the host had to kill the process.
     """
 
     def __init__(
@@ -91,30 +91,30 @@ class Resources:
 
     @property
     def pid(self) -> int | None:
-        """The process's id; None before there is one."""
-        # A launcher whose process is yet to be placed says 0, which means this process's own group to the system.
+        """The process id; None before there is one."""
+        # A process that is not placed yet has pid 0, which the system interprets as this process's own group.
         return None if self.process is None else self.process.pid or None
 
     @property
     def out_of_memory(self) -> bool:
-        """Whether the system has killed processes for lack of memory since this one was started."""
+        """Whether the system has killed processes for lack of memory since this process was started."""
         return oom_kills() > self._oom_kills
 
     async def acquire(
         self, start: Callable[..., None], owner: LinkOwner, on_exit: Callable[[ExitStatus], None]
     ) -> tuple[Introduction, Link]:
-        """Start the process, connect to it, and make its link; what the worker has said of itself, and the link.
+        """Start the process, connect to it, and create its link; return the worker's handshake and the link.
 
-        A failure or a cancellation leaves what there is until then to :meth:`aclose`.
+        After a failure or a cancellation, :meth:`aclose` releases the acquired parts.
 
         Args:
-            start: Starts a task that belongs to them, until the worker's end: ``start(function, *args)``.
-            owner: Hears of what arrives on the link.
-            on_exit: Called once when the process has ended, and had begun to listen.
+            start: Starts a task that runs until the worker's end: ``start(function, *args)``.
+            owner: Receives the messages of the link.
+            on_exit: Called once when the process has ended after it had begun to listen.
 
         Raises:
-            WorkerStartupError: It can't be started, or says that it can't serve, or ended.
-            ProtocolMismatch: It speaks another protocol.
+            WorkerStartupError: It can't be started, reports that it can't serve, or ended.
+            ProtocolMismatch: It has no protocol version in common.
             RpcFailure, OSError, ValueError: It can't be reached.
         """
         process = await self._start(start)
@@ -155,7 +155,7 @@ class Resources:
     async def _make_link(
         self, process: WorkerProcess, connection: Connection, owner: LinkOwner
     ) -> tuple[Introduction, Link]:
-        """Shake hands, and make the link that the worker asks for."""
+        """Perform the handshake, and create the link for the worker's capabilities."""
         share: Callable[[], int | None] | None = None
         if self._spec.shm_limit and self._launcher.same_machine:
             share = process.share
@@ -208,9 +208,10 @@ class Resources:
     # ---- their end -----------------------------------------------------------------------------------
 
     async def end(self, *, itself: bool) -> ExitStatus | None:
-        """Let the process end by itself for a moment, if it is to, else kill it; how it ended, None when there was none.
+        """Let the process end by itself for a moment, if ``itself``, or else kill it; return its exit status, None without
+        a process.
 
-        A cancellation leaves it to :meth:`aclose`.
+        After a cancellation, :meth:`aclose` ends it.
         """
         process = self.process
         if process is None:
@@ -223,18 +224,18 @@ class Resources:
         return await process.wait()
 
     def unbegun(self, calls: Iterable[int]) -> frozenset[int]:
-        """Those of the calls that the process had not begun to run."""
+        """Return those of the calls that the process had not begun."""
         process = self.process
         return frozenset() if process is None else frozenset(id for id in calls if not process.begun(id))
 
     async def printed(self) -> None:
-        """Wait until what the process has printed is read; for a moment, since others may hold its pipes."""
+        """Wait until the process's output has been read; for a limited time, because other processes may hold its pipes."""
         with anyio.move_on_after(_LAST_BREATH):
             for done in self._pumps:
                 await done.wait()
 
     async def aclose(self) -> None:
-        """Give everything back, each thing whatever becomes of the others; by then the process has ended."""
+        """Release all resources, each even if another one fails; the process has ended by then."""
         async with AsyncExitStack() as stack:
             if self._offer is not None:
                 stack.callback(self._offer.close)

@@ -1,16 +1,14 @@
-"""When a slot may start its next worker, by how its last ones have ended. No I/O, and no clock of its own.
+"""Decides when a slot may start its next worker, from the ends of its last ones. No I/O, and no clock of its own.
 
-Theory of operation
--------------------
-Two questions are kept apart. *Can workers start at all?* A worker that did not become ready, or that ended soon after
-without having begun a call, is a failed start. More of these than ``restart_limit`` in ``restart_window`` seconds, and
-the slot has failed: its pauses are long, for there is little hope. That is Erlang's restart intensity:
-https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity
+Theory of operation ------------------- Two questions are separate. *Can workers start at all?* A worker that did not
+become ready, or ended soon after without having begun a call, is a failed start. After more than ``restart_limit``
+failed starts in ``restart_window`` seconds the slot has failed, and its pauses are long. That is Erlang's restart
+intensity: https://www.erlang.org/doc/system/sup_princ.html#maximum-restart-intensity
 
-*Does it help to start another at once?* A worker that a call has ended says nothing of the next start, so the slot never
-fails by it. It is replaced after a pause, so that calls that end their workers don't keep the machine busy with starts.
-The pause grows for as long as workers end before they have answered a call, and stays so short that callers who wait in
-the queue outlive it.
+*Does it help to start another worker at once?* The end of a worker by a call says nothing about the next start, so the
+slot never fails because of it. The worker is replaced after a pause, so that such calls don't keep the machine busy
+with starts. The pause grows while workers end before they have answered a call, and stays short enough for callers who
+wait in the queue.
 """
 
 from __future__ import annotations
@@ -24,13 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Restarts"]
 
-#: The longest pause between two attempts of a failed slot, in seconds.
+#: Seconds. The longest pause between two attempts of a failed slot.
 _LONGEST_PAUSE = 300.0
-#: The part of ``queue_timeout`` that a pause may take when workers can start: whoever waits outlives several of them.
+#: The share of ``queue_timeout`` that a pause may take if workers can start, so that a waiting call outlives several
+#: pauses.
 _SHARE_OF_WAIT = 0.1
-#: The same where there is no ``queue_timeout``, in seconds.
+#: Seconds. The longest such pause without a ``queue_timeout``.
 _LONGEST_WITHOUT_LIMIT = 1.0
-#: The part by which a pause is longer or shorter, so that slots which failed together don't start together.
+#: The random variation of a pause, so that slots that failed together don't start together.
 _JITTER = 0.2
 
 
@@ -38,33 +37,33 @@ class Restarts:
     """The restarts of one slot.
 
     Attributes:
-        exhausted: Too many starts have failed; the pause until the next attempt is a long one.
+        exhausted: Whether too many starts have failed; the pause until the next attempt is then long.
     """
 
     def __init__(self, settings: PoolConfig, rng: random.Random) -> None:
         self.exhausted: bool = False
         self._settings = settings
         self._rng = rng
-        #: When workers ended, and when starts failed, within the last ``restart_window`` seconds.
+        #: The times of ends, and of failed starts, within the last ``restart_window`` seconds.
         self._ends: deque[float] = deque()
         self._failed_starts: deque[float] = deque()
-        #: Workers in a row that ended before they were of any use.
+        #: The number of consecutive workers that ended before they had answered a call.
         self._in_a_row = 0
-        #: How often the limit was passed since a worker was up last.
+        #: The number of times the limit was exceeded since a worker was last ready.
         self._rounds = 0
 
     def __repr__(self) -> str:
         return f"<Restarts failed={len(self._failed_starts)} in_a_row={self._in_a_row} exhausted={self.exhausted}>"
 
     def note(self, now: float, *, up_for: float | None, excused: bool, answered: bool, hopeless: bool = False) -> float:
-        """A worker has ended that nobody had asked to. Returns how long to wait before the next attempt, in seconds.
+        """Record an unexpected exit, and return the seconds until the next attempt.
 
         Args:
             now: The event loop's time.
-            up_for: How long it had been ready, in seconds; None: it never was.
-            excused: Its end says nothing of starts: it had begun a call, or an operator wanted it to end.
-            answered: It had answered one.
-            hopeless: It has said that no other start will fare better.
+            up_for: The seconds for which the worker had been ready; None: never.
+            excused: Its end says nothing about starts: it had begun a call, or an operator ended it.
+            answered: It had answered a call.
+            hopeless: It has reported that another start would fail too.
         """
         settings = self._settings
         stable = up_for is not None and up_for >= settings.restart_window

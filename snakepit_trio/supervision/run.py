@@ -1,8 +1,8 @@
 """One live run: its private directory, and its records in the state directory.
 
-Both may be lost while it lives: a cleaner takes old files, a disk is full, somebody has the registry locked or has
-written garbage into it. None of that costs a worker. The run remembers what it has written down, and writes it again, with
-the next change, when that can be done.
+Both may be lost during its life: a cleaner removes old files, a disk is full, another process locks the registry or
+writes garbage into it. No worker depends on them. The run remembers its records, and writes them again with the next
+change when that is possible.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = ["Records", "Run", "open_run"]
 
 _log = logging.getLogger(__name__)
 
-#: After a write that failed none is tried for so long, in seconds.
+#: Seconds. After a failed write, no other is tried for this time.
 _PAUSE = 1.0
 _FAILURES = (sqlite3.Error, OSError, ConfigError)
 
 
 class Records:
-    """What a run writes down in the state directory: its lock, its processes.
+    """A run's records in the state directory: its lock and its processes.
 
     Args:
         directory: The state directory.
-        run_id, run_dir: The run's.
+        run_id, run_dir: The run's id and private directory.
 
     Attributes:
-        control: Where the run's control socket is to be.
+        control: The path of the run's control socket.
         swept: What dead runs had left when this one began.
 
     Raises:
-        ConfigError: The state directory is not this user's.
-        OSError: The lock can't be made.
+        ConfigError: The state directory does not belong to this user.
+        OSError: The lock can't be created.
     """
 
     def __init__(self, directory: Path, run_id: str, run_dir: Path) -> None:
@@ -75,7 +75,7 @@ class Records:
             raise
 
     def change(self, process_id: str, row: ProcessRow | None) -> None:
-        """A process stands so from now on; None: it has ended. Never raises: what can't be written now is written later."""
+        """Record the state of a process; None: it has ended. Never raises: a failed write is made up later."""
         if row is not None:
             self._book[process_id] = row
         else:
@@ -90,21 +90,21 @@ class Records:
             self._write(self._registry or self._open())
 
     def restore(self) -> None:
-        """Register the run again if a cleaner has taken the state directory, or what is in it. Never raises."""
+        """Register the run again if a cleaner has removed the state directory or its content. Never raises."""
         if not self._locks.stands(self._run_id, self._lock) and time.monotonic() >= self._next_try:
             with self._told():
                 self._begin_again()
                 self._write(self._open())
 
     def row(self, process_id: str) -> ProcessRow | None:
-        """How a process stands."""
+        """Return the state of a process."""
         return self._book.get(process_id)
 
     def close(self) -> None:
-        """The run has ended: remove what is written of it, and give the lock back. Idempotent."""
+        """Remove the records of the ended run, and release the lock. Idempotent."""
         if self._lock < 0:
             return
-        # Whatever becomes of one step, the others are made.
+        # Each step runs even if another one fails.
         with contextlib.ExitStack() as steps:
             steps.callback(self._give_lock_back)
             steps.callback(self._close_registry)
@@ -129,7 +129,7 @@ class Records:
         return registry
 
     def _begin_again(self) -> None:
-        """The state directory was removed, or what is in it."""
+        """Create the state directory, or its content, again after it was removed."""
         _log.warning("the state directory %s was cleaned up; this run is registered again", self._directory)
         self._close_registry()
         private_directory(self._directory)
@@ -149,12 +149,12 @@ class Records:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """What can't be done is told of once, until it can be done again; meanwhile it is not tried all the time."""
+        """Report a failure once, until the operation succeeds again; meanwhile it is not tried all the time."""
         try:
             yield
         except _FAILURES as exc:
             if not isinstance(exc, sqlite3.OperationalError):
-                # Spoilt, or gone: to be opened anew.
+                # Corrupt, or gone: it is opened again.
                 self._close_registry()
             if not self._failing:
                 _log.warning("the registry of processes in %s can't be written: %s", self._directory, exc)
@@ -165,18 +165,19 @@ class Records:
 
 
 class Run:
-    """One live run, and the book of its processes; see :class:`snakepit_trio.launch.base.ProcessBook`.
+    """One live run and the book of its processes; see :class:`snakepit_trio.launch.base.ProcessBook`.
 
     Args:
-        run_id: Random, unique on this machine.
+        run_id: A random id, unique on this machine.
         run_dir: See below.
         records: Its records; None without a usable state directory.
-        directory: What keeps its directory.
+        directory: Maintains its directory.
 
     Attributes:
-        run_id: As given.
-        run_dir: Private to this user (0700), short enough for socket paths, removed at the end.
-        control: Where its control socket is to be; None without a usable state directory, where nobody would find it.
+        run_id: The id.
+        run_dir: A directory private to this user (0700), short enough for socket paths, removed at the end.
+        control: The path of its control socket; None without a usable state directory, because no command would find
+            it.
         swept: What dead runs had left when this one began.
     """
 
@@ -195,13 +196,13 @@ class Run:
         self._directory = directory
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:
-        """A process is about to be started. It finds the run's directory there."""
+        """Record that a process is about to be started, and ensure that the run's directory exists."""
         self._restore_directory()
         if self._records is not None:
             self._records.change(process_id, ProcessRow(kind, pool))
 
     def restore(self) -> None:
-        """Make its directories again if a cleaner has taken them, and register it again. Never raises."""
+        """Create the run's directories again if a cleaner has removed them, and register the run again. Never raises."""
         self._restore_directory()
         if self._records is not None:
             self._records.restore()
@@ -211,31 +212,31 @@ class Run:
             try:
                 self._directory.restore()
             except (OSError, ConfigError) as exc:
-                # What needs it fails, and names it.
+                # Operations that need the directory fail and name it.
                 _log.warning("the run's directory %s can't be made again: %s", self.run_dir, exc)
 
     def begun(self, process_id: str, pid: int) -> None:
-        """It exists."""
+        """Record that a process exists."""
         if self._records is not None:
             row = self._records.row(process_id)
             if row is not None:
                 self._records.change(process_id, attrs.evolve(row, pid=pid, start_time=_platform.start_time(pid)))
 
     def ended(self, process_id: str) -> None:
-        """It is over."""
+        """Record that a process has ended."""
         if self._records is not None:
             self._records.change(process_id, None)
 
 
 @contextmanager
 def open_run(state_dir: str | None = None) -> Iterator[Run]:
-    """Begin a run: sweep what dead ones have left, write this one down.
+    """Begin a run: remove what dead runs have left, and register this one.
 
-    Its lock is held until the block ends, or until the process does, however that ends. Without a usable state directory
-    (somebody else's, a read-only or full disk) the run goes on unregistered, with a warning.
+    Its lock is held until the block ends, or the process does. Without a usable state directory (another user's, a
+    read-only or full disk) the run continues unregistered, with a warning.
 
     Raises:
-        ConfigError: No directory can be made for its sockets.
+        ConfigError: No directory for its sockets can be created.
     """
     run_id = secrets.token_hex(5)
     host = os.getpid()
@@ -252,10 +253,10 @@ def open_run(state_dir: str | None = None) -> Iterator[Run]:
                 _log.warning("ended processes %s of run %s, whose host was killed", list(swept.pids), swept.run_id)
         yield run
     finally:
-        # A fork of the host has no run to end.
+        # A fork of the host does not own the run.
         if os.getpid() == host:
             with contextlib.ExitStack() as steps:
-                # Each twice, for nobody else does it if the first time it has failed.
+                # Each is tried twice, because no other code does it if it fails.
                 ends = [directory.close, directory.close]
                 if records is not None:
                     ends += [records.close, records.close]

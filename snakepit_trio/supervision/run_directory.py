@@ -1,4 +1,4 @@
-"""A run's private directory, in which its sockets are: made, held against those who clean up, and made again."""
+"""A run's private directory for its sockets: created, protected against cleaners, and created again if removed."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ __all__ = ["RunDirectory"]
 
 _log = logging.getLogger(__name__)
 
-#: A socket's name and the random end of the directory's take 26 of the 107 bytes that ``sun_path`` has; see unix(7).
+#: A socket's name and the random suffix of the directory take 26 of the 107 bytes of ``sun_path``; see unix(7).
 _LONGEST = 80
 
 
 class RunDirectory:
-    """A new directory for one run, of its user alone (0700), short enough for paths of sockets.
+    """A new directory for one run, private to its user (0700), short enough for socket paths.
 
-    A shared lock is held on it: systemd-tmpfiles leaves alone what is locked, see https://systemd.io/TEMPORARY_DIRECTORIES.
+    It holds a shared lock on the directory, because systemd-tmpfiles leaves locked directories alone; see
+    https://systemd.io/TEMPORARY_DIRECTORIES.
 
     Args:
-        run_id: The run's id; the directory's name holds it, and the host's pid.
+        run_id: The run's id; the directory's name contains it, and the host's pid.
 
     Attributes:
-        path: Where it is.
+        path: The path.
 
     Raises:
-        ConfigError: None can be made anywhere; names where it was tried.
+        ConfigError: No directory can be created; the error names the places that were tried.
     """
 
     def __init__(self, run_id: str) -> None:
-        # The pid is for whoever finds it: a run that is only starting has no other sign of whose it is.
+        # The pid identifies the owner of the directory while its run is starting and has left no other sign.
         self.path: Path = _make(f"snakepit-{run_id}-{os.getpid()}-")
         try:
             self._fd = self._hold()
@@ -51,11 +52,11 @@ class RunDirectory:
         return f"<RunDirectory {str(self.path)!r}>"
 
     def restore(self) -> None:
-        """Make it again if somebody has removed it, at the same path.
+        """Create the directory again at the same path if it was removed.
 
         Raises:
-            ConfigError: Somebody else has something there.
-            OSError: It can't be made.
+            ConfigError: Another user's file is in its place.
+            OSError: It can't be created.
         """
         try:
             facts = os.lstat(self.path)
@@ -75,7 +76,7 @@ class RunDirectory:
         _forks.close(fd)
 
     def close(self) -> None:
-        """Remove it, with all that is in it. Idempotent."""
+        """Remove the directory and its content. Idempotent."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
@@ -99,7 +100,7 @@ class RunDirectory:
 
 def _make(prefix: str) -> Path:
     tried = []
-    # Where a socket's path would be too long a directory may do still: workers can be asked to listen on TCP.
+    # A directory may be usable even if a socket's path is too long, because workers can listen on TCP.
     for parent in sorted(_places(), key=lambda place: len(os.fsencode(place)) + len(prefix) > _LONGEST):
         try:
             return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
@@ -112,7 +113,7 @@ def _make(prefix: str) -> Path:
 
 
 def _places() -> Iterator[str]:
-    """Where a run's directory may be, the best first. A path that is no text can't be told to a worker."""
+    """Yield the possible parents of a run's directory, best first. A path without a UTF-8 form can't be sent to a worker."""
     places = []
     with contextlib.suppress(FileNotFoundError):
         places.append(tempfile.gettempdir())

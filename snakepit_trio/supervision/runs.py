@@ -1,7 +1,7 @@
-"""The runs of a state directory, for who only looks: nothing is opened for writing, made, or changed.
+"""The runs of a state directory, read without opening anything for writing, creating or changing anything.
 
-Each live run holds a lock on a file of its own (see :mod:`snakepit_trio.supervision.locks`), and that file says in a line of
-JSON whose run it is. Whether the run lives is told by the lock, whatever the process id has come to mean since.
+Each live run holds a lock on its own file (see :mod:`snakepit_trio.supervision.locks`), which describes the run in a
+line of JSON. The lock shows whether the run lives, even if its process id has been reused.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .state_directory import open_own
 
 __all__ = ["RunEntry", "control_path", "describe_run", "list_runs"]
 
-#: A lock file is a line; what is longer is none of ours.
+#: A lock file is one line; a longer file is not one.
 _LONGEST = 16 * 1024
-#: An empty lock file that nobody holds belongs to a run that is just beginning, for so long, in seconds.
+#: Seconds. For this time an empty and unlocked lock file belongs to a run that is beginning.
 _BEGINNING = 5.0
-#: What the path of a Unix socket may have, in bytes: the last of ``sun_path`` is a NUL; see unix(7).
+#: The largest path of a Unix socket in bytes, without the final NUL of ``sun_path``; see unix(7).
 LONGEST_SOCKET_PATH = SOCKET_PATH_MAX
 
 
@@ -37,13 +37,14 @@ class RunEntry:
     """One run.
 
     Attributes:
-        run_id: Its id.
-        alive: Its host holds the lock. Any other was killed, and what it left is cleared away by the next run.
-        pid: The host's process id; 0 when that is not known.
-        started: Wall-clock time, in seconds since the epoch; 0.0 when that is not known.
-        program: The host program's name, without its path and arguments.
+        run_id: The id.
+        alive: Whether its host holds the lock. The host of another run was killed, and the next run removes what it
+            left.
+        pid: The host's process id; 0 if unknown.
+        started: Wall-clock time, in seconds since the epoch; 0.0 if unknown.
+        program: The host program's name, without path and arguments.
         run_dir: Its private directory.
-        control: The path of its control socket; ``""`` when that is not known.
+        control: The path of its control socket; ``""`` if unknown.
         python: The host's version of Python.
     """
 
@@ -58,13 +59,15 @@ class RunEntry:
 
 
 def control_path(locks: Path, run_id: str, run_dir: Path) -> Path:
-    """Where a run's control socket is: beside its lock, or in its short directory where that path would be too long."""
+    """Return the path of a run's control socket: beside its lock, or in its short directory if that path would be too
+    long.
+    """
     path = Path(os.path.abspath(locks / f"{run_id}.sock"))
     return path if len(os.fsencode(path)) <= LONGEST_SOCKET_PATH else run_dir / "control.sock"
 
 
 def describe_run(run_id: str, run_dir: Path, control: Path) -> bytes:
-    """What a run writes into its lock file. Of the command line only the program's own name: arguments may be secret."""
+    """Return the content of a run's lock file. It contains only the program's name, because arguments may be secret."""
     found = {
         "run_id": run_id,
         "pid": os.getpid(),
@@ -78,7 +81,7 @@ def describe_run(run_id: str, run_dir: Path, control: Path) -> bytes:
 
 
 def list_runs(directory: Path) -> list[RunEntry]:
-    """The runs of a state directory, the oldest first; none when there is no such directory."""
+    """Return the runs of a state directory, oldest first; none if there is no such directory."""
     found = []
     try:
         names = [name for name in os.listdir(directory / "runs") if name.endswith(".lock")]
@@ -95,7 +98,7 @@ def _read(path: Path) -> RunEntry | None:
     try:
         fd = open_own(path, os.O_RDONLY)
     except (OSError, ConfigError):
-        return None  # It has ended in between, or somebody else has put it there.
+        return None  # It has ended meanwhile, or is another user's file.
     try:
         data = os.read(fd, _LONGEST)
         try:

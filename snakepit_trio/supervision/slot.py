@@ -1,8 +1,8 @@
 """A place in the pool, and the supervisor that keeps a worker in it.
 
-A slot has one worker, or for the time of a replacement two: the old one serves until the new one is ready, and is then
-drained. A worker that ends unbidden is replaced at once, and after a pause when others have ended shortly before
-(:mod:`.restarts`). When too many starts have failed, and no worker serves, the slot is *failed*: it says so, and says why.
+A slot has one worker, or two during a replacement: the old one serves until the new one is ready, and then drains.
+After an unexpected exit the worker is restarted at once, or after a pause if others have ended shortly before
+(:mod:`.restarts`). When too many starts have failed, and no worker serves, the slot is *failed*, with the reason.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ _log = logging.getLogger(__name__)
 
 
 class SlotHost(Protocol):
-    """Who a slot belongs to. None of these methods waits."""
+    """The owner of a slot. None of these methods waits."""
 
     def make_worker(self, slot: int, incarnation: int) -> Worker:
-        """A new incarnation, not yet started."""
+        """Create a new incarnation, not yet started."""
 
     def take_spare(self, slot: int, incarnation: int) -> Worker | None:
-        """A worker that is up already, and is to be this incarnation; None when there is none."""
+        """Return a ready spare that becomes this incarnation, or None."""
 
     def slot_restarted(self, slot: Slot) -> None:
-        """A worker was started in place of one that ended unbidden."""
+        """A worker was restarted after an unexpected exit."""
 
     def slot_settled(self, slot: Slot) -> None:
-        """The slot has got a ready worker, or its attempt has failed, or it has failed altogether."""
+        """The slot has a ready worker, or its attempt has failed, or it has failed altogether."""
 
 
 class _Change:
-    """A new worker that is to take the place of an old one."""
+    """The replacement of an old worker by a new one."""
 
     def __init__(self, old: Worker, new: Worker) -> None:
         self.old = old
@@ -66,13 +66,13 @@ class Slot:
 
     Attributes:
         index: Its number, from 0.
-        incarnation: How many workers it has had.
-        current: The worker that serves, or is to serve next.
-        failed: Too many starts have failed, and it has no worker that serves; :attr:`reason` says why.
-        next_attempt: When it may start another worker after attempts that failed, on the event loop's clock; None when
-            the last one did not fail.
-        reason: Why its last worker ended or could not start, ``""`` when there is nothing to say.
-        last_exit: How its last worker ended.
+        incarnation: The number of workers that it has had.
+        current: The worker that serves, or will serve next.
+        failed: Whether too many starts have failed, and no worker serves; :attr:`reason` gives the reason.
+        next_attempt: When it may start another worker after failed attempts, on the event loop's clock; None if the
+            last attempt did not fail.
+        reason: The reason of its last worker's end or failed start; ``""`` if there is none to give.
+        last_exit: The end of its last worker.
     """
 
     def __init__(
@@ -100,14 +100,14 @@ class Slot:
         self._starting = starting
         self._errors = errors
         self._restarts = Restarts(settings, rng)
-        #: Internal errors in a row that have ended what keeps a worker here.
+        #: The number of consecutive internal errors that have ended the supervisor.
         self._internal = 0
         self._nursery: anyio.abc.TaskGroup | None = None
         self._retiring = False
         self._renewing = False
         self._alive: dict[Worker, None] = {}
         self._successor: Worker | None = None
-        #: The replacement that was begun last.
+        #: The last replacement that was begun.
         self._change: _Change | None = None
         self._changed = Bell()
 
@@ -116,13 +116,13 @@ class Slot:
 
     @property
     def workers(self) -> list[Worker]:
-        """Its live workers, and its last one when there is none."""
+        """Return its live workers, or its last one if there is none."""
         alive = [worker for worker in self._alive if not worker.ended.is_set()]
         return alive or ([self.current] if self.current is not None else [])
 
     @property
     def expecting(self) -> bool:
-        """Whether it starts a worker, or soon will."""
+        """Whether it is starting a worker, or soon will."""
         worker = self.current
         if self._retiring or self.failed:
             return False
@@ -130,7 +130,7 @@ class Slot:
             self._successor is not None
             or worker is None
             or worker.state.over
-            # It ends on its own account.
+            # It ends on its own.
             or worker.state is WorkerState.DRAINING
             or worker.tainted
             or not worker.ready.is_set()
@@ -144,14 +144,14 @@ class Slot:
 
     @property
     def lingers(self) -> bool:
-        """Whether its worker takes no more calls, and no other comes before that one has ended by itself."""
+        """Whether its worker accepts no more calls, and the next one starts only after that worker has ended by itself."""
         worker = self.current
         if worker is None or worker.state not in (WorkerState.READY, WorkerState.BUSY):
             return False
         return worker.tainted and worker.due is None and self._successor is None
 
     async def run(self) -> None:
-        """Keep a worker in the slot until :meth:`retire` has done its work. A cancellation ends its workers."""
+        """Keep a worker in the slot until :meth:`retire` is done. A cancellation ends its workers."""
         self._clear()
         async with anyio.create_task_group() as nursery:
             self._nursery = nursery
@@ -166,7 +166,7 @@ class Slot:
                     await self._until(lambda: not self._alive)
 
     def _clear(self) -> None:
-        """Give up what an exception that has ended an earlier run of this has left: nothing sees to it any more."""
+        """Give up the state of an earlier run of this that an exception has ended."""
         for worker in list(self._alive):
             worker.fail(RuntimeError("its slot has begun anew"))
             if not worker.ready.is_set():
@@ -187,18 +187,18 @@ class Slot:
                 await self._until(lambda: self._retiring or self._renewing)
 
     def fail(self, exc: BaseException) -> None:
-        """End its workers by an exception that nobody expected, which has been reported."""
+        """End its workers because of an unexpected exception, which has been reported."""
         for worker in list(self._alive):
             worker.fail(exc)
 
     def abandon(self, exc: BaseException) -> None:
-        """End the slot, and its workers with it, by an exception that nobody expected, which has been reported."""
+        """End the slot and its workers because of an unexpected exception, which has been reported."""
         self._retiring = True
         self._changed.ring()
         self.fail(exc)
 
     def _failed(self, exc: Exception) -> None:
-        """What keeps a worker here has failed: the slot is empty until it is tried again, after a pause like that of a worker."""
+        """Handle a failure of the supervisor: the slot is empty until the next attempt, after a pause as for a worker."""
         settings = self._settings
         self._internal += 1
         self.failed = settings.restart_limit is not None and self._internal > settings.restart_limit
@@ -229,12 +229,13 @@ class Slot:
 
     @protected
     async def replace(self, reason: str, old: Worker | None = None, *, renew: bool = False) -> bool:
-        """Put a new worker in place of an old one, the current one by default: ready first, then the old one drains and stops.
+        """Replace a worker, by default the current one: the new one becomes ready first, then the old one drains and
+        stops.
 
-        Returns whether that happened, by whomever it was asked for; False when the new one could not start (the old one goes
-        on), or when there is nothing to replace any more. At most ``surge`` replacements run in the pool at a time; others
-        wait their turn. With ``renew`` the new one is no spare, and may be of another version. A cancellation before its turn
-        leaves all as it was; a later one leaves the replacement to be carried out.
+        Returns whether the worker was replaced, by this or another request; False if the new one could not start (the
+        old one continues), or if there is nothing to replace any more. At most ``surge`` replacements run in the pool
+        at a time, and others wait. With ``renew`` the new worker is not a spare, and may have another version. A
+        cancellation before its turn changes nothing; after that, the replacement is completed.
         """
         old = self.current if old is None else old
         change = self._change_of(old)
@@ -253,22 +254,22 @@ class Slot:
                     change = self._begin_change(old, reason, renew=renew)
             finally:
                 if self._change is last:
-                    # No replacement has taken the turn.
+                    # No replacement uses the turn.
                     self._surge.release()
         await change.over.wait()
         return change.done
 
     def replaces(self, worker_id: str) -> Worker | None:
-        """The worker of this id, if another is about to take its place, or has done so while it drains."""
+        """Return the worker of this id if another is replacing it, or has replaced it while it drains."""
         change = self._change
         return None if change is None or change.over.is_set() or change.old.id != worker_id else change.old
 
     def _change_of(self, old: Worker | None) -> _Change | None:
-        """The replacement of a worker that was begun last."""
+        """Return the last replacement of a worker."""
         return self._change if self._change is not None and self._change.old is old else None
 
     def _begin_change(self, old: Worker, reason: str, *, renew: bool) -> _Change:
-        """Begin to replace a worker. It has its turn, which comes back when the change is over."""
+        """Begin to replace a worker. The replacement holds its turn until it has ended."""
         new: Worker | None = None
         try:
             new = self._begin(renew=renew)
@@ -280,7 +281,7 @@ class Slot:
         self._change = change
         self._successor = change.new
         try:
-            # Not in the caller's task: when that is cancelled, somebody has yet to stop the old one.
+            # Not in the caller's task, because the old worker must be stopped even if that task is cancelled.
             self._start(self._carry_out, change, reason, on_error=functools.partial(self._abandon, change))
         except Exception as exc:
             self._abandon(change, exc)
@@ -288,7 +289,7 @@ class Slot:
         return change
 
     def _abandon(self, change: _Change, exc: Exception) -> None:
-        """A replacement that an unexpected exception has ended: one worker stays, the new one if it serves already."""
+        """End a replacement after an unexpected exception: one worker stays, the new one if it already serves."""
         if self.current is change.new:
             change.old.fail(exc)
         else:
@@ -297,15 +298,16 @@ class Slot:
         self._settle(change)
 
     def _settle(self, change: _Change) -> None:
-        """It makes room for others. Idempotent."""
+        """Release the turn of a replacement. Idempotent."""
         if not change.over.is_set():
             self._surge.release()
             change.over.set()
 
     async def insist(self, old: Worker, reason: str) -> None:
-        """:meth:`replace` this worker, and when the new one can't start, try again after the pause of a restart.
+        """Replace this worker as :meth:`replace` does, and if the new one can't start, try again after the pause of a
+        restart.
 
-        Returns when it has been replaced, or has ended. A cancellation does what it does in :meth:`replace`.
+        Returns when it has been replaced, or has ended. A cancellation has the same effect as in :meth:`replace`.
         """
 
         def settled() -> bool:
@@ -318,14 +320,14 @@ class Slot:
                 await self._until(settled)
 
     def renew(self) -> None:
-        """Start the next worker at once, in a slot that has none; it may be of another version."""
+        """Start the next worker at once, in a slot without a worker; it may have another version."""
         self._renewing = True
         self._changed.ring()
 
     def give(self) -> Worker | None:
-        """Give its worker away, if that is ready: another slot has it from now on, and this one gets a new one."""
+        """Give its worker, if ready, to another slot; this slot starts a new one."""
         worker = self.current
-        # Given away already: it is still the current one until this slot's task has run.
+        # Already given away: it stays the current one until this slot's task has run.
         if worker is None or not self.holds(worker) or worker.due is not None or worker.tainted:
             return None
         if self._retiring or worker.state is not WorkerState.READY or self._successor is not None:
@@ -336,7 +338,7 @@ class Slot:
         return worker
 
     def holds(self, worker: Worker) -> bool:
-        """Whether this is the worker that serves here; one that was given away is the current one for a moment longer."""
+        """Return whether this worker serves here; a worker that was given away remains the current one for a moment."""
         return worker is self.current and worker is not self._given
 
     # ---- inside ----------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ class Slot:
         return worker
 
     def _keep(self, worker: Worker, function: Callable[[Worker], Awaitable[None]]) -> None:
-        """Have a task see to this worker. When that fails, the worker ends, whether or not it has begun."""
+        """Start a task that manages this worker. If the task fails, the worker ends, whether or not it has begun."""
         self._alive[worker] = None
         lose = functools.partial(self._lose, worker, function)
         try:
@@ -383,7 +385,7 @@ class Slot:
     def _lose(self, worker: Worker, function: Callable[[Worker], Awaitable[None]], exc: Exception) -> None:
         worker.fail(exc)
         if function == self._run_worker:
-            # One that is only followed runs elsewhere, and ends there.
+            # A followed worker runs elsewhere, and ends there.
             worker.bury()
         self._alive.pop(worker, None)
         if worker is self._successor:
@@ -392,7 +394,7 @@ class Slot:
 
     @protected
     async def _follow(self, worker: Worker) -> None:
-        """Hold a worker that runs in the nursery of the place that it comes from."""
+        """Hold a worker that runs in the nursery of its original slot."""
         try:
             self._up()
             self._adopt(worker)
@@ -412,7 +414,7 @@ class Slot:
     async def _run_worker(self, worker: Worker) -> None:
         try:
             async with anyio.create_task_group() as nursery:
-                # Starting is bounded by the cores; a worker that is up makes room for the next.
+                # The number of simultaneous starts is limited to the cores; a ready worker makes room for the next.
                 async with self._starting:
                     nursery.start_soon(worker.run)
                     await _first(worker.ready, worker.ended)
@@ -447,7 +449,7 @@ class Slot:
             self._settle(change)
 
     def _adopt(self, worker: Worker) -> None:
-        """Settle what a successor has come to: it serves now, or it is of no use. Idempotent."""
+        """Settle the result of a replacement's start: the new worker serves now, or has failed. Idempotent."""
         if worker is self._successor:
             self._successor = None
             if worker.ready.is_set():
@@ -455,7 +457,7 @@ class Slot:
         self._changed.ring()
 
     def _pause_after(self, worker: Worker) -> float:
-        """How long to wait before the next attempt, in seconds."""
+        """Return the seconds until the next attempt."""
         if self._retiring or worker is self._given or worker.exit is None or worker.exit.expected:
             return 0.0
         if worker.ready.is_set():
@@ -463,7 +465,7 @@ class Slot:
         return self._write_down(worker)
 
     def _write_down(self, worker: Worker) -> float:
-        """Write an unbidden end into the slot's books; how long to wait before the next attempt."""
+        """Record an unexpected exit, and return the seconds until the next attempt."""
         exit = self.last_exit = worker.exit
         assert exit is not None
         self.reason = exit.message

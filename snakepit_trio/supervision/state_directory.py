@@ -1,9 +1,8 @@
-"""The state directory: where it is, and that nobody but its user can have put anything there.
+"""The state directory: its path, and the check that only its user can have put anything there.
 
-What lies in it decides which processes a run ends and where commands connect, so it is used only when it is its user's:
-the directory belongs to the effective user, and nobody else but root could put another in its place, by a link or by write
-access to a directory above. A directory of the user's own that is open to others is closed to them. Each file is looked at
-in the same way when it is opened.
+Its content determines which processes a run ends and where commands connect, so it must belong to the effective user,
+and only that user and root may be able to replace it, by a link or by write access to a parent directory. A directory
+of the user's own that is open to others is made private. Each file is checked in the same way when it is opened.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from snakepit_trio.errors import ConfigError
 __all__ = ["check_owner", "find_fault", "open_own", "private_directory", "state_directory"]
 
 _EXPECTED = "a directory that belongs to this user, in a place where nobody else can replace it"
-#: So many links in one path are a circle.
+#: A path with more links is a circle.
 _MOST_LINKS = 40
 
 
 def state_directory(state_dir: str | None) -> Path:
-    """Where runs are registered: the given directory, ``$SNAKEPIT_STATE_DIR``, or the user's state directory.
+    """Return the state directory: the given one, ``$SNAKEPIT_STATE_DIR``, or the user's default.
 
     Raises:
         ConfigError: None is given, and this user has no home directory.
@@ -48,21 +47,21 @@ def _users_own() -> str:
         found = platformdirs.user_state_dir("snakepit_trio")
     except RuntimeError:
         found = "~"
-    # Some versions give a path that begins with "~" where nobody knows whose home that is.
+    # Some versions return a path that begins with "~" for an unknown home.
     if not os.path.isabs(found):
         raise _refused("this user has no home directory", found, "set HOME, XDG_STATE_HOME or SNAKEPIT_STATE_DIR")
     return found
 
 
 def private_directory(directory: Path) -> Path:
-    """Make a directory for this user alone if there is none, and check that it is.
+    """Create a directory private to this user if it is missing, and check it.
 
     Returns:
         Its path without links.
 
     Raises:
-        ConfigError: It is somebody else's, or somebody else could replace it; says who and how.
-        OSError: It can't be made.
+        ConfigError: It is another user's, or another user could replace it; the error says who and how.
+        OSError: It can't be created.
     """
     missing: list[str] = []
     above = _walk(directory)
@@ -72,7 +71,7 @@ def private_directory(directory: Path) -> Path:
     for path in reversed(missing):
         with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-    # Once more: somebody may have been quicker.
+    # Checked again, because another process may have created it.
     found = _walk(directory)
     fd = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -86,7 +85,7 @@ def private_directory(directory: Path) -> Path:
 
 
 def find_fault(directory: Path) -> str | None:
-    """Why a directory must not be used, in words; None when it may be, or does not exist and may be made."""
+    """Return why a directory must not be used; None if it may be used, or does not exist and may be created."""
     try:
         _walk(directory)
     except ConfigError as exc:
@@ -95,20 +94,20 @@ def find_fault(directory: Path) -> str | None:
 
 
 def check_owner(facts: os.stat_result, path: str) -> None:
-    """Refuse what is not this user's.
+    """Check that a file belongs to this user.
 
     Raises:
-        ConfigError: It belongs to somebody else; names the path and the owner.
+        ConfigError: It belongs to another user; the error names the path and the owner.
     """
     if facts.st_uid != os.geteuid():
         raise _refused(f"{path} belongs to {_user(facts.st_uid)}", path)
 
 
 def open_own(path: str | os.PathLike[str], flags: int) -> int:
-    """Open a file in a private directory, with mode 0600 when it is made here. Never follows a link, never waits.
+    """Open a file in a private directory, with mode 0600 if it is created. Never follows a link, never waits.
 
     Raises:
-        ConfigError: It is no plain file, or somebody else's.
+        ConfigError: It is not a regular file, or belongs to another user.
         OSError: It can't be opened.
     """
     try:
@@ -117,7 +116,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
         if exc.errno in (errno.ELOOP, errno.ENXIO):
             raise _refused(f"{os.fspath(path)} is no plain file", os.fspath(path)) from None
         if isinstance(exc, PermissionError):
-            # It may be the owner that keeps this user out.
+            # The owner may be another user.
             check_owner(os.lstat(path), os.fspath(path))
         raise
     try:
@@ -132,7 +131,7 @@ def open_own(path: str | os.PathLike[str], flags: int) -> int:
 
 
 def _walk(directory: Path) -> str:
-    """Go down to a directory, link by link, and refuse it at the first step that somebody else could change.
+    """Resolve a path link by link, and refuse it at the first step that another user could change.
 
     Returns:
         The path without links, as far as it exists.
@@ -174,7 +173,7 @@ def _steps(path: str) -> list[str]:
 
 
 def _check_above(facts: os.stat_result, path: str) -> None:
-    """Refuse what is below a directory in which somebody else could rename it."""
+    """Refuse a path below a directory in which another user could rename it."""
     if facts.st_uid not in _trusted():
         raise _refused(f"{path}, above it, belongs to {_user(facts.st_uid)}", path)
     if facts.st_mode & stat.S_ISVTX:
@@ -194,7 +193,7 @@ def _refused(why: str, path: str, remedy: str = "set SNAKEPIT_STATE_DIR to a dir
 
 
 def _trusted() -> frozenset[int]:
-    """The users who may own what is above: this one and root, under the number that it has here."""
+    """Return the users that may own parent directories: this one and root, by its number here."""
     return frozenset({os.geteuid(), *_roots()})
 
 
@@ -204,7 +203,7 @@ def _roots() -> frozenset[int]:
 
 
 def _is_own_group(gid: int) -> bool:
-    """Whether a group is root's, or has no member but this user: many systems give each user a group of the same name."""
+    """Return whether a group is root's, or has only this user: many systems give each user a group of the same name."""
     if gid == 0:
         return True
     try:

@@ -21,7 +21,7 @@ __all__ = ["TRANSITIONS", "WorkerState"]
 
 
 class WorkerState(Enum):
-    """Where a worker incarnation is in its life."""
+    """The state of a worker incarnation."""
 
     STARTING = "starting"
     READY = "ready"
@@ -32,7 +32,7 @@ class WorkerState(Enum):
 
     @property
     def over(self) -> bool:
-        """Whether this is an end."""
+        """Whether this is a final state."""
         return self in (WorkerState.STOPPED, WorkerState.CRASHED)
 
 

@@ -1,11 +1,10 @@
 """One worker incarnation as the host sees it: its life, and its end.
 
-One nursery holds all that belongs to the incarnation: the connection, the exit watcher, the log pumps, the link with its
-heartbeat, the health check, the watch over cancelled calls. Its process and the way to it are in
-:mod:`snakepit_trio.supervision.resources`, and how calls travel is the business of the link
-(:mod:`snakepit_trio.supervision.link`). Whatever ends first ends the incarnation, by :meth:`Worker._end`; from
-that moment on it takes no calls. Its exit is then classified, its host told, and its process and descriptors are given
-back before :meth:`Worker.run` returns, also when it is cancelled.
+One nursery holds all its tasks: the connection, the exit watcher, the log pumps, the link with its heartbeat, the
+health check, the watch over cancelled calls. :mod:`snakepit_trio.supervision.resources` holds its process and
+connection, and the link (:mod:`snakepit_trio.supervision.link`) transports its calls. The first cause that ends it
+calls :meth:`Worker._end`; from then on it accepts no calls. Its exit is classified, its host informed, and its process
+and descriptors are released before :meth:`Worker.run` returns, also when it is cancelled.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ _log = logging.getLogger(__name__)
 
 _READY, _BUSY = WorkerState.READY, WorkerState.BUSY
 
-#: The part of ``max_age`` by which a worker may be replaced earlier.
+#: The share of ``max_age`` by which a worker may be replaced earlier.
 _AGE_JITTER = 0.2
 
 
@@ -71,20 +70,20 @@ class Worker:
     """One incarnation.
 
     Attributes:
-        id: Opaque, unique to this incarnation.
+        id: An opaque id, unique to this incarnation.
         slot: Its place in the pool.
-        incarnation: How many the slot has had, this one included.
+        incarnation: The number of workers that the slot has had, including this one.
         state: See :class:`~snakepit_trio.supervision.states.WorkerState`.
-        tools: What it offers, in the order of ``Call.tool_index``, which counts from 1.
-        threads: How many calls it runs at once.
-        ready: Set when it takes calls.
-        ready_at: When that was, on the event loop's clock; None before.
+        tools: The tools that it offers, in the order of ``Call.tool_index``, which counts from 1.
+        threads: The number of calls that it runs at once.
+        ready: Set when it accepts calls.
+        ready_at: The time of that, on the event loop's clock; None before.
         ended: Set when :meth:`run` is about to return.
         exit: How it ended; None before.
-        renews: It may be of another version than the pool's other workers.
-        due: Why it is to be replaced; None when it is not.
-        killed_on_demand: Somebody on this side wanted it to end at once.
-        unbegun: After its end: the calls that it held and had not begun to run.
+        renews: Whether it may have another version than the pool's other workers.
+        due: The reason for its replacement; None if it is not due.
+        killed_on_demand: Whether it was killed on demand.
+        unbegun: After its end: the held calls that it had not begun.
     """
 
     def __init__(
@@ -126,7 +125,7 @@ class Worker:
         self._host = host
         self._errors = errors
         self._link: Link | None = None
-        #: When a heartbeat was answered last, and when one was not, on the event loop's clock.
+        #: The times of the last answered and of the last missed heartbeat, on the event loop's clock.
         self._alive_at = self._missed_at = -math.inf
         self._cause: tuple[str, str] | None = None
         self._startup_failure: SnakepitError | None = None
@@ -149,27 +148,27 @@ class Worker:
 
     @property
     def address(self) -> str:
-        """Where it listens; ``""`` before it has said so."""
+        """The address on which it listens; ``""`` before it has reported that."""
         return self._resources.address
 
     @property
     def encoding(self) -> int:
-        """How it reads arguments."""
+        """The preferred encoding of arguments."""
         return MSGPACK if {"exchange", "msgpack"} & self.capabilities else JSON
 
     @property
     def encodings(self) -> frozenset[int]:
-        """What it reads arguments in."""
+        """The encodings of arguments that it reads."""
         return frozenset({self.encoding, *((JSON,) if "json" in self.capabilities else ())})
 
     @property
     def in_flight(self) -> int:
-        """Calls that the worker holds, cancelled ones that it has not confirmed included."""
+        """The number of calls that it holds, including cancelled ones that it has not confirmed."""
         return len(self._held)
 
     @property
     def had_begun(self) -> bool:
-        """After its end: whether it had begun to run any call, as far as can be told."""
+        """Whether it had begun any call, as far as known; valid after its end."""
         return self.served > 0 or len(self.unbegun) < len(self._held)
 
     # ---- what the pool sends -----------------------------------------------------------------------
@@ -181,7 +180,7 @@ class Worker:
         try:
             self._link.call(call)
         except BaseException:
-            # It was not sent, so no reply will take it away.
+            # It was not sent, so no reply will remove it.
             self._held.pop(call.id, None)
             raise
         if self.state is _READY:
@@ -189,7 +188,9 @@ class Worker:
             self.state = _BUSY
 
     def cancel(self, call_id: int) -> None:
-        """The call's caller is gone. Unless the worker confirms within the grace, it is replaced, or left alone."""
+        """Cancel a call whose caller has left. If the worker does not confirm within the grace, it is replaced, or left to
+        finish the call.
+        """
         if self._link is None or call_id not in self._held:
             return
         self._link.cancel(call_id)
@@ -197,18 +198,18 @@ class Worker:
             self._grace.begin(call_id, anyio.current_time() + self._settings.cancel_grace)
 
     def withdraw(self, call_id: int, *, recall: bool = False) -> None:
-        """A call that it holds and has not begun, as far as is known, is not wanted any more; with ``recall`` not from it."""
+        """Take back a held call that it has probably not begun; with ``recall`` the call will run on another worker."""
         if self._link is not None and call_id in self._held:
             self._link.withdraw(call_id, recall=recall)
 
     def credit(self, call_id: int, chunks: int, size: int) -> None:
-        """A stream's consumer has room for so many chunks and bytes more."""
+        """Grant a stream credit for further chunks and bytes."""
         if self._link is not None and call_id in self._held:
             self._link.credit(call_id, chunks, size)
 
     @property
     def unread(self) -> int:
-        """Bytes that were sent to it and that it has not read, as far as this side knows."""
+        """The number of sent bytes that it has not read, as far as the host knows."""
         return 0 if self._link is None else self._link.unread
 
     def host_reply(self, reply: HostReply) -> None:
@@ -218,11 +219,11 @@ class Worker:
 
     @property
     def was_killed(self) -> bool:
-        """Whether it had to be killed to make it end."""
+        """Whether it had to be killed."""
         return self._resources.killed
 
     def kill(self, reason: str = "killed", message: str = "was killed on demand") -> None:
-        """End it now, without ceremony."""
+        """Kill it now."""
         self.killed_on_demand = True
         self._end(reason, message)
 
@@ -232,7 +233,7 @@ class Worker:
             self._resources.connection.close()
 
     def fail(self, exc: BaseException) -> None:
-        """End it by an exception that nobody expected, which has been reported. Calls nobody back before its task runs."""
+        """End it because of an unexpected exception, which has been reported. Calls no callbacks before its task runs."""
         if self._cause is None:
             self._cause = "internal", f"was ended by an internal error of the host ({type(exc).__name__})"
             self._over.set()
@@ -241,9 +242,9 @@ class Worker:
 
     @protected
     async def run(self) -> Exit:
-        """Live from start to end. Returns how it ended; by then nothing of it is left. A cancellation kills it.
+        """Run the worker from start to end, and return its exit; nothing of it is left by then. A cancellation kills it.
 
-        No unexpected exception leaves it: each ends the worker, and the worker alone.
+        No unexpected exception leaves this method: each ends this worker only.
         """
         try:
             await self._live_and_end()
@@ -260,7 +261,7 @@ class Worker:
                     try:
                         await self._resources.aclose()
                     except Exception as exc:
-                        # What it has not come to is tried once more.
+                        # The remaining steps are tried again.
                         self._unexpected(exc)
                     else:
                         break
@@ -269,7 +270,7 @@ class Worker:
         return self.exit
 
     def bury(self) -> None:
-        """Nothing runs of it any more, or ever has: whoever waits for its end hears so. Idempotent."""
+        """Mark it as ended if nothing of it runs, or ever has, and wake the tasks that wait for its end. Idempotent."""
         if self.ended.is_set():
             return
         assert self._cause is not None
@@ -277,7 +278,7 @@ class Worker:
         if self.exit is None:
             reason, message = self._cause
             self.exit = Exit(reason=reason, message=message, expected=self._stopping or reason == "stopped")
-        # What it held has to be settled, so it is tried once more.
+        # Its held calls have to be settled, so this is tried again.
         for _ in range(2):
             try:
                 self._host.worker_gone(self, self.exit)
@@ -295,7 +296,7 @@ class Worker:
             assert self._cause is not None
             reason, message = self._cause
             self._leave_service()
-            # The pumps go on until the process is gone: its last words belong to its exit.
+            # The pumps run until the process has ended, because its exit includes its last output.
             status = await self._resources.end(itself=reason in ("connection_lost", "stopped"))
             self.unbegun = self._resources.unbegun(self._held)
             await self._resources.printed()
@@ -316,7 +317,7 @@ class Worker:
         return {"worker_id": self.id, "pool": self.pool}
 
     def _unexpected(self, exc: BaseException) -> None:
-        """It has met an exception, perhaps with a cancellation beside it, that ends it and nothing else."""
+        """End this worker, and only this worker, because of an exception, perhaps in a group with a cancellation."""
         rest: BaseException | None = None
         if isinstance(exc, BaseExceptionGroup):
             unexpected, rest = exc.split(Exception)
@@ -329,13 +330,14 @@ class Worker:
             raise rest
 
     def _start(self, nursery: anyio.abc.TaskGroup, function: Callable[..., Awaitable[object]], *args: object) -> None:
-        """Start one of its tasks, in which an unexpected exception ends this worker."""
+        """Start one of its tasks; an unexpected exception ends this worker."""
         self._errors.start(nursery, function, *args, ended="worker", on_error=self.fail, **self._who)
 
     async def stop(self, grace: float) -> bool:
-        """Drain, then stop: calls in flight may end within ``grace`` seconds; then Stop, SIGTERM, SIGKILL, each bounded.
+        """Drain, then stop: running calls have ``grace`` seconds to end; then Stop, SIGTERM, SIGKILL follow, each bounded
+        in time.
 
-        Returns whether it ended without having to be killed. A cancellation leaves it draining.
+        Returns whether it ended without being killed. A cancellation leaves it draining.
         """
         self._stopping = True
         if self.state in (WorkerState.READY, WorkerState.BUSY):
@@ -409,13 +411,13 @@ class Worker:
 
     @protected
     async def _age(self, limit: float) -> None:
-        # Workers that were started together are not all replaced at once.
+        # Workers that were started together must not all be replaced at once.
         await anyio.sleep(limit * random.uniform(1 - _AGE_JITTER, 1))
         self._become_due("max_age")
 
     @protected
     async def _watch_grace(self) -> None:
-        """End the worker when a cancelled call does not stop in time and nobody else's call is in the way."""
+        """End the worker when a cancelled call does not stop in time and no other caller's call runs in it."""
         while True:
             await self._grace.overdue()
             self.tainted = True
@@ -424,7 +426,7 @@ class Worker:
             if not await self._grace.stopped(self.threads, stuck):
                 self._end("cancel_grace", "did not stop a cancelled call in time")
                 return
-            # It did stop in the end, but others were told already that it takes no more.
+            # The call stopped in the end, but the worker has already been excluded from new calls.
             self._become_due("cancel_grace")
 
     @protected
@@ -432,11 +434,11 @@ class Worker:
         assert self._resources.connection is not None
 
         def excused(asked: float) -> bool:
-            # A call that keeps everything from being answered is the heartbeats' to judge, which look at its progress.
+            # Heartbeats, which check its progress, decide about a call that blocks all answers.
             return bool(self._held) and (self._alive_at < asked or self._missed_at >= asked)
 
         words = await unhealthy(self._resources.connection, interval, excused)
-        # One that ends says so, and is not unwell by that.
+        # A worker that is ending reports that, and is not unhealthy.
         if not (self.tainted or self._stopping or self._leaving):
             _log.warning("worker %s %s", self.id, one_line(words), extra={"worker_id": self.id, "pool": self.pool})
             self.tainted = True
@@ -523,7 +525,7 @@ class Worker:
     # ---- its end -------------------------------------------------------------------------------------
 
     def _become_due(self, reason: str) -> None:
-        """It is to be replaced, in whichever slot it serves."""
+        """Mark it for replacement, in whichever slot it serves."""
         self.due = self.due or reason
         self._host.worker_due(self, reason)
 
@@ -536,7 +538,7 @@ class Worker:
         self._host.worker_state(self, old, state)
 
     def _end(self, reason: str, message: str) -> None:
-        """The first cause of its end counts. From here on it takes no calls."""
+        """Record the first cause of its end. From here on it accepts no calls."""
         if self._cause is not None:
             return
         self._cause = reason, message
@@ -544,7 +546,7 @@ class Worker:
         self._leave_service()
 
     def _leave_service(self) -> None:
-        """Take no more calls, for it is at its end. Idempotent."""
+        """Accept no more calls, because it is ending. Idempotent."""
         assert self._cause is not None
         if not self.state.over:
             self._become(WorkerState.STOPPED if self._cause[0] == "stopped" or self._stopping else WorkerState.CRASHED)
@@ -555,7 +557,7 @@ class Worker:
         self._end("startup", why.message)
 
     def _exited(self, status: ExitStatus) -> None:
-        """Its process has ended, unbidden or not."""
+        """Handle the end of its process, expected or not."""
         reason, words, _ = classify(status, out_of_memory=self._resources.out_of_memory)
         if self._stopping and status.signal in (None, signal.SIGTERM):
             reason = "stopped"
