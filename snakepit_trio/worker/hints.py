@@ -16,7 +16,7 @@ from typing import Any
 
 import msgspec
 
-__all__ = ["enum_by_hand", "impossible", "is_judged", "name_of", "restore", "schema_of", "takes_none"]
+__all__ = ["enum_by_hand", "impossible", "is_judged", "name_of", "remedy", "restore", "schema_of", "takes_none"]
 
 #: By module and name of a class: what it is called in JSON Schema, and the types that an instance is made from, by calling it.
 _FROM_TEXT: dict[tuple[str, str], str] = {
@@ -79,6 +79,9 @@ def _made(cls: type, value: Any) -> Any:
     if _is_numpy_scalar(cls):
         made = cls(value) if given in (bool, int, float, complex, str, bytes) else value
         return made if made == value else value
+    if cls is collections.defaultdict and given is dict:
+        # What its values are made by stays with its sender.
+        return collections.defaultdict(None, value)
     if _is_made_from_base(cls) and given in (*_BASES, tuple):
         base = next(base for base in _BASES if issubclass(cls, base))
         return cls(value) if given is base or (given is list and base is collections.deque) else value
@@ -194,6 +197,14 @@ def _sent() -> list[type]:
         decimal.Decimal, uuid.UUID, fractions.Fraction, array.array, pathlib.PosixPath, pathlib.PureWindowsPath,
         ipaddress.IPv4Address, ipaddress.IPv6Network, ipaddress.IPv4Interface,
     ]  # fmt: skip
+
+
+def remedy(hint: Any) -> str:
+    """What to write in place of an annotation that no value meets."""
+    cls = typing.get_origin(hint) or hint
+    if hasattr(cls, "__dlpack__"):
+        return "annotate it as numpy.ndarray, as which arrays of other libraries arrive"
+    return "annotate it with one that docs/payloads.md lists, such as a dataclass"
 
 
 def name_of(hint: Any) -> str:

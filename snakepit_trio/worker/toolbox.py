@@ -22,7 +22,7 @@ from snakepit_trio.errors import ConfigError, InvalidParameter
 
 from .adapter import ToolOptions, adapters_in, options_of, underlying
 from .context import ToolContext
-from .hints import enum_by_hand, impossible, is_judged, name_of, restore, schema_of, takes_none
+from .hints import enum_by_hand, impossible, is_judged, name_of, remedy, restore, schema_of, takes_none
 
 __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
 
@@ -116,7 +116,7 @@ class Tool:
                 if impossible(hint):
                     raise ConfigError(
                         f"tool {self.name!r}: no value of type {name_of(hint)} can be sent, so its parameter "
-                        f"{parameter.name!r} can't be given; docs/payloads.md lists what can be sent",
+                        f"{parameter.name!r} can't be given; {remedy(hint)}",
                         details={
                             "key": self.name,
                             "parameter": parameter.name,

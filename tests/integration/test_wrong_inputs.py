@@ -117,7 +117,7 @@ ROWS = [
     Row(
         "a parameter that no value meets", lambda pool: opens("tests.adapters.unmeetable"), sp.WorkerStartupError,
         "pool 'default': no worker could start: tool 'wait': no value of type Event can be sent, so its parameter 'event' can't "
-        "be given; docs/payloads.md lists what can be sent",
+        "be given; annotate it with one that docs/payloads.md lists, such as a dataclass",
     ),
     Row(
         "an output that is none", lambda pool: opens("tests.adapters.valued", worker_output="file"), sp.ConfigError,

@@ -133,6 +133,7 @@ MADE: list[tuple[Any, Any, Any]] = [
     (Name, "n", Name("n")),
     (collections.OrderedDict, {"a": 1}, collections.OrderedDict(a=1)),
     (collections.Counter, {"a": 1}, collections.Counter(a=1)),
+    (collections.defaultdict, {"a": 1}, collections.defaultdict(None, a=1)),
     (collections.deque, [1, 2], collections.deque([1, 2])),
     (numbers.Number, 3, 3),
     (abc.Iterable[int], [1], [1]),
@@ -187,7 +188,15 @@ def test_a_value_that_names_none(hint: Any, value: Any, words: str) -> None:
     assert caught.value.details["path"].startswith('params["value"]')
 
 
+class Tensor:
+    """An array of another library."""
+
+    def __dlpack__(self) -> Any: ...
+
+
+LISTED = "annotate it with one that docs/payloads.md lists, such as a dataclass"
 IMPOSSIBLE: list[tuple[Any, str]] = [
+    (Tensor, "Tensor"),
     (Plain, "Plain"), (range, "range"), (slice, "slice"), (type, "type"), (type[int], "type[int]"),
     (abc.Callable, "Callable"), (typing.Callable[[int], str], "typing.Callable[[int], str]"), (typing.IO[bytes], "typing.IO[bytes]"),
     (abc.Iterator[int], "collections.abc.Iterator[int]"), (abc.Awaitable, "Awaitable"), (ValueError, "ValueError"),
@@ -198,9 +207,11 @@ IMPOSSIBLE: list[tuple[Any, str]] = [
 def test_a_parameter_that_no_value_meets_is_refused_with_its_name(hint: Any, name: str) -> None:
     with pytest.raises(sp.ConfigError) as caught:
         tool(hint)
+    remedies = {
+        Tensor: "annotate it as numpy.ndarray, as which arrays of other libraries arrive",
+    }
     assert caught.value.message == (
-        f"tool 'f': no value of type {name} can be sent, so its parameter 'value' can't be given; docs/payloads.md lists what "
-        "can be sent"
+        f"tool 'f': no value of type {name} can be sent, so its parameter 'value' can't be given; {remedies.get(hint, LISTED)}"
     )
     assert caught.value.details["parameter"] == "value"
     # With a default, or None, the tool can be called.
