@@ -23,6 +23,7 @@ import pytest
 import trio
 
 import snakepit_trio as sp
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.pool.calls.session import open_session
 from snakepit_trio.sessions.directory import SessionDirectory
@@ -35,7 +36,7 @@ from tests.redis_server import redis_server
 IDS = ["s", "S", "\u20ac"]
 KEYS = ["k", "l"]
 #: Nothing of a pool is in these walks but its name.
-POOL: Any = SimpleNamespace(name="pool")
+POOL: Any = SimpleNamespace(name="pool", calls=SimpleNamespace(errors=InternalErrors()))
 TTLS = [None, 2.0, 8.0, 60.0]
 #: A host hears of what another has ended within so many seconds.
 _HEARD = 5.0

@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 import snakepit_trio as sp
+from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio.observe.events import EventBus
 from snakepit_trio.pool.calls.session import open_session
 from snakepit_trio.sessions.directory import SessionDirectory
@@ -70,7 +71,7 @@ async def kept(store: Store) -> AsyncIterator[SessionDirectory]:
 
 def session(sessions: SessionDirectory, id: str, **options: Any) -> Any:
     given = {"affinity": "hint", "ttl": None, "metadata": {}, "on_lost": "error", "detach": False, **options}
-    pool: Any = SimpleNamespace(name="pool")
+    pool: Any = SimpleNamespace(name="pool", calls=SimpleNamespace(errors=InternalErrors()))
     return open_session(pool, sessions, id, **given)
 
 
