@@ -101,6 +101,13 @@ def newest(session: nox.Session) -> None:
     session.run("pytest", *PARALLEL, *session.posargs)
 
 
+@nox.session(python=PYTHONS[-1:])
+def portable(session: nox.Session) -> None:
+    """The tests in the platform seam's portable form, on Linux, on both event loops. What only Linux can do is skipped."""
+    session.install(".[numpy,mcp]", *group("test", "protos", "clients", "redis", "tables"))
+    session.run("pytest", *PARALLEL, *session.posargs, env={"SNAKEPIT_PORTABLE": "1"})
+
+
 @nox.session
 @nox.parametrize("backend", BACKENDS)
 def ray(session: nox.Session, backend: str) -> None:

@@ -15,7 +15,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from snakepit_trio import _forks
@@ -49,6 +49,7 @@ __all__ = [
     "open_forked",
     "open_process",
     "open_shared_file",
+    "orphans",
     "own_processes",
     "peer_of",
     "populate_pages",
@@ -451,6 +452,11 @@ class LifelineWatch:
 def adopt_orphans(wanted: bool) -> None:
     """Whether this process gets its descendants whose parents end, so that they stay its descendants; see prctl(2)."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, ctypes.c_ulong(wanted), *[ctypes.c_ulong(0)] * 3)
+
+
+def orphans(pid: int, variables: Collection[str]) -> list[Identity]:
+    """Nothing: a process that has called :func:`adopt_orphans` has them among its descendants."""
+    return []
 
 
 # ---- files in memory -------------------------------------------------------------------------------------

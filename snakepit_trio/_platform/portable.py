@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from snakepit_trio import _forks
@@ -53,6 +53,7 @@ __all__ = [
     "open_forked",
     "open_process",
     "open_shared_file",
+    "orphans",
     "own_processes",
     "peer_of",
     "populate_pages",
@@ -139,7 +140,8 @@ class ProcessHandle:
             ProcessLookupError: The process has ended and is reaped.
             PermissionError: It belongs to another user.
         """
-        if self._identity is not None and not is_same(self._identity):
+        # As long as it holds its pipe, it is known to be there, and nobody has to look.
+        if self._identity is not None and (self._end < 0 or self.ended()) and not is_same(self._identity):
             raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH))
         os.kill(self.pid, number)
 
@@ -300,6 +302,14 @@ def _family(pid: int) -> list[psutil.Process]:
     return [] if process is None else [process, *_below(pid)]
 
 
+def _all_processes() -> list[psutil.Process]:
+    """All that there are; nothing where there is no descriptor to look with."""
+    library = _psutil()
+    with _unless_gone():
+        return [] if library is None else list(library.process_iter())
+    return []
+
+
 def _environment(process: psutil.Process) -> frozenset[str]:
     return frozenset(f"{name}={value}" for name, value in process.environ().items())
 
@@ -315,9 +325,8 @@ def was_given(pid: int, variable: str) -> bool:
 def in_sessions(sessions: set[int], variable: str) -> list[Identity]:
     """The processes of these sessions that are alive and were started with this ``NAME=VALUE``, which tells them from those of
     another session that has got the same number since."""
-    library = _psutil()
     found = []
-    for process in library.process_iter() if library is not None and sessions else ():
+    for process in _all_processes() if sessions else ():
         with _unless_gone():
             if (
                 os.getsid(process.pid) in sessions
@@ -330,9 +339,9 @@ def in_sessions(sessions: set[int], variable: str) -> list[Identity]:
 
 def own_processes() -> Iterator[ProcessFacts]:
     """The processes of this user, but for this one and those that it descends from."""
-    library, user = _psutil(), os.geteuid()
-    ancestry = {os.getpid(), *(parent.pid for parent in library.Process().parents())}
-    for process in library.process_iter():
+    user, me = os.geteuid(), _process(os.getpid())
+    ancestry = set() if me is None else {me.pid, *(parent.pid for parent in me.parents())}
+    for process in _all_processes():
         if process.pid not in ancestry:
             with _unless_gone():
                 if set(process.uids()) == {user}:
@@ -469,6 +478,38 @@ class LifelineWatch:
 
 def adopt_orphans(wanted: bool) -> None:
     """Nothing: the system gets the descendants whose parents end."""
+
+
+def orphans(pid: int, variables: Collection[str]) -> list[Identity]:
+    """The processes that were started after this one, in the same environment, and whose parent has ended.
+
+    Args:
+        pid: The process that they must have descended from; alive.
+        variables: By these it is told from others, by their values or by their absence.
+    """
+    found: list[psutil.Process] = []
+    with _unless_gone():
+        process = _process(pid)
+        if process is not None:
+            first, environment = process.create_time(), process.environ()
+            given = {name: environment.get(name) for name in variables}
+            found = [other for other in _all_processes() if other.pid != pid and _is_orphan(other, first, given)]
+    return [Identity(other.pid, round(other.create_time() * 100)) for other in found]
+
+
+def _is_orphan(process: psutil.Process, first: float, given: Mapping[str, str | None]) -> bool:
+    with _unless_gone():
+        if process.create_time() >= first and _has(process, given) and process.status() != "zombie":
+            parent = process.parent()
+            return parent is None or not _has(parent, given)
+    return False
+
+
+def _has(process: psutil.Process, given: Mapping[str, str | None]) -> bool:
+    with _unless_gone():
+        environment = process.environ()
+        return all(environment.get(name) == value for name, value in given.items())
+    return False
 
 
 # ---- files in memory -------------------------------------------------------------------------------------

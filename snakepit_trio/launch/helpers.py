@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 import anyio
 
 from snakepit_trio import _platform
-from snakepit_trio._platform import Identity, ProcessHandle, descendants, in_sessions, was_given
+from snakepit_trio._platform import Identity, ProcessHandle, descendants, in_sessions, orphans, was_given
 
 from .base import ProcessBook
 
@@ -51,8 +51,9 @@ class Helpers:
         self._hold(helper for helper in helpers if helper in family or was_given(helper.pid, self._given))
 
     def look(self) -> None:
-        """Find them while their parent is alive and imports still: they are its descendants."""
+        """Find them while their parent is alive and imports still: they are its descendants, or orphans of its."""
         self._hold(descendants(self._parent))
+        self._hold(orphans(self._parent, ("SNAKEPIT_RUN_ID", "SNAKEPIT_WORKER_ID")))
 
     async def end(self, *, told: bool = True) -> None:
         """End them; their parent has ended. Runs to its end even when cancelled, a moment later at most.

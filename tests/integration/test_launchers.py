@@ -16,11 +16,13 @@ import anyio
 import psutil
 import pytest
 
+from snakepit_trio import _platform
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch import template
 from snakepit_trio.launch.base import ExitStatus, Launcher, ProcessBook, WorkerProcess, WorkerSpec
 from snakepit_trio.launch.choice import local_launcher
 from snakepit_trio.launch.fork_server import _ANSWER_TIME, ForkServerLauncher, _Template, _TemplateLost
+from tests.forms import linux_form
 from tests.until import gone
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +144,7 @@ async def test_a_worker_that_ends_by_itself_takes_its_children_along(launcher: L
                 assert await process.wait() == ExitStatus(code=0)
 
 
+@linux_form("only the kernel ends a worker that is stopped")
 async def test_a_worker_without_a_host_ends_before_it_has_even_looked(launcher: Launcher, tmp_path: Path) -> None:
     """What the kernel does needs nothing of the worker: a stopped one is gone, too."""
     with anyio.fail_after(60):
@@ -346,10 +349,10 @@ async def test_a_start_without_enough_descriptors_leaves_nothing(launcher: Launc
 
 
 async def test_a_process_without_a_descriptor_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(pid: int) -> int:
+    def refuse(pid: int) -> _platform.ProcessHandle:
         raise OSError(errno.EMFILE, "too many open files")
 
-    monkeypatch.setattr(os, "pidfd_open", refuse)
+    monkeypatch.setattr(_platform, "open_child", refuse)
     with anyio.fail_after(60):
         async with local_launcher("spawn") as launcher:
             with pytest.raises(WorkerStartupError, match="too many open files"):

@@ -19,6 +19,7 @@ import snakepit_trio as sp
 from snakepit_trio.wire import memory_handoff
 from snakepit_trio.wire.memory import THRESHOLD, SharedMemory
 from tests.elsewhere import open_pool_elsewhere
+from tests.forms import linux_form
 
 pytestmark = pytest.mark.anyio
 
@@ -83,6 +84,7 @@ async def test_arrays_and_bytes_there_and_back() -> None:
         assert (nested["a"][0] == array).all() and (nested["a"][2] == array + 1).all()
 
 
+@linux_form("parts of a file are not given back before its end")
 async def test_what_is_kept_is_all_that_is_left_of_a_pool() -> None:
     with anyio.fail_after(60):
         async with sp.open_pool(ARRAYS, size=1) as pool:
@@ -186,6 +188,7 @@ async def test_without_room_values_travel_inline(limit: int) -> None:
             assert memory.sizes == [] and memory._mapped == {}
 
 
+@linux_form("parts of a file are not given back before its end")
 async def test_a_worker_that_dies_with_a_value_leaves_nothing() -> None:
     array = np.ones(BIG, np.uint8)
     with anyio.fail_after(60):
@@ -256,6 +259,7 @@ def has_in_memory(inode: str) -> list[int]:
     return found
 
 
+@linux_form("its files have no name to be looked for")
 async def test_what_a_killed_host_had_in_memory_goes_with_it() -> None:
     host = subprocess.Popen(
         [sys.executable, "-c", HOST], stdout=subprocess.PIPE, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True
@@ -276,6 +280,7 @@ async def test_what_a_killed_host_had_in_memory_goes_with_it() -> None:
 # ---- workers that have not inherited the file ----------------------------------------------------
 
 
+@linux_form("no process can open what another one has open")
 async def test_a_worker_that_somebody_else_has_started_uses_its_hosts_file() -> None:
     """Both ways, and the same places over and over again, also where there is no numpy."""
     data = os.urandom(BIG)
@@ -302,6 +307,7 @@ async def test_a_worker_that_finds_no_file_of_its_hosts_gets_values_inline(monke
             assert [through(memory) for memory in memories(pool)] == [(0, 0)]
 
 
+@linux_form("no process can open what another one has open")
 def test_only_the_file_that_was_offered_is_opened(tmp_path: Path) -> None:
     offered, other = memory_handoff.Offer(), memory_handoff.Offer()
     file = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
