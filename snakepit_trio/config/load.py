@@ -25,7 +25,7 @@ _PREFIX = "SNAKEPIT_"
 _OTHERS = frozenset(
     f"SNAKEPIT_{name}"
     for name in [
-        *("STATE_DIR", "RUN_ID", "WORKER_ID", "MCP_TOKEN", "TOKEN"),
+        *("STATE_DIR", "PORTABLE", "RUN_ID", "WORKER_ID", "MCP_TOKEN", "TOKEN"),
         # Variables for the worker of a ``command``.
         *("POOL", "LISTEN", "TOKEN_FILE", "READY_FILE", "READY_FD", "LIFELINE_FD", "THREADS", "MAX_PAYLOAD"),
     ]

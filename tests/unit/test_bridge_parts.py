@@ -9,6 +9,7 @@ from typing import Any, cast
 import pytest
 
 import snakepit_trio as sp
+from snakepit_trio import _platform
 from snakepit_trio.bridge import frame_budget
 from snakepit_trio.bridge.frame_budget import Flooded, Guard
 from snakepit_trio.bridge.health import HealthService
@@ -133,11 +134,14 @@ def test_the_environment_of_a_worker() -> None:
     spec = SimpleNamespace(
         run_id="r", worker_id="w", threads=3, env={"MKL_NUM_THREADS": "5", "A": "mine", "PYTHONUNBUFFERED": ""}
     )
-    inherited = {"A": "theirs", "OMP_NUM_THREADS": "9", "SNAKEPIT_RUN_ID": "outer", "B": "b"}
+    inherited = {"A": "theirs", "OMP_NUM_THREADS": "9", "SNAKEPIT_RUN_ID": "outer", "B": "b", "SNAKEPIT_PORTABLE": "?"}
     found = worker_environment(cast("Any", spec), inherited)
     assert {name: found[name] for name in THREAD_VARIABLES} == {
         **dict.fromkeys(THREAD_VARIABLES, "3"), "OMP_NUM_THREADS": "9", "MKL_NUM_THREADS": "5",
     }  # fmt: skip
     rest = {name: value for name, value in found.items() if name not in THREAD_VARIABLES}
-    assert rest == {"A": "mine", "B": "b", "SNAKEPIT_RUN_ID": "r", "SNAKEPIT_WORKER_ID": "w", "PYTHONUNBUFFERED": ""}
+    # Whatever its environment has said since, it is in the form that its host is in.
+    form = {"SNAKEPIT_PORTABLE": "1"} if _platform.FORM == "portable" else {}
+    own = {"SNAKEPIT_RUN_ID": "r", "SNAKEPIT_WORKER_ID": "w", "PYTHONUNBUFFERED": ""}
+    assert rest == {"A": "mine", "B": "b", **own, **form}
     assert inherited["A"] == "theirs"

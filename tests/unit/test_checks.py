@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import typer
 
+from snakepit_trio import _platform
 from snakepit_trio.cli import checks
 from snakepit_trio.cli import map as mapping
 
 MIB = 1 << 20
+LONGEST = _platform.SOCKET_PATH_MAX
 
 
 @pytest.mark.parametrize(
@@ -136,8 +138,8 @@ def test_a_state_directory(tmp_path: Path) -> None:
 
 def test_the_length_of_a_sockets_path() -> None:
     for length, words in (
-        (107, "paths of 107 bytes; 107 are allowed"),
-        (108, "made in the run's own directory: 108 of 107"),
+        (LONGEST, f"paths of {LONGEST} bytes; {LONGEST} are allowed"),
+        (LONGEST + 1, f"made in the run's own directory: {LONGEST + 1} of {LONGEST}"),
     ):
         found = checks._control_sockets(Path("/" + "x" * (length - len("//runs/0123456789.sock"))))
         assert found.status == checks.OK and found.message.startswith(words)
