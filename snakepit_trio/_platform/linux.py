@@ -442,8 +442,12 @@ class LifelineWatch:
     def __init__(self, fd: int, die: Callable[[], object]) -> None:
         arm_lifeline(fd, os.getpgrp())
 
-    def pause_for_forks(self) -> None:
-        """This process is about to fork, and must not have other threads. Whoever has the lifeline looks at it itself."""
+    def stop_for_forks(self) -> bool:
+        """This process is about to fork, and must not have other threads: end the one that watches, if there is one.
+
+        Returns whether nobody watches from now on, so that whoever has the lifeline is to look at it.
+        """
+        return False
 
     def close(self) -> None:
         """Stop watching, for an end in good order. The kernel goes on until the process has ended."""

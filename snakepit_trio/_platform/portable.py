@@ -462,9 +462,13 @@ class LifelineWatch:
                 return
         self._die()
 
-    def pause_for_forks(self) -> None:
-        """This process is about to fork, and must not have other threads. Whoever has the lifeline looks at it itself."""
+    def stop_for_forks(self) -> bool:
+        """This process is about to fork, and must not have other threads: end the one that watches, if there is one.
+
+        Returns whether nobody watches from now on, so that whoever has the lifeline is to look at it.
+        """
         self.close()
+        return True
 
     def close(self) -> None:
         """Stop watching, for an end in good order. Idempotent."""

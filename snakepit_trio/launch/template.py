@@ -39,6 +39,9 @@ from .reseeding import find_generators, reseed
 
 __all__ = ["main"]
 
+#: How much later than the socket the lifeline may be cut when a host is killed, in seconds.
+_LINGER = 0.2
+
 
 class _Channel:
     """The socket to the host, blocking."""
@@ -102,7 +105,7 @@ def _import(question: dict[str, Any], lifeline: Lifeline) -> dict[str, Any]:
     _flush()
     answer: dict[str, Any] = {"helpers": helpers}
     torch = sys.modules.get("torch")
-    lifeline.pause_for_forks()
+    lifeline.stop_for_forks()
     if _platform.thread_count() > 1:
         answer["unforkable"] = "importing it starts threads"
     elif torch is not None and torch.cuda.is_initialized():
@@ -233,6 +236,9 @@ def main() -> int:
             _fork(channel, options.lifeline, message, fds, generators)
         elif "reap" in message:
             channel.send(_reap(message["reap"]))
+    if lifeline.unwatched:
+        # A host that was killed has cut both; what the import has started in this group goes with it.
+        lifeline.linger(_LINGER)
     return 0
 
 

@@ -53,6 +53,8 @@ class Lifeline:
     """
 
     def __init__(self, fd: int) -> None:
+        #: Nobody watches any more: it is to be looked at, by :meth:`linger`, when something else tells that the host may be gone.
+        self.unwatched: bool = False
         self._fd = _forks.keep(fd)
         os.set_inheritable(fd, False)
         self._watch = _platform.LifelineWatch(fd, _die)
@@ -68,9 +70,9 @@ class Lifeline:
         if _hung_up(self._fd, seconds):
             _die()
 
-    def pause_for_forks(self) -> None:
-        """End the thread that watches, where there is one: this process is about to fork. Its socket tells the host's end."""
-        self._watch.pause_for_forks()
+    def stop_for_forks(self) -> None:
+        """End the thread that watches, where there is one, for this process is about to fork; see :attr:`unwatched`."""
+        self.unwatched = self._watch.stop_for_forks()
 
     def close(self) -> None:
         """Stop watching, for an end in good order. Where the kernel watches, it goes on until the process has ended."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,11 @@ from snakepit_trio import _platform
 
 BIG = bytes(range(256)) * 4096
 
+async def starts_helpers():
+    async with sp.open_pool(os.environ["ADAPTER"], size=1) as pool:
+        print(json.dumps({"form": _platform.FORM, "pids": [await pool.execute("pid")]}), flush=True)
+        await anyio.sleep_forever()
+
 async def main():
     async with sp.open_pool("tests.adapters.basic", size=2, start_method=sys.argv[2]) as pool:
         assert await pool.execute("add", {"a": 1, "b": 2}) == 3
@@ -44,16 +51,18 @@ async def main():
         }), flush=True)
         await anyio.to_thread.run_sync(sys.stdin.readline)
 
-anyio.run(main, backend=sys.argv[1])
+anyio.run(starts_helpers if "ADAPTER" in os.environ else main, backend=sys.argv[1])
 """
 
 
 @contextmanager
-def host(backend: str, method: str, state: Path) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
+def host(
+    backend: str, method: str, state: Path, **variables: str
+) -> Iterator[tuple[subprocess.Popen[str], dict[str, Any]]]:
     """A host that has made a few calls and keeps its pool open until it is told to end, and what it has found."""
     process = subprocess.Popen(
         [sys.executable, "-c", HOST, backend, method], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, _platform.VARIABLE: "1", "SNAKEPIT_STATE_DIR": str(state), "TMPDIR": str(state), "PYTHONPATH": str(ROOT)},
+        env={**os.environ, _platform.VARIABLE: "1", "SNAKEPIT_STATE_DIR": str(state), "TMPDIR": str(state), "PYTHONPATH": str(ROOT), **variables},
     )  # fmt: skip
     try:
         assert process.stdout is not None
@@ -92,3 +101,23 @@ async def test_an_end_in_good_order(anyio_backend: str, tmp_path: Path) -> None:
         assert all(member.ended() for member in family)
         for member in family:
             member.close()
+
+
+@pytest.mark.anyio
+async def test_what_an_import_has_started_in_its_group_goes_with_the_host(anyio_backend: str, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    options = {"HELPERS": str(started), "ADAPTER": "tests.adapters.has_helpers"}
+    with host(anyio_backend, "fork_server", tmp_path, **options) as (process, found):
+        assert found["form"] == "portable"
+        pids = {kind: int(pid) for _, kind, pid in map(str.split, started.read_text().splitlines())}
+        helpers = {kind: _platform.open_process(pid) for kind, pid in pids.items()}
+        process.kill()
+        try:
+            with anyio.fail_after(10):
+                await helpers["child"].wait()
+        finally:
+            # Those in sessions of their own are for the next run to end.
+            for helper in helpers.values():
+                with contextlib.suppress(ProcessLookupError):
+                    helper.send_signal(signal.SIGKILL)
+                helper.close()
