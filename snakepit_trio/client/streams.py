@@ -10,6 +10,7 @@ import sniffio
 
 from snakepit_trio._bulkhead import InternalErrors
 from snakepit_trio._chunks import Chunks
+from snakepit_trio._timeouts import TimeLimit
 from snakepit_trio._waiting import Waiter, event_loop
 from snakepit_trio.errors import RequestTimeout
 from snakepit_trio.wire.tool_messages import PayloadAnswer
@@ -36,6 +37,7 @@ class RemoteChunks(Chunks[bytes]):
         super().__init__(event_loop(sniffio.current_async_library()), errors)
         self.opened: Opened | None = None
         self._deadline = math.inf if timeout is None else anyio.current_time() + timeout
+        self._timeout = timeout
         self._limit = limit
         self._waiting_bytes = 0
         self._held = False
@@ -88,7 +90,14 @@ class RemoteChunks(Chunks[bytes]):
             await news.wait()
         if scope.cancelled_caught:
             self.opened.rpc.cancel()
-            raise RequestTimeout("the stream took too long", details={"phase": "running"})
+            raise self._too_late("the stream had not ended", "running")
+
+    def _too_late(self, what: str, phase: str) -> RequestTimeout:
+        """Return the error for a timeout that was spent; there is one, or nothing would have passed."""
+        limit = TimeLimit(self._timeout)
+        return RequestTimeout(
+            f"{what} when {limit} was spent", details={"phase": phase, "option": limit.option, "limit": limit.seconds}
+        )
 
     async def _again(self, opened: Opened) -> bool:
         """Send the call again if the host has not begun it, and return whether it was sent."""
@@ -101,5 +110,5 @@ class RemoteChunks(Chunks[bytes]):
             if not sent:
                 self._status = status
         if scope.cancelled_caught:
-            raise RequestTimeout("the host had no room for the stream in time", details={"phase": "queued"})
+            raise self._too_late("the host had no room for the stream", "queued")
         return sent

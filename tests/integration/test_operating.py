@@ -131,6 +131,8 @@ def test_looking_at_a_running_runtime(tmp_path: Path) -> None:
         acted = snakepit(state, "worker", "restart", ids["ready"][:6], cwd=tmp_path)
         assert (acted.returncode, acted.stdout) == (0, f"restart of worker {ids['ready']}: done\n"), acted.stderr
         assert snakepit(state, "worker", "drain", ids["busy"], "--timeout", "0.1", cwd=tmp_path).returncode == 1
+        shown = snakepit(state, "status", cwd=tmp_path).stdout
+        assert "(1 cordoned)" in shown and f"{ids['busy']}" in shown and " cordoned " in shown, shown
         assert snakepit(state, "worker", "uncordon", ids["busy"], cwd=tmp_path).returncode == 0
         assert "no workers have an id" in snakepit(state, "worker", "kill", "nobody", cwd=tmp_path).stderr
         assert snakepit(state, "resize", "3", cwd=tmp_path).stdout == "pool default has 3 workers\n"

@@ -71,6 +71,11 @@ async def test_without_a_mark(snakepit_pool):
 async def test_with_several(snakepit_pool):
     pass
 
+@pytest.mark.anyio
+@pytest.mark.snakepit_pool("sums", sise=2)
+async def test_with_a_misspelt_option(snakepit_pool):
+    pass
+
 def test_a_leak(snakepit_leaks):
     os.open(os.devnull, os.O_RDONLY)
 
@@ -215,6 +220,7 @@ def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 1
     assert done.stdout.count('say which adapter: @pytest.mark.snakepit_pool("my_module:Math", size=2)') >= 4
+    assert "@pytest.mark.snakepit_pool: sise: not an option of PoolConfig; did you mean 'size'?" in done.stdout
     assert "left behind: file descriptor" in done.stdout
     assert "/dev/null" in done.stdout
 

@@ -225,7 +225,8 @@ async def test_the_time_is_that_of_the_whole_stream(monkeypatch: pytest.MonkeyPa
     begun = anyio.current_time()
     with pytest.raises(sp.RequestTimeout) as late:
         await anext(chunks)
-    assert late.value.details == {"phase": "running"}
+    assert str(late.value) == "the stream had not ended when timeout=0.05 was spent"
+    assert late.value.details == {"phase": "running", "option": "timeout", "limit": 0.05}
     assert rpc.cancelled == 1
     assert anyio.current_time() - begun >= 0.06 - 0.001
     # None: for ever.
