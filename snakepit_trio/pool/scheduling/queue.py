@@ -214,7 +214,8 @@ class RequestQueue(Generic[E]):
         waiting = self.live + others
         if waiting >= self._limit:
             raise QueueFull(
-                f"{waiting} requests wait already, which is the limit (max_queue)",
+                f"{waiting} requests wait already, as many as max_queue={self._limit} allows; a map takes its inputs as there is "
+                "room",
                 details={"limit": self._limit, "queued": waiting, "option": "max_queue"},
             )
         if client is None:
