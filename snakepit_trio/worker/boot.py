@@ -9,6 +9,7 @@ from snakepit_trio import _forks
 from snakepit_trio.wire.begun import BegunTable
 from snakepit_trio.wire.startup import Boot, Report
 
+from . import debugging
 from .lifeline import Lifeline, end_children
 
 __all__ = ["run_worker"]
@@ -32,6 +33,7 @@ def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) 
     lifeline = Lifeline(lifeline_fd)
     boot = Boot.decode(message)
     os.environ.update(boot.env)
+    debugging.install()
     unreported = [_forks.keep(report_fd)]
 
     def report(said: Report) -> None:
