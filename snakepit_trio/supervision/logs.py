@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ __all__ = ["Tail", "pump"]
 _LONGEST = 16 * 1024
 #: The number of lines that are handled before other tasks run.
 _BATCH = 50
+#: A line and its end; a carriage return at the very end of what has arrived may be half of one.
+_LINE = re.compile(rb"([^\r\n]*)(\r\n|\n|\r(?=[^\n]))")
 
 
 class Tail:
@@ -37,6 +40,19 @@ class Tail:
 
     def __str__(self) -> str:
         return "\n".join(self._lines)[-self._size :]
+
+
+def _split(data: bytes) -> list[bytes]:
+    """The lines, and what follows the last one. A progress bar ends a line by going back to its beginning, and draws again."""
+    if b"\r" not in data:
+        return data.split(b"\n")
+    lines, at = [], 0
+    # Each from where the last one ended: a search would look at a long rest from each of its bytes.
+    while found := _LINE.match(data, at):
+        at = found.end()
+        if found[1] or found[2] != b"\r":
+            lines.append(found[1])
+    return [*lines, data[at:]]
 
 
 async def pump(
@@ -63,7 +79,7 @@ async def pump(
 
     rest = b""
     while data := await source.receive():
-        *lines, rest = (rest + data).split(b"\n")
+        *lines, rest = _split(rest + data)
         for begin in range(0, len(lines), _BATCH):
             if begin:
                 await checkpoint()

@@ -12,6 +12,8 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 import trio
 import trio.testing
 
@@ -160,12 +162,24 @@ async def test_lines_however_they_arrive(caplog: pytest.LogCaptureFixture, monke
 
     assert await printed() == []
     assert await printed(b"a\nb", b"c\r\n", b"\n", b"d") == ["A", "BC", "", "D"]
+    # A progress bar draws its line again and again.
+    assert await printed(b"\r 1%", b"\r 2%\r", b" 3%\r", b"\n\r\r\n") == [" 1%", " 2%", " 3%", ""]
+    assert await printed(b"a\r") == ["A"]
     assert await printed(b"\xff\x1b\n") == ["\\XFF\\X1B"]
     assert await printed(b"x" * 10, b"y" * 11) == ["X" * 10, "Y" * 10, "Y"]
     assert await printed(b"x" * 25 + b"\n") == ["X" * 25]
     assert await printed(b"<4>w\n<3>\n<9>") == ["W", "", "<9>"]
     assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR", "INFO"]
     assert await printed(b"x" * 25) == ["X" * 10, "X" * 10, "X" * 5]
+
+
+@given(st.lists(st.text("ab\r\n", max_size=6).map(str.encode), max_size=6))
+def test_lines_are_the_same_wherever_they_are_cut(pieces: list[bytes]) -> None:
+    found, rest = [], b""
+    for piece in pieces:
+        *lines, rest = logs._split(rest + piece)
+        found += lines
+    assert [*found, rest] == logs._split(b"".join(pieces))
 
 
 # ---- whether it is at work -----------------------------------------------------------------------------
