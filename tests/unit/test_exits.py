@@ -12,10 +12,10 @@ from typing import Any, cast
 
 import anyio
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 
 from snakepit_trio.errors import WorkerStartupError
 from snakepit_trio.launch.base import ExitStatus
