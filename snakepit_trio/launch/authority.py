@@ -1,8 +1,8 @@
-"""The certificates of a run whose workers are on other machines. Needs the package ``cryptography``; workers don't.
+"""The certificates of a run whose workers are on other machines. Needs the package ``cryptography`` on the host only.
 
-A run is its own authority, in memory, and trusts nobody else. Each worker gets a certificate in its own name that is good for
-being connected to, and its host one that is good for connecting; neither is good for the other's part, so a worker can't
-pass for the host of another. Both are only looked at when the connection is made, soon after they were made.
+A run is its own authority, in memory, and trusts no other. Each worker gets a server certificate in its own name, and
+its host a client certificate. Neither can be used in the other role, so a worker can't impersonate a host to another
+worker. Certificates are checked only when the connection is made, soon after they were issued.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from snakepit_trio.wire.startup import Credentials
 
 __all__ = ["Authority"]
 
-#: How far the clocks of two machines may be apart.
+#: The largest difference between the clocks of two machines.
 _SKEW = datetime.timedelta(hours=1)
-#: How long after it was made a certificate may be shown for the first time.
+#: The time after its issue in which a certificate may be used.
 _SHORT = datetime.timedelta(hours=1)
-#: How long a run may go on: each new worker's connection is checked against the authority's own certificate.
+#: The longest life of a run: the authority's own certificate must be valid at each new connection.
 _LONG = datetime.timedelta(days=3650)
 
 
@@ -32,7 +32,7 @@ class Authority:
     """Issues certificates to one run's workers and to their host.
 
     Args:
-        run_id: Named in the authority's certificate.
+        run_id: The id named in the authority's certificate.
     """
 
     def __init__(self, run_id: str) -> None:
@@ -47,11 +47,11 @@ class Authority:
         return "<Authority>"
 
     def for_worker(self, worker_id: str) -> Credentials:
-        """What the worker of this id shows to its host."""
+        """Return the credentials of a worker."""
         return self._issue(worker_id, ExtendedKeyUsageOID.SERVER_AUTH)
 
     def for_host(self) -> ssl.SSLContext:
-        """What the host connects with to one worker; the name to ask for is the worker's id."""
+        """Return the host's TLS context for the connection to one worker; the expected server name is the worker's id."""
         made = self._issue("host", ExtendedKeyUsageOID.CLIENT_AUTH)
         return tls_context(made.certificate, made.key, made.authority, server_side=False)
 

@@ -1,11 +1,13 @@
-"""Where a worker process comes from: what a launcher takes, and what it gives back.
+"""The interface of launchers, which start worker processes.
 
-A launcher starts operating-system processes, here or on other machines, and knows nothing of gRPC, pools or requests. Four
-promises hold for every launcher, and one contract suite checks them; docs/guides/launchers.md says how to write one:
+A launcher starts operating-system processes, here or on other machines, and knows nothing of gRPC, pools or requests.
+Four promises hold for every launcher, and one contract suite checks them; docs/guides/launchers.md describes how to
+write one:
 
-- Nothing is left behind when :meth:`Launcher.start` is cancelled or fails at any step: no process, file descriptor, file.
-- The worker ends when the host ends, however the host ends (the lifeline).
-- Signals go to the worker's process group, and only while its leader is not reaped, so that they can't hit a stranger.
+- If :meth:`Launcher.start` is cancelled or fails at any step, no process, file descriptor or file is left.
+- The worker ends when the host ends, in any way (the lifeline).
+- Signals go to the worker's process group, and only while its leader is not reaped, so they can't reach another
+  process.
 - :meth:`WorkerProcess.wait` returns once the leader has ended, its group is killed, and it is reaped.
 """
 
@@ -47,165 +49,173 @@ __all__ = [
 
 @attrs.frozen(kw_only=True)
 class WorkerSpec:
-    """All that is needed to start one worker. Times in seconds, sizes in bytes."""
+    """The specification of one worker. Times in seconds, sizes in bytes."""
 
     worker_id: str
     run_id: str
     pool: str
     adapter: str
-    #: The run's secret. Travels over the lifeline pipe only.
+    #: The run's token. It travels only over the lifeline pipe.
     token: str = attrs.field(repr=False)
-    #: The private directory in which the worker makes its Unix socket; None means TCP on the loopback address.
+    #: The private directory for the worker's Unix socket; None: TCP on the loopback address.
     socket_dir: str | None = None
     threads: int = 1
-    #: "trio", "asyncio", or "auto": by what the adapter's module uses, see ``snakepit_trio.worker.backend``.
+    #: "trio", "asyncio", or "auto": by the imports of the adapter's module, see ``snakepit_trio.worker.backend``.
     worker_backend: str = "auto"
-    #: What "auto" falls back to when the adapter uses both.
+    #: The choice of "auto" if the adapter imports both.
     host_backend: str = "trio"
     max_payload: int = 64 * 1024 * 1024
-    #: What the worker may use of shared memory for what it sends, if it has the host's; 0: neither side uses any.
+    #: The shared memory for the worker's sent values, if it shares the host's file; 0: neither side uses shared memory.
     shm_limit: int = 0
-    #: What becomes of a result that can't be sent: "error" or "marker".
+    #: The handling of a result that can't be sent: "error" or "marker".
     unserializable: str = "error"
-    #: What becomes of what it writes: "auto", "stderr", "logging" or "discard".
+    #: The handling of its output: "auto", "stderr", "logging" or "discard".
     worker_output: Literal["auto", "stderr", "logging", "discard"] = "auto"
-    #: Another interpreter's path; None is this one.
+    #: The path of another interpreter; None: this one.
     python: str | None = None
-    #: What the interpreter is started with, such as "-O": by default what the host's was.
+    #: The interpreter's flags, such as "-O"; by default the host's.
     flags: tuple[str, ...] = attrs.field(factory=interpreter_flags)
     #: Added to the inherited environment.
     env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    #: Of this worker alone: set in the process before any user code runs in it, if ``env`` does not name it already.
+    #: Variables of this worker alone, set in the process before any user code runs, unless ``env`` contains them.
     own_env: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     cwd: str | None = None
-    #: Where it listens when it has no ``socket_dir``: an address of its machine.
+    #: The address of its machine on which it listens if it has no ``socket_dir``.
     bind: str = "127.0.0.1"
-    #: What it shows to whoever connects, who must show a certificate of the same authority. Travels like the token.
+    #: The worker's TLS credentials; its clients need a certificate of the same authority. They travel like the token.
     tls: Credentials | None = attrs.field(default=None, repr=False)
-    #: What ``own_env`` ties it to, such as "cuda:0".
+    #: The device that ``own_env`` assigns, such as "cuda:0".
     device: str | None = None
 
 
 @attrs.frozen
 class ExitStatus:
-    """How a process ended: an exit code, or the number of the signal that ended it; both None when nobody could tell."""
+    """The end of a process: an exit code, or the number of the signal that ended it; both None if unknown."""
 
     code: int | None = None
     signal: int | None = None
-    #: It was lost with what it ran on, whose end this tells in words.
+    #: Not empty if the process was lost with its machine or supervisor; describes that loss.
     lost: str = ""
 
 
 class Output(Protocol):
-    """What a process writes to one of its standard streams."""
+    """The output of a process on one of its standard streams."""
 
     async def receive(self) -> bytes:
-        """Wait for what it writes next; empty at the end. Never raises for what the process does. One reader at a time."""
+        """Return the next bytes; empty at the end. Never raises for anything that the process does. For one reader at a
+        time.
+        """
 
 
 class WorkerProcess(Protocol):
-    """One started process. Its launcher owns the descriptors; :meth:`aclose` gives them back."""
+    """One started process. Its launcher owns the descriptors; :meth:`aclose` releases them."""
 
     @property
     def pid(self) -> int:
-        """Its process id, on its machine; 0 as long as it has none."""
+        """The process id on its machine; 0 while it has none."""
 
     @property
     def stdout(self) -> Output:
-        """What it writes to its standard output."""
+        """The standard output."""
 
     @property
     def stderr(self) -> Output:
-        """What it writes to its standard error."""
+        """The standard error."""
 
     @property
     def tls(self) -> ssl.SSLContext | None:
-        """What the connection to it is secured with; it shows a certificate in its worker id. None: it is not."""
+        """The TLS context for the connection; the worker's certificate is for its worker id. None: no TLS."""
 
     @property
     def waiting(self) -> str:
-        """What keeps it from being started, in words, as long as it is not; empty when nothing is known to."""
+        """The reason why it has not started yet; empty if it has started or no reason is known."""
 
     @property
     def ended(self) -> bool:
         """Whether it has ended and is reaped."""
 
     async def report(self) -> Report:
-        """Wait for the worker to say where it listens, or why it can't.
+        """Wait until the worker reports its address, or the reason why it can't serve.
 
-        Returns an empty :class:`Report` when it ended, or closed the pipe, without a word; the same one when asked again.
-        A cancellation leaves the process running and the report to be asked for again.
+        Returns an empty :class:`Report` if it ended, or closed the pipe, without a report; the same report on further
+        calls. A cancellation leaves the process running, and this may be called again.
         """
 
     def begun(self, call_id: int) -> bool:
-        """Whether the worker has begun to run this call, as far as can be told: True when it can't. Valid after its end."""
+        """Return whether the worker has begun this call; True if unknown. Valid after its end."""
 
     def share(self) -> int | None:
-        """A new descriptor of the file that it has inherited, as its marks, to share memory; None when there is none.
+        """Return a new descriptor of the file for shared memory that it has inherited as its marks, or None.
 
-        Asked only of the processes of launchers with ``same_machine``.
+        Called only for launchers with ``same_machine``.
         """
 
     async def cpu_time(self) -> float | None:
-        """How much CPU time the process has used up to now, all its threads, in seconds; None when that can't be told.
+        """Return the CPU time of the process so far, over all its threads, in seconds; None if unknown. A cancellation
+        changes nothing.
 
-        Asked only while it runs a call and does not answer heartbeats. What it has started does not count, unless it serves
-        in the process's place, as under a command that is a wrapper.
+        Called only while it runs a call and does not answer heartbeats. Child processes do not count, unless a child
+        serves in the process's place, as for a command that is a wrapper.
         """
 
     async def wait(self) -> ExitStatus:
-        """Wait until the process has ended; kill what is left of its group; reap it. May be awaited any number of times."""
+        """Wait until the process has ended, kill the rest of its group, and reap it. May be called any number of times; a
+        cancellation only ends the wait.
+        """
 
     def terminate(self) -> None:
-        """SIGTERM to the process group. Does nothing once the leader is reaped."""
+        """Send SIGTERM to the process group. Does nothing once the leader is reaped."""
 
     def kill(self) -> None:
-        """SIGKILL to the process group. Does nothing once the leader is reaped."""
+        """Send SIGKILL to the process group. Does nothing once the leader is reaped."""
 
     async def aclose(self) -> None:
         """Kill the group, reap the leader, close every descriptor. Runs to its end even when cancelled. Idempotent."""
 
 
 class ProcessBook(Protocol):
-    """Where the processes of a run are written down, so that a later run can end what a killed host has left.
+    """The register of a run's processes, so that a later run can end the processes of a killed host.
 
-    None of its methods raises: a book that can't be written costs the clean-up after a SIGKILL, not the worker.
+    None of its methods raises: a failed write costs only the clean-up after a SIGKILL.
     """
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:
-        """A process is about to be started. ``process_id`` is a worker's id or the like; ``kind`` says what it is."""
+        """Record that a process is about to be started. ``process_id`` is a worker's id or similar; ``kind`` describes the
+        process.
+        """
 
     def begun(self, process_id: str, pid: int) -> None:
-        """It exists."""
+        """Record that it exists."""
 
     def ended(self, process_id: str) -> None:
-        """It has ended and is reaped, or was never started."""
+        """Record that it has ended and is reaped, or was never started."""
 
 
 class NoBook:
-    """A book that nobody keeps."""
+    """A register that records nothing."""
 
     def reserve(self, process_id: str, kind: str, pool: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def begun(self, process_id: str, pid: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def ended(self, process_id: str) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @attrs.frozen(kw_only=True)
 class LaunchContext:
-    """What a launcher may know of its pool and of the run that it belongs to.
+    """The information for a launcher about its pool and its run.
 
     Attributes:
         config: The pool's options.
-        run_id: The run's id; each :class:`WorkerSpec` has it, too.
+        run_id: The run's id, also in each :class:`WorkerSpec`.
         run_dir: A private directory on this machine, removed when the run ends.
-        book: Where processes of this machine are written down, so that a later run can end what a killed host has left.
-        most_workers: How many workers there may be at once: ``size`` or ``max_size``, ``surge`` and ``spares``.
-        redact: Takes secrets out of a text that is to be logged.
+        book: The register of processes on this machine, so that a later run can end the processes of a killed host.
+        most_workers: The largest number of simultaneous workers: ``size`` or ``max_size``, plus ``surge`` and
+            ``spares``.
+        redact: Removes secrets from a text for logs.
     """
 
     config: PoolConfig
@@ -217,13 +227,14 @@ class LaunchContext:
 
 
 class Launcher(Protocol):
-    """Starts the workers of one pool. The runtime enters it before the first start and leaves it after the last worker's end.
+    """Starts the workers of one pool. The runtime enters it before the first start and leaves it after the last worker's
+    end.
 
-    A class that names it as its base inherits ``same_machine`` and ``__aenter__``; any object with these members will do.
+    A class with this base inherits ``same_machine`` and ``__aenter__``; any object with these members is accepted.
     """
 
-    #: Whether its workers share this machine's files and memory. If not, they get no ``socket_dir``, and shared memory
-    #: only when they find the file that their host offers in the handshake.
+    #: Whether its workers share this machine's files and memory. If not, they get no ``socket_dir``, and use shared
+    #: memory only if they find the file that their host offers in the handshake.
     same_machine: bool = True
 
     async def __aenter__(self) -> Self:
@@ -231,33 +242,33 @@ class Launcher(Protocol):
 
     @abstractmethod
     async def __aexit__(self, *exc: object) -> None:
-        """End whatever it still holds. Runs to its end even when cancelled, in bounded time."""
+        """End everything that it still holds. Runs to its end even when cancelled, in bounded time."""
 
     @abstractmethod
     async def start(self, spec: WorkerSpec) -> WorkerProcess:
-        """Start a process. Returns as soon as it exists, or is asked for; what it then says is what
-        :meth:`WorkerProcess.report` waits for.
+        """Start a process. Returns as soon as it exists or is requested; :meth:`WorkerProcess.report` waits for its
+        report. After a cancellation or an error nothing is left.
 
         Raises:
-            WorkerStartupError: The process could not be started; ``details["reason"]`` says why.
+            WorkerStartupError: The process could not be started; ``details["reason"]`` is the reason.
         """
 
 
-#: What makes a pool's launcher when the pool opens: a class, a function, or what an entry point names.
+#: Creates a pool's launcher when the pool opens: a class, a function, or the target of an entry point.
 LauncherFactory = Callable[[LaunchContext], Launcher]
 
 _METHODS = ("__aenter__", "__aexit__", "start")
 
 
 def lacks(value: Any) -> str:
-    """What a value lacks to be a :class:`Launcher`, in words; empty when it is one."""
+    """Return a description of what a value lacks to be a :class:`Launcher`; empty if it is one."""
     missing = [f"{name}()" for name in _METHODS if not callable(getattr(value, name, None))]
-    # Instances of a class may have it where the class has not.
+    # Instances of a class may have the attribute although the class does not.
     if not isinstance(value, type) and type(getattr(value, "same_machine", None)) is not bool:
         missing.append("same_machine (True or False)")
     return ", ".join(missing)
 
 
 def is_launcher(value: Any) -> TypeGuard[Launcher]:
-    """Whether a value is a launcher, and not what makes one."""
+    """Return whether a value is a launcher, rather than a factory of one."""
     return not isinstance(value, type) and not lacks(value)

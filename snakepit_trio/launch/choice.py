@@ -1,4 +1,4 @@
-"""Chooses how the workers of a pool are started."""
+"""Chooses the launcher of a pool."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["launcher_for", "local_launcher"]
 
 
 class Place(ProcessBook, Protocol):
-    """A run, as launchers see it: a book, and a private directory."""
+    """A run as launchers see it: a register of processes, and a private directory."""
 
     @property
     def run_dir(self) -> Path: ...
@@ -33,13 +33,13 @@ class Place(ProcessBook, Protocol):
 
 
 def launcher_for(config: PoolConfig, run: Place, redact: Callable[[str], str] = redact) -> Launcher:
-    """The launcher of a pool's workers, whose processes are written down in the run's book.
+    """Return the launcher of a pool's workers, whose processes are recorded in the run's book.
 
-    ``redact`` takes secrets out of what the processes print while they start.
+    ``redact`` removes secrets from the output of processes that are starting.
 
     Raises:
-        ConfigError: The launcher that the pool names can't be loaded, or makes none; or does not go with another option; or
-            this process has no interpreter for its workers.
+        ConfigError: The named launcher can't be loaded, or is not one; or conflicts with another option; or this
+            process has no interpreter for its workers.
     """
     chosen = config.launcher
     if is_launcher(chosen):
@@ -80,11 +80,11 @@ def _local(context: LaunchContext) -> Launcher:
 def local_launcher(
     start_method: str, book: ProcessBook | None = None, redact: Callable[[str], str] = redact
 ) -> Launcher:
-    """The launcher for ``"fork_server"`` or ``"spawn"``.
+    """Return the launcher for ``"fork_server"`` or ``"spawn"``.
 
     Args:
-        start_method: Which of them.
-        book: Where its processes are written down.
-        redact: Takes secrets out of what processes print.
+        start_method: The start method.
+        book: The register of its processes.
+        redact: Removes secrets from the output of processes.
     """
     return ForkServerLauncher(book, redact) if start_method == "fork_server" else SpawnLauncher(book)

@@ -1,11 +1,11 @@
-"""Workers as any command that serves WorkerService with a gRPC library of its own; see docs/foreign-workers.md.
+"""Workers as any command that serves WorkerService with its own gRPC library; see docs/foreign-workers.md.
 
-Such a process knows nothing of lifelines, boot messages and marks, so what it is told is little, and in the plainest
-way: environment variables, one of which names a file with the secret, another a named pipe into which it writes one line
-when it is ready. Both are in a directory of the worker's own, which goes when it has ended.
+Such a process knows nothing of lifelines, boot messages and begun tables, so it is told little, by environment
+variables. One names a file with the token, another a named pipe into which it writes one line when it is ready. Both
+are in the worker's own directory, which is removed after its end.
 
-The lifeline is armed from outside: owner and signal belong to the pipe and not to the process, see fcntl(2), so the
-kernel ends the whole group when the host is gone, for as long as any process of the group has the read end open.
+The lifeline is armed from outside: owner and signal belong to the pipe and not to the process, see fcntl(2). So the
+kernel ends the whole group when the host is gone, as long as any process of the group has the read end open.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from .spawn import hand_over, spawn
 __all__ = ["CommandLauncher"]
 
 _ERROR = "error:"
-#: Of a line that is not understood only so much is told, in characters.
+#: The number of characters shown of a malformed line.
 _SHOWN = 200
 
 
 class CommandLauncher(LocalLauncher):
-    """Starts each worker as one and the same command, in a session and process group of its own.
+    """Starts each worker by the same command, in its own session and process group.
 
     Args:
-        command: The program and its arguments; no shell reads them.
+        command: The program and its arguments; no shell is involved.
         directory: The run's private directory.
-        book: Where the processes are written down.
+        book: The register of its processes.
     """
 
     def __init__(self, command: Sequence[str], directory: Path, book: ProcessBook | None = None) -> None:
         super().__init__(book)
-        # What reads its workers' messages is imported now, and not where it would hold up calls that run.
+        # The message library is imported now, because an import later would delay running calls.
         importlib.import_module("snakepit_trio.wire.generated.snakepit.v1")
         self._command = list(command)
         self._directory = directory
@@ -73,12 +73,12 @@ class CommandLauncher(LocalLauncher):
         }
         popen, process = spawn(self._command, spec, descriptors, pass_fds=(lifeline, report), env=environment)
         hand_over(popen, process, descriptors, hold)
-        # The report's end stays open here: whoever opens the pipe by its name may be the first, and come late. The
-        # lifeline is armed, and closed, by whoever holds the process from now on.
+        # The report's read end stays open here, because a process may open the pipe by its name later. The holder of the
+        # process arms and closes the lifeline.
         descriptors.close(stdout, stderr)
 
     def _boot(self, spec: WorkerSpec) -> bytes:
-        # Nobody reads there, and an armed pipe kills for every byte.
+        # The process reads nothing there, and an armed pipe kills for every byte.
         return b""
 
     def _read_report(self, said: bytes, whole: bool) -> Report | None:
@@ -96,7 +96,7 @@ class CommandLauncher(LocalLauncher):
         )
 
     def _cpu_time(self, pid: int) -> float | None:
-        # The command may be a wrapper around the program that serves.
+        # The command may be a wrapper around the serving program.
         return _platform.cpu_time_of_family(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
@@ -112,7 +112,7 @@ def _write_privately(path: Path, text: str) -> None:
 
 
 def _is_local(address: str) -> bool:
-    """Whether it is an address on this machine: the secret goes there unencrypted."""
+    """Return whether an address is on this machine, because the token is sent there unencrypted."""
     try:
         place = parse_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The pipes and the marks that a worker process is started with."""
+"""The pipes and the begun table with which a worker process is started."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ __all__ = ["Descriptors", "make_descriptors"]
 
 
 class Descriptors:
-    """The four pipes of one worker, and the marks of the calls that it begins. All are close-on-exec, and no fork of this
-    process keeps one; the host's read ends do not block.
+    """The four pipes of one worker, and its begun table.
+
+    All are close-on-exec, no fork of this process keeps one, and the host's read ends do not block.
 
     Args:
-        marks: The worker writes such marks.
-        report: The path of a named pipe for its report, instead of one without a name.
+        marks: Whether the worker writes a begun table.
+        report: The path of a named pipe for its report, instead of an unnamed one.
     """
 
     def __init__(self, *, marks: bool = True, report: str | None = None) -> None:
         self._open: set[int] = set()
         self.marks: BegunTable | None = None
         self.marks_file: int = -1
-        #: The report's pipe has a name, by which others may open it: it does not end with the process.
+        #: Whether the report's pipe has a name, by which other processes may open it, so that it does not end with the
+        #: process.
         self.lifeline_read: int
         self.lifeline_write: int
         self.report_read: int
@@ -71,29 +73,31 @@ class Descriptors:
 
     @property
     def for_worker(self) -> tuple[int, int, int, int, int]:
-        """The worker's ends: lifeline, report, marks, stdout, stderr."""
+        """Return the worker's ends: lifeline, report, marks, stdout, stderr."""
         return self.lifeline_read, self.report_write, self.marks_file, self.stdout_write, self.stderr_write
 
     def started(self) -> None:
-        """The worker has its ends: close ours of them, but for the lifeline's, which is yet to be armed, and the marks."""
+        """Close the host's copies of the worker's ends, except for the lifeline, which has yet to be armed, and the marks."""
         self.close(*self.for_worker[1:])
 
     def arm_lifeline(self, group: int) -> None:
-        """Nothing more will be written to it: its hang-up ends the group from now on, where the kernel sees to that."""
+        """Arm the lifeline after its last write: from now on the kernel, where it can, ends the group when the pipe hangs
+        up.
+        """
         if self.lifeline_read in self._open:
-            with contextlib.suppress(OSError):  # The process has ended already.
+            with contextlib.suppress(OSError):  # The process has already ended.
                 _platform.arm_lifeline(self.lifeline_read, group)
             self.close(self.lifeline_read)
 
     def close(self, *fds: int) -> None:
-        """Close these, those that are open."""
+        """Close those of these descriptors that are open."""
         for fd in fds:
             if fd in self._open:
                 self._open.discard(fd)
                 _forks.close(fd)
 
     def close_all(self) -> None:
-        """Close whatever is open, and give the marks back."""
+        """Close all open descriptors, and release the begun table."""
         self.close(*tuple(self._open))
         if self.marks is not None:
             self.marks.close()
@@ -103,7 +107,7 @@ def make_descriptors(*, marks: bool = True, report: str | None = None) -> Descri
     """Open the pipes of one worker; see :class:`Descriptors`.
 
     Raises:
-        WorkerStartupError: There are too many open files.
+        WorkerStartupError: Too many files are open.
     """
     try:
         return Descriptors(marks=marks, report=report)

@@ -11,7 +11,8 @@ from .base import WorkerSpec
 
 __all__ = ["THREAD_VARIABLES", "worker_environment"]
 
-#: How numeric libraries learn how many threads to start: with many workers, each starting one per core is ruinous.
+#: The variables by which numeric libraries choose their number of threads: one thread per core in every worker is too
+#: many.
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -26,9 +27,10 @@ THREAD_VARIABLES = (
 
 
 def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str] | None = None) -> dict[str, str]:
-    """What the worker finds in ``os.environ``: what is inherited, our own on top, the user's on top of that.
+    """Return the environment of a worker: the inherited one, overridden by the library's variables, overridden by the
+    user's.
 
-    A thread-count variable that is set already, here or by the user, wins.
+    A thread-count variable that is already set, here or by the user, takes precedence.
     """
     environment = dict(os.environ if inherited is None else inherited)
     for name in THREAD_VARIABLES:
@@ -37,7 +39,7 @@ def worker_environment(spec: WorkerSpec, inherited: Mapping[str, str] | None = N
     environment["SNAKEPIT_WORKER_ID"] = spec.worker_id
     environment["PYTHONUNBUFFERED"] = "1"
     environment.update(spec.env)
-    # In the host's form, whatever has become of the variable since: they hold processes for each other.
+    # Use the host's platform form, even if the variable has changed since, because the two hold each other's processes.
     environment.pop(_platform.VARIABLE, None)
     if _platform.FORM == "portable":
         environment[_platform.VARIABLE] = "1"

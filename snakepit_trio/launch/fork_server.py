@@ -43,32 +43,32 @@ from .spawn import SpawnLauncher
 
 __all__ = ["ForkServerLauncher"]
 
-# Of the template, which runs on the same interpreter.
+# For the template, which runs on the same interpreter.
 _private_names.require("fork")
 
 _log = logging.getLogger("snakepit_trio.launch")
 
-#: How long a template may take to end once its lifeline is cut, in seconds.
+#: Seconds. The time for a template to end after its lifeline was cut.
 _END_TIME = 2.0
-#: How long a template that has imported its adapter may take to answer, in seconds.
+#: Seconds. The time for an answer of a template that has imported its adapter.
 _ANSWER_TIME = 10.0
-#: How much of what a template prints is logged, in bytes, and told in an error, in lines.
+#: The bytes of a template's output that are logged, and the lines shown in an error.
 _OUTPUT = 64 * 1024
 _LAST_LINES = 20
 _LONGEST = 1 << 20
 
 
 class _TemplateLost(Exception):
-    """The template has ended, or does not speak sense, or does not answer."""
+    """The template has ended, answers malformed messages, or does not answer."""
 
 
 class _Unforkable(Exception):
-    """What the template has imported can't be forked."""
+    """The process that has imported the adapter can't be forked."""
 
 
 @attrs.frozen
 class _Kind:
-    """What workers must have in common to come from one template."""
+    """The properties that all workers of one template share."""
 
     adapter: str
     env: tuple[tuple[str, str], ...]
@@ -108,7 +108,7 @@ class _Template:
 
     @classmethod
     def start(cls, spec: WorkerSpec, book: ProcessBook) -> _Template:
-        """Start a template. What it is to import comes with :meth:`hello`.
+        """Start a template. :meth:`hello` sends what it has to import.
 
         Raises:
             OSError, ValueError: It can't be started.
@@ -125,7 +125,7 @@ class _Template:
                 passed.callback(theirs.close)
                 kept.callback(ours.close)
                 ours.setblocking(False)
-                # What the import prints: a file without a name, for a pipe would need somebody to read it meanwhile.
+                # The import's output goes to an unnamed file, because a pipe would need a reader meanwhile.
                 output = _forks.keep(_platform.make_private_file("snakepit-template"))
                 kept.callback(_forks.close, output)
                 command = [
@@ -146,12 +146,12 @@ class _Template:
                 )
                 kept.callback(popen.wait)
                 kept.callback(popen.kill)
-                with contextlib.suppress(OSError):  # It has ended already.
+                with contextlib.suppress(OSError):  # It has already ended.
                     _platform.arm_lifeline(lifeline_read, popen.pid)
                 book.begun(name, popen.pid)
                 helpers = Helpers(popen.pid, run_id=spec.run_id, pool=spec.pool, book=book)
                 made = cls(popen, ours, lifeline_write, output, lambda: book.ended(name), helpers)
-            # From here on they are the template's, to be closed at its end.
+            # From here on they belong to the template, and are closed at its end.
             kept.pop_all()
             return made
 
@@ -160,7 +160,7 @@ class _Template:
         return not self._closed and self._popen.poll() is None
 
     def output(self, begin: int = 0) -> list[str]:
-        """The lines that it has printed from this byte on, the last ones when there are many; none once it is closed."""
+        """Return the lines that it has printed from this byte on, at most the last ones; none once it is closed."""
         if self._closed:
             return []
         size = os.fstat(self._output).st_size
@@ -168,16 +168,17 @@ class _Template:
         return [printable(line) for line in data.decode(errors="backslashreplace").splitlines()]
 
     def news(self) -> list[str]:
-        """Those since anybody has looked; none once it is closed."""
+        """Return the lines since the last look; none once it is closed."""
         size = 0 if self._closed else os.fstat(self._output).st_size
         begin, self._seen = self._seen, max(size, self._seen)
         return self.output(begin) if size > begin else []
 
     async def ask(self, question: dict[str, Any], fds: tuple[int, ...] = ()) -> tuple[dict[str, Any], list[int]]:
-        """Send a question, wait for its answer and the descriptors with it. One at a time.
+        """Send a question, and return the answer with its descriptors. One question at a time.
 
-        A cancellation waits for the answer first: the template would be out of step, or a child without an owner. An answer
-        takes as long as a fork does, for the template does nothing else; one that takes far longer never comes.
+        A cancellation waits for the answer first, because otherwise the answers would be out of step, or a child would
+        have no owner. An answer takes as long as a fork, because the template does nothing else; one that takes much
+        longer never comes.
 
         Raises:
             _TemplateLost: The template has ended, or does not answer.
@@ -194,16 +195,16 @@ class _Template:
                 self.lose()
                 raise _TemplateLost(self.why) from exc
             except BaseException:
-                # How far it has come is not known.
+                # The state of the exchange is unknown.
                 self.lose()
                 raise
             return answer
 
     async def hello(self, spec: WorkerSpec) -> dict[str, Any]:
-        """Tell it what to import, and wait until it has. A cancellation makes the template useless.
+        """Send what the template has to import, and wait until it has. A cancellation makes the template unusable.
 
         Raises:
-            _TemplateLost: It has ended while it imported.
+            _TemplateLost: It ended during the import.
         """
         question = {
             "adapter": spec.adapter,
@@ -220,7 +221,7 @@ class _Template:
             why = str(exc) if isinstance(exc, ValueError) else "the adapter's import ended it"
             raise _TemplateLost(why) from exc
         except BaseException:
-            # At the lock too: nobody else knows of this template yet.
+            # Also after a cancellation at the lock, because no other code knows this template yet.
             self.lose()
             raise
         found = answer.get("helpers")
@@ -229,11 +230,11 @@ class _Template:
         return answer
 
     def lose(self) -> None:
-        """It is of no use any more."""
+        """Mark it as unusable."""
         self.lost = True
         if self.alive():
             if not self._told:
-                # It may be in the middle of its import.
+                # It may be importing.
                 self._helpers.look()
             self._popen.kill()
 
@@ -274,25 +275,25 @@ class _Template:
             raise
 
     async def aclose(self) -> None:
-        """End it. Its workers go on: each has a lifeline of its own."""
+        """End the template. Its workers continue; each has its own lifeline."""
         if self._closed:
             return
         self._closed = self.lost = True
-        # Whatever becomes of one step, the others are made.
+        # Each step runs even if another one fails.
         async with contextlib.AsyncExitStack() as steps:
             steps.enter_context(anyio.CancelScope(shield=True))
-            # Idempotent: it has been closed, unless :meth:`_hang_up` has failed.
+            # Idempotent: it has been closed unless :meth:`_hang_up` has failed.
             steps.callback(self._channel.close)
             steps.push_async_callback(self._note_end)
             steps.callback(_forks.close, self._output)
-            # Cut last: while it lives this would be its death.
+            # Cut last, because it kills a living template.
             steps.callback(_forks.close, self._lifeline)
             steps.push_async_callback(self._see_off)
             steps.push_async_callback(self._hang_up)
 
     async def _hang_up(self) -> None:
-        # Whoever waits for an answer hears that there will be none. A descriptor that is closed under a waiter would leave it
-        # waiting, and its number to the next file.
+        # Tasks that wait for an answer are woken. Closing the descriptor under a waiter would leave it waiting, and reuse
+        # the number.
         with contextlib.suppress(OSError):
             self._channel.shutdown(socket.SHUT_RDWR)
         async with self._turn:
@@ -308,15 +309,15 @@ class _Template:
 
     @property
     def has_helpers(self) -> bool:
-        """Whether its import has started processes."""
+        """Return whether its import has started processes."""
         return len(self._helpers) > 0
 
     async def end_helpers(self) -> None:
-        """End what its import has started, which its workers may have used. It has been closed."""
+        """End the processes that its import has started, which its workers may have used. The template has been closed."""
         await self._helpers.end(told=self._told)
 
     async def _ended(self) -> bool:
-        """Give it a moment to end; returns whether it has, and is reaped."""
+        """Wait a moment for its end; return whether it has ended and is reaped."""
         if self._popen.poll() is None:
             process = _platform.open_child(self._popen.pid)
             try:
@@ -341,12 +342,12 @@ class _TemplateReaper:
         try:
             answer, _ = await self._template.ask({"reap": self._pid})
         except _TemplateLost:
-            return ExitStatus()  # The system has reaped it, and keeps to itself how it ended.
+            return ExitStatus()  # The system has reaped it, and its exit status is lost.
         return ExitStatus(code=answer.get("code"), signal=answer.get("signal"))
 
 
 class ForkServerLauncher(LocalLauncher):
-    """Forks workers from templates; starts those that can't be forked as new interpreters instead."""
+    """Forks workers from templates; workers that can't be forked are started as new interpreters."""
 
     def __init__(self, book: ProcessBook | None = None, redact: Callable[[str], str] = redact) -> None:
         super().__init__(book)
@@ -354,7 +355,7 @@ class ForkServerLauncher(LocalLauncher):
         self._templates: dict[_Kind, _Template] = {}
         self._starting: dict[_Kind, anyio.Lock] = {}
         self._unforkable: set[_Kind] = set()
-        # Templates that are lost: their workers go on, and with them what the import has started.
+        # Lost templates, whose workers continue, and with them the processes that the import has started.
         self._lost: list[_Template] = []
         self._spawn = SpawnLauncher(book)
 
@@ -363,7 +364,7 @@ class ForkServerLauncher(LocalLauncher):
         async with contextlib.AsyncExitStack() as steps:
             for template in [*templates, *self._lost]:
                 steps.push_async_callback(template.end_helpers)
-            # Twice, for nobody else ends one whose end has failed; after one that has not it is nothing.
+            # Twice, because no other code ends a template whose end has failed; the second time usually does nothing.
             for template in [*templates, *templates]:
                 steps.push_async_callback(template.aclose)
             steps.push_async_callback(super().__aexit__, *exc)
@@ -385,7 +386,7 @@ class ForkServerLauncher(LocalLauncher):
             return await self._fork_from_template(spec, hold)
         except _TemplateLost:
             pass
-        # It died under us: once more with a new one, whose failure then counts.
+        # It died during the request: try again with a new one, whose failure then counts.
         try:
             await self._fork_from_template(spec, hold)
         except _TemplateLost as exc:
@@ -427,7 +428,7 @@ class ForkServerLauncher(LocalLauncher):
                     _log.warning("%s can't be forked (%s): workers are spawned", spec.adapter, answer["unforkable"])
                     raise _Unforkable
             except BaseException:
-                # Nobody else knows of it.
+                # No other code knows of it.
                 try:
                     await template.aclose()
                 finally:
@@ -437,7 +438,7 @@ class ForkServerLauncher(LocalLauncher):
             return template
 
     async def _introduce(self, template: _Template, spec: WorkerSpec) -> dict[str, Any]:
-        """Have a template import the adapter, and log what that prints."""
+        """Have a template import the adapter, and log the import's output."""
         try:
             return await template.hello(spec)
         except _TemplateLost as exc:
@@ -452,7 +453,7 @@ class ForkServerLauncher(LocalLauncher):
         WorkerOutput(spec.worker_output, f"{spec.pool} import", fields).put(lines)
 
     def _with_output(self, why: str, template: _Template) -> str:
-        """Why a template is lost, and what it has said last."""
+        """Return the reason why a template is lost, with its last output."""
         clean = LineRedactor(self._redact)
         said = "\n".join(clean(unmarked(line)[0]) for line in template.output()[-_LAST_LINES:])
         return f"{why}; it said: {said}" if said else why
@@ -483,7 +484,7 @@ class ForkServerLauncher(LocalLauncher):
             for fd in fds:
                 _forks.close(fd)
             if "pid" in answer:
-                # Its lifeline is cut, so it ends by itself; ask() bounds the wait for it.
+                # Its lifeline is cut, so it ends by itself; ask() bounds the wait.
                 with anyio.CancelScope(shield=True):
                     await _TemplateReaper(template, answer["pid"]).reap()
             raise

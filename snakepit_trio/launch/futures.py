@@ -1,4 +1,4 @@
-"""Futures of other threads, awaited by a task of either event loop, without a thread of one's own."""
+"""Waiting for futures of other threads in a task of either event loop, without an extra thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["settled"]
 
 
 async def settled(future: Future[Any]) -> None:
-    """Wait until a future has a result or an exception, which is left to be taken. A cancellation leaves the future alone."""
+    """Wait until a future has a result or an exception, without taking it. A cancellation does not affect the future."""
     if future.done():
         await anyio.lowlevel.checkpoint()
         return
@@ -23,7 +23,7 @@ async def settled(future: Future[Any]) -> None:
     call_soon = _call_soon()
 
     def wake(_: Future[Any]) -> None:
-        # A loop that has ended meanwhile has nobody left to wake.
+        # A loop that has ended meanwhile has no task to wake.
         with suppress(RuntimeError):
             call_soon(done.set)
 
@@ -32,7 +32,7 @@ async def settled(future: Future[Any]) -> None:
 
 
 def _call_soon() -> Callable[[Callable[[], None]], object]:
-    """What runs a callback in this task's event loop, from any thread."""
+    """Return a function that runs a callback in this task's event loop, from any thread."""
     if sniffio.current_async_library() == "trio":
         import trio
 

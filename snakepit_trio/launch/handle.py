@@ -1,4 +1,4 @@
-"""How a process is given back to the system, wherever it runs."""
+"""The end of a process handle, for all launchers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from .base import ExitStatus
 
 __all__ = ["Handle"]
 
-#: How long giving a process back may take, in seconds; a killed process that stays longer hangs in the kernel.
+#: Seconds. The longest time for ending a process; a killed process that stays longer hangs in the kernel.
 _GIVE_BACK = 5.0
 
 
 class Handle(ABC):
-    """The part of a :class:`snakepit_trio.launch.base.WorkerProcess` that all kinds of them share: their end."""
+    """The part of a :class:`snakepit_trio.launch.base.WorkerProcess` that all kinds share: its end."""
 
-    #: It has been given back, or is being so.
+    #: Whether it has been closed, or is being closed.
     _closed = False
 
     @abstractmethod
@@ -31,10 +31,10 @@ class Handle(ABC):
 
     @abstractmethod
     def _release(self) -> None:
-        """Give back what the handle still has of it. Called after its end, and once more if it raises."""
+        """Release the remaining resources of the handle. Called after its end, and again if it raises."""
 
     async def aclose(self) -> None:
-        """Kill it, wait for its end, give everything back. Runs to its end even when cancelled. Idempotent."""
+        """Kill the process, wait for its end, release all resources. Runs to its end even when cancelled. Idempotent."""
         if self._closed:
             return
         self._closed = True
@@ -47,6 +47,6 @@ class Handle(ABC):
                 try:
                     self._release()
                 except Exception:
-                    # What it has not come to; the exception is for whoever asked.
+                    # The remaining resources; the exception goes to the caller.
                     self._release()
                     raise

@@ -1,4 +1,4 @@
-"""The processes that an adapter's import has started, as the host sees them: held, written down, and ended."""
+"""The processes that an adapter's import has started, as the host sees them: held, registered, and ended."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .base import ProcessBook
 
 __all__ = ["Helpers"]
 
-#: How long they may take to end after a SIGTERM, and to be gone after a SIGKILL, in seconds.
+#: Seconds. The time to end after SIGTERM, and to be gone after SIGKILL.
 _GRACE, _GONE = 0.5, 1.0
 
 
 class Helpers:
-    """The helpers of one process that has imported an adapter. Ends them, and what they have started.
+    """The helpers of one process that has imported an adapter. Ends them, and the processes that they have started.
 
     Args:
-        parent: That process, which leads a session of its own.
-        run_id, pool: Its run, whose id it has in its environment and gives to them, and its pool.
-        book: Where they are written down.
+        parent: The importing process, which leads its own session.
+        run_id, pool: Its run, whose id the helpers inherit in their environment, and its pool.
+        book: The register of processes.
     """
 
     def __init__(self, parent: int, *, run_id: str, pool: str, book: ProcessBook) -> None:
@@ -44,22 +44,23 @@ class Helpers:
         return len(self._held)
 
     def told(self, found: Iterable[Sequence[int]]) -> None:
-        """The parent says that these are helpers, each as its id and its start time. Its code may say anything: taken for one
-        is only what descends from it, or has its run's id from it."""
+        """Accept the parent's list of helpers, each with its id and start time. The list is untrusted: only processes that
+        descend from the parent, or have inherited its run's id, are accepted.
+        """
         helpers = [Identity(*pair) for pair in found if len(pair) == 2 and all(type(number) is int for number in pair)]
         family = {*descendants(self._parent)} if helpers else set()
         self._hold(helper for helper in helpers if helper in family or was_given(helper.pid, self._given))
 
     def look(self) -> None:
-        """Find them while their parent is alive and imports still: they are its descendants, or orphans of its."""
+        """Find the helpers among the parent's descendants and orphans, while the parent is alive and importing."""
         self._hold(descendants(self._parent))
         self._hold(orphans(self._parent, ("SNAKEPIT_RUN_ID", "SNAKEPIT_WORKER_ID")))
 
     async def end(self, *, told: bool = True) -> None:
-        """End them; their parent has ended. Runs to its end even when cancelled, a moment later at most.
+        """End the helpers; their parent has ended. Runs to its end even when cancelled, in bounded time.
 
         Args:
-            told: The parent has said which they are. If it has not, they are looked for in its session.
+            told: Whether the parent has listed them. If not, they are looked for in its session.
         """
         if not self._held and told:
             return
@@ -78,7 +79,9 @@ class Helpers:
         self._held.clear()
 
     def _find_more(self) -> None:
-        """What they have started since; also what has another parent by now, in a session that one of them has begun."""
+        """Find the processes that they have started since, also those with another parent, in sessions that a helper has
+        begun.
+        """
         for helper in list(self._held):
             self._hold(descendants(helper.pid))
         self._hold(in_sessions(self._sessions, self._given))
@@ -90,8 +93,8 @@ class Helpers:
             try:
                 process = _platform.open_process(helper.pid)
             except (OSError, OverflowError):
-                continue  # It has ended, or is none.
-            # From here on the id means no other process. Did it before?
+                continue  # It has ended, or is not a process.
+            # From here on the id can't be reused. Check that it was not reused before.
             if not _platform.is_same(helper):
                 process.close()
                 continue

@@ -1,8 +1,8 @@
-"""How Python processes of this package are started: by which interpreter, under which flags, and what they can import.
+"""The interpreter, flags and import path of Python processes of this package.
 
-A worker finds what its host finds, in the same order, and nothing else: the flags are the host's, the working directory is
-not searched (``-P``), and the host's ``sys.path`` travels with the first message. Until that has arrived such a process
-knows only where this package is, which is told on its command line: environment variables are not read under ``-E`` and ``-I``.
+A worker finds the modules that its host finds, in the same order: the flags are the host's, the working directory is
+not searched (``-P``), and the host's ``sys.path`` travels with the first message. Until then such a process knows only
+where this package is, from its command line, because environment variables are not read under ``-E`` and ``-I``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ __all__ = ["import_path", "interpreter_flags", "own_interpreter", "python_comman
 
 _private_names.require("subprocess")
 
-#: Runs a module of this package as the main one. The package is the one in the directory that is named first, whichever others
-#: there are; what it needs of the standard library is imported before, in case that directory has something of the same name.
+#: Runs a module of this package as the main module. The package comes from the directory that is named first, whatever
+#: others exist; the needed parts of the standard library are imported before, in case that directory has modules of the
+#: same names.
 _RUN = (
     "import runpy, sys, typing; sys.path.insert(0, sys.argv.pop(1)); import snakepit_trio; del sys.path[0]; "
     "runpy.run_module(sys.argv.pop(1), None, '__main__', True)"
@@ -35,10 +36,11 @@ _PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__fil
 
 
 def own_interpreter() -> str:
-    """The interpreter that this process runs in.
+    """Return the interpreter that this process runs in.
 
     Raises:
-        ConfigError: None that could be started: the application is frozen, or embeds Python. Names the option ``python``.
+        ConfigError: There is no interpreter that can be started: the application is frozen, or embeds Python. The error
+            names the option ``python``.
     """
     if getattr(sys, "frozen", False):
         why = "this application is frozen: it would start itself in place of a worker"
@@ -54,17 +56,18 @@ def own_interpreter() -> str:
 
 
 def interpreter_flags() -> tuple[str, ...]:
-    """The flags that this interpreter was started with, for others that are to behave alike."""
+    """Return the flags with which this interpreter was started, for processes that must behave alike."""
     if getattr(sys, "frozen", False):
-        return ()  # They are the application's, and would keep another interpreter from its own libraries.
+        return ()  # These are the application's flags, and would keep another interpreter from its own libraries.
     try:
         return tuple(subprocess._args_from_interpreter_flags())  # type: ignore[attr-defined]
     except ValueError:
-        return ()  # The program has changed sys.warnoptions, from which they are made.
+        return ()  # The program has changed sys.warnoptions, from which the flags are made.
 
 
 def python_command(module: str, spec: WorkerSpec) -> list[str]:
-    """The beginning of a command that runs a module of this package, in another interpreter the one that is installed there.
+    """Return the beginning of a command that runs a module of this package; in another interpreter, of the package
+    installed there.
 
     Raises:
         ConfigError: As from :func:`own_interpreter`.
@@ -76,17 +79,17 @@ def python_command(module: str, spec: WorkerSpec) -> list[str]:
 
 
 def import_path(spec: WorkerSpec) -> list[str]:
-    """What a worker needs on ``sys.path`` to import what this process can import, in its order.
+    """Return the ``sys.path`` entries that a worker needs to import what this process can import, in the same order.
 
-    Another interpreter has libraries of its own, and gets what is not this one's.
+    Another interpreter has its own libraries, and gets the entries that are not this interpreter's.
 
     Raises:
-        ConfigError: The working directory is on it, and has been deleted.
+        ConfigError: The path contains the working directory, which has been deleted.
     """
     entries = [
         os.path.abspath(entry if os.path.isabs(entry) else os.path.join(working_directory(), entry))
         for entry in sys.path
-        if isinstance(entry, str)  # As the import system has it.
+        if isinstance(entry, str)  # As the import system does.
     ]
     if spec.python is None:
         return entries
@@ -95,7 +98,7 @@ def import_path(spec: WorkerSpec) -> list[str]:
 
 
 def _libraries() -> set[str]:
-    """Where this interpreter keeps its own libraries, and those that are installed for it."""
+    """Return the directories of this interpreter's own and installed libraries."""
     paths = sysconfig.get_paths()
     found = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     found |= {*site.getsitepackages(), site.getusersitepackages()} if hasattr(site, "getsitepackages") else set()

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 __all__ = ["Hold", "LocalLauncher", "LocalProcess", "Reaper", "boot_message"]
 
 _REPORT_LIMIT = 256 * 1024
-#: How much of its output is read at once, in bytes.
+#: The largest read of its output, in bytes.
 _CHUNK = 64 * 1024
 
 
 def boot_message(spec: WorkerSpec) -> bytes:
-    """What the worker reads from its lifeline: 4 bytes of length, then the Boot message as JSON."""
+    """Return the message that the worker reads from its lifeline: 4 bytes of length, then the Boot message as JSON."""
     body = Boot(
         worker_id=spec.worker_id,
         run_id=spec.run_id,
@@ -56,17 +56,17 @@ def boot_message(spec: WorkerSpec) -> bytes:
 
 
 class Reaper(Protocol):
-    """Whoever is the process's parent, and so may take its exit status."""
+    """The process's parent, which can take its exit status."""
 
     def alive(self) -> bool:
-        """Whether the parent is there still; without it the system may have reaped the process at any time."""
+        """Return whether the parent is still there; without it the system may have reaped the process at any time."""
 
     async def reap(self) -> ExitStatus:
-        """Take the exit status of the process, which has ended."""
+        """Return the exit status of the ended process."""
 
 
 class _PipeOutput:
-    """What is written to a pipe; the descriptor is another's."""
+    """The output on a pipe; another object owns the descriptor."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -86,14 +86,15 @@ class LocalProcess(Handle):
     """A worker process on this machine; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
-        process: It; its id is also its process group's. Owned from here on.
-        descriptors: Its pipes, the worker's ends closed already but for the lifeline's; owned from here on.
-        boot: What it is to read from its lifeline.
+        process: The process; its id is also its process group's. Owned from here on.
+        descriptors: Its pipes, with the worker's ends closed except for the lifeline's; owned from here on.
+        boot: The message for its lifeline.
         reaper: Its parent.
         on_end: Called once, when it has ended and is reaped.
-        read_report: Makes a report of what it has said; gets whether that is all. None: there must be more.
-        cpu_time: Gives the CPU time that the process of an id has used.
-        helpers: What the import of its adapter has started; ended with it.
+        read_report: Parses a report from its output so far; its second argument tells whether that is all. None: more
+            must come.
+        cpu_time: Returns the CPU time of the process with an id.
+        helpers: The processes that its adapter's import has started; ended with it.
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class LocalProcess(Handle):
 
     @property
     def marks(self) -> bytes | None:
-        """The table of the calls that it has begun, as it is now; None when it keeps none."""
+        """Return the current begun table; None if it has none."""
         marks = self._descriptors.marks
         return None if self._closed or marks is None else marks.table()
 
@@ -141,16 +142,17 @@ class LocalProcess(Handle):
         return self._status is not None
 
     async def send_boot(self) -> None:
-        """Write the boot message, then arm the lifeline. A worker that is slow to read it does not block the event loop."""
+        """Write the boot message, then arm the lifeline. A worker that reads it slowly does not block the event loop."""
         while self._boot:
             try:
                 sent = os.write(self._descriptors.lifeline_write, self._boot)
             except BlockingIOError:
-                # Longer than a pipe: the worker reads meanwhile, and arms it itself. If it dies, our end must not be the last.
+                # The message exceeds the pipe: the worker reads meanwhile, and arms the lifeline. If it dies, the host
+                # must not keep the last read end.
                 self._descriptors.close(self._descriptors.lifeline_read)
                 await anyio.wait_writable(self._descriptors.lifeline_write)
             except BrokenPipeError:
-                break  # It has ended already; wait() tells how.
+                break  # It has already ended; wait() returns its status.
             else:
                 self._boot = self._boot[sent:]
         self._descriptors.arm_lifeline(self.pid)
@@ -175,7 +177,7 @@ class LocalProcess(Handle):
         return self._report
 
     async def _more_or_end(self, fd: int) -> None:
-        """Wait until there is something to read, or the process has ended: a pipe may have other writers, which stay."""
+        """Wait until there is something to read, or the process has ended: a pipe may have other writers that remain."""
         async with anyio.create_task_group() as nursery:
 
             @protected
@@ -196,17 +198,18 @@ class LocalProcess(Handle):
         return None if marks is None else marks.share()
 
     async def cpu_time(self) -> float | None:
-        # Once it is reaped, the id may be a stranger's.
+        # Once it is reaped, the id may be reused.
         return None if self._status is not None else self._cpu_time(self.pid)
 
     async def wait(self) -> ExitStatus:
-        # An event loop lets one task wait for a descriptor; when that one is cancelled, the next takes its place.
+        # Only one task may wait for a descriptor; when that task is cancelled, the next takes its place.
         while self._status is None:
             async with self._watching:
                 if self._status is None:
                     await self._process.wait()
                     self._signal(signal.SIGKILL)
-                    # Ends: the process has, and its parent is this process, or a template, of which ask() gives up.
+                    # Bounded: the process has ended, and its parent is this process, or a template, for which ask() has a
+                    # time limit.
                     with anyio.CancelScope(shield=True):
                         self._status = await self._reaper.reap()
                     try:
@@ -226,9 +229,10 @@ class LocalProcess(Handle):
 
     def _signal(self, number: signal.Signals) -> None:
         if self._status is not None or os.getpid() != self._host:
-            return  # It is gone, or not ours: this is a fork of its host.
-        # A group whose leader is not reaped can't be a stranger's. Without the reaper that is so while the leader lives, so the
-        # group comes first. Until it leads a group of its own, the group of that number does not exist and only it is hit.
+            return  # It is gone, or this process is a fork of its host.
+        # The number of a group is not reused while its leader is not reaped. Without the reaper that holds while the
+        # leader lives, so the group is signalled first. Until it leads its own group, no group of that number exists, and
+        # only the process is signalled.
         if self._reaper.alive() or not self._process.ended():
             try:
                 os.killpg(self.pid, number)
@@ -245,16 +249,16 @@ class LocalProcess(Handle):
 
 
 class Hold(Protocol):
-    """Takes over a process that has just been started, its pipes, and its parent. If it raises, it has not."""
+    """Takes over a process that has just started, its pipes, and its parent. If it raises, it has not taken them over."""
 
     def __call__(self, process: ProcessHandle, descriptors: Descriptors, reaper: Reaper) -> LocalProcess: ...
 
 
 class LocalLauncher(Launcher):
-    """What the launchers of this machine share: the processes that they hold.
+    """The common part of this machine's launchers: the processes that they hold.
 
     Args:
-        book: Where they are written down.
+        book: The register of processes.
     """
 
     def __init__(self, book: ProcessBook | None = None) -> None:
@@ -306,23 +310,23 @@ class LocalLauncher(Launcher):
         return process
 
     def _boot(self, spec: WorkerSpec) -> bytes:
-        """What the worker is to read from its lifeline."""
+        """Return the message that the worker reads from its lifeline."""
         return boot_message(spec)
 
     def _read_report(self, said: bytes, whole: bool) -> Report | None:
-        """A report from what the worker has said; None when there must be more to come."""
+        """Parse a report from the worker's output; None if more must come."""
         return _read_report(said) if whole else None
 
     def _cpu_time(self, pid: int) -> float | None:
-        """CPU time that what serves in a process has used."""
+        """Return the CPU time of the serving process."""
         return _platform.cpu_time(pid)
 
     def _clear(self, spec: WorkerSpec) -> None:
-        """The worker has ended, or could not be started: remove what was made for it."""
+        """Remove what was created for a worker that has ended, or could not be started."""
 
     @abstractmethod
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
-        """Start a process, and call ``hold`` as soon as it exists, once."""
+        """Start a process, and call ``hold`` once, as soon as it exists."""
 
 
 def _read_report(said: bytes) -> Report:

@@ -1,7 +1,8 @@
-"""What runs on a node of a Ray cluster: an actor that starts one worker with the launcher of its machine.
+"""The actor on a node of a Ray cluster that starts one worker with its machine's launcher.
 
-The actor's process holds the worker's lifeline, so the worker ends with it: when Ray ends the actor, when the driver that
-made it is gone, when the node's agent dies. Calls never come this way; the host connects to the worker itself.
+The actor's process holds the worker's lifeline, so the worker ends with it: when Ray ends the actor, when the driver
+that created it is gone, when the node's agent dies. Calls never go through it; the host connects to the worker
+directly.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ __all__ = ["Placed", "WorkerActor"]
 
 @attrs.frozen
 class Placed:
-    """A worker was started, or could not be."""
+    """The result of a start."""
 
     pid: int = 0
-    #: The address of its node.
+    #: The address of the node.
     node: str = ""
-    #: Why it could not be started.
+    #: The reason of a failed start.
     failure: str = ""
 
 
@@ -40,7 +41,7 @@ class WorkerActor:
         self._settled = asyncio.Event()
 
     async def start(self, spec: WorkerSpec) -> Placed:
-        """Start it, listening on this node's address."""
+        """Start the worker, listening on this node's address."""
         import ray
 
         node = ray.util.get_node_ip_address()
@@ -53,19 +54,19 @@ class WorkerActor:
         return Placed(self._process.pid, node)
 
     async def report(self) -> Report:
-        """What it says when it is ready, or can't be."""
+        """Return the worker's report."""
         process = await self._started()
         return Report() if process is None else await process.report()
 
     async def receive(self, stream: Literal["stdout", "stderr"]) -> bytes:
-        """What it writes next; empty at the end."""
+        """Return the next bytes of a stream; empty at the end."""
         process = await self._started()
         if process is None:
             return b""
         return await (process.stdout if stream == "stdout" else process.stderr).receive()
 
     async def signal(self, kill: bool) -> None:
-        """SIGKILL or SIGTERM to its process group."""
+        """Send SIGKILL or SIGTERM to the process group."""
         process = await self._started()
         if process is not None:
             if kill:
@@ -74,12 +75,12 @@ class WorkerActor:
                 process.terminate()
 
     async def cpu_time(self) -> float | None:
-        """CPU time that it has used."""
+        """Return the worker's CPU time."""
         process = await self._started()
         return None if process is None else await process.cpu_time()
 
     async def wait(self) -> tuple[ExitStatus, bytes | None]:
-        """Wait for its end. Returns how it ended, and the table of the calls that it had begun."""
+        """Wait for the worker's end. Returns its exit status, and its begun table."""
         process = await self._started()
         if process is None:
             return ExitStatus(code=1), None

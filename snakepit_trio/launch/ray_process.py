@@ -1,4 +1,4 @@
-"""A worker on a node of a Ray cluster, as its host has it in hand: by way of the actor that started it."""
+"""The host's handle of a worker on a node of a Ray cluster, through the actor that started it."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 __all__ = ["RayProcess", "end_actor", "words_of"]
 
-#: How long an actor may take to tell of the end of the worker that it was told to kill, in seconds.
+#: Seconds. The time in which an actor must report the end of a worker that it was told to kill.
 _ANSWER = 2.0
 _BECAUSE = re.compile(r"The actor (?:died because|is dead because) (.+)")
 
 
 class _Output:
-    """What a worker writes, by way of its actor."""
+    """The output of a worker, through its actor."""
 
     def __init__(self, actor: Any, stream: str) -> None:
         self._actor = actor
@@ -45,13 +45,13 @@ class _Output:
 
 
 class RayProcess(Handle):
-    """A worker on some node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
+    """A worker on a node; see :class:`snakepit_trio.launch.base.WorkerProcess`.
 
     Args:
-        actor: Its actor, which Ray may not have placed yet.
-        spec: What to start there.
-        tls: What the host connects with.
-        asked: The resources that it was asked for with, in words.
+        actor: The actor, which Ray may not have placed yet.
+        spec: The worker's spec.
+        tls: The host's TLS context.
+        asked: A description of the requested resources.
         on_end: Called once, when nothing of it is left.
     """
 
@@ -72,7 +72,7 @@ class RayProcess(Handle):
         self._report: Report | None = None
         self._status: ExitStatus | None = None
         self._begun: bytes | None = None
-        #: When to stop waiting for an answer of its actor.
+        #: The time at which the wait for the actor's answer ends.
         self._deadline = math.inf
         self._waits: set[anyio.CancelScope] = set()
 
@@ -140,7 +140,7 @@ class RayProcess(Handle):
             self._signal(kill=True)
             self._deadline = anyio.current_time() + _ANSWER
         else:
-            # It may have been placed by now; then its worker ends with it.
+            # It may have been placed by now; its worker then ends with it.
             self._status = ExitStatus()
             self._deadline = -math.inf
             end_actor(self._actor)
@@ -148,7 +148,7 @@ class RayProcess(Handle):
             scope.deadline = self._deadline
 
     def _signal(self, *, kill: bool) -> None:
-        with contextlib.suppress(RayError):  # There is no connection to Ray any more.
+        with contextlib.suppress(RayError):  # The connection to Ray has been closed.
             _call(self._actor.signal, kill)
 
     def _release(self) -> None:
@@ -157,12 +157,12 @@ class RayProcess(Handle):
 
 
 def _call(method: Any, *args: Any) -> Future[Any]:
-    """Call a method of an actor. When the connection to Ray is closed later, its answer may never come.
+    """Call a method of an actor. If the connection to Ray is closed later, the answer may never come.
 
-    Ray itself would make up another cluster for whoever is not connected.
+    Without a connection, Ray itself would start another cluster.
 
     Raises:
-        RayError: There is no connection to Ray, or none in which there is such an actor.
+        RayError: There is no connection to Ray, or the connection does not have this actor.
     """
     if not ray.is_initialized():
         raise RayError("the connection to Ray is closed")
@@ -176,14 +176,14 @@ def _call(method: Any, *args: Any) -> Future[Any]:
 
 
 def end_actor(actor: Any) -> None:
-    """End an actor, which may be gone already, and Ray with it."""
+    """End an actor, which may already be gone, and Ray with it."""
     if ray.is_initialized():
         with contextlib.suppress(Exception):
             ray.kill(actor)
 
 
 async def _result(future: Future[Any]) -> Any:
-    """What an actor has answered. A cancellation leaves it as it is.
+    """Return an actor's answer. A cancellation leaves the call running.
 
     Raises:
         RayError: The actor, its node or its environment failed.
@@ -193,7 +193,7 @@ async def _result(future: Future[Any]) -> Any:
 
 
 def words_of(exc: BaseException) -> str:
-    """Ray's messages run over many lines; one of them says why."""
+    """Return the line of a Ray error that gives the reason; Ray's messages have many lines."""
     text = str(exc).strip()
     because = _BECAUSE.search(text)
     words = because[1].strip() if because else (text.splitlines() or [type(exc).__name__])[0]

@@ -1,11 +1,11 @@
 """Workers on the nodes of a Ray cluster, started by actors that Ray places by their resources.
 
-The host's side. Ray decides where a worker runs, starts an actor there (:mod:`snakepit_trio.launch.ray_actor`), and carries
-what belongs to a worker's life: its start, its output, signals, its end. Calls go from the host to the worker directly, over
-TCP with TLS, for which the run issues the certificates (:mod:`snakepit_trio.launch.authority`).
+This is the host's side. Ray chooses a worker's node, starts an actor there (:mod:`snakepit_trio.launch.ray_actor`), and
+carries the worker's lifecycle: start, output, signals, end. Calls go from the host to the worker directly, over TCP
+with TLS; the run issues the certificates (:mod:`snakepit_trio.launch.authority`).
 
-Ray's functions block, and some of what they start is tied to the thread that calls them; so all of them run in one thread
-that lives as long as the launcher. What they promise for later is awaited without a thread.
+Ray's functions block, and some of their results are bound to the calling thread. So all of them run in one thread that
+lives as long as the launcher. Their futures are awaited without a thread.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ __all__ = ["RayLauncher", "ray_launcher"]
 
 _log = logging.getLogger("snakepit_trio.launch")
 
-#: How long the cluster's address may take to accept a connection, in seconds: Ray itself tries for minutes.
+#: Seconds. The time in which the cluster's address must accept a connection; Ray itself tries for minutes.
 _REACH = 5.0
-#: How long the end of the connection to Ray may take, in seconds.
+#: Seconds. The longest time for closing the connection to Ray.
 _LEAVE = 20.0
 
 
 def ray_launcher(context: LaunchContext) -> Launcher:
-    """The launcher ``"ray"``, as its entry point names it."""
+    """Return the launcher ``"ray"``; the target of its entry point."""
     assert context.config.ray is not None
     return RayLauncher(context.config.ray, context.run_id, context.most_workers)
 
 
 class RayLauncher(Launcher):
-    """Starts each worker by an actor of its own, which ends with this process.
+    """Starts each worker through its own actor, which ends with this process.
 
     Args:
-        config: Which cluster, which resources.
-        run_id: Named in the run's certificates.
-        most: How many workers there may be at once.
+        config: The cluster and the resources.
+        run_id: The id named in the run's certificates.
+        most: The largest number of simultaneous workers.
     """
 
     same_machine = False
@@ -68,7 +68,7 @@ class RayLauncher(Launcher):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snakepit-ray")
         self._connection: Future[None] | None = None
         self._connecting = anyio.Lock()
-        #: Whether it is ours, to be ended by us; and Ray's name for it.
+        #: Whether this launcher owns the connection, and Ray's name for it.
         self._owned = False
         self._job = ""
         self._group: Any = None
@@ -76,7 +76,7 @@ class RayLauncher(Launcher):
 
     async def __aexit__(self, *exc: object) -> None:
         with anyio.CancelScope(shield=True):
-            # All at once: each has its time to answer, and on a node that is gone none of them does.
+            # All at once, because each has its time to answer, and none on a lost node does.
             for process in list(self._held):
                 process.kill()
             for process in list(self._held):
@@ -86,7 +86,7 @@ class RayLauncher(Launcher):
                 await settled(left)
             if not left.done():
                 _log.warning("the connection to Ray did not end within %g s", _LEAVE)
-            # It has nothing to do any more, or is stuck in Ray, where nobody can reach it.
+            # The thread is idle, or stuck in Ray, where it can't be reached.
             self._thread.shutdown(wait=left.done(), cancel_futures=True)
 
     async def start(self, spec: WorkerSpec) -> RayProcess:
@@ -109,14 +109,14 @@ class RayLauncher(Launcher):
     async def _connect(self) -> None:
         async with self._connecting:
             if self._connection is not None and self._connection.done() and self._job != _job():
-                # The application has ended it, and may have made another. Without one, Ray would make up a cluster for
-                # whoever goes on; and what was reserved in the old one is gone.
+                # The application has closed the connection, and may have made another. Without one, Ray would start a
+                # cluster; and the old connection's reservations are gone.
                 self._connection = self._group = None
                 self._owned = False
             if self._connection is None:
                 await self._reach()
                 self._connection = self._thread.submit(self._join)
-            # A cancellation leaves it to the next start, or to the end.
+            # A cancellation leaves it for the next start, or for the end.
             await settled(self._connection)
             failure = self._connection.exception()
             if failure is not None:
@@ -193,7 +193,7 @@ class RayLauncher(Launcher):
 
 @contextlib.contextmanager
 def _without_a_word_of_signals() -> Iterator[None]:
-    """Ray warns that it can't handle SIGTERM in a thread; it is not to handle it."""
+    """Suppress Ray's warning that it can't handle SIGTERM in a thread, which it should not."""
     log = logging.getLogger("ray._private.worker")
 
     def keep(record: logging.LogRecord) -> bool:
@@ -207,16 +207,16 @@ def _without_a_word_of_signals() -> Iterator[None]:
 
 
 def _job() -> str:
-    """What tells this connection to Ray from the next; empty when there is none."""
+    """Return an identity of the current connection to Ray; empty if there is none."""
     if not ray.is_initialized():
         return ""
     context = ray.get_runtime_context()
-    # Each cluster counts its jobs anew.
+    # Each cluster numbers its jobs separately.
     return f"{context.get_node_id()} {context.get_job_id()}"
 
 
 def _local_files(runtime_env: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a runtime environment is on this machine: Ray takes that with a connection only, not with an actor."""
+    """Return the local files of a runtime environment, which Ray accepts only with a connection, not with an actor."""
     found = {}
     for name in ("working_dir", "py_modules"):
         value = runtime_env.get(name)
@@ -233,6 +233,6 @@ def _failure(what: str, exc: BaseException) -> WorkerStartupError:
 
 
 def _unwanted(made: Future[Any]) -> None:
-    """An actor that nobody waits for any more."""
+    """End an actor that is not needed any more."""
     if not made.cancelled() and made.exception() is None:
         end_actor(made.result())

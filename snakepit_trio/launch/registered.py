@@ -20,15 +20,16 @@ __all__ = ["GROUP", "LOCAL", "check_launcher", "make_launcher"]
 
 #: The entry-point group. Each entry names a :data:`~snakepit_trio.launch.base.LauncherFactory`.
 GROUP = "snakepit_trio.launchers"
-#: The launchers of this machine.
+#: The name of this machine's launchers.
 LOCAL = "local"
 
 
 def check_launcher(value: object) -> None:
-    """Check what was given as a pool's launcher. An entry point is looked up, and not loaded yet.
+    """Check the ``launcher`` option. An entry point is looked up but not loaded yet.
 
     Raises:
-        ConfigError: There is no launcher of this name, or two; or the object is none, with what it lacks.
+        ConfigError: There is no launcher of this name, or there are two; or the object is not a launcher, and the error
+            says what it lacks.
     """
     if isinstance(value, str):
         if value != LOCAL:
@@ -43,17 +44,18 @@ def check_launcher(value: object) -> None:
         except TypeError:
             refuse("launcher", value, "what can be called with a LaunchContext alone")
         except ValueError:
-            # Its parameters can't be told.
+            # Its parameters are unknown.
             pass
     else:
         refuse("launcher", value, f"a name, or a Launcher, or a class or function that makes one; this lacks {missing}")
 
 
 def make_launcher(name: str, context: LaunchContext) -> Launcher:
-    """A launcher by what an entry point names.
+    """Create a launcher from an entry point.
 
     Raises:
-        ConfigError: That can't be imported, or can't be called, or fails; names the distribution and the reason.
+        ConfigError: The entry point can't be imported or called, or fails; the error names the distribution and the
+            reason.
     """
     entry = _entry(name)
     try:
@@ -88,7 +90,7 @@ def _entry(name: str) -> EntryPoint:
 
 
 def _entries() -> Mapping[str, list[EntryPoint]]:
-    # Costs an import and a look at each distribution: paid by pools that ask for a name.
+    # Imported here, because it costs an import and a look at each distribution.
     from importlib.metadata import entry_points
 
     found: dict[str, list[EntryPoint]] = {}

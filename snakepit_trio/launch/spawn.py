@@ -19,12 +19,12 @@ __all__ = ["PopenReaper", "SpawnLauncher", "hand_over", "spawn"]
 
 
 def _status_of(returncode: int) -> ExitStatus:
-    """An exit status from subprocess's convention, in which a signal is negative."""
+    """Convert subprocess's return code, in which a signal is negative, to an exit status."""
     return ExitStatus(signal=-returncode) if returncode < 0 else ExitStatus(code=returncode)
 
 
 class PopenReaper:
-    """The parent of a process that subprocess started: this process."""
+    """This process, as the parent of a process that subprocess started."""
 
     def __init__(self, popen: subprocess.Popen[bytes]) -> None:
         self._popen = popen
@@ -33,7 +33,7 @@ class PopenReaper:
         return True
 
     async def reap(self) -> ExitStatus:
-        # It has ended, so this does not wait.
+        # It has ended, so this does not block.
         return _status_of(self._popen.wait())
 
 
@@ -45,12 +45,13 @@ def spawn(
     pass_fds: tuple[int, ...],
     env: Mapping[str, str],
 ) -> tuple[subprocess.Popen[bytes], ProcessHandle]:
-    """Start a worker's process in a session and process group of its own, its output in the worker's pipes.
+    """Start a worker's process in its own session and process group, with its output in the worker's pipes.
 
-    Not ``anyio.open_process``: the pipes are ours, and a process must not be tied to the thread that started it.
+    ``anyio.open_process`` is not used, because the pipes are this package's, and a process must not be bound to the
+    thread that started it.
 
     Returns:
-        The process, as its parent has it, and as one to wait for and to signal.
+        The process as a child, and a handle to wait for it and to signal it.
 
     Raises:
         WorkerStartupError: It can't be started; the descriptors are closed.
@@ -82,7 +83,7 @@ def spawn(
 
 
 def hand_over(popen: subprocess.Popen[bytes], process: ProcessHandle, descriptors: Descriptors, hold: Hold) -> None:
-    """Give a process that :func:`spawn` has started to whoever holds it from now on; it ends when that comes to nothing."""
+    """Pass a process started by :func:`spawn` to its holder; if that fails, the process is ended."""
     try:
         hold(process, descriptors, PopenReaper(popen))
     except BaseException:
@@ -94,13 +95,13 @@ def hand_over(popen: subprocess.Popen[bytes], process: ProcessHandle, descriptor
 
 
 class SpawnLauncher(LocalLauncher):
-    """Starts each worker as ``python -m snakepit_trio.worker``, in a session and process group of its own."""
+    """Starts each worker as ``python -m snakepit_trio.worker``, in its own session and process group."""
 
     async def _start(self, spec: WorkerSpec, hold: Hold) -> None:
         program = python_command("snakepit_trio.worker", spec)
         descriptors = make_descriptors()
         lifeline, report, marks, _, _ = descriptors.for_worker
-        # Run id and worker id are on the command line so that a later run can tell whose process this is.
+        # Run id and worker id are on the command line, so that a later run can identify the process.
         command = [
             *program, "--run", spec.run_id, "--worker", spec.worker_id,
             "--lifeline", str(lifeline), "--report", str(report), "--marks", str(marks),

@@ -3,8 +3,8 @@
 It runs no thread and no event loop, because a fork copies only the thread that calls it. It is asked over a socket by
 :mod:`snakepit_trio.launch.fork_server`, one question at a time:
 
-- ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with
-  ``{"helpers": [[pid, start time], ...]}``, the processes that the import has started, and ``"unforkable": reason`` if it is so
+- ``{"adapter": ..., "path": [...], "backend": ..., "host_backend": ...}``: import this; answered with ``{"helpers":
+  [[pid, start time], ...]}``, the processes that the import has started, and ``"unforkable": reason`` if it is so
 - ``{"worker": id}`` with the worker's descriptors: fork; answered with ``{"pid": ...}`` and a descriptor by which the host
   holds the child
 - ``{"reap": pid}``: take the exit status of a child that has ended; answered with ``{"code": ...}`` or ``{"signal": ...}``
@@ -44,14 +44,14 @@ _LINGER = 0.2
 
 
 class _Channel:
-    """The socket to the host, blocking."""
+    """The blocking socket to the host."""
 
     def __init__(self, fd: int) -> None:
         self.socket = socket.socket(fileno=_forks.keep(fd))
         self._received = b""
 
     def receive(self) -> tuple[dict[str, Any], list[int]] | None:
-        """The next question and its descriptors; None at the end."""
+        """Return the next question and its descriptors; None at the end."""
         fds: list[int] = []
         while True:
             if len(self._received) >= 4:
@@ -66,7 +66,7 @@ class _Channel:
             self._received += data
 
     def send(self, message: dict[str, Any], fds: tuple[int, ...] = ()) -> None:
-        """Answer."""
+        """Send an answer."""
         body = json.dumps(message).encode()
         data = len(body).to_bytes(4, "big") + body
         sent = socket.send_fds(self.socket, [data], list(fds)) if fds else 0
@@ -74,10 +74,11 @@ class _Channel:
 
 
 def _import(question: dict[str, Any], lifeline: Lifeline) -> dict[str, Any]:
-    """Import what the workers will need. Returns the answer: why the process can't be forked then, if it can't, and the
-    processes that the import has started."""
+    """Import the modules that the workers need. Returns the answer: why the process can't be forked, if so, and the
+    processes that the import has started.
+    """
     follow(question["path"])
-    # Only now: what these need is where the host has it.
+    # Only now, because their dependencies are on the host's path.
     importlib.import_module("snakepit_trio.worker.server")
     from snakepit_trio.worker.backend import choose_backend
     from snakepit_trio.worker.helpers import helpers_of_import
@@ -90,13 +91,13 @@ def _import(question: dict[str, Any], lifeline: Lifeline) -> dict[str, Any]:
         with helpers_of_import() as helpers:
             module = import_adapter(question["adapter"].partition(":")[0])
     except (Exception, SystemExit):
-        # Each worker tries again, and reports to its host what is wrong.
+        # Each worker tries again, and reports the error to its host.
         pass
     else:
         with contextlib.suppress(Exception):
             find_tools(module)
         if _has_async_tools(module):
-            # Importing an event loop takes longer than all the rest of a worker's start.
+            # Importing an event loop takes longer than the rest of a worker's start.
             backend = choose_backend(question["backend"], module, question["host_backend"])
             uvloop = ["uvloop"] if backend == "asyncio" else []
             for name in ("snakepit_trio.worker.loop_runner", f"anyio._backends._{backend}", *uvloop):
@@ -127,17 +128,17 @@ def _has_async_tools(module: ModuleType) -> bool:
 
 
 def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str, generators: list[Any]) -> int:
-    """The child's part: leave everything of the template's behind, and be a worker. Returns its exit code.
+    """Run as the forked worker: discard everything of the template's, and return the worker's exit code.
 
     Args:
-        fds: The worker's descriptors; the last, which is for errors, is replaced by the stream's once that leads there.
+        fds: The worker's descriptors; the last, for errors, is replaced by the stream's once that is redirected.
     """
     os.setsid()
-    # The template's own lead nowhere any more.
+    # The template's own descriptors now lead to /dev/null.
     os.close(lifeline)
     channel.socket.close()
     _forks.adopt()
-    # What was registered in the template is the template's; what a worker registers runs at its own end.
+    # Exit handlers registered in the template belong to it; a worker's handlers run at its own end.
     atexit._clear()
     worker_lifeline, report, marks, stdout, stderr = map(_forks.above_streams, fds)
     os.dup2(stdout, 1)
@@ -149,19 +150,19 @@ def _be_worker(channel: _Channel, lifeline: int, fds: list[int], worker: str, ge
         signal.signal(number, signal.SIG_DFL)
     os.environ["SNAKEPIT_WORKER_ID"] = worker
     faulthandler.enable(2)
-    # They would give the same in every worker.
+    # They would produce the same numbers in every worker.
     reseed(generators)
     from snakepit_trio.worker.boot import run_worker
 
     code = run_worker(read_boot(worker_lifeline), worker_lifeline, report, marks)
-    # An interpreter's own end, but for what belongs to the template's frames below.
+    # The interpreter's normal shutdown, without the template's frames below.
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     return code
 
 
 def _flush() -> None:
-    """Write what is buffered. An import may have put anything in the place of the standard streams."""
+    """Flush the standard streams, which the import may have replaced by anything."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(BaseException):
             stream.flush()
@@ -175,7 +176,7 @@ def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[
             try:
                 code = _be_worker(channel, lifeline, fds, question["worker"], generators)
             except BaseException:
-                # Where the worker's host reads it, and not the template's.
+                # On the worker's stream, which the host reads, and not the template's.
                 with contextlib.suppress(OSError):
                     os.dup2(fds[-1], 2)
                 traceback.print_exc()
@@ -187,7 +188,7 @@ def _fork(channel: _Channel, lifeline: int, question: dict[str, Any], fds: list[
                 finally:
                     os._exit(code)
     except OSError as exc:
-        # A child that nobody was told of ends by itself: its lifeline is cut.
+        # A child that was not reported ends by itself, because its lifeline is cut.
         channel.send({"error": str(exc)})
     else:
         try:
@@ -209,7 +210,7 @@ def _reap(pid: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Be a template until the host is gone."""
+    """Run the template until the host is gone."""
     parser = argparse.ArgumentParser(
         prog="snakepit_trio.launch.template", description="Started by its host, not by hand."
     )

@@ -1,4 +1,4 @@
-"""``python -m snakepit_trio.worker``: a worker process, started by its host and not by hand."""
+"""``python -m snakepit_trio.worker``: a worker process, started by its host."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .prelude import follow, read_boot
 
 
 def main() -> int:
-    """Parse the command line and be a worker."""
+    """Parse the command line and run the worker."""
     parser = argparse.ArgumentParser(prog="snakepit_trio.worker", description="Started by its host, not by hand.")
     parser.add_argument("--run", required=True)
     parser.add_argument("--worker", required=True)
@@ -22,7 +22,7 @@ def main() -> int:
     faulthandler.enable()
     boot = read_boot(options.lifeline)
     follow(json.loads(boot)["path"])
-    # Only now: what this needs is where the host has it.
+    # Only now, because its dependencies are on the host's path.
     from .boot import run_worker
 
     return run_worker(boot, options.lifeline, options.report, options.marks)

@@ -94,8 +94,8 @@ def tool(
             host.
         metadata: Strings about the tool.
 
-    Of what can't be marked itself, such as a built-in function or a bound method, a :class:`functools.partial` is given back. In
-    the body of a class put it into ``staticmethod(...)``, for it gets no ``self``.
+    Of what can't be marked itself, such as a built-in function or a bound method, a :class:`functools.partial` is given
+    back. In the body of a class put it into ``staticmethod(...)``, for it gets no ``self``.
 
     Raises:
         InvalidParameter: It can't be a tool, which is said of a class, of what takes ``*args``, and of what does not show its

@@ -1,4 +1,4 @@
-"""Which event loop an adapter's async tools run on."""
+"""The choice of the event loop for an adapter's async tools."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["choose_backend"]
 
 
 def choose_backend(asked: str, module: ModuleType, host_backend: str) -> str:
-    """``"trio"`` or ``"asyncio"``.
+    """Return ``"trio"`` or ``"asyncio"``.
 
-    ``"auto"`` goes by the adapter's module: if it imports one of ``trio`` and ``asyncio`` under any name, that one; if
-    both, the host's; if neither, Trio when something that it imports has brought Trio in, else asyncio.
+    ``"auto"`` chooses by the adapter's module: the one of ``trio`` and ``asyncio`` that it imports under any name; if
+    both, the host's; if neither, Trio if one of its imports has imported Trio, else asyncio.
     """
     if asked != "auto":
         return asked
-    # Not isinstance, which asks the values: some raise whatever they are asked.
+    # Not isinstance, which runs code of the values, and some raise on anything.
     modules = [value for value in vars(module).values() if issubclass(type(value), ModuleType)]
     imported = {str(value.__name__).partition(".")[0] for value in modules}
     uses = imported & {"trio", "asyncio"}

@@ -14,18 +14,18 @@ from .lifeline import Lifeline, end_children
 
 __all__ = ["run_worker"]
 
-#: How much later than the connection the lifeline may be cut when a host is killed on a busy machine, in seconds.
+#: Seconds. The delay by which the lifeline of a killed host may be cut later than the connection, on a busy machine.
 _LINGER = 1.0
 
 
 def run_worker(message: bytes, lifeline_fd: int, report_fd: int, marks_fd: int) -> int:
-    """Be a worker until there is nothing left to do. Returns the exit code.
+    """Run the worker until its end, and return the exit code.
 
     Args:
         message: The boot message, which has been read from the lifeline.
-        lifeline_fd, report_fd, marks_fd: What the host has given it; owned from here on.
+        lifeline_fd, report_fd, marks_fd: The descriptors from the host; owned from here on.
     """
-    # The first to be registered is the last to run: user code may end its children in its own way before.
+    # Registered first and so run last, because user code may end its children in its own way before.
     atexit.register(end_children)
     os.set_inheritable(report_fd, False)
     os.set_inheritable(marks_fd, False)

@@ -1,7 +1,7 @@
-"""The calls that a worker holds, and the ways in which one ends.
+"""The calls that a worker holds, and the ways in which a call ends.
 
-A :class:`Call` is touched by two threads: the I/O thread makes it, cancels it and gives it credits; the thread that runs
-the tool does the rest. What both touch is guarded by the call's condition, or is a single assignment.
+Two threads use a :class:`Call`: the I/O thread creates it, cancels it and gives it credits; the thread that runs the
+tool does the rest. Shared state is guarded by the call's condition, or is a single assignment.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["Call", "Channel", "late"]
 
 
 def late() -> RequestTimeout:
-    """The failure of a call whose deadline has passed before it began."""
+    """Return the error of a call whose deadline passed before it began."""
     return RequestTimeout("the deadline passed before the call began", details={"phase": "queued"})
 
 
@@ -53,20 +53,20 @@ _NOBODY_WAITS = threading.Condition()
 
 
 class Channel:
-    """What the calls that come the same way have in common.
+    """The common part of all calls that arrive in the same way.
 
     Attributes:
         send: Sends a frame of a call; from any thread.
-        wait: Waits for a condition and does the I/O meanwhile, in the thread whose business both are, until a time of
-            ``time.monotonic``; False in another thread, at once.
-        begin: Told the number of each call that begins, before anything of it runs.
+        wait: Waits for a condition and does the I/O meanwhile, if this is the thread for both, until a time of
+            ``time.monotonic``; returns False at once in another thread.
+        begin: Called with the number of each call before it begins.
         lend: Puts the large buffers of a payload into shared memory.
-        host_calls: The calls to the host that are under way.
-        prefix: What a request's id begins with, before the call's number.
-        worker_id: This worker's id.
-        limit: Bytes that a value may have when encoded.
-        unserializable: What becomes of a result that can't be sent.
-        encoding: How results are encoded: a caller that writes JSON may read nothing else.
+        host_calls: The running calls to the host.
+        prefix: The prefix of a request's id, before the call's number.
+        worker_id: The worker's id.
+        limit: The largest encoded value, in bytes.
+        unserializable: The handling of a result that can't be sent.
+        encoding: The encoding of results: a caller that sends JSON may read nothing else.
     """
 
     __slots__ = (
@@ -112,17 +112,18 @@ class Call:
     """One call in a worker.
 
     Attributes:
-        frame: What the host said of it, without the arguments.
-        id: The host's number for it.
-        tool: What to run.
+        frame: The host's frame, without the arguments.
+        id: The host's number for the call.
+        tool: The tool.
         payload: The encoded arguments.
-        channel: How it came.
-        context: What its tool may know of it; from :meth:`enter` on.
-        deadline: On the clock of ``time.monotonic``; None when it has none.
-        cancelled: It is to stop: the caller is gone, or the worker ends.
-        stopped: It is to stop because the worker ends.
-        span: Its OpenTelemetry span; None where nobody uses that.
-        wake: Set by whoever runs the call on an event loop: called, in the I/O thread, after a cancel or a credit.
+        channel: The way in which the call arrived.
+        context: The tool's context; set by :meth:`enter`.
+        deadline: The deadline on the clock of ``time.monotonic``; None for none.
+        cancelled: Whether it must stop: its caller has left, or the worker ends.
+        stopped: Whether it must stop because the worker ends.
+        span: Its OpenTelemetry span; None if OpenTelemetry is not used.
+        wake: Set by the code that runs the call on an event loop: called, in the I/O thread, after a cancellation or a
+            credit.
     """
 
     __slots__ = (
@@ -157,15 +158,15 @@ class Call:
         self.span: CallSpan | None = None
         self.wake: Callable[[], None] | None = None
         self.deadline: float | None = None if timeout is None else time.monotonic() + timeout
-        # Whoever takes what is in it decides what becomes of the call; one operation of a list is never torn.
+        # A one-item list as an atomic claim: whoever pops the item owns the call.
         self._claim = [None]
         self._credits = frame.credits
-        # Bytes that the consumer has room for; the last chunk may have had more.
+        # The bytes that the consumer has room for; the last chunk may exceed them.
         self._room: float = frame.credit_bytes or math.inf
         self._lock = threading.Condition() if frame.stream else _NOBODY_WAITS
 
     def claim(self) -> bool:
-        """Decide what becomes of the call: to run it, or to answer it unrun. True for the first who asks, in any thread."""
+        """Claim the call, to run it or to answer it without running it. Returns True for the first claim, in any thread."""
         try:
             self._claim.pop()
         except IndexError:
@@ -174,18 +175,18 @@ class Call:
 
     @property
     def request_id(self) -> str:
-        """The request's id, the same as in the host's events."""
+        """The request's id, as in the host's events."""
         return f"{self.channel.prefix}{self.id}"
 
     @property
     def unclaimed(self) -> bool:
-        """Whether nobody has decided yet what becomes of it."""
+        """Whether the call is not claimed yet."""
         return bool(self._claim)
 
     # ---- from the I/O thread -----------------------------------------------------------------------
 
     def cancel(self, *, stopped: bool = False) -> None:
-        """It is to stop: the caller is gone, or, when ``stopped``, the worker ends."""
+        """Tell the call to stop: its caller has left or, with ``stopped``, the worker ends."""
         with self._lock:
             if stopped and not self.cancelled:
                 self.stopped = True
@@ -196,7 +197,7 @@ class Call:
             self.wake()
 
     def credit(self, chunks: int, size: int) -> None:
-        """The consumer has room for so many chunks and bytes more."""
+        """Add the consumer's room for further chunks and bytes."""
         with self._lock:
             self._credits += chunks
             self._room += size
@@ -207,14 +208,15 @@ class Call:
     # ---- from the thread that runs the tool ----------------------------------------------------------
 
     def enter(self) -> None:
-        """Its tool is about to run in this context, which is its own: what is logged and traced here belongs to it."""
+        """Enter the call's own context before its tool runs: logs and traces in it belong to the call."""
         self.context: ToolContext = ToolContext(self)
         CURRENT.set(self.context)
         self.span = begin_span(self.tool.name, self.context)
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]] | None:
-        """Decode and bind the arguments; None when the call is refused instead, and has been answered: its caller is gone, its
-        deadline has passed, or they are no arguments for this tool."""
+        """Decode and bind the arguments. Returns None if the call was refused and answered instead: its caller has left,
+        its deadline has passed, or the arguments are invalid.
+        """
         if self.cancelled:
             self.withdraw()
             return None
@@ -232,7 +234,7 @@ class Call:
             return None
 
     def take_credit(self) -> bool | None:
-        """True when a chunk may be made now, False when there is no room, None when the caller is gone."""
+        """Return True if a chunk may be sent now, False if there is no room, None if the caller has left."""
         with self._lock:
             if self.cancelled:
                 return None
@@ -242,7 +244,7 @@ class Call:
             return True
 
     def wait_credit(self) -> bool:
-        """Block the thread until a chunk may be made. Returns False when the caller is gone."""
+        """Block the thread until a chunk may be sent. Returns False if the caller has left."""
         if not self._has_credit and not self.cancelled:
             self.channel.wait(lambda: self._has_credit or self.cancelled, None)
         with self._lock:
@@ -265,7 +267,7 @@ class Call:
         self.send(Chunk(self.id, payload))
 
     def finish(self, value: Any) -> None:
-        """The tool has returned: in its worker, or in a fork of that, which has nothing to say."""
+        """Send the tool's result; in a fork of the worker, do nothing."""
         if _forks.forked:
             _forks.end(None)
         try:
@@ -284,12 +286,12 @@ class Call:
         return channel.lend(payload) if payload.buffers else payload
 
     def encode_params(self, params: Mapping[str, Any] | None) -> Payload:
-        """The arguments of a call to the host."""
+        """Encode the arguments of a call to the host."""
         payload = codec.encode(dict(params or {}), limit=self.channel.limit)
         return self.channel.lend(payload) if payload.buffers else payload
 
     def end_stream(self) -> None:
-        """The generator has ended, or was closed because the call is to stop."""
+        """Send the end of a generator that has ended, or was closed because the call must stop."""
         if _forks.forked:
             _forks.end(None)
         if self.cancelled:
@@ -299,7 +301,7 @@ class Call:
             self.send(Reply(self.id))
 
     def fail(self, exc: BaseException) -> None:
-        """The tool has raised. Never raises, whatever that is."""
+        """Send the tool's exception. Never raises, whatever the exception is."""
         if _forks.forked:
             _forks.end(exc)
         if self.cancelled and is_a(exc, RequestCancelled):
@@ -310,13 +312,13 @@ class Call:
         self._fail(failures.describe_exception(exc, redact=redact), exc)
 
     def refuse(self, error: SnakepitError) -> None:
-        """The call is refused by the worker, not by its tool."""
+        """Send the worker's refusal of the call."""
         from snakepit_trio.observe.redaction import redact
 
         self._fail(failures.to_info(error, redact=redact), error)
 
     def end_cancelled(self) -> None:
-        """It has stopped because it was to."""
+        """Send that the call has stopped because it was told to."""
         if self.stopped:
             self._end_span(message="the worker ends")
             self.send(Reply(self.id, undone=STOPPED))
@@ -324,7 +326,7 @@ class Call:
             self.refuse(RequestCancelled("cancelled"))
 
     def withdraw(self) -> None:
-        """It is not wanted any more, or not from this worker, and has not begun."""
+        """Give back a call that has not begun."""
         if self.cancelled and not self.stopped:
             self.refuse(RequestCancelled("cancelled before it began"))
         else:
@@ -332,7 +334,7 @@ class Call:
             self.send(Reply(self.id, undone=NOT_BEGUN))
 
     def _fail(self, info: ErrorInfo, exc: BaseException) -> None:
-        # What it lies in is wanted back now, not when this object's cycle is collected.
+        # Its memory is released now rather than when this object's cycle is collected.
         self.payload = NO_PAYLOAD
         self._end_span(exc, failures.message_of(info))
         self.send(Reply(self.id, None, info))

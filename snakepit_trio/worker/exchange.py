@@ -1,7 +1,8 @@
-"""The exchange of a worker: the frames that come from its host, the calls that they begin, what is sent back, the end.
+"""The exchange of a worker: the frames from its host, the calls that they begin, the frames that it sends, and its end.
 
-Everything here runs in the I/O thread's event loop, but for :meth:`Exchange._send` and :meth:`Exchange.wait`. Frames are told
-apart by their very type: ``isinstance`` takes several times as long for msgspec's classes, which have a metaclass.
+Everything runs in the I/O thread's event loop, except :meth:`Exchange._send` and :meth:`Exchange.wait`. Frames are
+distinguished by their exact type, because ``isinstance`` takes several times as long for msgspec's classes, which have
+a metaclass.
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Exchange"]
 
-#: How many frames may wait for the I/O thread; while there are as many, events are dropped.
+#: The number of frames that may wait for the I/O thread; with as many waiting, events are dropped.
 _EVENTS_WAITING = 1000
-#: While the host reads so slowly that more bytes than this wait for it, events are dropped.
+#: Events are dropped while more bytes than this wait for a slow host.
 _EVENTS_UNSENT = 1024 * 1024
-#: So many chunks or events leave together, or what there is when so many seconds have passed.
+#: Chunks or events are sent together up to this number, or after this number of seconds.
 _TOGETHER, _APART = 32, 0.0005
 
 
@@ -48,20 +49,20 @@ class Exchange:
     """The calls that a worker holds, and the pipe to its host.
 
     Args:
-        boot: What this worker is to be.
-        tools: What it offers.
-        runner: Where calls run.
+        boot: The worker's boot message.
+        tools: The tools that it offers.
+        runner: Runs the calls.
         on_stop: Called once, when the host has asked for the end or is gone.
-        on_drained: Called once, when after that no call is left.
-        marks: Where the calls of the exchange that begin are written down, in the file that also holds large values.
-        shared: The loop, when the thread that runs the tools drives it as well.
+        on_drained: Called once, when no call is left after that.
+        marks: The begun table of the exchange's calls, in the file that also holds large values.
+        shared: The loop, if the thread that runs the tools drives it too.
 
     Attributes:
-        calls: By number, those of the plain RPCs included.
+        calls: The calls by number, including those of plain RPCs.
         host_calls: Their calls to the host.
-        met: A host has come; one that makes plain calls opens no exchange.
-        stopping: No more calls are taken.
-        host_lost: The exchange has ended without a word from the host.
+        met: Whether a host has connected; a host that makes plain calls opens no exchange.
+        stopping: Whether no more calls are accepted.
+        host_lost: Whether the exchange has ended without a message from the host.
     """
 
     def __init__(
@@ -108,14 +109,14 @@ class Exchange:
         self.host_lost: bool = False
 
     def name_requests(self, prefix: str) -> None:
-        """What the ids of the host's requests begin with; once the exchange is open it stays."""
+        """Set the prefix of the host's request ids; fixed once the exchange is open."""
         if self._pipe is None:
             self._channel.prefix = prefix
 
     def share_memory(self, pid: int, fd: int, proof: bytes) -> bool:
-        """Asked when the host can't know whether we are on its machine: use the file that it offers, if that is here.
+        """Use the file that the host offers, if this is the host's machine. Called if the host can't know whether it is.
 
-        What we have inherited then is not the host's.
+        The inherited file is not the host's then.
         """
         if self._pipe is not None:
             return False
@@ -129,10 +130,10 @@ class Exchange:
         return found is not None
 
     async def serve(self, stream: Any) -> None:
-        """Be open on this stream until it ends; with it ends the worker.
+        """Serve the exchange on this stream until it ends; the worker ends with it. A cancellation ends it too.
 
         Raises:
-            GRPCError: The worker has its host already, or is stopping.
+            GRPCError: The worker already has a host, or is stopping.
         """
         if self._pipe is not None or self.stopping:
             raise GRPCError(Status.FAILED_PRECONDITION, "this worker has its host already")
@@ -201,7 +202,7 @@ class Exchange:
         call = self.calls.get(frame.id)
         if call is None:
             return
-        # A call that has not begun is answered at once, so that its place does not wait for others.
+        # A call that has not begun is answered at once, so that its place is free without waiting for others.
         if call.claim():
             call.cancelled = not frame.recall
             call.withdraw()
@@ -209,7 +210,7 @@ class Exchange:
             call.cancel()
 
     def sweep(self) -> None:
-        """Answer the calls that have waited until their deadline, now and when the next one's has passed."""
+        """Answer the calls that have waited until their deadline, now and after the next deadline."""
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._sweeper = None
@@ -225,7 +226,7 @@ class Exchange:
             self._sweeper = self._loop.call_at(following, self.sweep)
 
     def _run_inline(self, call: Call) -> None:
-        """Run a tool that is promised to be short here and now; its reply needs nobody to be woken."""
+        """Run an inline tool in this thread; its reply needs no wake-up."""
         waking, self._waking = self._waking, True
         try:
             self._runner.run_sync(call)
@@ -234,11 +235,12 @@ class Exchange:
             self._drain()
 
     def tool_for(self, frame: frames.Call) -> Tool:
-        """The tool that a call is for.
+        """Return the tool of a call.
 
         Raises:
-            ToolNotFound: There is none.
-            StreamingUnsupported: It gives a stream and one result is asked for, or the other way round.
+            ToolNotFound: There is no such tool.
+            StreamingUnsupported: A stream was requested from a tool with one result, or one result from a streaming
+                tool.
         """
         if frame.tool_index:
             tool = self._tools[frame.tool_index - 1] if frame.tool_index <= len(self._tools) else None
@@ -277,9 +279,9 @@ class Exchange:
                     self._shared.poke(self._drain)
             except Exception as exc:
                 if not self._loop.is_closed():
-                    # Not the tool's failure: its answer may be in the outbox already.
+                    # Not the tool's failure, because its answer may already be in the outbox.
                     fatal(exc)
-                # The host is gone, and with it whoever wanted this.
+                # The host is gone, and the frame has no receiver.
                 self._waking = False
                 self._outbox.clear()
         if (
@@ -288,23 +290,25 @@ class Exchange:
             and (len(self._outbox) >= _TOGETHER or time.monotonic() - self._flushed_at > _APART)
             and self._shared.is_owner()
         ):
-            # The first at once, those that follow each other quickly together.
+            # The first is sent at once, and quickly following ones together.
             self._shared.turn()
 
     def wait(self, condition: Callable[[], bool], until: float | None) -> bool:
-        """In a tool: drive the loop until the condition holds or the time has come, if this thread may. Whether it may."""
+        """In a tool, drive the loop until the condition holds or the time has come, if this thread may. Returns whether it
+        may.
+        """
         if self._shared is None or not self._shared.is_owner():
             return False
         self._shared.wait(condition, until)
         return True
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
-        # What is sent in the course of a flush leaves with it.
+        # Frames sent during a flush leave with it.
         if not self._flushing:
             self._loop.call_soon(callback)
 
     def _drain(self) -> None:
-        # Cleared first: a frame that is appended from now on either is seen below or wakes this thread again.
+        # Cleared first: a frame appended from now on is either seen below or wakes this thread again.
         self._waking = False
         outbox = self._outbox
         while outbox:
@@ -328,11 +332,12 @@ class Exchange:
         return self._pipe is None
 
     def stop(self, grace: float, *, asked: bool = False) -> None:
-        """Take no more calls; let those that are here end within the grace, then stop them.
+        """Accept no more calls; let running ones end within the grace, then stop them.
 
         Args:
             grace: Seconds.
-            asked: The host has asked for it. Else it is told, and gets back at once what has not begun.
+            asked: Whether the host has requested it. Otherwise the host is informed, and gets back at once the calls
+                that have not begun.
         """
         if self.stopping:
             return
@@ -348,7 +353,7 @@ class Exchange:
         self.note_drained()
 
     def stop_unmet(self) -> None:
-        """Stop, unless a host has come by now."""
+        """Stop, unless a host has connected by now."""
         if not self.met:
             self.stop(0.0)
 
@@ -369,7 +374,7 @@ class Exchange:
             call.cancel(stopped=True)
 
     def note_drained(self) -> None:
-        """A call has ended: perhaps it was the last before the end."""
+        """Handle the end of a call, which may be the last before the end."""
         if self.stopping and not self.calls and self._on_drained is not None:
             on_drained, self._on_drained = self._on_drained, None
             on_drained()

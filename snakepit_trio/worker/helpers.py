@@ -1,9 +1,9 @@
 """The processes that an adapter's import starts: its helpers. They end with the process that has imported it.
 
-Whoever imports tells the host of them, since they may be where nothing of the host's reaches: in sessions of their own, and
-with nobody for a parent. While the import runs, this process is the one that gets whoever loses its parent, where the system
-can do that, so all of them are its descendants when it has ended; elsewhere such orphans are found by their environment. What
-tools start later is theirs.
+The importing process reports them to the host, because the host may not be able to find them: they may have their own
+sessions and no parent. While the import runs, this process adopts orphans, where the system can do that, so all of them
+are its descendants at the end of the import; elsewhere such orphans are found by their environment. Processes that tools
+start later belong to the tools.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ __all__ = ["helpers_of_import"]
 
 @contextmanager
 def helpers_of_import() -> Iterator[list[Identity]]:
-    """Around an import; the list that it gives has the helpers when the block has ended, whichever way."""
+    """Wrap an import; the yielded list contains the helpers when the block has ended in any way."""
     found: list[Identity] = []
     me = os.getpid()
     adopt_orphans(True)
     try:
         yield found
     finally:
-        # Not in a child that has been forked in the block, and comes out of it.
+        # Not in a child that was forked in the block and leaves it.
         if os.getpid() == me:
             found += [*descendants(me), *orphans(me, ("SNAKEPIT_RUN_ID", "SNAKEPIT_WORKER_ID"))]
             adopt_orphans(False)

@@ -1,6 +1,7 @@
-"""What an annotation makes of a value that has arrived, beyond what msgspec knows; and which annotation no value meets.
+"""Conversions of received values to annotated types beyond msgspec's own, and detection of annotations that no value can
+satisfy.
 
-Classes that travel as themselves also take the text that names such a value, as callers that have only JSON write it.
+Classes that are sent as themselves also accept text, as callers with only JSON write such values.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 __all__ = ["enum_by_hand", "impossible", "is_judged", "name_of", "remedy", "restore", "schema_of", "takes_none"]
 
-#: By module and name of a class: what it is called in JSON Schema, and the types that an instance is made from, by calling it.
+#: By module and name of a class: its name in JSON Schema, and the types from which calling it creates an instance.
 _FROM_TEXT: dict[tuple[str, str], str] = {
     ("pathlib", "Path"): "path",
     ("pathlib", "PosixPath"): "path",
@@ -39,17 +40,17 @@ _FROM_TEXT: dict[tuple[str, str], str] = {
     ("numpy", "datetime64"): "date-time",
     ("numpy", "timedelta64"): "duration",
 }
-#: Subclasses of these are made from a value of the base.
+#: Subclasses of these are created from a value of the base.
 _BASES = (str, int, float, bytes, dict, list, collections.deque)
-#: The modules of libraries whose arrays, tables and scalars travel; which of their classes do is not asked for here.
+#: The modules of libraries whose arrays, tables and scalars can be sent; which of their classes can is not checked here.
 _LIBRARIES = ("numpy", "pandas", "polars", "pyarrow")
 
 
 def restore(kind: Any, value: Any) -> Any:
-    """The value that an annotation asks for; the value as it is where nothing is to be done, or can be.
+    """Return the value converted to an annotation; unchanged if no conversion is needed or possible.
 
     Raises:
-        ValueError: The value names none, such as a text that is no address.
+        ValueError: The value is invalid, such as a text that is not an address.
     """
     cls = typing.get_origin(kind) or kind
     if not isinstance(cls, type) or isinstance(value, cls):
@@ -67,7 +68,7 @@ def _made(cls: type, value: Any) -> Any:
         if given is str or (given is int and known == "fraction"):
             return cls(value)
         if known in ("date-time", "duration") and cls.__module__.startswith("pandas"):
-            # The standard library's own, of which theirs are subclasses.
+            # The standard library's class, of which the library's class is a subclass.
             return cls(value) if isinstance(value, dt.datetime | dt.timedelta) else value
         return value
     if _is_pattern(cls):
@@ -89,7 +90,7 @@ def _made(cls: type, value: Any) -> Any:
 
 
 def impossible(hint: Any) -> bool:
-    """Whether no value that can be sent meets an annotation. In doubt it is not."""
+    """Return whether no value that can be sent satisfies an annotation; False in doubt."""
     if takes_none(hint):
         return False
     hint = _bare(hint)
@@ -100,7 +101,7 @@ def impossible(hint: Any) -> bool:
         if not isinstance(msgspec.inspect.type_info(hint), msgspec.inspect.CustomType):
             return False
         if getattr(cls, "_is_protocol", False) or (inspect.isabstract(cls) and cls.__module__ != "collections.abc"):
-            # What it asks for may be had by any class.
+            # Any class may satisfy a protocol.
             return False
         return not (
             _known(cls)
@@ -114,15 +115,15 @@ def impossible(hint: Any) -> bool:
 
 
 def is_judged(hint: Any) -> bool:
-    """Whether msgspec can say whether a value meets an annotation; a protocol may be one that nobody can ask at run time."""
+    """Return whether msgspec can check a value against an annotation; a protocol may not be checkable at run time."""
     cls = typing.get_origin(hint) or hint
     return not getattr(cls, "_is_protocol", False) or getattr(cls, "_is_runtime_protocol", False)
 
 
 def enum_by_hand(hint: Any) -> type[Enum] | None:
-    """The Enum that an annotation names, or with None beside it, whose members msgspec can't tell from their values.
+    """Return the Enum of an annotation, with or without None, whose members msgspec can't identify by their values.
 
-    Its values are not text alone or numbers alone, or its members are flags, of which there are more than have names.
+    Its values are not all text or all numbers, or its members are flags, whose combinations have no names.
     """
     hint = _bare(hint)
     if not isinstance(hint, type) or not issubclass(hint, Enum):
@@ -132,17 +133,17 @@ def enum_by_hand(hint: Any) -> type[Enum] | None:
 
 
 def schema_of(kind: Any) -> dict[str, Any]:
-    """JSON Schema for what msgspec has none for."""
+    """Return a JSON Schema for a type for which msgspec has none."""
     cls = typing.get_origin(kind) or kind
     known = "regex" if _is_pattern(cls) else _known(cls)
     if known is not None:
         return {"type": "string", "format": known}
-    # An empty one would be none at all to msgspec.
+    # msgspec would treat an empty schema as missing.
     return {"title": name_of(kind)}
 
 
 def _bare(hint: Any) -> Any:
-    """An annotation without what it only adds, and without the None beside it."""
+    """Return an annotation without Annotated, and without None in a union."""
     while True:
         arguments = typing.get_args(hint)
         if typing.get_origin(hint) is typing.Annotated:
@@ -154,7 +155,7 @@ def _bare(hint: Any) -> Any:
 
 
 def takes_none(hint: Any) -> bool:
-    """Whether an annotation has None beside others."""
+    """Return whether an annotation is a union with None."""
     return typing.get_origin(hint) in (typing.Union, types.UnionType) and type(None) in typing.get_args(hint)
 
 
@@ -182,7 +183,7 @@ def _is_made_from_base(cls: type) -> bool:
 
 
 def _sent() -> list[type]:
-    """What travels as itself and is always there."""
+    """Return the types that are sent as themselves and are always available."""
     import array
     import decimal
     import fractions
@@ -208,7 +209,7 @@ def remedy(hint: Any) -> str:
 
 
 def name_of(hint: Any) -> str:
-    """An annotation in words."""
+    """Return the name of an annotation."""
     return hint.__qualname__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -217,5 +218,5 @@ def _reason(exc: Exception) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A text, cut; of anything else the type: a value may be secret, or long."""
+    """Return a text, truncated; for any other value its type, because a value may be secret, or long."""
     return repr(value[:60]) if type(value) is str else type(value).__name__

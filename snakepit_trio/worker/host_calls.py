@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["HostCalls"]
 
-#: Characters of a host tool's name; no tool has as many.
+#: The largest number of characters of a host tool's name; longer than any real one.
 _LONGEST_NAME = 256
 
 
 class _Pending:
-    """A call to the host that somebody waits for."""
+    """A call to the host with a waiting tool."""
 
     __slots__ = ("call", "done", "reply")
 
@@ -35,12 +35,12 @@ class _Pending:
 
 
 class HostCalls:
-    """The calls to the host that are under way, of all tools.
+    """The running calls to the host, of all tools.
 
     Args:
-        portal: Gives, in the thread of an event loop, a function that runs a callback in that loop from any thread.
-        wait: Waits for a condition, and does the I/O meanwhile, in the thread whose business both are; see
-            :class:`.call.Channel`. False in another thread, at once.
+        portal: Returns, in the thread of an event loop, a function that runs a callback in that loop from any thread.
+        wait: Waits for a condition and does the I/O meanwhile, if this is the thread for both; see
+            :class:`.call.Channel`. Returns False at once in another thread.
     """
 
     def __init__(
@@ -54,20 +54,20 @@ class HostCalls:
         self._pending: dict[int, _Pending] = {}
 
     def resolve(self, reply: HostReply) -> None:
-        """The host has answered. Called in the I/O thread."""
+        """Handle the host's answer. Called in the I/O thread."""
         pending = self._pending.pop(reply.id, None)
         if pending is not None:
             pending.reply = reply
             pending.done()
 
     def cancel(self, call: Call) -> None:
-        """The call that these belong to was cancelled: nobody is left waiting. Called in the I/O thread."""
+        """Cancel the host calls of a cancelled call. Called in the I/O thread."""
         for id, pending in list(self._pending.items()):
             if pending.call is call and self._pending.pop(id, None) is not None:
                 pending.done()
 
     async def call(self, call: Call, name: str, params: Mapping[str, Any] | None, timeout: float | None) -> Any:
-        """Call the host and wait on the event loop."""
+        """Call the host and wait on the event loop. A cancellation also cancels the call in the host."""
         import anyio
 
         timeout = check_timeout(timeout)
@@ -127,7 +127,7 @@ class HostCalls:
         payload = call.encode_params(params)
         id = next(self._ids)
         pending = self._pending[id] = _Pending(call, done)
-        # Looked at after it is in the book: a cancel either sees it there, or is seen here.
+        # Checked after the call is registered: a cancellation either finds it there, or is seen here.
         if call.cancelled:
             self._pending.pop(id, None)
             call.context.raise_if_cancelled()

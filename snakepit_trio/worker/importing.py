@@ -1,7 +1,7 @@
-"""The beginning of an adapter: its import and its ``setup``, in which workers may not start workers like themselves.
+"""The import of an adapter and its ``setup``, during which workers must not start workers of the same adapter.
 
-A program that is its own adapter, and has no ``if __name__ == "__main__"``, would do in each worker what it does in its host:
-open a pool, whose workers open pools.
+A program that is its own adapter, without ``if __name__ == "__main__"``, would do in each worker what it does in its
+host: open a pool, whose workers open pools.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class _Config(Protocol):
     def pools(self) -> Sequence[_Pool]: ...
 
 
-#: The modules whose import is under way in this process, and the one whose setup is.
+#: The modules that this process is importing, and the one whose setup is running.
 _importing: list[str] = []
 _setting_up: list[str] = []
-#: Why a module is no adapter. A worker that was forked after the attempt does not try again.
+#: Why a module can't be an adapter. A worker forked after the attempt does not try again.
 _refused: dict[str, ConfigError] = {}
 
 
@@ -39,8 +39,8 @@ def import_adapter(name: str) -> ModuleType:
     """Import an adapter's module.
 
     Raises:
-        ConfigError: The import opened a runtime, whatever the module made of the refusal.
-        Exception: Whatever the import raises.
+        ConfigError: The import opened a runtime, even if the module has caught the refusal.
+        Exception: Any exception of the import.
     """
     if name not in _refused:
         _importing.append(name)
@@ -59,7 +59,7 @@ def import_adapter(name: str) -> ModuleType:
 
 @contextmanager
 def being_set_up(name: str) -> Iterator[None]:
-    """The module's adapter is being set up in this block."""
+    """Mark the module's adapter as being set up during the block."""
     _setting_up.append(name)
     try:
         yield
@@ -68,10 +68,10 @@ def being_set_up(name: str) -> Iterator[None]:
 
 
 def refuse_tower(config: _Config) -> None:
-    """Such a runtime is about to be opened in this process.
+    """Refuse a runtime that a worker opens at its start with its own adapter.
 
     Raises:
-        ConfigError: It would never end: this process is a worker at its beginning, and each of its workers would do the same.
+        ConfigError: Each worker of the runtime would open another one, without end.
     """
     if _importing:
         name = _importing[-1]

@@ -1,10 +1,11 @@
-"""The worker ends when its host does, whatever the worker is doing then.
+"""The lifeline: the worker ends when its host does, whatever the worker is doing then.
 
-The host holds the write end of a pipe and nobody else does, so the pipe hangs up when the host is gone, however it went.
-On Linux the kernel is asked to send SIGKILL to the worker's whole process group at that moment: no thread has to run for it,
-so it also reaches C code that holds the GIL, and the worker's children. The host asks for it first, as soon as it has said all
-that it has to say, so that an interpreter that is still starting is not left either; the worker asks again, and looks, for the
-host may have gone in between. Elsewhere a thread waits for the hang-up; see :mod:`snakepit_trio._platform`.
+Only the host holds the write end of a pipe, so the pipe hangs up when the host is gone, for any reason. On Linux the
+kernel is asked to send SIGKILL to the worker's whole process group at that moment. No thread has to run for it, so it
+reaches C code that holds the GIL, and the worker's children. The host arms it first, as soon as it has written
+everything, so that an interpreter that is still starting is covered too; the worker arms it again, and checks it,
+because the host may have ended in between. On other systems a thread waits for the hang-up; see
+:mod:`snakepit_trio._platform`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ __all__ = ["Lifeline", "end_children"]
 
 
 def end_children() -> None:
-    """Kill what this process has started and not ended, as its last act.
+    """Kill the remaining child processes of this process, as its last act.
 
-    Its host kills the group of a worker that has ended; a host that is itself killed in between would leave them for ever,
-    for the lifeline ends with the worker. Does nothing where the system does not tell a process's children.
+    The host kills the group of an ended worker. If the host itself is killed in between, the children would remain for
+    ever, because the lifeline ends with the worker. Does nothing if the system does not list a process's children.
     """
     group = os.getpgrp()
     for child in _platform.descendants(os.getpid()):
@@ -46,10 +47,10 @@ def _die() -> None:
 
 
 class Lifeline:
-    """The read end of the pipe, armed. The process must lead a process group of its own.
+    """The armed read end of the pipe. The process must lead its own process group.
 
     Args:
-        fd: The read end; owned from here on. Everything that was written to it has been read.
+        fd: The read end; owned from here on. Everything written to it has been read.
     """
 
     def __init__(self, fd: int) -> None:
@@ -58,22 +59,23 @@ class Lifeline:
         self._fd = _forks.keep(fd)
         os.set_inheritable(fd, False)
         self._watch = _platform.LifelineWatch(fd, _die)
-        # A host that went before the watch began has cut it for nobody.
+        # A host that ended before the watch began has cut it unnoticed.
         if _hung_up(fd, 0):
             _die()
 
     def linger(self, seconds: float) -> None:
-        """Before an end that nobody has asked for: wait so long for the host's own end, and if it comes, die of it.
+        """Before an unexpected end, wait this long for the host's own end, and die of it if it comes.
 
-        A connection may be lost a moment before the lifeline is. A worker that left in between would leave its children.
+        A connection may be lost a moment before the lifeline is cut. A worker that ended in between would leave its
+        children.
         """
         if _hung_up(self._fd, seconds):
             _die()
 
     def stop_for_forks(self) -> None:
-        """End the thread that watches, where there is one, for this process is about to fork; see :attr:`unwatched`."""
-        self.unwatched = self._watch.stop_for_forks()
+        """End the watching thread, if there is one, before this process forks. Its socket shows the host's end."""
+        self._watch.pause_for_forks()
 
     def close(self) -> None:
-        """Stop watching, for an end in good order. Where the kernel watches, it goes on until the process has ended."""
+        """Stop watching, for an orderly end. Where the kernel watches, it continues until the process has ended."""
         self._watch.close()

@@ -1,4 +1,4 @@
-"""What calls wait in until it is their turn."""
+"""The queues in which calls wait for a thread, or for the call before them."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Line", "Threads"]
 
 
 class Threads:
-    """Long-lived threads that take calls from one queue; they are there while the block lasts, and end with what was put.
+    """Long-lived threads that take calls from one queue. They live during the block, and end after the queued calls.
 
     Args:
-        count: How many.
+        count: The number of threads.
         run: Runs one call; never raises.
     """
 
@@ -49,7 +49,7 @@ class Threads:
             failure.run(self._run, call)
 
     def stop(self) -> None:
-        """Have them end after what was put before."""
+        """Make them end after the calls that are queued."""
         for _ in range(self._count):
             self._calls.put(None)
 
@@ -61,7 +61,7 @@ class Threads:
 
 
 class Line:
-    """Calls that wait for the one before them, of whichever kind it is. Empty for ever where calls need not wait."""
+    """Calls of any kind that wait for the call before them. Always empty if calls need not wait."""
 
     def __init__(self, threads: int) -> None:
         self._alone = threads == 1
@@ -70,7 +70,7 @@ class Line:
         self._busy = False
 
     def enter(self, call: Call) -> bool:
-        """Whether this call may run now; if not, :meth:`leave` will give it."""
+        """Return whether this call may run now; if not, :meth:`leave` will return it."""
         if not self._alone:
             return True
         with self._lock:
@@ -81,7 +81,7 @@ class Line:
             return True
 
     def leave(self) -> Call | None:
-        """A call has ended: the one that comes next, to be run by whoever asks."""
+        """Record the end of a call, and return the next call, which the caller must run."""
         if not self._alone:
             return None
         with self._lock:

@@ -1,4 +1,4 @@
-"""Runs an adapter that has something async: the main thread has an event loop, Trio or asyncio.
+"""Runs an adapter with async parts: the main thread has an event loop, Trio or asyncio.
 
 Each async call is a task of that loop (:mod:`.tasks`); sync tools of the same adapter run in threads.
 """
@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopRunner"]
 
-#: How long a generator's or a teardown's own clean-up may take after a cancel, in seconds.
+#: Seconds. The time for the clean-up of a generator or a teardown after a cancellation.
 CLEANUP_TIME = 5.0
 
 
 class LoopRunner(SyncCalls):
-    """Runs an adapter that has something async.
+    """Runs an adapter with async parts.
 
     Args:
         backend: ``"trio"`` or ``"asyncio"``.
-        threads: How many sync tools run at once.
+        threads: The number of sync tools that run at once.
     """
 
     def __init__(self, backend: str, threads: int) -> None:
@@ -53,7 +53,7 @@ class LoopRunner(SyncCalls):
         self._tasks: Tasks
         self._stopped: anyio.Event
         self._stopping = False
-        #: What the questions under way are cancelled by.
+        #: The scopes of running questions.
         self._asking: set[Scope] = set()
         self._probe_at: float | None = None
         self._last_lag = 0.0
@@ -63,7 +63,7 @@ class LoopRunner(SyncCalls):
             self._place(call)
 
     def _place(self, call: Call) -> None:
-        """Have it run where its kind is run. From any thread."""
+        """Run a call where its kind runs. From any thread."""
         if call.tool.kind.needs_loop:
             self._soon(functools.partial(self._begin, call))
         else:
@@ -96,7 +96,7 @@ class LoopRunner(SyncCalls):
     def _stop(self) -> None:
         self._stopping = True
         self._stopped.set()
-        # Nobody wants the answers, and the end does not wait for them.
+        # The answers are not needed any more, and the end does not wait for them.
         for scope in self._asking:
             scope.cancel()
 
@@ -112,7 +112,7 @@ class LoopRunner(SyncCalls):
         return self._run_soon
 
     def lag(self) -> float:
-        # One probe is under way at a time: how late it is now, or how late the last one was.
+        # One probe runs at a time: its delay so far, or the delay of the last one.
         now = time.monotonic()
         if self._probe_at is None:
             self._probe_at = now
@@ -142,14 +142,14 @@ class LoopRunner(SyncCalls):
         await _maybe(before())
         self.set_up()
         try:
-            # The threads end with the calls that they run; no other work is left for the loop meanwhile.
+            # The threads end with their calls; the loop has no other work meanwhile.
             with self._threads:
                 async with open_tasks(self._backend, self._context) as self._tasks:
                     self._open_portal()
                     try:
                         ready()
                     except Exception as exc:
-                        # Not from in here, where it would be wrapped in a group.
+                        # Raised outside, because it would be wrapped in a group here.
                         failure = exc
                     else:
                         await self._stopped.wait()
@@ -218,7 +218,8 @@ class LoopRunner(SyncCalls):
         raised = Raised()
         finished = False
         try:
-            # Contained within the scope: a fork of this process has no event loop, which scopes ask at their end.
+            # Contained within the scope, because a fork of this process has no event loop, which scopes need at their
+            # end.
             with scope, raised, _forks.contained():
                 bound = call.arguments()
                 if bound is None:
@@ -232,7 +233,8 @@ class LoopRunner(SyncCalls):
         except BaseException as exc:
             if self._tasks.ending:
                 raise
-            # Anything else is the tool's, even what looks like a cancellation: a task that it has awaited was cancelled.
+            # Anything else is the tool's, even an exception that looks like a cancellation, of a task that it has
+            # awaited.
             raised.exc = exc
         if raised.exc is not None and not (scope.cancel_called and is_a(raised.exc, anyio.get_cancelled_exc_class())):
             call.fail(raised.exc)
@@ -270,18 +272,18 @@ class LoopRunner(SyncCalls):
 
 
 class _Room:
-    """Whether a generator may have got room for another chunk since it last looked. In one event loop's thread."""
+    """Whether a generator may have got room for another chunk since it last checked. For one event loop's thread."""
 
     def __init__(self) -> None:
         self._opened: anyio.Event | None = None
         self._open = False
 
     def close(self) -> None:
-        """About to look."""
+        """Reset it before a check."""
         self._open = False
 
     def open(self) -> None:
-        """There is room, or nobody wants chunks any more."""
+        """Record that there is room, or that no chunks are wanted any more."""
         self._open = True
         if self._opened is not None:
             self._opened.set()

@@ -1,4 +1,4 @@
-"""Runs an adapter without anything async, one call at a time: the main thread does the I/O and runs the tools."""
+"""Runs an adapter without async parts, one call at a time: the main thread does the I/O and runs the tools."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = ["MainThreadRunner"]
 
-#: Replies wait for each other at most so long, in seconds; a tool whose last run took longer is never waited for.
+#: Seconds. The longest wait of a reply for the next one; a tool whose last run took longer is not waited for.
 _TOGETHER = 0.0005
 
 
 class MainThreadRunner(WithoutLoop):
     """The runner of most workers; see :mod:`.shared_loop`.
 
-    Calls that arrive together are run one after the other and answered together, as long as they are short.
+    Calls that arrive together run one after the other and are answered together, as long as they are short.
 
     Attributes:
         shared: The loop that the main thread drives between calls.
@@ -31,7 +31,7 @@ class MainThreadRunner(WithoutLoop):
     def __init__(self) -> None:
         super().__init__()
         self.shared: SharedLoop = SharedLoop(lambda: self.flush(), lambda: self.sweep())
-        #: Writes what waits to be sent, and ends the calls that have waited too long; set by whoever knows how.
+        #: Writes waiting frames, and ends calls that have waited too long; set by the exchange.
         self.flush: Callable[[], None] = lambda: None
         self.sweep: Callable[[], None] = lambda: None
         self._line: deque[Call] = deque()
@@ -75,8 +75,8 @@ class MainThreadRunner(WithoutLoop):
                 call.tool.took = ended - begun
                 if line and ended - written + line[0].tool.took > _TOGETHER:
                     self.flush()
-                    # The next one may take its time, or the last one has: this one's answer does not wait for it, and
-                    # the news that have come meanwhile may be that it is not wanted any more.
+                    # The next call may be long, or the last one was: this reply does not wait for it, and messages that
+                    # have arrived meanwhile may cancel it.
                     shared.look()
                     written = begun = clock()
                 else:

@@ -1,4 +1,4 @@
-"""Calls that come one to an RPC, for hosts that have nothing but a stock gRPC library."""
+"""Calls that arrive one per RPC, for hosts with a stock gRPC library."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainCalls"]
 
-#: Chunks of one call, and their bytes, that may wait for its client to read what came before.
+#: The number of chunks of one call, and of their bytes, that may wait for the client to read earlier ones.
 _CREDITS, _CREDIT_BYTES = 16, 4 * 1024 * 1024
-#: Characters of an error's message in trailers, and bytes of all that is told of it.
+#: The characters of an error's message in trailers, and the bytes of the whole error.
 _TEXT, _ROOM = 1000, 4096
 
 
@@ -42,7 +42,7 @@ class _Failed(Exception):
 
 
 class _PlainCall(Call):
-    """A call of a plain RPC, which names its request itself."""
+    """A call of a plain RPC, which carries its own request id."""
 
     __slots__ = ("given_id",)
     given_id: str
@@ -56,8 +56,8 @@ class PlainCalls:
     """The plain RPCs, over the calls that the exchange holds.
 
     Args:
-        boot: What this worker is to be.
-        runner: Where calls run.
+        boot: The worker's boot message.
+        runner: Runs the calls.
         exchange: Holds all calls of this worker.
     """
 
@@ -67,11 +67,11 @@ class PlainCalls:
         self._exchange = exchange
         self._loop = asyncio.get_running_loop()
         self._ids = itertools.count(1 << 62)
-        #: Those that run, by request id, cancelled ones too.
+        #: The running calls by request id, including cancelled ones.
         self._running: dict[str, asyncio.Event] = {}
 
     async def settle(self, stream: Any) -> None:
-        """Serve ``Settle``: answer when the call with that id has ended, whatever became of its RPC."""
+        """Serve ``Settle``: answer when the call with that id has ended, whatever happened to its RPC."""
         request = SettleRequest.parse((await stream.recv_message()).data)
         ended = self._running.get(request.request_id)
         if ended is not None:
@@ -89,7 +89,7 @@ class PlainCalls:
             await stream.send_trailing_metadata(status=status, status_message=message, metadata=trailers)
 
     async def _run(self, stream: Any, request: ExecuteRequest, *, chunks: bool) -> Any:
-        """Run a call for one of the plain RPCs; a cancelled RPC cancels it."""
+        """Run a call of a plain RPC; cancelling the RPC cancels the call."""
         arrived: asyncio.Queue[frames.Frame] = asyncio.Queue()
         payload = payload_of(request.payload)
         deadline = stream.deadline
@@ -154,13 +154,13 @@ class PlainCalls:
 
 
 def _undone(why: int) -> WorkerCrashed:
-    """What a host with a stock library is told where the exchange has an outcome of its own."""
+    """Return the error for an outcome for which the plain RPCs have no form of their own."""
     what = "has not begun the call" if why == frames.NOT_BEGUN else "has stopped the call"
     return WorkerCrashed(f"the worker ends, and {what}")
 
 
 def _grpc_error(info: frames.ErrorInfo) -> tuple[Status, str, dict[str, bytes]]:
-    """Status, message and trailers for a failure; trailers have to be short."""
+    """Return status, message and trailers of an error; trailers have to be short."""
     from snakepit_trio.wire.status import encode_shortened
 
     text = failures.message_of(info)[:_TEXT]

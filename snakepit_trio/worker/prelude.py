@@ -1,4 +1,4 @@
-"""What a process that a host has started does before it can import more than the standard library."""
+"""The first steps of a started process, with the standard library only."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def _read_exactly(fd: int, size: int) -> bytes:
 
 
 def read_boot(fd: int) -> bytes:
-    """Read the boot message from the lifeline, and not a byte more.
+    """Read the boot message from the lifeline, and no byte more.
 
     Raises:
         EOFError: The host is gone.
-        ValueError: It is not a boot message.
+        ValueError: The message is malformed.
     """
     size = int.from_bytes(_read_exactly(fd, 4), "big")
     if size > _LONGEST:
@@ -36,10 +36,10 @@ def read_boot(fd: int) -> bytes:
 
 
 def joined(host: Iterable[str], own: Iterable[str]) -> list[str]:
-    """The host's path in its order, and one's own.
+    """Return the host's path in its order, combined with this process's own.
 
-    What comes in one's own before anything that the host has too is from ``PYTHONPATH``, and stays before that; the rest
-    of what the host does not have goes to the end.
+    Own entries before any entry that the host has too come from ``PYTHONPATH``, and stay first; the other own entries
+    go to the end.
     """
     theirs, mine = list(dict.fromkeys(host)), list(dict.fromkeys(own))
     shared = next((entry for entry in mine if entry in theirs), None)
@@ -48,5 +48,5 @@ def joined(host: Iterable[str], own: Iterable[str]) -> list[str]:
 
 
 def follow(host: Iterable[str]) -> None:
-    """Find from now on what the host finds."""
+    """Use the host's import path from now on."""
     sys.path[:] = joined(host, sys.path)

@@ -1,8 +1,9 @@
-"""Where user code runs: in the main thread, in threads of our own, on an event loop. Never in the I/O thread.
+"""The runners of user code: in the main thread, in threads, on an event loop. Never in the I/O thread.
 
-:class:`SyncRunner` and :class:`.main_thread.MainThreadRunner` are for adapters without anything async;
-:class:`.loop_runner.LoopRunner` gives the main thread an event loop. Each call has a copy of the context that setup has left for
-its own, so none sees what another has set. Threads are joined at the end; a tool that can't be stopped is the host's to kill.
+:class:`SyncRunner` and :class:`.main_thread.MainThreadRunner` are for adapters without async parts;
+:class:`.loop_runner.LoopRunner` gives the main thread an event loop. Each call has its own copy of the context that
+setup left, so no call sees what another has set. Threads are joined at the end; the host kills a worker whose tool
+can't be stopped.
 """
 
 from __future__ import annotations
@@ -21,22 +22,22 @@ __all__ = ["Answer", "Runner", "SyncCalls", "SyncRunner", "WithoutLoop"]
 
 
 class Answer(Protocol):
-    """Takes a result, or the error in its place."""
+    """Receives a result, or an error in its place."""
 
     def __call__(self, value: object, error: BaseException | None) -> None: ...
 
 
 class Runner(Protocol):
-    """Runs calls, in the order in which they came, as many at once as the worker has threads."""
+    """Runs calls in the order of their arrival, as many at once as the worker has threads."""
 
     def submit(self, call: Call) -> None:
         """Run this call when its turn has come. Called in the I/O thread."""
 
     def run_sync(self, call: Call) -> None:
-        """Run a sync tool, or advance a sync generator, in this thread. Never raises what the tool does."""
+        """Run a sync tool, or advance a sync generator, in this thread. Never raises the tool's exceptions."""
 
     def stop(self) -> None:
-        """Return from ``main``: the last call has ended. Called in the I/O thread."""
+        """Make ``main`` return, because the last call has ended. Called in the I/O thread."""
 
     def main(self, before: Callable[[], Any], ready: Callable[[], None], after: Callable[[], Any]) -> None:
         """Run in the main thread: ``before`` (setup), ``ready``, calls until :meth:`stop`, ``after`` (teardown).
@@ -45,23 +46,25 @@ class Runner(Protocol):
         """
 
     def portal(self) -> Callable[[Callable[[], object]], object]:
-        """A function that runs a callback in the runner's event loop."""
+        """Return a function that runs a callback in the runner's event loop."""
 
     def ask(self, function: Callable[[], Awaitable[Any]], answer: Answer) -> None:
-        """Await this function in the runner's event loop, and tell what came of it. May be called from any thread."""
+        """Await this function in the runner's event loop, and pass on its result or exception. May be called from any
+        thread.
+        """
 
     def lag(self) -> float:
-        """How late the event loop is, in seconds; 0 without one. May be asked from any thread."""
+        """Return the delay of the event loop, in seconds; 0 without one. May be called from any thread."""
 
 
 class SyncCalls:
-    """Runs sync tools, each call in a context of its own."""
+    """Runs sync tools, each call in its own context."""
 
     def __init__(self) -> None:
         self._context = contextvars.Context()
 
     def set_up(self) -> None:
-        """Calls begin with what is this thread's context now."""
+        """Use this thread's current context as the initial context of calls."""
         self._context = contextvars.copy_context()
 
     def run_sync(self, call: Call) -> None:
@@ -71,7 +74,7 @@ class SyncCalls:
 
 def _run(call: Call) -> None:
     if not call.claim():
-        return  # It was taken back before it began.
+        return  # It was given back before it began.
     call.enter()
     try:
         bound = call.arguments()
@@ -83,7 +86,7 @@ def _run(call: Call) -> None:
         else:
             call.finish(call.tool.function(*positional, **keywords))
     except BaseException as exc:
-        # Whatever it is, it is the tool's: the worker handles its signals itself, and its caller waits for an answer.
+        # Any exception is the tool's, because the worker handles its signals itself, and the caller waits for an answer.
         call.fail(exc)
 
 
@@ -103,7 +106,7 @@ def _run_generator(call: Call, generator: Any) -> None:
 
 
 class WithoutLoop(SyncCalls):
-    """What runners for adapters without anything async have in common."""
+    """The common part of runners for adapters without async parts."""
 
     def portal(self) -> Callable[[Callable[[], object]], object]:
         raise RuntimeError("call_host is for async tools; use call_host_sync")
@@ -116,7 +119,7 @@ class WithoutLoop(SyncCalls):
 
 
 class SyncRunner(WithoutLoop):
-    """Runs an adapter that has nothing async, several calls at once."""
+    """Runs an adapter without async parts, several calls at once."""
 
     def __init__(self, threads: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """A worker process from its boot message to its exit code.
 
-Two threads: one runs an asyncio loop with the gRPC server and never any user code, so that heartbeats are answered
-whatever a tool does; the main thread runs user code by way of a runner. Where the main thread runs one sync tool at a time
-it also does the I/O between them, and the I/O thread only relieves it (:mod:`.shared_loop`).
+One thread runs an asyncio loop with the gRPC server and never any user code, so heartbeats are answered whatever a tool
+does. The main thread runs user code through a runner. If the main thread runs one sync tool at a time, it also does the
+I/O between them, and the I/O thread only relieves it (:mod:`.shared_loop`).
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ if TYPE_CHECKING:
 
 __all__ = ["EXIT_STUCK", "run"]
 
-#: How long tools may take to stop once the host is gone, in seconds.
+#: Seconds. The time for tools to stop once the host is gone.
 _GONE_GRACE = 5.0
-#: How long the host may take to come, in seconds. From then on it is missed by the lifeline and by the end of its exchange.
+#: Seconds. The time in which the host must connect. After that, the lifeline and the end of its exchange show its end.
 _MEETING_TIME = 60.0
 
 
 def run(boot: Boot, report: Callable[[Report], None], marks: BegunTable) -> tuple[int, bool]:
-    """Be a worker until the host asks for the end, or is gone. Returns the exit code, and whether the host is lost.
+    """Run the worker until the host asks for the end, or is gone. Returns the exit code, and whether the host is lost.
 
     Args:
-        boot: What to be.
-        report: Called once: with the address when the worker can take calls, or with the reason why it never will.
-        marks: Where the calls that begin are written down.
+        boot: The boot message.
+        report: Called once: with the address when the worker can accept calls, or with the reason why it never will.
+        marks: The begun table.
     """
-    # The terminal's Ctrl-C is the host's to handle.
+    # The host handles the terminal's Ctrl-C.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     silence()
     in_worker()
@@ -113,13 +113,13 @@ def run(boot: Boot, report: Callable[[Report], None], marks: BegunTable) -> tupl
         raise
     finally:
         io.join()
-        # The interpreter takes handlers back before its end: a signal that is repeated would kill what ends in order.
+        # The interpreter removes handlers before its end, and a repeated signal would kill a process that ends in order.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return 0, io.host_lost
 
 
 class _Teardown:
-    """The adapter's teardown, and what it has raised."""
+    """The adapter's teardown, and its exception."""
 
     def __init__(self, function: Callable[[], Any]) -> None:
         self._function = function
@@ -143,7 +143,7 @@ class _Teardown:
 
 def _runner(is_async: bool, backend: str, threads: int) -> Runner:
     if is_async:
-        # Brings anyio along, which nothing else in a worker needs.
+        # Imports anyio, which nothing else in a worker needs.
         from .loop_runner import LoopRunner
 
         return LoopRunner(backend, threads)
@@ -151,7 +151,7 @@ def _runner(is_async: bool, backend: str, threads: int) -> Runner:
 
 
 def _hook(target: Any, name: str, block: Callable[[], AbstractContextManager[None]] = nullcontext) -> Callable[[], Any]:
-    """A method of an adapter, if it has it, in a block; what it forks, and does not end, ends with it.
+    """Return an adapter's method, if it has it, wrapped in a block; a fork made in it ends with it.
 
     Like the method, it may return an awaitable.
     """
@@ -170,7 +170,7 @@ def _hook(target: Any, name: str, block: Callable[[], AbstractContextManager[Non
 
 
 def _nothing() -> None:
-    """The setup and teardown of an adapter that has none."""
+    """The setup and teardown of an adapter without them."""
 
 
 def _failed(exc: BaseException, helpers: Sequence[Identity]) -> Report:
@@ -179,17 +179,17 @@ def _failed(exc: BaseException, helpers: Sequence[Identity]) -> Report:
         code="worker_startup",
         message=failures.message_of(info),
         remote_types=list(info.remote_types),
-        # Of an error of the library's own, the message says all.
+        # For the library's own errors the message is enough.
         remote_traceback="" if is_a(exc, SnakepitError) else info.remote_traceback,
         helpers=[*helpers],
     )
 
 
 def _check_private(directory: str) -> None:
-    """See that nobody else can take a socket's place in a directory: what connects to it shows the run's token.
+    """Check that no other user can replace a socket in a directory, because clients send the run's token to it.
 
     Raises:
-        OSError: It is not there, or not this user's; names it.
+        OSError: The directory is missing, or not this user's; the error names it.
     """
     facts = os.lstat(directory)
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid() or facts.st_mode & 0o022:
@@ -206,19 +206,19 @@ def _ask(health: Callable[[], object], answer: Answer) -> None:
 
 
 def _unwell(exc: BaseException) -> GRPCError:
-    """What a host is told whose question the adapter's ``health()`` has answered with an exception."""
+    """Return the answer to a health check after an exception of the adapter's ``health()``."""
     return GRPCError(Status.UNKNOWN, redact(f"health() raised {one_line(exc)}"))
 
 
 def _server_context(tls: Credentials) -> ssl.SSLContext:
-    """For a server whose clients must show a certificate, too."""
+    """Return the TLS context of a server whose clients need a certificate."""
     from snakepit_trio.wire.credentials import tls_context
 
     return tls_context(tls.certificate, tls.key, tls.authority, server_side=True)
 
 
 class _Io:
-    """The gRPC server, and the loop that it runs on: a thread's own, or the one that the runner shares."""
+    """The gRPC server and its loop, which is a thread's own or shared with the runner."""
 
     def __init__(
         self, boot: Boot, tools: list[Tool], runner: Runner, backend: str, target: Any, marks: BegunTable
@@ -241,11 +241,11 @@ class _Io:
 
     @property
     def host_lost(self) -> bool:
-        """Whether the host went without a word."""
+        """Whether the host ended without a message."""
         return self._exchange is not None and self._exchange.host_lost
 
     def start(self) -> str:
-        """Start it; returns the address on which it listens.
+        """Start the server, and return the address on which it listens.
 
         Raises:
             OSError: It can't listen.
@@ -269,16 +269,16 @@ class _Io:
             os._exit(0)
 
     def on_sigterm(self, *_: object) -> None:
-        """The handler of the signal."""
+        """Handle SIGTERM."""
         self.request_stop()
 
     def forked(self) -> None:
-        """In a process that user code has forked, which is no worker: SIGTERM ends it."""
+        """In a process that user code has forked, restore SIGTERM's default, because the fork is not a worker."""
         if signal.getsignal(signal.SIGTERM) == self.on_sigterm:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def join(self) -> None:
-        """Let it write what is left, and wait until it has ended."""
+        """Let the server write its remaining data, and wait for its end."""
         if self._shared is not None:
             if self._loop is not None:
                 self._done.set()
@@ -356,9 +356,9 @@ class _Io:
     def _on_stop(self) -> None:
         assert self._exchange is not None and self._loop is not None
         if self._asked is not None and not self._asked.done():
-            # Who ends is not well, and does not wait to hear so.
+            # An ending worker is not healthy, and does not wait for the check.
             self._asked.set_result(False)
-        # A tool that never returns keeps the main thread for ever; the host kills us then, if there is one.
+        # A tool that never returns blocks the main thread for ever; the host then kills the worker, if there is one.
         self._loop.call_later(_GONE_GRACE, self._give_up, self._exchange)
 
     @staticmethod
@@ -370,11 +370,11 @@ class _Io:
     async def _check_health(self) -> bool:
         """Ask the adapter: an async hook in the tools' event loop, a sync one in a thread.
 
-        It is asked once at a time: whoever asks meanwhile gets the same answer.
+        Only one check runs at a time, and concurrent requests get the same answer.
         """
         if self._asked is None or self._asked.done():
             self._asked = asyncio.get_running_loop().create_future()
-            # Perhaps nobody waits for it any more.
+            # Retrieve the exception, because the request may have ended.
             self._asked.add_done_callback(asyncio.Future.exception)
             self._ask_adapter(functools.partial(self._answered, self._asked))
         return await asyncio.shield(self._asked)
@@ -384,12 +384,12 @@ class _Io:
         if self._asks_loop:
             self._runner.ask(self._health, answer)
             return
-        # Nobody waits for the end of the thread: a hook that never returns ends with the process.
+        # The thread is not joined: a hook that never returns ends with the process.
         ask = functools.partial(contextvars.copy_context().run, _ask, self._health, answer)
         threading.Thread(target=ask, name="snakepit-health", daemon=True).start()
 
     def _answered(self, asked: asyncio.Future[bool], value: object, error: BaseException | None) -> None:
-        """The adapter has answered. From any thread."""
+        """Handle the adapter's answer. From any thread."""
 
         def settle() -> None:
             if asked.done():

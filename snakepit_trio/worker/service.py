@@ -36,15 +36,15 @@ __all__ = ["WorkerService"]
 
 
 class WorkerService:
-    """WorkerService and Health: who may call, what is said in the handshake, and which RPC goes where.
+    """WorkerService and Health: authentication, the handshake, and the dispatch of RPCs.
 
     Args:
-        boot: What this worker is to be.
-        tools: What it offers.
-        runner: Where calls run.
+        boot: The worker's boot message.
+        tools: The tools that it offers.
+        runner: Runs the calls.
         exchange: Holds the calls.
-        backend: What the handshake calls the event loop.
-        health: Asks the adapter whether it is well; may be awaited.
+        backend: The name of the event loop in the handshake.
+        health: Asks the adapter for its health; may be awaited.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class WorkerService:
 
     @staticmethod
     def _behind(handler: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-        """A handler whose unexpected exceptions are told: grpclib would answer with a status, and say nothing here."""
+        """Wrap a handler so that unexpected exceptions are printed, because grpclib would only answer with a status."""
 
         async def rpc(stream: Any) -> None:
             try:
@@ -134,7 +134,7 @@ class WorkerService:
         except RPC_ENDED:
             raise
         except Exception as exc:
-            # Without its exchange it would wait for nothing.
+            # Without its exchange the worker would wait for ever.
             failure.fatal(exc)
 
     async def _execute(self, stream: Any) -> None:
@@ -151,7 +151,7 @@ class WorkerService:
 
     def _plain_calls(self) -> PlainCalls:
         if self._plain is None:
-            # Only now, for hosts of this package have no use for it, nor for the library that reads its messages.
+            # Imported only now, because hosts of this package need neither this nor its message library.
             from .plain_rpcs import PlainCalls as Imported
 
             self._plain = Imported(self._boot, self._runner, self._exchange)

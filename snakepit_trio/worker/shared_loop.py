@@ -1,21 +1,21 @@
-"""An event loop for I/O that the main thread drives itself, with a second thread to relieve it.
+"""An event loop for I/O that the main thread drives itself, relieved by a second thread.
 
-A sync tool that takes microseconds would pay many times its own cost for two hops between a thread that does I/O and one
-that runs tools. So the main thread does both in turn: it drives the loop (:meth:`SharedLoop.step`) until calls have
-arrived, runs them, writes the replies, and drives the loop again. Between :meth:`SharedLoop.leave` and
-:meth:`SharedLoop.come_back` it runs user code; when that takes longer than :data:`PATIENCE`, the relief thread drives the
-loop until the main thread is back, so that heartbeats, cancels and credits are seen to whatever a tool does.
+A sync tool that takes microseconds would pay many times its own cost for two switches between an I/O thread and a tool
+thread. So the main thread does both in turn: it drives the loop (:meth:`SharedLoop.step`) until calls have arrived,
+runs them, writes the replies, and drives the loop again. Between :meth:`SharedLoop.leave` and
+:meth:`SharedLoop.come_back` it runs user code. When that takes longer than :data:`PATIENCE`, the relief thread drives
+the loop until the main thread is back, so that heartbeats, cancellations and credits are handled whatever a tool does.
 
 The state of both threads is three things:
 
-- The *baton*, a lock: whoever has it may drive the loop. A tool never runs inside an iteration of the loop, so iterations
-  never nest, and which thread runs the next one is of no consequence to the loop.
-- The owner's *crossings* between the loop and user code, a count that only the owner writes: odd while the owner is in user
-  code. The relief thread takes the baton only then, and gives it back once the count is even. It takes it of its own accord
+- The *baton*, a lock: its holder may drive the loop. A tool never runs inside an iteration of the loop, so iterations
+  never nest, and the loop does not depend on which thread runs the next one.
+- The owner's *crossings* between the loop and user code, a count that only the owner writes: odd while the owner is in
+  user code. The relief thread takes the baton only then, and gives it back once the count is even. It takes the baton
   when the count has not changed for :data:`PATIENCE`.
-- Whether the relief thread is *parked*, so that it costs nothing while no tool runs. Either thread first writes what it
-  does and then reads what the other does (the owner crosses, then looks for a parked thread; the relief thread says that it
-  is parked, then looks for a crossing), so that one of them notices.
+- Whether the relief thread is *parked*, so that it costs nothing while no tool runs. Each thread first writes its own
+  action and then reads the other's (the owner crosses, then checks for a parked thread; the relief thread marks itself
+  as parked, then checks for a crossing), so one of them notices.
 
 tests/property/test_shared_loop.py runs this code in every interleaving of its steps.
 """
@@ -38,10 +38,10 @@ from asyncio import _get_running_loop, _set_running_loop  # noqa: E402 - only no
 
 __all__ = ["PATIENCE", "SharedLoop"]
 
-#: Since Python 3.14 a thread has one current task, whatever loops it runs; it has to be put aside with its loop.
+#: Since Python 3.14 a thread has one current task, whatever loops it runs, and it has to be set aside with its loop.
 _SWAP: Callable[[asyncio.AbstractEventLoop, Any], Any] | None = getattr(tasks, "_swap_current_task", None)
 
-#: How long user code may run before the loop is driven beside it, in seconds.
+#: Seconds. The time for which user code may run before the relief thread drives the loop.
 PATIENCE = 0.005
 
 
@@ -49,24 +49,25 @@ class _Loop(asyncio.SelectorEventLoop):
     """asyncio's own loop, driven one iteration at a time."""
 
     def step(self) -> None:
-        """Run what is ready, or wait until something is."""
+        """Run ready callbacks, or wait until there are some."""
         self._run_once()  # type: ignore[attr-defined]
 
 
 class SharedLoop:
-    """The loop, as its owner sees it: the thread that makes it, and drives it but for its excursions.
+    """The loop as its owner sees it: the thread that creates it, and drives it except during user code.
 
     Args:
-        on_turn: Called before the loop is driven in the course of user code: what that has to say is to be sent.
-        on_relief: Called after it, when the loop will be driven so for a while.
+        on_turn: Called before the loop is driven during user code, to send the user code's frames.
+        on_relief: Called after it, when the loop will be driven that way for a while.
 
     Attributes:
         loop: The event loop.
-        in_user_code: The loop is driven beside user code, or in a wait of it.
+        in_user_code: Whether the loop is driven during user code, or in a wait of it.
     """
 
     def __init__(self, on_turn: Callable[[], None], on_relief: Callable[[], None]) -> None:
-        # Python's development mode is for user code; asyncio's would log its findings from here, by whatever handlers that has.
+        # Python's development mode is for user code; asyncio would log its findings from here, through user code's
+        # handlers.
         self._runner = asyncio.Runner(debug=False, loop_factory=_Loop)
         loop = self._runner.get_loop()
         assert isinstance(loop, _Loop)
@@ -79,7 +80,7 @@ class SharedLoop:
         self._baton.acquire()
         self._crossings = 0
         self._parked = False
-        #: To the relief thread: True to take over at once, False to look, None to end.
+        #: Signals to the relief thread: True to take over at once, False to check, None to end.
         self._signals: queue.SimpleQueue[bool | None] = queue.SimpleQueue()
         self._relief = threading.Thread(target=failure.run, args=[self._relieve], name="snakepit-io")
         self._task: asyncio.Task[None] | None = None
@@ -87,10 +88,10 @@ class SharedLoop:
     # ---- the owner ---------------------------------------------------------------------------------
 
     def start(self, main: Coroutine[Any, Any, None], until: Callable[[], bool]) -> None:
-        """Begin this coroutine and drive the loop until the condition holds.
+        """Start this coroutine and drive the loop until the condition holds.
 
         Raises:
-            BaseException: What the coroutine raised before that.
+            BaseException: An exception of the coroutine before that.
         """
         self._relief.start()
         _set_running_loop(self.loop)
@@ -102,16 +103,16 @@ class SharedLoop:
         self._task = task
 
     def step(self) -> None:
-        """One iteration of the loop: wait until something is ready, and run it."""
+        """Run one iteration of the loop: wait until something is ready, and run it."""
         self.loop.step()
 
     def look(self) -> None:
-        """One iteration of the loop that does not wait."""
+        """Run one iteration of the loop without waiting."""
         self.loop.call_soon(_nothing)
         self.loop.step()
 
     def leave(self) -> None:
-        """User code comes next in this thread."""
+        """Mark the begin of user code in this thread."""
         _set_running_loop(None)
         self._crossings += 1
         self._baton.release()
@@ -120,7 +121,9 @@ class SharedLoop:
             self._signals.put(False)
 
     def come_back(self) -> None:
-        """User code has ended, or waits for something that the loop brings: this thread drives the loop again."""
+        """Mark the end of user code, or a wait of it for something that the loop brings: this thread drives the loop
+        again.
+        """
         self._crossings += 1
         if not self._baton.acquire(blocking=False):
             # The relief thread may be waiting in the loop.
@@ -129,7 +132,7 @@ class SharedLoop:
         _set_running_loop(self.loop)
 
     def wait(self, condition: Callable[[], bool], until: float | None) -> None:
-        """In user code: drive the loop until the condition holds, or ``time.monotonic()`` has reached ``until``."""
+        """In user code, drive the loop until the condition holds, or ``time.monotonic()`` has reached ``until``."""
         with _Aside():
             self._wait(condition, until)
 
@@ -149,7 +152,7 @@ class SharedLoop:
             self.leave()
 
     def close(self) -> None:
-        """Drive the loop until its coroutine has ended; join the relief thread, close the loop."""
+        """Drive the loop until its coroutine has ended, join the relief thread, and close the loop."""
         if self._relief.ident is not None:
             try:
                 while self._task is not None and not self._task.done():
@@ -163,7 +166,7 @@ class SharedLoop:
             self._task.result()
 
     def turn(self) -> None:
-        """In user code: one iteration of the loop that does not wait, unless the relief thread drives it now."""
+        """In user code, run one iteration of the loop without waiting, unless the relief thread is driving it."""
         if self._baton.acquire(blocking=False):
             try:
                 with _Aside():
@@ -176,13 +179,13 @@ class SharedLoop:
     # ---- any thread --------------------------------------------------------------------------------
 
     def is_owner(self) -> bool:
-        """Whether this is the thread that drives the loop when no user code runs."""
+        """Return whether this is the thread that drives the loop when no user code runs."""
         return threading.get_ident() == self._owner
 
     def poke(self, callback: Callable[[], None]) -> None:
-        """Have the loop run this callback soon, or ``on_turn`` in its place. From any thread.
+        """Make the loop run this callback soon, or ``on_turn`` in its place. From any thread.
 
-        What the owner's own user code has to say waits until it is back, or is relieved: ``on_turn`` is called then.
+        Frames of the owner's own user code wait until it is back or relieved; ``on_turn`` is called then.
         """
         if not self.is_owner():
             self.loop.call_soon_threadsafe(callback)
@@ -207,7 +210,7 @@ class SharedLoop:
             except queue.Empty:
                 if crossings != self._crossings:
                     continue
-                # Nothing has begun or ended since then: one excursion still goes on, or there is none.
+                # The count has not changed: either the same user code still runs, or none does.
                 signal = self._away or self._park()
             if signal is None:
                 return
@@ -215,7 +218,7 @@ class SharedLoop:
                 self._drive()
 
     def _park(self) -> bool | None:
-        """Wait for the next excursion, or another reason to look."""
+        """Wait for the next user code, or another reason to check."""
         self._parked = True
         try:
             return False if self._away else self._signals.get()
@@ -237,7 +240,7 @@ class SharedLoop:
 
 
 class _Aside:
-    """A block in which this thread runs no loop of the user code's, which may be in the middle of one."""
+    """A block in which this thread's running loop, if user code is in the middle of one, is set aside."""
 
     def __enter__(self) -> None:
         self._loop = _get_running_loop()
@@ -251,4 +254,4 @@ class _Aside:
 
 
 def _nothing() -> None:
-    """Something to run for a loop that should not wait."""
+    """A callback for a loop that should not wait."""

@@ -1,4 +1,4 @@
-"""What ``logging`` and ``warnings`` write to a worker's standard error: each line says its level, for the host."""
+"""Level marks on the lines that ``logging`` and ``warnings`` write to a worker's standard error, for the host."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ __all__ = ["mark_levels"]
 
 
 def mark_levels() -> None:
-    """Have each line of theirs begin with its level; idempotent.
+    """Make each of these lines begin with its level; idempotent.
 
-    That holds for every handler that writes to the process's own standard error: logging's last resort, which gets the
-    request's id, and what the adapter sets up (so does ``logging.warning()``, which sets up a handler by itself). A stream that
-    a tool puts in the place of ``sys.stderr`` is not the host's to read.
+    This applies to every handler that writes to the process's own standard error: logging's last resort, which gets the
+    request's id, and handlers of the adapter (including the one that ``logging.warning()`` installs). A stream that a
+    tool assigns to ``sys.stderr`` is not read by the host.
     """
     if warnings.showwarning is _show_warning:
         return
@@ -42,7 +42,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """In the place of ``warnings.showwarning``."""
+    """Replaces ``warnings.showwarning``."""
     stream = sys.stderr if file is None else file
     if stream is None:
         return
@@ -50,4 +50,4 @@ def _show_warning(
     try:
         stream.write(f"{marked(text, logging.WARNING) if stream is sys.__stderr__ else text}\n")
     except OSError:
-        pass  # As in the standard library's own: a warning that nobody hears is no error.
+        pass  # As in the standard library: a warning that can't be shown is not an error.

@@ -1,12 +1,12 @@
-"""The tasks of one event loop in which async tools run: one for each call, in a context of its own, under a scope of its own.
+"""The tasks of one event loop in which async tools run: one for each call, with its own context and scope.
 
-They are the loop's own tasks and not those of an anyio task group, which cost several times as much, and of which one whose task
-ends by its own cancellation cancels all others. What a tool leaves behind in its task (a pending cancellation, an open scope, a
-timer that cancels it) ends with that.
+They are the loop's own tasks rather than those of an anyio task group, which cost several times as much, and which are
+all cancelled when one ends by its own cancellation. Anything that a tool leaves in its task (a pending cancellation, an
+open scope, a timer that cancels it) ends with the task.
 
-A scope is cancelled in the way of its loop. In Trio each wait of a cancelled scope raises, but for shielded ones. In asyncio the
-wait that is under way raises, once: what a tool awaits in its clean-up is not disturbed. A wait that is shielded by a scope of
-anyio's is left alone until it is over, in both.
+A scope is cancelled in its loop's way. In Trio every unshielded wait in a cancelled scope raises. In asyncio the
+current wait raises, once: a tool's waits during its clean-up are not disturbed. On both, a wait shielded by an anyio
+scope is not interrupted.
 """
 
 from __future__ import annotations
@@ -32,36 +32,36 @@ __all__ = ["Scope", "Tasks", "open_tasks"]
 
 
 class Scope(AbstractContextManager["Scope", bool], Protocol):
-    """What a call is cancelled by."""
+    """The cancel scope of a call."""
 
     @property
     def cancel_called(self) -> bool:
         """Whether :meth:`cancel` was called, or the deadline has passed."""
 
     def cancel(self) -> object:
-        """Cancel what runs in it."""
+        """Cancel the code in the scope."""
 
 
 class Tasks(Protocol):
-    """The tasks that are there while the block lasts; it ends when all of them have."""
+    """The tasks that live during the block; the block ends when all of them have ended."""
 
     @property
     def ending(self) -> bool:
-        """Whether they are cancelled: the loop itself is being torn down."""
+        """Whether they are cancelled because the loop is ending."""
 
     def start(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Start a task in the loop's thread. An exception that leaves the function ends this worker."""
 
     def scope(self, timeout: float | None) -> Scope:
-        """A scope that lasts so many seconds at most, for one of the tasks to enter."""
+        """Return a scope with this time limit in seconds, for one of the tasks to enter."""
 
 
 def open_tasks(backend: str, context: contextvars.Context) -> AbstractAsyncContextManager[Tasks]:
-    """The tasks of this loop.
+    """Return the tasks of this loop.
 
     Args:
-        backend: Whether it is ``"trio"`` or ``"asyncio"``.
-        context: What each task has a copy of.
+        backend: ``"trio"`` or ``"asyncio"``.
+        context: The context of which each task has a copy.
     """
     return _open_trio(context) if backend == "trio" else _open_asyncio(context)
 
@@ -81,7 +81,7 @@ class _TrioTasks:
         return self._nursery.cancel_scope.cancel_called
 
     def start(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        # Trio copies the context that is current here.
+        # Trio copies the current context.
         self._run(self._nursery.start_soon, self._task, function, *args)
 
     async def _task(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
@@ -96,13 +96,13 @@ class _TrioTasks:
 async def _close_nursery(nursery: trio.Nursery) -> None:
     """Cancel and await the tasks of a nursery that a tool has opened and not closed.
 
-    A Trio task that ends with an open nursery fails, and would cancel all other tasks of this loop. The call has failed by
-    then; what the nursery's tasks raise is printed.
+    A Trio task that ends with an open nursery fails, and would cancel all other tasks of this loop. The call has failed
+    by then; exceptions of the nursery's tasks are printed.
     """
     import trio
 
     nursery.cancel_scope.cancel()
-    # What leaving the nursery's block does; the tool has left that block without leaving the nursery.
+    # Does what leaving the nursery's block does, because the tool has left the block without it.
     raised = await nursery._nested_child_finished(None)
     if isinstance(raised, BaseExceptionGroup):
         raised = raised.split(trio.Cancelled)[1]
@@ -120,7 +120,7 @@ async def _open_trio(context: contextvars.Context) -> AsyncIterator[Tasks]:
 
 
 class _Task(asyncio.Task[None]):
-    """A task that tells its scope when it is cancelled."""
+    """A task that informs its scope when it is cancelled."""
 
     scope: _OnceScope | None = None
 
@@ -133,8 +133,8 @@ class _Task(asyncio.Task[None]):
 class _OnceScope:
     """A scope whose cancellation reaches its task once.
 
-    anyio cancels each wait in a cancelled scope. So the task is in a second scope within it, which is shielded from the
-    moment on in which the cancellation has reached the task.
+    anyio cancels every wait in a cancelled scope. So the task is in a second, inner scope, which is shielded as soon as
+    the cancellation has reached the task.
     """
 
     __slots__ = ("_inner", "_outer", "_task")
@@ -151,7 +151,7 @@ class _OnceScope:
         self._outer.cancel()
 
     def reached(self) -> None:
-        """The task is being cancelled: whoever cancels it."""
+        """Record that the task is being cancelled, by this or another cause."""
         if self._outer.cancel_called:
             self._inner.shield = True
 
@@ -168,9 +168,9 @@ class _OnceScope:
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._task.scope = None
-        # The call keeps this scope, and the task the call's context.
+        # Breaks a cycle: the call refers to this scope, and the task to the call's context.
         del self._task
-        # It is never cancelled, so it swallows nothing.
+        # The inner scope is never cancelled, so it suppresses nothing.
         self._inner.__exit__(kind, exc, traceback)
         return self._outer.__exit__(kind, exc, traceback)
 
@@ -197,7 +197,7 @@ class _AsyncioTasks:
         return _OnceScope(float("inf") if timeout is None else self._loop.time() + timeout)
 
     async def ended(self) -> None:
-        """Wait until all have ended. A cancellation cancels them all, and leaves none behind."""
+        """Wait until all tasks have ended. A cancellation cancels them all, and leaves none behind."""
         cancelled: asyncio.CancelledError | None = None
         while self._live:
             self._ended = self._loop.create_future()
@@ -207,7 +207,7 @@ class _AsyncioTasks:
                 cancelled = exc
                 self.cancel()
         if cancelled is not None:
-            # The very one: a scope knows its own by what it says.
+            # The same exception object, because a scope identifies its own cancellation by its message.
             raise cancelled
 
     def cancel(self) -> None:

@@ -29,7 +29,7 @@ __all__ = ["Kind", "Tool", "find_tools", "toolbox_is_async"]
 _BUILTIN_TYPES = (
     bytes, bytearray, memoryview, dt.datetime, dt.date, dt.time, dt.timedelta, decimal.Decimal, uuid.UUID,
 )  # fmt: skip
-#: A value of such a type is what :func:`msgspec.convert` makes of it.
+#: The types whose values :func:`msgspec.convert` returns unchanged.
 _EXACT = frozenset({bool, int, str, bytes, float})
 _MISSING = object()
 _STREAMS = (
@@ -41,7 +41,7 @@ _STREAMS = (
 
 
 class Kind(Enum):
-    """How a tool's function gives what it gives."""
+    """The kind of a tool's function."""
 
     SYNC = "sync"
     ASYNC = "async"
@@ -50,19 +50,19 @@ class Kind(Enum):
 
     @property
     def streaming(self) -> bool:
-        """Whether it gives chunks."""
+        """Whether the function yields chunks."""
         return self in (Kind.GENERATOR, Kind.ASYNC_GENERATOR)
 
     @property
     def phrase(self) -> str:
-        """What such a function is, in words."""
+        """A description of the kind."""
         return f"{'an' if self.value.startswith('a') else 'a'} {self.value} function".replace(
             "generator function", "generator"
         )
 
     @property
     def needs_loop(self) -> bool:
-        """Whether it runs on an event loop."""
+        """Whether the function runs on an event loop."""
         return self in (Kind.ASYNC, Kind.ASYNC_GENERATOR)
 
 
@@ -70,10 +70,10 @@ class Tool:
     """One tool.
 
     Attributes:
-        options: What ``@tool`` was given.
-        kind: How it gives its result.
+        options: The arguments of ``@tool``.
+        kind: The kind of its function.
         parameters_schema, result_schema: JSON Schema 2020-12, as JSON text.
-        took: How long its last run took, in seconds; infinite before that, and where it is not watched.
+        took: The duration of its last run, in seconds; infinite before the first, and if it is not measured.
     """
 
     def __init__(self, function: Callable[..., Any], options: ToolOptions) -> None:
@@ -144,27 +144,27 @@ class Tool:
         return f"<Tool {self.name!r} {self.kind.value}>"
 
     def alike(self, function: Callable[..., Any], options: ToolOptions) -> Tool:
-        """A tool for a function with the same signature, which is not looked at: that takes longer than most calls."""
+        """Return a tool for a function with the same signature, without inspecting it, which takes longer than most calls."""
         made = copy.copy(self)
         made.function, made.options, made.name = function, options, options.name
         return made
 
     @property
     def takes_context(self) -> bool:
-        """Whether a parameter asks for the call's context."""
+        """Whether a parameter receives the call's context."""
         return self._context is not None
 
     def bind(self, params: Any, context: ToolContext | None) -> tuple[list[Any], dict[str, Any]]:
-        """The positional and keyword arguments for a call.
+        """Return the positional and keyword arguments of a call.
 
         Raises:
-            InvalidParameter: An argument is missing, unknown, or of the wrong type; the path says which.
+            InvalidParameter: An argument is missing, unknown, or of the wrong type; the error names its path.
         """
         if self._quick is not None and type(params) is dict:
             arguments: list[Any] = []
             for name, kind in self._quick:
                 value = context if kind is ToolContext else params.get(name, _MISSING)
-                # A type that is the very one that was asked for needs no conversion.
+                # A value of exactly the annotated type needs no conversion.
                 if (kind is not None and kind is not type(value) and kind is not ToolContext) or value is _MISSING:
                     break
                 arguments.append(value)
@@ -177,7 +177,7 @@ class Tool:
             raise _invalid(self.name, exc) from None
         values = dict(zip(self._names, msgspec.structs.astuple(bound), strict=True))
         for name, members in self._enums.items():
-            # One that has no None as a value may have one beside it.
+            # An Enum without None as a value may be in a union with None.
             if values[name] is not None or any(member.value is None for member in members):
                 values[name] = self._member(name, members, values[name])
         if self._context is not None:
@@ -188,7 +188,7 @@ class Tool:
         return [values[name] for name in self._positional], keywords
 
     def _member(self, name: str, members: type[Enum], value: Any) -> Enum:
-        """The member of an Enum that has this value; one that is a default is a member already."""
+        """Return the Enum member with this value; a default already is a member."""
         try:
             return members(value)
         except ValueError:
@@ -199,7 +199,7 @@ class Tool:
             ) from None
 
     def _shortcut(self, fields: list[Any]) -> list[tuple[str, type | None]] | None:
-        """Each positional parameter's name and its exact type, None for any; None when a hint says more than a type."""
+        """Return each positional parameter's name and exact type (None for any); None if a hint is more than a type."""
         kinds: dict[str, Any] = {name: None if hint is Any else hint for name, hint, *_ in fields}
         if any(kind is not None and kind not in _EXACT for kind in kinds.values()):
             return None
@@ -207,10 +207,10 @@ class Tool:
 
 
 def find_tools(target: Any) -> list[Tool]:
-    """The tools of an adapter: a module, or an instance of a class.
+    """Return the tools of an adapter: a module, or an instance of a class.
 
     Raises:
-        ConfigError: Two have the same name, one can't be called by name, or there are none.
+        ConfigError: Two tools have the same name, one can't be called by name, or there are none.
     """
     found: dict[str, Tool] = {}
     names = sorted(vars(target)) if inspect.ismodule(target) else sorted(set(dir(type(target))))
@@ -237,7 +237,7 @@ def find_tools(target: Any) -> list[Tool]:
 
 
 def toolbox_is_async(target: Any, tools: list[Tool]) -> bool:
-    """Whether anything of the adapter needs an event loop."""
+    """Return whether any part of the adapter needs an event loop."""
     hooks = [getattr(target, name, None) for name in ("setup", "teardown", "health")]
     return any(tool.kind.needs_loop for tool in tools) or any(inspect.iscoroutinefunction(hook) for hook in hooks)
 
@@ -247,10 +247,10 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return typing.get_type_hints(function, include_extras=True)
     except Exception:
-        # A name that exists for the type checker only: the parameter that has it is not checked, all others are.
+        # A name exists only for the type checker: its parameter is not checked, all others are.
         inner: Any = inspect.unwrap(function)
         raw: dict[str, Any] = getattr(inner, "__annotations__", {})
-        # What is often imported for the type checker only, and says how a tool is called.
+        # Names that are often imported only for the type checker, and that determine how a tool is called.
         names = {**vars(collections.abc), "ToolContext": ToolContext, **getattr(inner, "__globals__", {})}
         return {name: _hint(name, hint, names) for name, hint in raw.items()}
 
@@ -292,7 +292,7 @@ def _struct(fields: list[Any], *, forbid_unknown: bool) -> type[msgspec.Struct]:
     for field in fields:
         hint = field[1]
         try:
-            # msgspec looks at a hint on first use: here rather than in a call.
+            # msgspec inspects a hint on first use, which should be here rather than in a call.
             msgspec.json.Decoder(hint, dec_hook=restore)
             judged = is_judged(hint)
         except TypeError:
@@ -304,7 +304,7 @@ def _struct(fields: list[Any], *, forbid_unknown: bool) -> type[msgspec.Struct]:
 
 def _invalid(tool: str, exc: msgspec.ValidationError) -> InvalidParameter:
     text = str(exc)
-    # What the text quotes of a value may hold anything.
+    # The value quoted in the text may contain anything.
     reason, found, where = text.rpartition(" - at `$")
     if not found:
         reason, where = text, ""
@@ -350,7 +350,7 @@ def _result_schema(hint: Any, kind: Kind) -> str:
 
 
 def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with its root in place of a reference to it."""
+    """Return the schema with its root in place of a reference to it."""
     reference = schema.get("$ref", "")
     definitions = dict(schema.get("$defs", {}))
     if reference.startswith("#/$defs/"):

@@ -1,6 +1,7 @@
-"""OpenTelemetry inside a worker: a span for each call, the child of the host's. Does nothing unless the adapter imports it.
+"""OpenTelemetry in a worker: a span for each call, a child of the host's. Does nothing unless the adapter imports
+OpenTelemetry.
 
-What the SDK, or an exporter or processor of the application's, raises is logged, and costs no call.
+An exception of the SDK, an exporter or a processor is logged, and affects no call.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 
 class CallSpan:
-    """The span of one call, current in its context."""
+    """The span of one call, current in the call's context."""
 
     def __init__(self, tool: str, call: ToolContext) -> None:
         from opentelemetry import context, trace
@@ -42,7 +43,7 @@ class CallSpan:
         context.attach(trace.set_span_in_context(self._span, parent))
 
     def end(self, error: BaseException | None, message: str = "") -> None:
-        """The call has ended. ``message`` says how, without secrets."""
+        """End the span. ``message`` describes an error, without secrets."""
         try:
             if error is not None and self._span.is_recording():
                 self._span.set_attribute("error.type", type_name(error))
@@ -53,7 +54,7 @@ class CallSpan:
 
 
 def begin_span(tool: str, call: ToolContext) -> CallSpan | None:
-    """Begin a span; None when nobody here uses OpenTelemetry."""
+    """Begin a span; None if OpenTelemetry is not used."""
     if "opentelemetry.trace" not in sys.modules:
         return None
     try:
