@@ -1,4 +1,4 @@
-"""The clock of one pool: ends what is overdue, at the moment it is."""
+"""The deadline task of one pool, which ends each overdue request at its time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scheduling.scheduler import Scheduler
 
 __all__ = ["DeadlineTask"]
 
-#: Seconds before it goes on after a failure.
+#: Seconds. The pause after a failure.
 _PAUSE = 0.1
 
 
@@ -26,7 +26,7 @@ class DeadlineTask:
         self._scope: anyio.CancelScope | None = None
 
     def note_due(self, when: float) -> None:
-        """Something is due at that time, which may be earlier than was known."""
+        """Record a due time, which may be earlier than the known one."""
         scope, scheduler = self._scope, self._scheduler
         if scope is not None and scheduler is not None and when < scope.deadline:
             scope.deadline = scheduler.ledger.arm()
@@ -44,5 +44,5 @@ class DeadlineTask:
                 scheduler.expire(anyio.current_time())
             except Exception as exc:
                 self._errors.report(exc, "operation", pool=self._pool)
-                # What is due is due still, and to try at once and again would leave nobody else any time.
+                # Due entries remain due, and retrying at once would leave no time for other tasks.
                 await anyio.sleep(_PAUSE)

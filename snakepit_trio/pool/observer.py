@@ -1,6 +1,7 @@
-"""What is seen of a pool's requests: events, the flight recorder's memory, timings, traces, and waits that can't end.
+"""The observer of a pool's requests: events, the flight recorder's ring, durations, traces, and the detection of waits
+that can't end.
 
-It is called for each step of each request, so what nobody has asked for costs a comparison, and the memory one append.
+It is called for each step of each request, so an unused function costs one comparison, and the ring one append.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ _NAMES = {event: f"request.{event}" for event in (_QUEUED, _DISPATCHED, *(outcom
 
 
 class Timings(Protocol):
-    """Counts how long requests took."""
+    """Counts the durations of requests."""
 
     def ended(self, pool: str, tool: str, outcome: str, wait: float, duration: float) -> None:
-        """A request has ended; ``wait`` is nan when it never got to a worker. Times are in seconds."""
+        """Count an ended request; ``wait`` is nan if it was not dispatched. Times are in seconds."""
 
 
 @attrs.frozen
 class Ended:
-    """A request that has ended, for the flight recorder; times are those of the event loop."""
+    """An ended request, for the flight recorder; times are those of the event loop."""
 
     outcome: str
     request_id: str
@@ -56,13 +57,13 @@ class Ended:
 
 
 class NestedRequests:
-    """Tells :class:`~snakepit_trio.tools.waits.Waits` of a pool's nested requests, and of those that hold permits.
+    """Registers a pool's nested requests, and those that hold permits, with :class:`~snakepit_trio.tools.waits.Waits`.
 
     Args:
         config: The pool's configuration.
-        waits: All that wait for each other, in all pools.
-        scheduler: Decides about the pool's requests.
-        supervisor: Says which workers are to come.
+        waits: The nested waits of all pools.
+        scheduler: The pool's scheduler.
+        supervisor: Knows which workers will come.
     """
 
     def __init__(self, config: PoolConfig, waits: Waits, scheduler: Scheduler, supervisor: Supervisor) -> None:
@@ -72,7 +73,9 @@ class NestedRequests:
         self._supervisor = supervisor
 
     def follow(self, event: str, request: Request) -> None:
-        """A tool waits for this request, or for a permit that it holds: see whether its own wait can end."""
+        """Handle a step of a request for which a tool, or a waiter for its permits, waits: check whether its own wait can
+        end.
+        """
         waits = self._waits
         if event == "queued":
             waits.add(
@@ -85,7 +88,7 @@ class NestedRequests:
             waits.remove(request)
 
     def _expecting(self, request: Request, blocked: Container[object]) -> bool:
-        """Whether a worker is to come that may run a request, though none of these ends before."""
+        """Return whether a worker will come that may run a request, although none of these ends before."""
         if request.pin is not None:
             return False
         return self._supervisor.expects(blocked) or self._supervisor.size < (self._config.max_size or 0)
@@ -103,13 +106,13 @@ class RequestObserver:
 
     Args:
         pool: The pool's name.
-        prefix: What a request's number is put behind, to make its id.
-        events: Where events go.
-        keep: How many ended requests are remembered.
-        timings: Counts how long requests took; None: nobody does.
+        prefix: The prefix that makes a request's number its id.
+        events: The event bus.
+        keep: The number of ended requests that are kept.
+        timings: Counts durations of requests, or None.
         ledger: The pool's tables.
-        nested: Follows the requests that tools wait for, or for whose permits others may.
-        scaled: Is told when a request begins to wait; None: the number of workers does not follow the load.
+        nested: Follows requests for which tools, or waiters for their permits, wait.
+        scaled: Called when a request begins to wait; None if the pool does not scale.
     """
 
     def __init__(
@@ -126,20 +129,20 @@ class RequestObserver:
         self._pool = pool
         self._prefix = prefix
         self._events = events
-        # Plain values only: a request itself would hold its payload and its result.
+        # Plain values only, because a request would keep its payload and its result.
         self._ended: deque[tuple[Any, ...]] = deque(maxlen=keep)
         self._timings = timings
         self._ledger = ledger
         self._nested = nested
         self._scaled = scaled
-        # How many requests may wait, once one more was refused; None while none was.
+        # The largest number of waiting requests, after one was refused; None before.
         self._saturated: int | None = None
 
     def __repr__(self) -> str:
         return f"<RequestObserver of {self._pool!r} ended={len(self._ended)}>"
 
     def ended(self) -> Iterator[Ended]:
-        """The requests that ended last, the oldest first."""
+        """Yield the last ended requests, oldest first."""
         for outcome, number, *rest in self._ended:
             yield Ended(outcome, f"{self._prefix}{number}", *rest)
 
@@ -213,8 +216,9 @@ class RequestObserver:
 
 
 def _error(event: str, request: Request) -> str | None:
-    """The code of the error that a request ended with.
+    """Return the code of the error with which a request ended.
 
-    One whose caller is gone has ended with none, though the worker may have seen the end of the caller's time first.
+    A request whose caller has left ended without one, although the worker may have noticed the end of the caller's
+    scope first.
     """
     return None if request.error is None or event == _CANCELLED else request.error.code

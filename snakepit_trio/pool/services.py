@@ -1,4 +1,4 @@
-"""What a runtime gives to each of its pools."""
+"""The services that a runtime passes to its pools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["PoolServices"]
 
 
 class PoolServices:
-    """What a runtime gives to each of its pools."""
+    """The services that a runtime passes to its pools."""
 
     def __init__(
         self,
@@ -65,6 +65,6 @@ class PoolServices:
         self.starting = starting
         self.errors = errors
         self.timings = timings
-        #: The ties of sessions to a pool's workers.
+        #: Returns the bindings of sessions to a pool's workers.
         self.bindings = bindings
         self.telemetry = telemetry

@@ -71,9 +71,9 @@ class WorkerInfo:
         pool: The pool's name.
         pid: The process id; None before there is one.
         address: The address on which the worker listens, as reported by itself; ``""`` before that.
-        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"cordoned"`` for a worker that an operator has excluded from new calls,
-            ``"draining"`` for a worker that only finishes its calls, ``"stopped"``, ``"crashed"``, ``"failed"`` for a slot
-            that has used up its restarts, or ``"spare"`` for a warm worker without a slot (slot -1).
+        state: ``"starting"``, ``"ready"``, ``"busy"``, ``"cordoned"`` for a worker that an operator has excluded from new
+            calls, ``"draining"`` for a worker that only finishes its calls, ``"stopped"``, ``"crashed"``, ``"failed"``
+            for a slot that has used up its restarts, or ``"spare"`` for a warm worker without a slot (slot -1).
         started_at: Wall-clock time of the start, in seconds since the epoch.
         requests: Calls that have ended in it.
         in_flight: Calls that it holds.

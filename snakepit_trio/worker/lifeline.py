@@ -73,8 +73,8 @@ class Lifeline:
             _die()
 
     def stop_for_forks(self) -> None:
-        """End the watching thread, if there is one, before this process forks. Its socket shows the host's end."""
-        self._watch.pause_for_forks()
+        """End the watching thread, if there is one, before this process forks; see :attr:`unwatched`."""
+        self.unwatched = self._watch.stop_for_forks()
 
     def close(self) -> None:
         """Stop watching, for an orderly end. Where the kernel watches, it continues until the process has ended."""

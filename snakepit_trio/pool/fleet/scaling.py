@@ -1,11 +1,9 @@
 """How many workers a pool should have: decided from its load, by a part without I/O and with no clock of its own.
 
-Theory of operation
--------------------
-*Up*, when a request has waited for ``target_wait``: by as many workers as are needed to serve what waits within another
-``target_wait``, going by how long calls took of late, at least one, never more than there are requests waiting. A pool
-without workers does not wait for that: its first request wakes it. No further step up while workers that were added are
-still starting.
+Theory of operation ------------------- *Up*, when a request has waited for ``target_wait``: by as many workers as are
+needed to serve what waits within another ``target_wait``, going by how long calls took of late, at least one, never more
+than there are requests waiting. A pool without workers does not wait for that: its first request wakes it. No further
+step up while workers that were added are still starting.
 
 *Down*, when for ``scale_down_after`` seconds at most so many requests were under way or waiting that fewer workers would
 have done: to that many. The load is looked at a few times in that span; a peak between two looks that was too much for the

@@ -46,8 +46,8 @@ class Slots:
         spares: Placement of workers that are kept warm and take no calls before they are moved to a slot.
         roster: The workers that are there.
         restarts: Workers started in place of one that ended unbidden.
-        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone, and when a worker that was
-            cordoned takes calls again.
+        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone, and when a worker
+            that was cordoned takes calls again.
     """
 
     def __init__(self, config: PoolConfig, services: PoolServices, scheduler: Scheduler) -> None:

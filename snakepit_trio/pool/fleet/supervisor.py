@@ -110,8 +110,8 @@ class Supervisor:
         """Wait until ``n`` workers are ready, all of them when None.
 
         Raises:
-            WorkerStartupError: So many can't be, for slots have failed or their workers can't start for what they are. Also when
-                the time was spent; then it is a TimeoutError, too.
+            WorkerStartupError: So many can't be, for slots have failed or their workers can't start for what they are.
+                Also when the time was spent; then it is a TimeoutError, too.
             InvalidParameter: An argument is refused.
             PoolClosed: The pool is closing or closed.
         """
@@ -267,8 +267,8 @@ class Supervisor:
     async def recycle(self, worker_id: str) -> bool:
         """Replace one worker: a new one is ready first, then this one drains and stops.
 
-        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being replaced
-        already is waited for.
+        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being
+        replaced already is waited for.
 
         Raises:
             InvalidParameter: The pool has no such worker.

@@ -1,4 +1,4 @@
-"""Which request goes to which worker: a new one on its way in, and those that wait, when a seat comes free."""
+"""Assigns requests to workers: a new request on its arrival, and waiting requests when a seat is free."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Assignment", "Way"]
 
 
 class Way(Enum):
-    """What becomes of a request that is accepted."""
+    """The first step of an accepted request."""
 
     RUN = "run"
     PREFETCH = "prefetch"
@@ -27,10 +27,10 @@ _RUN, _PREFETCH, _QUEUE = Way.RUN, Way.PREFETCH, Way.QUEUE
 
 
 class Assignment:
-    """Gives requests to workers.
+    """Assigns requests to workers.
 
     Args:
-        ledger: The pool's.
+        ledger: The pool's ledger.
         reject_hopeless: Refuse a request whose deadline would pass while it waits.
     """
 
@@ -41,9 +41,10 @@ class Assignment:
     # ---- on their way in -----------------------------------------------------------------------------
 
     def admit(self, request: Request, now: float) -> tuple[Way, Seats | None]:
-        """What becomes of a new request, and the worker that runs it or holds it ahead of its time.
+        """Decide about a new request, and return the worker that runs or prefetches it.
 
-        One that has to wait is in the queue then; one that is held ahead has a place in it to come back to.
+        A request that has to wait is then in the queue; a prefetched request has a place in the queue to which it can
+        return.
         """
         ledger = self._ledger
         if ledger.closed is not None:
@@ -75,7 +76,7 @@ class Assignment:
         return (_RUN, seats) if seats is not None else self._wait(request, now)
 
     def _where_needed(self, request: Request) -> Seats | None:
-        """A worker with a free seat that takes nothing beside a call but this request, for which that call waits."""
+        """Return a worker with a free seat that accepts only this request, because one of its calls waits for it."""
         if request.suspect:
             return None
         for seats in self._ledger.seats:
@@ -85,7 +86,7 @@ class Assignment:
         return None
 
     def _wait(self, request: Request, now: float) -> tuple[Way, Seats | None]:
-        """The same for a request for which no seat is free."""
+        """Decide as :meth:`admit` about a request without a free seat."""
         if self._reject_hopeless:
             self._check_hope(request, now)
         queue, placement = self._ledger.queue, self._ledger.placement
@@ -101,7 +102,7 @@ class Assignment:
         return _QUEUE, None
 
     def _expected_wait(self, request: Request) -> float:
-        """How long a request that came now would wait for a seat, in seconds, by how long calls took of late."""
+        """Return the estimated wait of a new request for a seat, in seconds, from recent call durations."""
         ledger, pin = self._ledger, request.pin
         capacity = pin.capacity if pin is not None else sum(seats.capacity for seats in ledger.seats if seats.open)
         if not capacity:
@@ -123,7 +124,7 @@ class Assignment:
     # ---- when a seat comes free ------------------------------------------------------------------------
 
     def advance(self, seats: Seats, now: float) -> None:
-        """A worker has ended a call: the next of those that it holds runs now, and it gets more."""
+        """Handle a free seat of a worker: its next prefetched call runs now, and it gets more calls."""
         ledger = self._ledger
         placement = ledger.placement
         if seats.alone and not seats.running and not seats.leaving:
@@ -136,7 +137,7 @@ class Assignment:
                 ledger.begin(request, seats, now)
                 placement.place(seats, began=now)
             else:
-                # Its caller is gone, and it may have begun: its seat is taken until the worker confirms.
+                # Its caller has left, and it may have begun: its seat is taken until the worker confirms.
                 seats.leaving[call_id] = request
                 placement.place(seats, began=now)
                 seats.port.cancel(request)
@@ -149,7 +150,7 @@ class Assignment:
             ledger.look_idle()
 
     def fill(self, seats: Seats, now: float) -> None:
-        """Give a worker what it may have of what waits: calls for its free seats, then some ahead of their time."""
+        """Assign waiting requests to a worker: calls for its free seats, and then prefetched calls."""
         ledger = self._ledger
         queue, placement = ledger.queue, ledger.placement
         aside: list[Request] = []
@@ -166,14 +167,14 @@ class Assignment:
                 aside.append(request)
                 continue
             if request.suspect and seats.load:
-                # It runs where nothing else does: this worker takes no more until it is empty, if none does so already.
+                # It must run alone: this worker accepts no more calls until it is empty, unless another one already does.
                 aside.append(request)
                 seats.alone = not any(other.alone for other in ledger.seats)
                 if request.session is not None:
-                    break  # Its younger sisters wait behind it.
+                    break  # Later calls of its session wait behind it.
                 continue
             if min(request.deadline, request.queue_deadline) <= now:
-                # Its time ran out before the clock's owner could say so.
+                # Its time passed before the deadline task could end it.
                 ledger.finish(request, Outcome.EXPIRED, None, overdue(request, now), now)
             elif len(seats.running) + len(seats.leaving) < seats.capacity:
                 ledger.start(request, seats, now)
@@ -189,7 +190,7 @@ class Assignment:
             ledger.recall.look_later()
 
     def _fill_needed(self, seats: Seats, now: float) -> None:
-        """Give a worker that takes nothing beside its calls what these themselves wait for."""
+        """Assign to a worker that accepts no other calls the requests for which its own calls wait."""
         ledger = self._ledger
         for request in [request for request in ledger.living if request.chain and request.phase is Phase.QUEUED]:
             if seats.load == seats.capacity:
@@ -200,7 +201,7 @@ class Assignment:
                 ledger.start(request, seats, now)
 
     def fill_all(self, now: float) -> None:
-        """Give every worker with a free seat what it may have."""
+        """Assign waiting requests to every worker with a free seat."""
         if self._ledger.queue.live:
             for seats in self._ledger.placement.seats():
                 self.fill(seats, now)

@@ -1,13 +1,11 @@
-"""What expires: requests whose time is spent, and the ids of those whose callers are gone.
+"""Expiry of requests, and of the ids of cancelled requests.
 
-Theory of operation
--------------------
-Deadlines are rounded up to a grain of one millisecond and hashed into buckets by it, so that adding and removing are one
-dictionary operation each, however many entries there are. A heap holds the keys of the buckets. A bucket that has become
-empty is forgotten at once, its key when it comes up or when most of the heap's keys are dead: an entry with a deadline
-far away that is removed soon leaves nothing behind for long.
+Theory of operation ------------------- Deadlines are rounded up to one millisecond and hashed into buckets, so adding
+and removing are one dictionary operation each, whatever the number of entries. A heap holds the keys of the buckets. An
+empty bucket is deleted at once; its key is deleted when it comes up, or when most of the heap's keys are dead. So a
+distant deadline that is removed soon leaves nothing behind for long.
 
-The id of a cancelled request is remembered for a while, because a late reply to it is no fault of the worker's.
+The id of a cancelled request is remembered for some time, because a late reply to it is not a fault of the worker.
 """
 
 from __future__ import annotations
@@ -21,12 +19,12 @@ __all__ = ["GRAIN", "CancelSet", "DeadlineWheel", "Expiring"]
 #: Seconds. An entry expires at its deadline or at most this much later, never earlier.
 GRAIN = 0.001
 _PER_SECOND = 1000
-#: Later than any clock will ever show, infinity included, in seconds.
+#: Seconds. Later than any clock will show, so that infinity needs no special case.
 _NEVER = 1e12
 
 
 class Expiring(Protocol):
-    """What may be put in a wheel: the attribute is the wheel's."""
+    """An entry of a wheel, which owns the attribute."""
 
     deadline_node: Any
 
@@ -35,7 +33,7 @@ E = TypeVar("E", bound=Expiring)
 
 
 class DeadlineWheel(Generic[E]):
-    """Entries and their deadlines, in seconds of whatever clock the caller uses."""
+    """Entries and their deadlines, in seconds of the caller's clock."""
 
     def __init__(self) -> None:
         self._buckets: dict[int, dict[E, float]] = {}
@@ -50,7 +48,7 @@ class DeadlineWheel(Generic[E]):
         return f"<DeadlineWheel {self._size} entries in {len(self._buckets)} buckets>"
 
     def add(self, entry: E, deadline: float) -> None:
-        """Put an entry in, which is not in yet. One that never expires is not kept."""
+        """Add an entry that is not in the wheel. An entry that never expires is not stored."""
         if deadline >= _NEVER:
             entry.deadline_node = None
             return
@@ -69,7 +67,7 @@ class DeadlineWheel(Generic[E]):
         self._size += 1
 
     def remove(self, entry: E) -> None:
-        """Take an entry out; does nothing when it is not in."""
+        """Remove an entry, if it is in the wheel."""
         key = entry.deadline_node
         if key is None:
             return
@@ -81,26 +79,26 @@ class DeadlineWheel(Generic[E]):
             del self._buckets[key]
 
     def move(self, entry: E, deadline: float) -> None:
-        """Give an entry another deadline."""
+        """Change the deadline of an entry."""
         self.remove(entry)
         self.add(entry, deadline)
 
     def clear(self) -> None:
-        """Forget all entries; their ``deadline_node`` is the caller's to reset."""
+        """Forget all entries; the caller resets their ``deadline_node``."""
         self._buckets.clear()
         self._keys.clear()
         self._known.clear()
         self._size = 0
 
     def next_deadline(self) -> float:
-        """When :meth:`expire` has something to give, infinity when nothing is in."""
+        """Return the time at which :meth:`expire` has something to return; infinity if the wheel is empty."""
         keys = self._keys
         while keys and keys[0] not in self._buckets:
             self._known.discard(heapq.heappop(keys))
         return keys[0] / _PER_SECOND if keys else math.inf
 
     def expire(self, now: float) -> list[E]:
-        """Take out the entries whose time has come, in the order of their deadlines."""
+        """Remove and return the expired entries, in the order of their deadlines."""
         due: list[tuple[float, E]] = []
         while self.next_deadline() <= now:
             key = heapq.heappop(self._keys)
@@ -119,19 +117,19 @@ class DeadlineWheel(Generic[E]):
 
 
 class CancelSet:
-    """A bounded set of ids, each forgotten after a time; the oldest goes first when there is no room.
+    """A bounded set of ids, each forgotten after some time; without room, the oldest is forgotten first.
 
-    All operations are O(1), amortised; the clock is the caller's.
+    All operations are O(1), amortised; the caller provides the clock.
 
     Args:
-        capacity: How many ids are remembered at most.
-        ttl: For how long each, in seconds.
+        capacity: The largest number of ids.
+        ttl: The time for which each is remembered, in seconds.
     """
 
     def __init__(self, capacity: int, ttl: float) -> None:
         self._capacity = capacity
         self._ttl = ttl
-        # In the order of their expiry: an id that comes again goes to the end.
+        # In the order of expiry: an id that is added again moves to the end.
         self._expiry: dict[int, float] = {}
 
     def __len__(self) -> int:
@@ -150,20 +148,20 @@ class CancelSet:
         self._expiry[id] = now + self._ttl
 
     def seen(self, id: int, now: float) -> bool:
-        """Whether the id is remembered still."""
+        """Return whether the id is still remembered."""
         expiry = self._expiry.get(id)
         return expiry is not None and expiry > now
 
     def discard(self, id: int) -> bool:
-        """Forget an id. Returns whether it was remembered."""
+        """Forget an id, and return whether it was remembered."""
         return self._expiry.pop(id, None) is not None
 
     def next_expiry(self) -> float:
-        """When :meth:`expire` has something to forget, infinity when the set is empty."""
+        """Return the time at which :meth:`expire` has something to forget; infinity if the set is empty."""
         return next(iter(self._expiry.values()), math.inf)
 
     def expire(self, now: float) -> int:
-        """Forget what is old enough. Returns how many that were."""
+        """Forget the expired ids, and return their number."""
         forgotten = 0
         while self._expiry:
             id, expiry = next(iter(self._expiry.items()))

@@ -17,24 +17,24 @@ from .request import Phase, Request
 
 __all__ = ["copy_error", "deadline_passed", "no_worker", "overdue", "poisonous", "worker_busy", "worker_lost"]
 
-#: When an attempt to start a worker is under way, its end is looked for after so many seconds.
+#: Seconds. While a worker is starting, the retry time of an error is this far ahead.
 _SOON = 0.1
 
 
 def copy_error(error: SnakepitError) -> SnakepitError:
-    """The same failure for another caller: a traceback belongs to one raise."""
+    """Return a copy of an error for another caller, because a traceback belongs to one raise."""
     return error.__class__(error.message, code=error.code, details=error.details, retryable=error.retryable)
 
 
 def overdue(request: Request, now: float) -> SnakepitError:
-    """Which of its limits a request has reached."""
+    """Return the error for the limit that a request has reached."""
     if request.phase is Phase.QUEUED and request.deadline > now:
         waited = now - request.submitted_at
         limit = request.defaults.queue_timeout
         return QueueTimeout(
             f"no worker was free for {request.tool!r} within queue_timeout={None if limit is None else as_given(limit)}",
             details={"waited": waited, "tool": request.tool, "option": "queue_timeout", "limit": limit},
-            # One that stands in a worker's line may have begun a moment ago.
+            # A prefetched request may have just begun.
             retryable=request.seats is None,
         )
     return deadline_passed(request, now)
@@ -58,7 +58,9 @@ def deadline_passed(request: Request, now: float) -> RequestTimeout:
 
 
 def no_worker(why: WorkerStartupError, next_attempt: float, now: float) -> WorkerStartupError:
-    """No worker can be had before the next attempt to start one, on the event loop's clock; ``why`` says the rest."""
+    """Return the error for a request without a worker before the next start, on the event loop's clock; ``why`` is the
+    reason.
+    """
     wait = max(_SOON, next_attempt - now)
     return WorkerStartupError(
         f"{why.message}; the next attempt is in {seconds(wait)}",
@@ -68,7 +70,7 @@ def no_worker(why: WorkerStartupError, next_attempt: float, now: float) -> Worke
 
 
 def worker_lost(request: Request, why: SnakepitError | None = None) -> SessionWorkerUnavailable:
-    """A strict session's worker is no more; ``why`` where that is known."""
+    """Return the error for a strict session whose worker has ended; ``why`` is the reason, if known."""
     reason, details = (f": {why.message}", why.details) if why is not None else ("", {})
     return SessionWorkerUnavailable(
         f"the worker of session {request.session!r} is gone{reason}", details={**details, "session": request.session}

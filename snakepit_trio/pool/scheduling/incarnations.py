@@ -1,6 +1,6 @@
-"""What a pool decides when its workers come, stop taking calls, give calls back, and end.
+"""The decisions of a pool when its workers come, stop accepting calls, give calls back, and end.
 
-The theory of it is written in :mod:`.scheduler`.
+:mod:`.scheduler` describes the theory.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Incarnations:
     """The decisions of one pool about its workers.
 
     Args:
-        ledger: The pool's.
-        assignment: Gives what waits to workers that have room.
-        repair: Puts the ledger in order after an unexpected exception.
-        poison_limit: A request that has ended this many workers is not given to another; None means no limit.
+        ledger: The pool's ledger.
+        assignment: Assigns waiting requests to workers with room.
+        repair: Repairs the ledger after an unexpected exception.
+        poison_limit: A request that has ended this number of workers is not run again; None: no limit.
     """
 
     def __init__(self, ledger: Ledger, assignment: Assignment, repair: Repair, *, poison_limit: int | None) -> None:
@@ -40,7 +40,7 @@ class Incarnations:
 
     @protected
     def open(self, seats: Seats, now: float) -> None:
-        """An incarnation is ready for calls; it gets what waits for it."""
+        """Handle an incarnation that is ready for calls, and assign waiting requests to it."""
         ledger = self._ledger
         ledger.seats[seats] = None
         self.clear_failure()
@@ -56,7 +56,7 @@ class Incarnations:
 
     @protected
     def cordon(self, seats: Seats, now: float) -> None:
-        """Give an incarnation no more calls; those that it runs go on, those that it has not begun are asked back."""
+        """Give an incarnation no more calls; its running calls continue, and its prefetched calls are recalled."""
         try:
             self._shut(seats)
         except Exception as exc:
@@ -86,7 +86,9 @@ class Incarnations:
 
     @protected
     def retire(self, seats: Seats, now: float) -> None:
-        """Give an incarnation no more calls, ever; those that it has go on. What waits for it alone is told at once."""
+        """Give an incarnation no more calls, ever; its running calls continue. Requests that wait for this worker alone
+        end at once.
+        """
         try:
             self._retire(seats, now)
         except Exception as exc:
@@ -101,18 +103,20 @@ class Incarnations:
             self._ledger.finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
 
     def stuck(self, seats: Seats, call_id: int) -> None:
-        """A call whose caller is gone does not stop: its seat comes back with its worker's end, after what runs beside it."""
+        """Record that a call whose caller has left does not stop: its seat is freed by its worker's end, after the calls
+        beside it.
+        """
         request = seats.leaving.get(call_id)
         if request is not None:
             request.stuck = True
 
     @protected
     def fail_all(self, why: WorkerStartupError, next_attempt: float, now: float) -> None:
-        """No worker can serve: whoever waits is told at once, and so is whoever comes, until one is ready.
+        """End all waiting requests, and refuse new ones, until a worker is ready, because no worker can serve.
 
         Args:
-            why: What keeps workers from starting.
-            next_attempt: When the next one is started.
+            why: The reason why no worker can start.
+            next_attempt: The time of the next start.
         """
         ledger = self._ledger
         ledger.broken = why
@@ -123,14 +127,14 @@ class Incarnations:
 
     @protected
     def clear_failure(self) -> None:
-        """A worker may come that can serve: whoever comes may wait for it. Undoes :meth:`fail_all`."""
+        """Let new requests wait again, because a worker may come. Undoes :meth:`fail_all`."""
         self._ledger.broken = None
 
     # ---- they give calls back --------------------------------------------------------------------------
 
     @protected
     def returned(self, seats: Seats, call_id: int, now: float) -> None:
-        """A worker gives a call back that it had not begun. The request returns to its place in the queue.
+        """Handle a call that a worker gives back unbegun: the request returns to its place in the queue.
 
         Raises:
             UnexpectedReply: The worker holds no such call.
@@ -139,7 +143,7 @@ class Incarnations:
 
     @protected
     def stopped(self, seats: Seats, call_id: int, error: WorkerCrashed, now: float) -> None:
-        """A worker that ends has stopped a call that it had begun. It runs again if it may, else it ends with ``error``.
+        """Handle a begun call that an ending worker has stopped: it runs again if it may, else it ends with ``error``.
 
         Raises:
             UnexpectedReply: The worker holds no such call.
@@ -147,10 +151,10 @@ class Incarnations:
         self._take_back(seats, call_id, now, error)
 
     def _take_back(self, seats: Seats, call_id: int, now: float, error: WorkerCrashed | None) -> None:
-        """Take a call that a worker has not carried out out of that one's tables, and settle what becomes of its request.
+        """Remove a call that a worker has not completed from the worker's tables, and decide about its request.
 
         Args:
-            error: Why it was stopped; None: it had not begun.
+            error: The reason of the stop; None: the call had not begun.
         """
         ledger = self._ledger
         request = seats.ahead.get(call_id) or seats.running.get(call_id) or seats.leaving.get(call_id)
@@ -161,7 +165,7 @@ class Incarnations:
                 if request.phase is Phase.QUEUED:
                     ledger.placement.left(request)
             elif seats.running.pop(call_id, None) is not None:
-                # Of one that had not begun: the call before it had ended, so it was taken to run.
+                # It had not begun, but the call before it had ended, so it counted as running.
                 ledger.in_flight -= 1
             else:
                 del seats.leaving[call_id]
@@ -183,17 +187,17 @@ class Incarnations:
         if request.binding is not None and request.binding.lost:
             ledger.finish(request, Outcome.FAILED, None, worker_lost(request, seats.end), now)
         elif ledger.closed is not None:
-            # No worker gets anything more.
+            # No worker gets further calls.
             ledger.finish(request, Outcome.FAILED, None, copy_error(ledger.closed), now)
         elif ledger.broken is not None:
-            # Whoever waits has been told already that no worker can be had for now.
+            # The waiting requests have already ended because there is no worker.
             error = no_worker(ledger.broken, ledger.next_attempt, now)
             ledger.finish(request, Outcome.FAILED, None, error, now)
         else:
             request.attempt -= 1
             ledger.requeue(request, now)
             if request.phase is Phase.QUEUED and min(request.deadline, request.queue_deadline) <= now:
-                # It was never begun, so it has waited all the time.
+                # It was never begun, so its whole time was a wait.
                 ledger.leave(request, Outcome.EXPIRED, overdue(request, now), now)
 
     # ---- they end --------------------------------------------------------------------------------------
@@ -208,15 +212,15 @@ class Incarnations:
         unbegun: Container[int] = (),
         blamed: bool = True,
     ) -> None:
-        """An incarnation has ended, and what was kept of it with it.
+        """Handle the end of an incarnation, and of the state in it.
 
-        A call that was never started there, and one that may be run again, goes back to its place in the queue; any
-        other ends with ``error``.
+        A call that never began there, or that may run again, returns to its place in the queue; any other ends with
+        ``error``.
 
         Args:
             error: What happened to the worker.
-            unbegun: Ids of the calls that it had not begun to run.
-            blamed: The calls that it ran may have brought its end about.
+            unbegun: The ids of calls that it had not begun.
+            blamed: Whether its running calls may have caused its end.
         """
         ledger = self._ledger
         if seats not in ledger.seats:
@@ -241,7 +245,7 @@ class Incarnations:
             seats.running.clear()
             seats.leaving.clear()
             seats.ahead.clear()
-            # The last first: each goes back to the front of those that came after it.
+            # The last first, because each returns to the front of later ones.
             for request in reversed(held):
                 try:
                     self._settle(request, error, now, blame if request.id not in unbegun else None)
@@ -255,10 +259,10 @@ class Incarnations:
             self._repair.run(now)
 
     def _settle(self, request: Request, error: WorkerCrashed | PoolClosed, now: float, blame: float | None) -> None:
-        """What becomes of a call that an incarnation held which has ended.
+        """Decide about a call that an ended incarnation held.
 
         Args:
-            blame: The call's part in that end, 1 if no other ran there; None: it had not begun.
+            blame: The call's share in that end, 1 if it ran alone; None: it had not begun.
         """
         if request.phase is Phase.DONE:
             request.release()
@@ -274,7 +278,9 @@ class Incarnations:
             request.seats = None
 
     def _note_blame(self, request: Request, blame: float) -> None:
-        """A worker has ended while it ran a call. Which of several calls was the cause is seen when one of them runs alone."""
+        """Record that a worker ended while it ran a call. With several calls, the cause is found when one of them runs
+        alone.
+        """
         if blame == 1.0:
             request.deaths += 1
         elif self._poison_limit is not None:

@@ -1,7 +1,6 @@
-"""The tables of one pool, and the moves that keep them true: each takes one request from one place to the next.
+"""The tables of one pool, and the operations that keep them consistent: each moves one request from one table to the next.
 
-What may happen, and which moves follow from it, is decided by :mod:`.scheduler` and by what that has: :mod:`.assignment` and
-:mod:`.incarnations`.
+:mod:`.scheduler` and its parts, :mod:`.assignment` and :mod:`.incarnations`, decide which operations happen.
 """
 
 from __future__ import annotations
@@ -31,19 +30,19 @@ __all__ = ["Ledger", "Observer", "Totals", "UnexpectedReply"]
 
 
 class UnexpectedReply(Exception):
-    """A worker answered a call that it was never given, or answered one twice."""
+    """A worker answered a call that it does not hold, or answered one twice."""
 
 
 class Observer(Protocol):
-    """Hears of what happens to requests, and changes nothing of them."""
+    """Is informed of each step of a request, and changes nothing."""
 
     def __call__(self, event: str, request: Request, now: float) -> None:
-        """``event`` is ``"queued"``, ``"dispatched"``, or the value of an :class:`Outcome`."""
+        """Handle a step: ``"queued"``, ``"dispatched"``, or the value of an :class:`Outcome`."""
 
 
 @attrs.frozen
 class Totals:
-    """The scheduler's counters at one moment; see ``snakepit_trio.PoolStats`` for what each means."""
+    """The scheduler's counters at one moment; see ``snakepit_trio.PoolStats`` for each."""
 
     accepted: int
     rejected: int
@@ -58,30 +57,30 @@ class Totals:
 
 
 class Ledger:
-    """The tables of one pool. Whoever is concerned by a move is told of it: the worker, the observer, the caller.
+    """The tables of one pool. Each operation informs the affected worker, the observer and the caller.
 
     Args:
-        on_due: Called with a time when something is due then, which is earlier than was known.
-        errors: Where unexpected exceptions are told.
+        on_due: Called with a due time that is earlier than the known one.
+        errors: Reports unexpected exceptions.
         pool: The pool's name.
 
     Attributes:
-        queue: The requests that wait, and that no worker holds.
-        cancel_set: The ids of requests whose callers are gone.
+        queue: The waiting requests that no worker holds.
+        cancel_set: The ids of requests whose callers have left.
         deadlines: The requests that may expire.
-        placement: Which workers have room, and which hold calls that have not begun.
-        recall: Asks for such calls.
-        seats: The incarnations that there are.
-        living: The requests that were accepted and have not ended, in the order of their arrival.
-        in_flight: How many requests a worker is running for a caller who waits.
-        accepted, rejected, ended, late_replies: What :class:`Totals` counts; ``ended`` by outcome.
-        closed: Why nothing is accepted any more, if so.
-        broken: Why nothing is accepted until a worker is ready, if so.
-        next_attempt: When the next worker is started, while that is so, on the event loop's clock.
-        observer: Hears of what happens to requests.
-        on_idle: Called when the last running request has ended; None: nobody waits for that.
-        announced: When the clock looks again, as far as it was told.
-        sound: The tables agree. They may not after an unexpected exception in a move; see :mod:`.repair`.
+        placement: The workers with room, and those with prefetched calls.
+        recall: Recalls prefetched calls.
+        seats: The existing incarnations.
+        living: The accepted requests that have not ended, in the order of their arrival.
+        in_flight: The number of running requests with a waiting caller.
+        accepted, rejected, ended, late_replies: The counts of :class:`Totals`; ``ended`` by outcome.
+        closed: The error with which new requests are refused; None while the pool is open.
+        broken: The error with which requests are refused until a worker is ready, or None.
+        next_attempt: While ``broken`` is set, the time of the next start, on the event loop's clock.
+        observer: The observer.
+        on_idle: Called when the last running request has ended; None if no code waits for that.
+        announced: The time at which the deadline task will look again, as far as it was told.
+        sound: Whether the tables are consistent. They may not be after an unexpected exception; see :mod:`.repair`.
     """
 
     def __init__(
@@ -125,25 +124,25 @@ class Ledger:
 
     @property
     def queued(self) -> int:
-        """Requests that wait for a worker."""
+        """The number of requests that wait for a worker."""
         return self.queue.live + self.placement.waiting
 
     @property
     def has_room(self) -> bool:
-        """Whether a request that came now, and that any worker may run, would get a seat or a place in the queue."""
+        """Whether a new request that any worker may run would get a seat or a place in the queue."""
         return self.placement.seat() is not None or self.queue.has_room(self.placement.waiting)
 
     def oldest_wait(self, now: float) -> float:
-        """How long the request has waited that came first of those that any worker may run; 0 when none waits."""
+        """Return the wait of the oldest waiting request that any worker may run; 0 if there is none."""
         return max(0.0, now - min(self.queue.oldest_arrival(), self.placement.oldest_arrival()))
 
     @property
     def waiting_for_any(self) -> int:
-        """Requests that wait for a worker, and that one more would serve: not those that are tied to a worker that there is."""
+        """Return the number of waiting requests that another worker would help, without those bound to an existing worker."""
         return self.queue.unpinned + self.placement.waiting
 
     def totals(self) -> Totals:
-        """The counters, which obey the conservation law at every moment."""
+        """Return the counters, which obey the conservation law at every moment."""
         ended = self.ended
         return Totals(
             accepted=self.accepted,
@@ -159,7 +158,7 @@ class Ledger:
         )
 
     def requests(self) -> Iterable[Request]:
-        """Every request that has not ended: those that run, then those that wait."""
+        """Yield every request that has not ended: first the running ones, then the waiting ones."""
         for seats in self.seats:
             yield from seats.running.values()
         for seats in self.seats:
@@ -167,24 +166,24 @@ class Ledger:
         yield from self.queue
 
     def next_deadline(self) -> float:
-        """When something expires at the earliest; infinity when nothing does ever."""
+        """Return the time of the next expiry; infinity if there is none."""
         return min(self.deadlines.next_deadline(), self.cancel_set.next_expiry(), self.recall.look_at)
 
     def arm(self) -> float:
-        """The same for the clock, which hears by ``on_due`` from now on when that becomes earlier."""
+        """Return :meth:`next_deadline` for the deadline task, which ``on_due`` informs from now on of an earlier time."""
         self.announced = self.next_deadline()
         return self.announced
 
     def note_due(self, when: float) -> None:
-        """Something is due at that time."""
+        """Record a due time."""
         if when < self.announced:
-            # Should this fail, the next is told.
+            # If this fails, the next due time is reported.
             self.announced = math.inf
             self._on_due(when)
             self.announced = min(when, self.announced)
 
     def look_again(self) -> None:
-        """Something may be due at another time than was told."""
+        """Make the deadline task look again, because something may be due at another time."""
         self.announced = math.inf
         self._on_due(-math.inf)
 
@@ -197,7 +196,7 @@ class Ledger:
             self.begin(request, seats, now)
             seats.alone = seats.alone or request.suspect
             if request.phase is Phase.DONE:
-                # Whoever was told of it has ended it. It was not sent, so no worker will confirm that it has stopped.
+                # The observer has ended it. It was not sent, so no worker will confirm its end.
                 del seats.leaving[request.id]
                 request.release()
             self.placement.place(seats, began=now)
@@ -207,7 +206,7 @@ class Ledger:
             self._not_started(request, seats, exc, now)
 
     def prefetch(self, request: Request, seats: Seats, now: float) -> None:
-        """Send a request to a worker ahead of its time. It goes on waiting."""
+        """Prefetch a request to a worker. It continues to wait."""
         try:
             request.attempt += 1
             request.recalled = False
@@ -220,14 +219,15 @@ class Ledger:
             self._not_started(request, seats, exc, now)
 
     def _not_started(self, request: Request, seats: Seats, exc: Exception, now: float) -> None:
-        """A request could not be sent: it fails, and its seat is free. Should it have been sent all the same, the reply to
-        it will be one to a call that the worker was never given, and end the worker."""
+        """Handle a request that could not be sent: it fails, and its seat is free. If it was sent nevertheless, its reply
+        will be an unexpected one, which ends the worker.
+        """
         seats.running.pop(request.id, None)
         seats.ahead.pop(request.id, None)
         self.fail(exc, now, request)
 
     def begin(self, request: Request, seats: Seats, now: float) -> None:
-        """A request runs from now on; the worker's place is the caller's to see to."""
+        """Mark a request as running; the caller updates the worker's placement."""
         if request.time_limit is not None and request.deadline == math.inf:
             request.deadline = now + request.time_limit
             self.deadlines.move(request, request.deadline)
@@ -241,14 +241,14 @@ class Ledger:
         binding = request.binding
         if binding is not None and binding.seats is not seats:
             if binding.strict and binding.seats is None and request.session is not None:
-                # Those that wait behind it were made when no worker was chosen yet.
+                # Requests that wait behind it were made before a worker was chosen.
                 waiting = self.queue.pin(request.session, binding, seats)
                 for other in waiting[seats.capacity - seats.load :]:
                     if other.fail_fast:
                         self.queue.discard(other)
                         self.finish(other, Outcome.FAILED, None, worker_busy(other), now)
             binding.seats = seats
-        # As in tell, whose own call would be a seventh of what the tables cost.
+        # As in `tell`, inlined because the call would be a seventh of the tables' cost.
         try:
             self.observer("dispatched", request, now)
         except Exception as exc:
@@ -334,7 +334,7 @@ class Ledger:
             if request.deadline_node is not None:
                 self.deadlines.remove(request)
         except Exception as exc:
-            # It comes up some time, and is passed over then.
+            # It is skipped when it comes up.
             request.deadline_node = None
             self._errors.report(exc, "operation", pool=self._pool)
         try:
@@ -347,34 +347,34 @@ class Ledger:
             self._wake_again(request, exc)
 
     def _wake_again(self, request: Request, exc: Exception) -> None:
-        """Whoever waits for a request that has ended could not be woken; if that fails twice, nothing is left to try."""
+        """Try again to wake the caller of an ended request; after a second failure nothing is left to try."""
         self._errors.report(exc, "request", pool=self._pool)
         with self._errors.bulkhead("request", pool=self._pool):
             request.on_end()
 
     def reject(self, request: Request, error: SnakepitError, now: float) -> None:
-        """A request is not accepted."""
+        """Refuse a request."""
         self.rejected += 1
         request.phase, request.outcome = Phase.DONE, Outcome.REJECTED
         request.error = error
         self.tell(Outcome.REJECTED.value, request, now)
 
     def look_idle(self) -> None:
-        """Tell whoever waits for it when nothing runs."""
+        """Call ``on_idle`` if nothing runs."""
         if not self.in_flight and self.on_idle is not None:
             self.on_idle()
 
     def tell(self, event: str, request: Request, now: float) -> None:
-        """Let the observer hear of something. When it fails, the request goes on."""
+        """Inform the observer. If it fails, the request continues."""
         try:
             self.observer(event, request, now)
         except Exception as exc:
             self._errors.report(exc, "observer", pool=self._pool)
 
     def fail(self, exc: Exception, now: float, request: Request | None = None) -> None:
-        """An unexpected exception came out of a decision: the request that it was about fails, and the tables are not certain.
+        """Handle an unexpected exception in a decision: its request fails, and the tables are marked as unsound.
 
-        Raises nothing. Whoever decides has them put in order at the end of the decision, by :class:`.Repair`.
+        Raises nothing. At the end of the decision, :class:`.Repair` repairs the tables.
         """
         self.sound = False
         self._errors.report(exc, "operation" if request is None else "request", pool=self._pool)

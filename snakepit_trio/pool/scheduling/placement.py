@@ -1,9 +1,9 @@
-"""Which worker has room for a request: a free seat, or a place in the line behind a short call.
+"""Which worker has room for a request: a free seat, or a prefetch place behind a short call.
 
-A worker with one seat that is busy with a short call may be given the next calls already, so that it never waits for
-its host between two of them. That pays only for calls so short that the way to the worker and back counts, and it must
-not hurt any other: so a line stands only behind a call of a tool that is short on average, it is made of such calls, and
-whoever stands in it can be recalled (:class:`Recall`).
+A worker with one seat that runs a short call may already get the next calls, so that it never waits for its host
+between two of them. That pays only for calls so short that the round trip matters, and must not delay others. So calls
+are prefetched only behind a call of a tool that is short on average, only calls of such tools are prefetched, and a
+prefetched call can be recalled (:class:`Recall`).
 """
 
 from __future__ import annotations
@@ -15,55 +15,56 @@ from .request import Phase, Request, Seats
 
 __all__ = ["PATIENCE", "SHORT", "Placement", "Recall"]
 
-#: Seconds. A tool whose calls take no longer than this on average is short.
+#: Seconds. A tool is short if its calls take no longer than this on average.
 SHORT = 0.002
-#: Seconds. A call of a short tool that has run for longer has turned out long: nobody waits behind it who need not.
+#: Seconds. After this long, a call of a short tool counts as long; calls prefetched behind it are recalled.
 PATIENCE = 0.01
-#: Seconds. For so long after a request of higher priority came, those below its priority stand in no line.
+#: Seconds. For this time after the arrival of a request of higher priority, requests of lower priority are not
+#: prefetched.
 _RESPECT = 0.05
-#: So many calls of a tool that has ended a worker stand in no line, and have none behind them: the worker holds the replies of
-#: short calls back for a moment, to send them together, and they would end with the next one that ends it.
+#: The number of calls for which a tool that has ended a worker is not prefetched, and has no calls prefetched behind it.
+#: A worker holds replies of short calls for a moment to send them together, and these would be lost with the worker.
 _CAREFUL = 1000
-#: The weight of one call in an average of how long calls take.
+#: The weight of one call in the average duration.
 _SMOOTHING = 0.1
 
 
 class Placement:
-    """The open incarnations that have room, the emptiest first, and whoever holds calls that have not begun.
+    """The open incarnations with room, emptiest first, and those with prefetched calls.
 
     Attributes:
-        waiting: How many requests stand in lines and have callers that wait.
-        service_time: How long calls took of late, in seconds: an exponential average, 0 before the first.
+        waiting: The number of prefetched requests with waiting callers.
+        service_time: The average duration of recent calls, in seconds: exponential, 0 before the first.
     """
 
     def __init__(self) -> None:
         self.waiting: int = 0
         self.service_time: float = 0.0
-        # By how many seats are taken, and by how long the line is; each bucket is gone through in turn.
+        # By the number of taken seats, and by the number of prefetched calls; each bucket is visited in turn.
         self._free: list[dict[Seats, None]] = [{}]
         self._lines: list[dict[Seats, None]] = []
-        # By tool, how long its calls take; of one that has just turned out long, not much is counted.
+        # The average duration by tool; after a long call it starts again.
         self._paces: dict[str, float] = {}
-        # By tool, how many more of its calls are to be handled with care.
+        # The number of further calls of a tool that are not prefetched.
         self._careful: dict[str, int] = {}
-        # The tools whose calls are short, by both.
+        # The tools that are short by both tables.
         self._short: set[str] = set()
-        # Incarnations with a line, roughly by when the call began that they run.
+        # Incarnations with prefetched calls, roughly by the start of their running call.
         self._holders: dict[Seats, None] = {}
-        # How many stand in lines, by priority; and up to when which priorities may not.
+        # The number of prefetched calls by priority; and the time until which each priority may not be prefetched.
         self._priorities: dict[int, int] = {}
         self._floor = -math.inf
         self._floor_until = -math.inf
 
     def admit(self, seats: Seats) -> None:
-        """Make room for an incarnation's numbers."""
+        """Make room in the tables for an incarnation's capacity."""
         while len(self._free) < seats.capacity:
             self._free.append({})
         while len(self._lines) < seats.depth:
             self._lines.append({})
 
     def rebuild(self, known: Iterable[Seats]) -> None:
-        """Begin anew with these incarnations, from what each of them holds."""
+        """Rebuild the tables from these incarnations."""
         self.waiting = 0
         self._free, self._lines = [{}], []
         self._holders.clear()
@@ -79,10 +80,10 @@ class Placement:
     # ---- room --------------------------------------------------------------------------------------
 
     def place(self, seats: Seats, *, began: float | None = None) -> None:
-        """Put an incarnation where it belongs by what it holds now.
+        """Put an incarnation into the right bucket for its calls.
 
         Args:
-            began: When the next of its calls began, if that is what has changed.
+            began: The start of its next call, if that has changed.
         """
         if began is not None and seats.depth:
             seats.since = began
@@ -97,7 +98,7 @@ class Placement:
             if load < seats.capacity:
                 new = self._free[load]
             elif len(seats.ahead) < seats.depth:
-                # Where there may be a line, one call runs, or none whose caller waits.
+                # An incarnation with prefetched calls runs one call, or none with a waiting caller.
                 for request in seats.running.values():
                     if request.tool in self._short:
                         new = self._lines[len(seats.ahead)]
@@ -108,19 +109,19 @@ class Placement:
         seats.place = new
 
     def seat(self) -> Seats | None:
-        """The emptiest incarnation with a free seat."""
+        """Return the emptiest incarnation with a free seat."""
         for bucket in self._free:
             if bucket:
                 return next(iter(bucket))
         return None
 
     def seats(self) -> Iterator[Seats]:
-        """All incarnations with a free seat, the emptiest first."""
+        """Yield all incarnations with a free seat, emptiest first."""
         for bucket in self._free:
             yield from tuple(bucket)
 
     def line(self, request: Request, now: float) -> Seats | None:
-        """The incarnation with the shortest line in which a request may stand."""
+        """Return the incarnation with the fewest prefetched calls to which a request may be prefetched."""
         if not self.may_stand(request, now):
             return None
         for bucket in self._lines:
@@ -128,17 +129,17 @@ class Placement:
                 seats = next(iter(bucket))
                 if now < seats.since + PATIENCE:
                     return seats
-                # It comes back with its next call.
+                # It returns with its next call.
                 del bucket[seats]
                 seats.place = None
         return None
 
     def has_line(self, seats: Seats, now: float) -> bool:
-        """Whether one more may stand in the line of an incarnation."""
+        """Return whether one more call may be prefetched to an incarnation."""
         return seats.place is not None and len(seats.ahead) < seats.depth and now < seats.since + PATIENCE
 
     def may_stand(self, request: Request, now: float) -> bool:
-        """Whether a request may stand in a line at all: not what is long, nor what keeps an order or a lock of its own."""
+        """Return whether a request may be prefetched at all: not a long one, nor one with an order or a lock of its own."""
         return (
             request.session is None
             and not request.stream
@@ -149,11 +150,11 @@ class Placement:
         )
 
     def is_short(self, tool: str) -> bool:
-        """Whether the calls of a tool are short, by those that there were."""
+        """Return whether a tool is short, by its calls so far."""
         return tool in self._short
 
     def note(self, tool: str, seconds: float) -> None:
-        """A call has taken so long."""
+        """Record the duration of a call."""
         self.service_time += (seconds - self.service_time) * (_SMOOTHING if self.service_time else 1.0)
         seconds = min(seconds, 5 * SHORT)
         if self._careful:
@@ -168,21 +169,21 @@ class Placement:
             self._short.discard(tool)
 
     def beware(self, tool: str) -> None:
-        """A worker has ended while it ran a call of this tool."""
+        """Record that a worker has ended while it ran a call of this tool."""
         self._careful[tool] = _CAREFUL
         self._short.discard(tool)
 
     # ---- lines -------------------------------------------------------------------------------------
 
     def joined(self, seats: Seats, request: Request) -> None:
-        """A request stands in a line now."""
+        """Record that a request was prefetched."""
         self.waiting += 1
         self._priorities[request.priority] = self._priorities.get(request.priority, 0) + 1
         if seats not in self._holders:
             self._holders[seats] = None
 
     def left(self, request: Request) -> None:
-        """A request stands in no line any more."""
+        """Record that a request is not prefetched any more."""
         self.waiting -= 1
         count = self._priorities[request.priority] - 1
         if count:
@@ -191,50 +192,50 @@ class Placement:
             del self._priorities[request.priority]
 
     def forget(self, seats: Seats) -> None:
-        """An incarnation's line is dissolved: it is at its end, or all that stood in it was asked for."""
+        """Record that an incarnation has no prefetched calls any more: it is ending, or all were recalled."""
         self._holders.pop(seats, None)
 
     def overtaken(self, request: Request, now: float) -> bool:
-        """Whether somebody stands in a line who should come after this request, which can't."""
+        """Return whether a call is prefetched that should come after this request, which can't be."""
         if not self._priorities or min(self._priorities) >= request.priority:
             return False
         self._floor, self._floor_until = request.priority, now + _RESPECT
         return True
 
     def holders(self) -> Iterator[Seats]:
-        """The incarnations with a line."""
+        """Yield the incarnations with prefetched calls."""
         return iter(tuple(self._holders))
 
     def before(self, priority: int) -> int:
-        """How many stand in lines who would not make way for a request of this priority."""
+        """Return the number of prefetched calls that would not yield to a request of this priority."""
         return sum(count for other, count in self._priorities.items() if other >= priority)
 
     def oldest_arrival(self) -> float:
-        """When the request came that has stood in a line for longest; infinity when none does."""
+        """Return the arrival of the oldest prefetched request; infinity if there is none."""
         waiting = (r for seats in self._holders for r in seats.ahead.values() if r.phase is Phase.QUEUED)
         return min((request.submitted_at for request in waiting), default=math.inf)
 
     def hostage_since(self) -> float:
-        """When the oldest call began behind which others stand, infinity when there is none."""
+        """Return the start of the oldest running call behind which calls are prefetched; infinity if there is none."""
         for seats in self._holders:
             return seats.since
         return math.inf
 
 
 class Recall:
-    """Asks calls back that were sent to a worker ahead of their time.
+    """Recalls prefetched calls.
 
-    A call is recalled when the call before it turns out long while other workers have room, when a request of higher priority
-    comes, and when its worker is to get no more calls. The worker answers either that it gives a call back unbegun, or in the
-    usual way.
+    A call is recalled when the call before it turns out to be long while other workers have room, when a request of
+    higher priority arrives, and when its worker must get no more calls. The worker either gives the call back unbegun,
+    or answers as usual.
 
     Args:
-        placement: Which calls each worker holds ahead.
-        known: All incarnations that there are.
-        on_due: Called with a time when ``look_at`` has become that.
+        placement: The prefetched calls of each worker.
+        known: All existing incarnations.
+        on_due: Called with a time when ``look_at`` becomes that time.
 
     Attributes:
-        look_at: When to :meth:`look` whether somebody stands in line behind a long call while others have room.
+        look_at: The time for the next :meth:`look`.
     """
 
     def __init__(self, placement: Placement, known: Sized, on_due: Callable[[float], object]) -> None:
@@ -244,14 +245,16 @@ class Recall:
         self._on_due = on_due
 
     def look_later(self) -> None:
-        """A seat is free while others stand in line: to be looked at again when the call before them has turned out long."""
+        """Schedule a look, because a seat is free while calls are prefetched: the call before them may turn out to be
+        long.
+        """
         due = self._placement.hostage_since() + PATIENCE
         if due < self.look_at:
             self.look_at = due
             self._on_due(due)
 
     def look(self, now: float) -> None:
-        """Ask those back who stand in line behind a call that has turned out long, if there is any other way for them."""
+        """Recall the calls that are prefetched behind a long call, if other workers have room."""
         self.look_at = math.inf
         if len(self._known) > 1:
             for seats in self._placement.holders():
@@ -261,7 +264,7 @@ class Recall:
                 self.look_later()
 
     def recall(self, seats: Seats) -> None:
-        """Ask a worker's line back."""
+        """Recall all prefetched calls of a worker."""
         self._placement.forget(seats)
         for request in seats.ahead.values():
             if request.phase is Phase.QUEUED and not request.recalled:
@@ -269,7 +272,7 @@ class Recall:
                 seats.port.recall(request)
 
     def recall_below(self, priority: int) -> None:
-        """Ask those back who stand in line and should come after somebody who came now."""
+        """Recall prefetched calls of lower priority than a new request."""
         for seats in self._placement.holders():
             for request in seats.ahead.values():
                 if request.phase is Phase.QUEUED and not request.recalled and request.priority < priority:

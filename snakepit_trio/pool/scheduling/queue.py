@@ -1,25 +1,25 @@
-"""Where requests wait: bounded, by priority with aging, fair, with a lane of its own for each pinned worker.
+"""The queue of a pool: bounded, by priority with aging, fair, with a lane for each worker to which requests are pinned.
 
-Theory of operation
--------------------
-A *lane* holds the requests that the same workers may run: one lane for those that any worker may run, one for each
-worker to which requests are pinned. A lane has a *level* for each priority that is waiting in it; a level is first in,
-first out, or, in a fair queue, goes round its shares (sessions or tenants), in whichever lanes they wait.
+Theory of operation ------------------- A *lane* holds the requests that the same workers may run: one lane for requests
+that any worker may run, and one for each worker to which requests are pinned. A lane has a *level* for each waiting
+priority. A level is first in, first out; in a fair queue it rotates through its shares (sessions or tenants), over all
+lanes.
 
-With aging, a request gains one priority level for each ``aging`` seconds that it has waited. The order of two requests
-never changes by that: the one with the smaller ``arrival / aging - priority`` goes first, now and later. The first of a
-level is its best, so the next request is found by comparing the first of each level: O(number of distinct priorities
-that are waiting), which is O(1) in the number of requests.
+With aging, a request gains one level of priority for each ``aging`` seconds of its wait. This never changes the order
+of two requests: the one with the smaller ``arrival / aging - priority`` goes first, now and later. The first of a level
+is its best, so the next request is found by comparing the first of each level: O(number of waiting priorities), which
+is O(1) in the number of requests.
 
-Requests of one session never overtake each other. When a session's turn comes through a request that has an older sister
+Requests of one session never overtake each other. When a session's turn comes through a request that has an older one
 in the same session, the older one takes the turn.
 
-Of a *client*, a connection of the bridge, no more requests wait than it leaves places: half of them when it is alone, each of
-two a third, each of nine a tenth, so that none of them fills the queue for the others, nor for the host's own callers. (The
-dynamic threshold by which switches share their buffers: Choudhury and Hahne, https://doi.org/10.1109/90.664262)
+A *client*, a connection of the bridge, may have as many waiting requests as it leaves places for others: half for a
+single client, a third for each of two, a tenth for each of nine. So no client fills the queue for the others, or for
+the host's own callers. (This is the dynamic threshold by which switches share their buffers: Choudhury and Hahne,
+https://doi.org/10.1109/90.664262)
 
-Removing marks a place as dead; a level drops its dead places when they outnumber the living ones, so memory is bounded by
-what waits.
+Removal marks a place as dead; a level drops its dead places when they outnumber the living ones, so memory is bounded
+by the waiting requests.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Queued", "RequestQueue"]
 
 
 class Queued(Protocol):
-    """What may wait in a queue. The attribute ``queue_node`` is the queue's."""
+    """An entry of a queue, which owns the attribute ``queue_node``."""
 
     priority: int
     session: str | None
@@ -69,7 +69,7 @@ class _Level(Generic[E]):
     __slots__ = ("dead", "live", "shares", "turns")
 
     def __init__(self) -> None:
-        # In the order of their turns. Without fairness there is one share, None.
+        # The shares in the order of their turns. Without fairness there is one share, None.
         self.shares: dict[Hashable, deque[_Node[E]]] = {}
         self.turns: dict[Hashable, int] = {}
         self.live = 0
@@ -81,11 +81,11 @@ class _Level(Generic[E]):
             places = self.shares[share] = deque()
             self.turns[share] = turn
             for other in [other for other, its in self.turns.items() if its > turn]:
-                # It brings its turn with it, from another lane.
+                # It keeps its turn from another lane.
                 self.shares[other] = self.shares.pop(other)
                 self.turns[other] = self.turns.pop(other)
         if places and places[-1].number > node.number:
-            # It comes back, or from another lane: among the first, as a rule, so the way to its place is short.
+            # It returns, or comes from another lane; it is usually among the first, so its place is found quickly.
             index = 0
             while places[index].number < node.number:
                 index += 1
@@ -106,16 +106,16 @@ class _Level(Generic[E]):
         return None
 
     def next_turn(self) -> int:
-        """The turn of :meth:`first`."""
+        """Return the turn of :meth:`first`."""
         return next(iter(self.turns.values()))
 
     def oldest(self) -> float:
-        """When the one came that has waited longest, whose turn it need not be."""
+        """Return the arrival of the oldest entry, which may not be the next."""
         firsts = (next((node for node in places if node.entry is not None), None) for places in self.shares.values())
         return min((node.arrival for node in firsts if node is not None), default=math.inf)
 
     def drop(self) -> None:
-        """A place has died."""
+        """Record that a place has died."""
         self.live -= 1
         self.dead += 1
         if self.dead > 32 and self.dead > self.live:
@@ -128,7 +128,7 @@ class _Level(Generic[E]):
             self.dead = 0
 
     def turn(self, turn: int) -> None:
-        """The share whose turn it was goes to the end."""
+        """Move the share that had its turn to the end."""
         share, places = next(iter(self.shares.items()))
         del self.shares[share], self.turns[share]
         self.shares[share], self.turns[share] = places, turn
@@ -148,12 +148,12 @@ class RequestQueue(Generic[E]):
     """The queue of one pool.
 
     Args:
-        max_queue: How many may wait; None means no limit, 0 that nobody may.
-        aging: Seconds of waiting that are worth one priority level; None means that priority is all.
+        max_queue: The largest number of waiting requests; None: no limit, 0: none may wait.
+        aging: Seconds of waiting that raise the priority by one; None: no aging.
         fair: Requests of the same priority take turns by their ``fairness_key``.
 
     Attributes:
-        live: How many wait; the length, for whoever asks often.
+        live: The number of waiting requests; the same as ``len()``, but faster.
     """
 
     def __init__(self, *, max_queue: int | None = None, aging: float | None = None, fair: bool = False) -> None:
@@ -166,7 +166,7 @@ class RequestQueue(Generic[E]):
         self._numbers = itertools.count()
         self._turns = itertools.count()
         self.live: int = 0
-        # How many wait of each client.
+        # The number of waiting requests of each client.
         self._clients: dict[Hashable, int] = {}
 
     def __len__(self) -> int:
@@ -176,7 +176,7 @@ class RequestQueue(Generic[E]):
         return f"<RequestQueue {self.live} waiting, {len(self._pinned)} pinned lanes>"
 
     def __iter__(self) -> Iterator[E]:
-        """What waits, lane by lane, by priority, oldest first."""
+        """Yield the waiting requests, lane by lane, by priority, oldest first."""
         for lane in [self._any, *self._pinned.values()]:
             for priority in sorted(lane.levels, reverse=True):
                 for places in lane.levels[priority].shares.values():
@@ -185,29 +185,29 @@ class RequestQueue(Generic[E]):
                             yield node.entry
 
     def push(self, entry: E, now: float, *, others: int = 0) -> None:
-        """Put a request at the end of its level.
+        """Add a request at the end of its level.
 
         Args:
-            others: How many wait elsewhere and count too.
+            others: The number of requests that wait elsewhere and count too.
 
         Raises:
-            QueueFull: As many wait as may, of all or of its client; nothing is changed.
+            QueueFull: The queue, or the client's share of it, is full; nothing is changed.
         """
         self._check_room(entry.client, others)
         self._put(_Node(entry, next(self._numbers), now), entry)
 
     def admit(self, entry: E, now: float, *, others: int = 0) -> None:
-        """Give a request a place that waits elsewhere, so that it can come back to it with :meth:`push_front`.
+        """Reserve a place for a request that waits elsewhere, to which it can return with :meth:`push_front`.
 
         Raises:
-            QueueFull: As :meth:`push`.
+            QueueFull: As for :meth:`push`.
         """
         self._check_room(entry.client, others)
         node = entry.queue_node = _Node(entry, next(self._numbers), now)
         node.entry = None
 
     def has_room(self, others: int = 0) -> bool:
-        """Whether one more may wait, beside so many that wait elsewhere."""
+        """Return whether one more may wait, beside this number of requests that wait elsewhere."""
         return self.live + others < self._limit
 
     def _check_room(self, client: Hashable | None, others: int) -> None:
@@ -229,7 +229,7 @@ class RequestQueue(Generic[E]):
             )
 
     def push_front(self, entry: E, now: float) -> None:
-        """Put a request back that was taken out but never done: it keeps its place, whatever the limit."""
+        """Return a request that was taken out and not done to its place, whatever the limit."""
         node = entry.queue_node
         arrival = node.arrival if isinstance(node, _Node) else now
         number = node.number if isinstance(node, _Node) else -1
@@ -237,11 +237,11 @@ class RequestQueue(Generic[E]):
 
     @property
     def unpinned(self) -> int:
-        """How many wait that any worker may run."""
+        """Return the number of waiting requests that any worker may run."""
         return self._any.live
 
     def before(self, priority: int, pin: Any = None) -> int:
-        """How many wait for the same workers that go before a request of this priority which comes now."""
+        """Return the number of requests for the same workers that go before a new request of this priority."""
         lanes = [self._any] if pin is None else [self._any, self._pinned.get(pin)]
         return sum(
             level.live
@@ -252,14 +252,14 @@ class RequestQueue(Generic[E]):
         )
 
     def oldest_arrival(self) -> float:
-        """When the one came that has waited longest among those that any worker may run; infinity when none waits."""
+        """Return the arrival of the oldest request that any worker may run; infinity if there is none."""
         return min((level.oldest() for level in self._any.levels.values()), default=math.inf)
 
     def pop(self, now: float, worker: Any = None, accept: Callable[[E], bool] | None = None) -> E | None:
-        """Take out the next request that this worker may run, None when there is none.
+        """Take out the next request that this worker may run, or return None.
 
         Args:
-            accept: Nothing is taken out when it says no to the one whose turn it is.
+            accept: If it returns False for the next request, nothing is taken out.
         """
         best: _Node[E] | None = None
         best_key = (math.inf, math.inf)
@@ -280,7 +280,7 @@ class RequestQueue(Generic[E]):
         return entry
 
     def discard(self, entry: E) -> bool:
-        """Take a request out. Returns whether it was in."""
+        """Remove a request, and return whether it was there."""
         node = entry.queue_node
         if not isinstance(node, _Node) or node.entry is not entry:
             return False
@@ -288,7 +288,7 @@ class RequestQueue(Generic[E]):
         return True
 
     def pin(self, session: str, binding: Any, worker: Any) -> list[E]:
-        """From now on only this worker (None: any) may run what waits of a session and has this binding. Its order is kept.
+        """Let only this worker (None: any) run the waiting requests of a session with this binding. Their order is kept.
 
         Returns those requests, in their order.
         """
@@ -307,7 +307,7 @@ class RequestQueue(Generic[E]):
         return pinned
 
     def drop_pin(self, pin: Any) -> list[E]:
-        """Take out all that is pinned to a worker, oldest first."""
+        """Remove and return all requests pinned to a worker, oldest first."""
         lane = self._pinned.get(pin)
         if lane is None:
             return []
@@ -325,7 +325,7 @@ class RequestQueue(Generic[E]):
         return entries
 
     def refill(self, entries: Iterable[E]) -> None:
-        """Hold these entries, each in the place that it had, and no others. For when it is not certain what is in it."""
+        """Replace the content by these entries, each in its previous place, if the content is uncertain."""
         self._any = _Lane()
         self._pinned.clear()
         self._sessions.clear()
@@ -343,7 +343,7 @@ class RequestQueue(Generic[E]):
     # ---- inside ----------------------------------------------------------------------------------
 
     def _firsts(self, worker: Any) -> Iterator[tuple[_Node[E], int]]:
-        """The first of each level that this worker may run, and the level's priority."""
+        """Yield the first of each level that this worker may run, with the level's priority."""
         for lane in (self._any, self._pinned.get(worker)):
             if lane is None or not lane.live:
                 continue
@@ -355,7 +355,7 @@ class RequestQueue(Generic[E]):
                     yield node, priority
 
     def _fair_firsts(self, worker: Any) -> Iterator[tuple[_Node[E], int]]:
-        """Of each priority the one whose turn it is, in whichever lane it waits."""
+        """Yield the entry whose turn it is for each priority, in whichever lane it waits."""
         chosen: dict[int, _Node[E]] = {}
         for node, priority in self._firsts(worker):
             known = chosen.get(priority)
@@ -397,7 +397,7 @@ class RequestQueue(Generic[E]):
                     sisters.move_to_end(sister)
 
     def is_next(self, entry: E) -> bool:
-        """Whether a request is in the queue, and nothing of its session before it."""
+        """Return whether a request is in the queue, and nothing of its session before it."""
         node = entry.queue_node
         if not isinstance(node, _Node) or node.entry is not entry:
             return False

@@ -1,7 +1,7 @@
-"""The tables of one pool, put in order after an exception that nobody expected.
+"""The repair of a pool's tables after an unexpected exception.
 
-What is certain after an exception in the middle of a decision is which requests have not ended, what each worker was given, and
-which workers are at their end; all the rest is made anew from that.
+After an exception in the middle of a decision it is certain which requests have not ended, which calls each worker was
+sent, and which workers are ending; everything else is rebuilt from that.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 
 __all__ = ["Repair"]
 
-#: How often the tables are gone over after one exception, when to do so raises others.
+#: The largest number of repairs after one exception, if repairs raise others.
 _MOST_ROUNDS = 10
 
 
 class Repair:
-    """Puts a ledger in order that is not sound.
+    """Repairs an unsound ledger.
 
     Args:
-        ledger: The pool's.
-        assignment: Gives what waits to the workers again.
-        errors: Where unexpected exceptions are told.
+        ledger: The pool's ledger.
+        assignment: Assigns the waiting requests again.
+        errors: Reports unexpected exceptions.
         pool: The pool's name.
     """
 
@@ -43,10 +43,10 @@ class Repair:
         self._running = False
 
     def run(self, now: float) -> None:
-        """Make the tables agree again. Raises nothing. When even this fails, it is tried again when something expires."""
+        """Make the tables consistent again. Raises nothing. If this fails, it is tried again at the next expiry."""
         ledger = self._ledger
         if self._running:
-            return  # It came from the one below, which will go over everything once more.
+            return  # A nested call: the outer one will repeat the repair.
         self._running = True
         try:
             for _ in range(_MOST_ROUNDS):
@@ -63,8 +63,9 @@ class Repair:
             ledger.look_again()
 
     def _reconcile(self, now: float) -> None:
-        """Make the tables agree again, from what is certain: which requests have not ended, what each worker was given,
-        which workers are at their end."""
+        """Rebuild the tables from what is certain: the requests that have not ended, the calls that each worker was sent,
+        and the workers that are ending.
+        """
         ledger = self._ledger
         for seats in [seats for seats in ledger.seats if seats.end is not None]:
             del ledger.seats[seats]
@@ -105,7 +106,7 @@ class Repair:
         ledger.accepted = sum(ledger.ended.values()) + len(ledger.living)
         self._end_hopeless(waiting, now)
         for seats in list(ledger.seats):
-            # What was to be told to the worker may not have been; to tell it twice does no harm.
+            # The worker may not have been informed; informing it twice does no harm.
             for request in list(seats.leaving.values()):
                 seats.port.cancel(request)
             for request in [request for request in seats.ahead.values() if request.phase is Phase.DONE]:
@@ -115,7 +116,7 @@ class Repair:
         ledger.look_again()
 
     def _end_hopeless(self, waiting: Iterable[Request], now: float) -> None:
-        """End those that wait for what will not come."""
+        """End the requests that wait for a worker that will not come."""
         ledger = self._ledger
         refused = ledger.closed or ledger.broken
         for request in waiting:

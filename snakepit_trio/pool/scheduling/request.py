@@ -1,4 +1,4 @@
-"""One request, and the seats of the worker that runs it: the values that the scheduler decides about."""
+"""A request, and the seats of a worker: the values that the scheduler decides about."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 __all__ = ["CLIENT", "Binding", "Outcome", "Phase", "Port", "Request", "Seats"]
 
-#: Whose requests are made in this context; see :class:`Request`.
+#: The client for which requests are made in this context; see :class:`Request`.
 CLIENT: ContextVar[Hashable | None] = ContextVar("snakepit_client", default=None)
 _DEFAULTS: Timeouts = TIMEOUTS["balanced"]
 
 
 class Phase(Enum):
-    """Where a request is in its life."""
+    """The phase of a request."""
 
     NEW = "new"
     QUEUED = "queued"
@@ -38,7 +38,7 @@ class Phase(Enum):
 
 
 class Outcome(Enum):
-    """How a request ended; the value is the last word of its final event."""
+    """The outcome of a request; the value is the last word of its final event."""
 
     COMPLETED = "completed"
     FAILED = "failed"
@@ -48,14 +48,15 @@ class Outcome(Enum):
 
 
 class Binding:
-    """A session's tie to a worker, made when its first request is dispatched.
+    """A session's binding to a worker, made when its first request is dispatched.
 
     Attributes:
         session: The session's id.
-        strict: Only the worker that it is tied to may run the session's requests.
-        seats: The incarnation that the session is tied to, None before the first dispatch.
-        whole: The worker has what the session had in the one before it: there was none, or it has been rebuilt.
-        rebuilt: While that is done: held by the task that does it.
+        strict: Whether only the bound worker may run the session's requests.
+        seats: The incarnation to which the session is bound; None before the first dispatch.
+        whole: Whether the worker has the state of the session's previous worker: there was none, or it has been
+            rebuilt.
+        rebuilt: Held by the task that rebuilds the state.
     """
 
     __slots__ = ("rebuilt", "seats", "session", "strict", "whole")
@@ -69,7 +70,7 @@ class Binding:
 
     @property
     def lost(self) -> bool:
-        """Whether the session is strict, and the worker that it is tied to takes calls no more."""
+        """Whether the session is strict, and its worker accepts no more calls."""
         return self.strict and self.seats is not None and self.seats.over
 
 
@@ -77,9 +78,9 @@ class StreamEnd(Protocol):
     """The caller's end of a stream.
 
     Attributes:
-        window: How many chunks the worker may send at first.
-        window_bytes: Bytes of chunks that it may send at first.
-        released: Set when the worker is through with the call.
+        window: The number of chunks that the worker may send at first.
+        window_bytes: The bytes of chunks that it may send at first.
+        released: Set when the call has ended in the worker.
     """
 
     window: int
@@ -87,45 +88,45 @@ class StreamEnd(Protocol):
     released: anyio.Event
 
     def put(self, chunk: Payload) -> None:
-        """A chunk has arrived.
+        """Add a received chunk.
 
         Raises:
-            ValueError: It is beyond what the worker was given credit for.
+            ValueError: The worker had no credit for it.
         """
 
 
 class Request:
-    """One request, from its acceptance to its end. Owned by the task that made it; changed by the scheduler alone.
+    """One request, from its acceptance to its end. Owned by the task that made it; changed only by the scheduler.
 
     Args:
         id: Its number in the runtime.
-        tool: What it asks for.
+        tool: The name of the tool.
         payload: The encoded arguments.
-        options: What its caller said of it.
+        options: The caller's options.
         on_end: Called when it has ended.
-        deadline: When the scheduler ends it.
-        queue_deadline: When the scheduler ends it if it still waits for a worker.
-        scope_deadline: When its caller's own scope ends; the worker is told of it when it is earlier than ``deadline``.
-        binding: The tie of the session that it belongs to.
+        deadline: The time at which the scheduler ends it.
+        queue_deadline: The time at which the scheduler ends it if it is still waiting.
+        scope_deadline: The deadline of its caller's own scope; sent to the worker if it is earlier than ``deadline``.
+        binding: The binding of its session.
         stream: The caller's end of its stream; None: it has one result.
 
     Attributes:
-        priority: Greater goes first.
-        metadata: What the tool finds in ``ctx.metadata``.
-        idempotent: It may run again when a worker dies under it.
-        defaults: What its pool says of time where its caller has said nothing; for errors.
+        priority: Requests of greater priority go first.
+        metadata: The strings that the tool finds in ``ctx.metadata``.
+        idempotent: Whether it may run again if its worker dies.
+        defaults: The pool's defaults for time limits, for errors.
         session: The id of its session.
-        fairness_key: In a fair queue, requests of the same priority take turns by this.
-        fail_fast: It does not wait for the worker of its session.
-        time_limit: Seconds from its first dispatch to its deadline, for a request whose waiting does not count.
-        chain: The calls that wait for this one by way of the host, the outermost first; see :mod:`snakepit_trio.tools.waits`.
-        permits: What it holds of limits, until it ends.
-        client: The client that is to have no more than its share of the queue; None: the host itself.
-        beside: The requests for the same call, itself among them: none runs in the worker of another. None: it runs alone.
+        fairness_key: In a fair queue, requests of the same priority take turns by this key.
+        fail_fast: Whether it is refused while its session's worker is busy.
+        time_limit: Seconds from its first dispatch to its deadline, for a request whose wait does not count.
+        chain: The calls that wait for this one through the host, outermost first; see :mod:`snakepit_trio.tools.waits`.
+        permits: The permits of limits that it holds until its end.
+        client: The client whose share of the queue it uses; None: the host itself.
+        beside: The requests of the same call, itself included: each needs its own worker. None: there is only this one.
         trace: The request's tracing span, or None.
-        worker_id: The worker that has or had it.
-        released: Called when the worker holds it no longer, which after a cancel is later than its end.
-        recalled: It was sent ahead to a worker, and has been recalled.
+        worker_id: The id of its current or last worker.
+        released: Called when the worker holds it no longer, which after a cancellation is later than its end.
+        recalled: Whether it was prefetched and has been recalled.
     """
 
     __slots__ = (
@@ -218,7 +219,7 @@ class Request:
         self.trace: Any = None
         self.worker_id: str | None = None
         self.recalled: bool = False
-        #: Its caller is gone, and it has not stopped in time.
+        #: Whether its caller has left and it has not stopped in time.
         self.stuck: bool = False
         self.attempt: int = 0
         self.deaths: int = 0
@@ -234,33 +235,33 @@ class Request:
 
     @property
     def held_by(self) -> Seats | None:
-        """The worker that runs it, has it in its line, or has yet to confirm that it is through with it."""
+        """The worker that runs it, has prefetched it, or has not confirmed its end."""
         seats, id = self.seats, self.id
         if seats is None or not (id in seats.running or id in seats.ahead or id in seats.leaving):
             return None
         return seats
 
     def release(self) -> None:
-        """The worker is through with the call."""
+        """Record that the call has ended in the worker."""
         if self.released is not None:
             self.released()
 
     def avoids(self, seats: Seats) -> bool:
-        """Whether a worker has a part in another request for the same call."""
+        """Return whether a worker has another request of the same call."""
         return self.beside is not None and any(other is not self and other.held_by is seats for other in self.beside)
 
     def stops_after(self, blocked: Container[object]) -> bool:
-        """Whether it stops only with its worker, which ends after one of these."""
+        """Return whether it stops only with its worker, which ends after one of these."""
         seats = self.seats
         return self.stuck and seats is not None and not seats.over and seats.empties_after(blocked)
 
     def keep_values(self) -> None:
-        """It waits: its owner may change a binary value before it is sent, so such a one is copied."""
+        """Copy binary values whose owner may change them, because the request waits."""
         payload = self.payload
         self.payload = Payload(payload.encoding, payload.data, [*map(_as_it_is, payload.buffers)])
 
     def keep_permits(self) -> None:
-        """It has ended here: its permits stay with the worker until that is through with it, too."""
+        """Leave its permits with the worker until the call has ended there too, because the request has ended here."""
         if self.held_by is None:
             return
         for permit in self.permits:
@@ -283,45 +284,45 @@ def _as_it_is(buffer: Buffer) -> Buffer:
 
 
 class Port(Protocol):
-    """The way to one worker, as the scheduler uses it. None of these methods waits or calls back."""
+    """The scheduler's way to one worker. None of these methods waits or calls back."""
 
     def start(self, request: Request) -> None:
-        """Send the call. The worker begins it when it has a thread free, in the order in which calls were sent."""
+        """Send the call. The worker begins it when a thread is free, in the order of sending."""
 
     @protected
     def cancel(self, request: Request) -> None:
-        """Tell the worker that the caller of a running call is gone, and see to it that the seat comes back."""
+        """Cancel a running call whose caller has left, and ensure that its seat is freed."""
 
     def withdraw(self, request: Request) -> None:
-        """Tell the worker that the caller of a call is gone that has not begun, as far as is known here."""
+        """Take back a call that has probably not begun, whose caller has left."""
 
     def recall(self, request: Request) -> None:
-        """Ask the worker to give a call back that it has not begun."""
+        """Ask the worker to give back a call that it has not begun."""
 
     def credit(self, request: Request, chunks: int, size: int) -> None:
-        """A stream's consumer has room for so many chunks and bytes more."""
+        """Grant a stream credit for further chunks and bytes."""
 
 
 class Seats:
-    """What one worker incarnation may run, runs and holds.
+    """The calls that one worker incarnation may run, runs and holds.
 
     Attributes:
         port: The way to the worker.
-        capacity: How many calls it runs at once.
-        depth: How many more it may hold, in line behind those that run.
-        worker_id: The worker's id; None where nobody asks for it.
-        open: New calls may be given to it.
-        over: They never will be again.
-        alone: No more calls until it is empty: one that may have ended workers runs here, or waits to, and would be no sign of
-            anything beside others.
-        end: How the worker ended, once it has.
-        running: Calls whose callers wait, by id.
-        leaving: Calls whose callers are gone, by id; the worker has not confirmed that it stopped them.
-        ahead: Calls that the worker holds and has not begun, by id, first in, first out. For everybody else those whose
-            callers wait are still queued; of the others the worker has not confirmed that it dropped them.
-        since: When the call that runs began; only kept where there is a line.
-        served: How many calls have come to an end here.
-        place: Where it stands among those that have room, for the scheduler.
+        capacity: The number of calls that it runs at once.
+        depth: The number of further calls that may be prefetched to it.
+        worker_id: The worker's id; None if it is not needed.
+        open: Whether it may get new calls.
+        over: Whether it never will again.
+        alone: Whether it gets no more calls until it is empty: a call that may have ended workers runs here, or waits
+            to, and must run alone to show whether it is the cause.
+        end: How the worker ended, after its end.
+        running: The running calls with waiting callers, by id.
+        leaving: The calls whose callers have left, by id; the worker has not confirmed that it stopped them.
+        ahead: The prefetched calls, by id, first in, first out. Those with waiting callers still count as queued; of
+            the others the worker has not confirmed that it dropped them.
+        since: The start of the running call; kept only if there are prefetched calls.
+        served: The number of calls that have ended here.
+        place: Its bucket among those with room, for the scheduler.
     """
 
     __slots__ = (
@@ -359,28 +360,28 @@ class Seats:
 
     @property
     def load(self) -> int:
-        """Seats that are taken."""
+        """The number of taken seats."""
         return len(self.running) + len(self.leaving)
 
     @property
     def stuck(self) -> bool:
-        """Whether its worker takes no calls and ends because of one that does not stop, after those that run beside it."""
+        """Whether its worker accepts no calls and ends because of a call that does not stop, after the calls beside it."""
         return not self.over and any(request.stuck for request in self.leaving.values())
 
     def needs(self, request: Request) -> bool:
-        """Whether a call that runs here waits for this request."""
+        """Return whether a call that runs here waits for this request."""
         return any(running in request.chain for running in self.running.values())
 
     def admits(self, request: Request) -> bool:
-        """Whether a request may run beside what runs here.
+        """Return whether a request may run beside the calls that run here.
 
-        Nothing runs beside a suspect, nor in a worker that is to become empty for one, but what a call waits for that runs here:
-        the worker becomes empty only after that.
+        Nothing runs beside a suspect, nor in a worker that must become empty for one, except a request for which a
+        running call waits, because the worker becomes empty only after that.
         """
         return not self.alone or (not request.suspect and self.needs(request))
 
     def empties_after(self, blocked: Container[object]) -> bool:
-        """Whether one of these has to end before nothing runs here for anybody."""
+        """Return whether one of these has to end before this worker has no call with a waiting caller."""
         return any(request in blocked for request in self.running.values())
 
     def __repr__(self) -> str:

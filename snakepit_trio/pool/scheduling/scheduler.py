@@ -1,4 +1,4 @@
-"""Which request goes to which worker, when, and how each request ends: the pool's decisions, without any I/O.
+"""The pool's decisions, without any I/O: which request goes to which worker, when, and how each request ends.
 
 Theory of operation
 -------------------
@@ -9,35 +9,35 @@ A request is in one of three phases::
                 |  +--- retry --------+--- worker gone, cancel, deadline --> DONE
                 +------ cancel, deadline, close --------------------------> DONE
 
-Every method is synchronous, takes the time from its caller, and leaves the tables in order; what has to be sent is sent
-through the :class:`Port` of a worker after the decision is made, and a waiter is woken through ``Request.on_end``.
+Every method is synchronous, takes the time from its caller, and leaves the tables consistent. After a decision, frames
+are sent through the :class:`Port` of a worker, and a waiter is woken through ``Request.on_end``.
 
-A worker incarnation has one :class:`Seats` record: how many calls it may run (``capacity``), which it is running, and
-which it is *leaving*, that is: whose caller is gone while the worker has not confirmed yet that it stopped. A seat
-comes back only by a reply or with the end of the incarnation, so two requests can't overlap in one seat, and a cancel
+A worker incarnation has one :class:`Seats` record: the number of calls that it may run (``capacity``), its running
+calls, and its *leaving* calls, whose callers have left while the worker has not confirmed that it stopped them. A seat
+is freed only by a reply or by the end of the incarnation, so two requests can't overlap in one seat, and a cancellation
 at the wrong moment can't lose a seat.
 
-A worker with one seat may also hold calls *ahead* of their time: they were sent to it, in line behind the one that runs,
-and it begins them one after the other. Such a request is QUEUED in every respect but where it waits, until the call
-before it has ended. It is asked back, by :meth:`Port.recall`, when the call that runs turns out long while others have
-room, when one of higher priority comes, and when the worker is to get no more calls; the worker then answers either that
-it gives it back unbegun (:meth:`.Incarnations.returned`), or in the usual way, for it had begun it by then.
+A worker with one seat may also hold prefetched calls (``ahead``): they were sent to it, and it begins them one after
+the other. Such a request is QUEUED in every respect except its place, until the call before it has ended. It is
+recalled, by :meth:`Port.recall`, when the running call turns out to be long while other workers have room, when a
+request of higher priority arrives, and when the worker must get no more calls. The worker then either gives it back
+unbegun (:meth:`.Incarnations.returned`), or answers as usual because it had begun.
 
 Invariants, checked by the model tests after every step:
 
 - ``accepted == completed + failed + cancelled + timed_out + in_flight + queued``
-- every request that was accepted ends exactly once
+- every accepted request ends exactly once
 - ``len(running) + len(leaving) <= capacity`` for every incarnation
 - no request waits in the queue while a seat that it may take is free
-- nobody stands in line behind a free seat
+- no call is prefetched behind a free seat
 
-The parts, each of which knows only those before it: the :class:`.Ledger` keeps the tables; :class:`.Assignment` gives requests to
-workers; :class:`.Repair` puts the tables in order; :class:`.Incarnations` decides when workers come and go; the
-:class:`Scheduler` decides about requests, and owns the others.
+The parts, each of which knows only the earlier ones: the :class:`.Ledger` keeps the tables; :class:`.Assignment`
+assigns requests to workers; :class:`.Repair` repairs the tables; :class:`.Incarnations` decides when workers come and
+go; the :class:`Scheduler` decides about requests, and owns the others.
 
-What is called from here (a port, an observer, ``Request.on_end``) and what decides here may raise what nobody expected: the
-request that a decision was about fails then, and at the end of the decision the tables are put in order from what is certain
-(:mod:`.repair`). Only the exceptions that a method names leave it.
+A function that is called from here (a port, an observer, ``Request.on_end``), and the code here, may raise an
+unexpected exception. The request of the decision then fails, and at the end of the decision the tables are repaired
+from what is certain (:mod:`.repair`). Only the exceptions that a method documents leave it.
 """
 
 from __future__ import annotations
@@ -64,30 +64,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Scheduler"]
 
-#: Seconds by which a worker may see a deadline pass before the host does.
+#: Seconds by which a worker may notice a deadline before the host.
 _AHEAD = 0.01
 
 
 def _ignore(event: str, request: Request, now: float) -> None:
-    """The observer of a pool that nobody watches."""
+    """The observer of a pool without one."""
 
 
 class Scheduler:
     """The decisions of one pool.
 
     Args:
-        queue: Where requests wait.
-        cancel_set: Remembers the ids of requests whose callers are gone.
-        poison_limit: A request that has ended this many workers is not given to another; None means no limit.
+        queue: The queue of waiting requests.
+        cancel_set: The ids of requests whose callers have left.
+        poison_limit: A request that has ended this number of workers is not run again; None: no limit.
         reject_hopeless: Refuse a request whose deadline would pass while it waits.
-        observer: Hears of what happens to requests. It may also be set later, as ``ledger.observer``.
-        on_idle: Called when the last running request has ended; as ``ledger.on_idle``, too.
-        on_due: Called with a time when something is due then, which is earlier than was known.
-        errors: Where unexpected exceptions are told.
+        observer: The observer, which may also be set later, as ``ledger.observer``.
+        on_idle: Called when the last running request has ended; also ``ledger.on_idle``.
+        on_due: Called with a due time that is earlier than the known one.
+        errors: Reports unexpected exceptions.
         pool: The pool's name.
 
     Attributes:
-        ledger: The tables. Others read them only.
+        ledger: The tables, read-only for others.
         incarnations: Decides when workers come and go.
     """
 
@@ -127,15 +127,15 @@ class Scheduler:
 
     @protected
     def submit(self, request: Request, now: float) -> None:
-        """Take a request: give it to a free worker, or let it wait.
+        """Accept a request: give it to a free worker, or let it wait.
 
         Raises:
-            PoolClosed: The pool takes nothing more.
-            WorkerStartupError: No worker can be started at present.
-            QueueFull: As many requests wait as may.
+            PoolClosed: The pool accepts no more requests.
+            WorkerStartupError: No worker can start at present.
+            QueueFull: The queue is full.
             WorkerBusy: Its session's worker is busy, and the session does not wait.
-            SessionWorkerUnavailable: Its session's worker is gone.
-            RequestTimeout: Its deadline has passed already.
+            SessionWorkerUnavailable: Its session's worker has ended.
+            RequestTimeout: Its deadline has already passed.
             QueueTimeout: Its deadline would pass while it waits, and hopeless requests are refused.
         """
         ledger = self.ledger
@@ -146,7 +146,7 @@ class Scheduler:
             ledger.reject(request, copy_error(exc), now)
             raise
         except Exception as exc:
-            # It may be in the queue, but it is not among the living, and what is put in order again leaves it out.
+            # It may be in the queue, but it is not in `living`, so a repair removes it.
             ledger.fail(exc, now)
             self._repair.run(now)
             error = internal_error(exc)
@@ -172,7 +172,7 @@ class Scheduler:
                 if way is Way.QUEUE and request.payload.buffers:
                     request.keep_values()
                 ledger.tell("queued", request, now)
-                # Whoever was told of it may have ended it.
+                # The observer may have ended it.
                 if seats is not None and request.phase is Phase.QUEUED:
                     ledger.prefetch(request, seats, now)
         except Exception as exc:
@@ -181,14 +181,15 @@ class Scheduler:
             self._repair.run(now)
 
     def cancel(self, request: Request, now: float) -> None:
-        """The caller is gone: a waiting request leaves the queue, a running one is cancelled in its worker.
+        """Cancel a request whose caller has left: a waiting one leaves the queue, a running one is cancelled in its
+        worker.
 
-        Does nothing when the request has ended.
+        Does nothing if the request has ended.
         """
         self._put_out(request, Outcome.CANCELLED, None, now)
 
     def end(self, request: Request, error: SnakepitError, now: float) -> None:
-        """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing when it has ended."""
+        """End a request with an error, wherever it is; in a worker it is cancelled. Does nothing if it has ended."""
         self._put_out(request, Outcome.FAILED, copy_error(error), now)
 
     def _put_out(self, request: Request, outcome: Outcome, error: SnakepitError | None, now: float) -> None:
@@ -198,7 +199,7 @@ class Scheduler:
 
     @protected
     def untie(self, session: str, binding: Binding, now: float) -> None:
-        """A session is no longer tied strictly: what waits for its worker may go to any. Its order is kept."""
+        """Let any worker run the waiting requests of a session that is no longer bound strictly. Their order is kept."""
         binding.strict = False
         try:
             self.ledger.queue.pin(session, binding, None)
@@ -209,7 +210,7 @@ class Scheduler:
             self._repair.run(now)
 
     def hopeless(self, request: Request, blocked: Container[object]) -> bool:
-        """Whether no seat that a waiting request may take can come free: each does only after one of these has ended."""
+        """Return whether each seat that a waiting request may take is freed only after one of these has ended."""
         known = self.ledger.seats if request.pin is None else (request.pin,)
         seen = [seats for seats in known if seats.open or seats.stuck]
         return bool(seen) and all(self._is_taken(seats, request, blocked) for seats in seen)
@@ -217,7 +218,7 @@ class Scheduler:
     @staticmethod
     def _is_taken(seats: Seats, request: Request, blocked: Container[object]) -> bool:
         if not seats.admits(request) or request.suspect or not seats.open:
-            # Nothing of it comes free before all of it does, or before its worker ends.
+            # None of its seats is freed before all are, or before its worker ends.
             return seats.empties_after(blocked)
         if seats.leaving or seats.load < seats.capacity:
             return False
@@ -229,9 +230,9 @@ class Scheduler:
     def replied(
         self, seats: Seats, call_id: int, now: float, *, result: Payload | None, error: SnakepitError | None
     ) -> Request | None:
-        """A worker has ended a call; its seat is free and goes to the next in the queue.
+        """Handle the reply to a call: its seat is free and goes to the next request.
 
-        Returns the request that ended by it, None for the late reply of a cancelled one.
+        Returns the request that ended by it; None for the late reply of a cancelled one.
 
         Raises:
             UnexpectedReply: The worker holds no such call.
@@ -241,11 +242,11 @@ class Scheduler:
         ended = request
         try:
             if request is not None:
-                # First of all: whatever fails from here on, the seat is free.
+                # First, so that the seat is free whatever fails from here on.
                 del seats.running[call_id]
                 ledger.in_flight -= 1
                 if not request.stream:
-                    # How long a stream takes is up to its reader.
+                    # The reader determines the duration of a stream.
                     ledger.placement.note(request.tool, now - request.dispatched_at)
                 if error is None:
                     ledger.finish(request, Outcome.COMPLETED, result, None, now)
@@ -275,8 +276,8 @@ class Scheduler:
     def _fail(self, request: Request, error: SnakepitError, now: float) -> None:
         outcome = Outcome.FAILED
         if error.code == "request_timeout" and min(request.deadline, request.scope_deadline) <= now + _AHEAD:
-            # The worker keeps the same deadline and may be the first to see it pass. (Earlier than that it is the tool
-            # that let the timeout of a call of its own out.) When it is the caller's scope that ends, the caller is gone.
+            # The worker enforces the same deadline and may notice it first. (An earlier timeout is the tool's own, of one
+            # of its calls.) If the caller's scope ends, the caller has left.
             outcome = Outcome.CANCELLED if request.scope_deadline < request.deadline else Outcome.EXPIRED
             error = deadline_passed(request, now)
         self.ledger.finish(request, outcome, None, error, now)
@@ -284,7 +285,7 @@ class Scheduler:
     def _reply_ahead(
         self, request: Request, seats: Seats, now: float, result: Payload | None, error: SnakepitError | None
     ) -> Request | None:
-        """A worker answers a call whose turn, as far as is known here, had not come: it refuses it, or it is quick."""
+        """Handle the reply to a call whose turn had not come here: the worker refuses it, or was quick."""
         ledger = self.ledger
         if request.phase is Phase.DONE:
             self._let_go(request, error)
@@ -293,10 +294,10 @@ class Scheduler:
         if error is not None:
             self._fail(request, error, now)
             return request
-        # It began, and ended, before anything was known of it here.
+        # It began and ended before the host noticed.
         ledger.begin(request, seats, now)
         if request.outcome is not None:
-            # Whoever was told of it has ended it.
+            # The observer has ended it.
             del seats.leaving[request.id]
             self._let_go(request, error)
             return None
@@ -306,7 +307,7 @@ class Scheduler:
         return request
 
     def _let_go(self, request: Request, error: SnakepitError | None) -> None:
-        """A worker has confirmed that it is through with a call whose caller is gone."""
+        """Handle a worker's confirmation that a call whose caller has left has ended."""
         if error is None or error.code != "request_cancelled":
             self.ledger.late_replies += 1
         request.release()
@@ -315,9 +316,9 @@ class Scheduler:
 
     @protected
     def expire(self, now: float) -> None:
-        """End the requests whose time is spent, and forget the cancelled ids that are old enough."""
+        """End the expired requests, and forget expired ids."""
         ledger = self.ledger
-        # Whoever calls this asks for the next deadline after it.
+        # The caller asks for the next deadline afterwards.
         ledger.announced = math.inf
         if not ledger.sound:
             ledger.fail(RuntimeError("the tables could not be put in order before"), now)
@@ -326,7 +327,7 @@ class Scheduler:
             ledger.cancel_set.expire(now)
             for request in ledger.deadlines.expire(now):
                 if request.phase is Phase.RUNNING and request.deadline > now:
-                    # What has passed is the limit of its wait, which had ended in time.
+                    # The passed limit is that of its wait, which had ended in time.
                     ledger.deadlines.add(request, request.deadline)
                 else:
                     ledger.put_out(request, Outcome.EXPIRED, overdue(request, now), now)
@@ -340,12 +341,12 @@ class Scheduler:
     # ---- the end ---------------------------------------------------------------------------------
 
     def refuse(self, error: SnakepitError) -> None:
-        """Accept nothing more. What waits and what runs goes on."""
+        """Accept no more requests. Waiting and running ones continue."""
         self.ledger.closed = error
 
     @protected
     def close(self, error: SnakepitError, now: float) -> None:
-        """Accept nothing more, and end what waits. What runs goes on."""
+        """Accept no more requests, and end the waiting ones. Running ones continue."""
         self.refuse(error)
         self.ledger.end_waiting(error, now)
         if not self.ledger.sound:
