@@ -77,6 +77,8 @@ OFFERS_FILES = False
 _LOOK = 0.01
 #: By so much two processes may differ in what they read of one start time, in hundredths of a second: the clock may be set.
 _CLOCK_MOVES = 200
+#: How long the system may take to end a thread that Python has joined, in seconds.
+_THREAD_ENDS = 1.0
 _ZEROS = bytes(1 << 20)
 
 
@@ -467,7 +469,12 @@ class LifelineWatch:
 
         Returns whether nobody watches from now on, so that whoever has the lifeline is to look at it.
         """
+        before = thread_count()
         self.close()
+        # The system may end a thread a moment after Python has joined it, and nothing tells.
+        until = time.monotonic() + _THREAD_ENDS
+        while thread_count() >= before > 1 and time.monotonic() < until:
+            time.sleep(_LOOK / 10)
         return True
 
     def close(self) -> None:
