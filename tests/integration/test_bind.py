@@ -85,6 +85,10 @@ async def test_an_adapter() -> None:
                 assert [point async for point in points] == [Point(1, 1), Point(2, 1), Point(3, 1)]
             found = await pool.execute_many(plane.move, [{"point": Point(1)}, {"point": 5}], return_errors=True)
             assert found[0] == Point(2, 1) and isinstance(found[1], sp.InvalidParameter)
+            async with pool.session() as session:
+                assert await session.execute(plane.move, {"point": Point(1, 2)}, timeout=20) == Point(2, 3)
+                async with session.stream(plane.numbers, {"n": 2}) as chunks:
+                    assert [chunk async for chunk in chunks] == [0, 1]
             async with pool.stream(plane.line, {"n": 2}) as chunks:
                 assert [chunk async for chunk in chunks] == [{"x": 0, "y": 0}, {"x": 1, "y": 0}]
 

@@ -100,6 +100,9 @@ async def bound_methods_say_what_comes_back(pool: sp.Pool) -> list[Found]:
     assert_type(await pool.execute(basic.add, {"a": 1, "b": 2}), Any)
     assert_type(await pool.execute_many("classify", inputs), list[Any])
     pool.stream(vision.frames, {"n": 3}, timeout=1)
+    async with pool.session() as session:
+        assert_type(await session.execute(vision.classify, {"image": b""}), list[Found])
+        assert_type(await session.execute("classify", {"image": b""}), Any)
     await pool.execute(vision.classify, {}, timeot=1.0)  # type: ignore[call-overload]
     return await pool.execute(vision.classify, inputs[0])
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, TypeVar, Unpack, overload
 
 import anyio
 
 from snakepit_trio._bulkhead import operation
-from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares
+from snakepit_trio._call_options import CallKeywords, CallOptions, StreamKeywords, declares, tool_name
 from snakepit_trio.errors import (
     InvalidParameter,
     QuotaExceeded,
@@ -25,6 +25,7 @@ from snakepit_trio.wire.frames import MSGPACK, Payload
 
 from ..scheduling.request import Binding
 from .affinity import AFFINITIES, Ties, affinity_in
+from .proxy import converter_of
 from .stream import STREAM_BYTES, ChunkStream
 
 if TYPE_CHECKING:
@@ -105,12 +106,33 @@ class Session:
 
     # ---- calls -----------------------------------------------------------------------------------
 
+    @overload
+    async def execute(
+        self,
+        tool: Callable[..., Awaitable[T]],
+        params: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
+    ) -> T: ...
+
+    @overload
+    async def execute(
+        self,
+        tool: str | Callable[..., Any],
+        params: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
+    ) -> Any: ...
+
     @declares(CallKeywords)
-    async def execute(self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[CallKeywords]) -> Any:
+    async def execute(
+        self,
+        tool: str | Callable[..., Any],
+        params: Mapping[str, Any] | None = None,
+        **options: Unpack[CallKeywords],
+    ) -> Any:
         """Run a tool in the session's worker; otherwise, also for a cancellation, as :meth:`snakepit_trio.Pool.execute`.
 
         Args:
-            tool: The tool's name.
+            tool: The tool's name, or a method of the object that :meth:`snakepit_trio.Pool.bind` returned.
             params: The arguments by name.
             options: ``timeout``, in seconds, ``priority``, ``metadata`` and ``idempotent`` of
                 :meth:`snakepit_trio.Pool.execute`.
@@ -121,8 +143,10 @@ class Session:
             WorkerBusy: The affinity is ``"strict_fail_fast"``, and the worker is busy.
             RequestCancelled: The session was closed during the call.
         """
-        binding, bound = await self._bind(tool, options, CallKeywords, self.pool.config.timeout)
-        return await self.pool.calls.execute(tool, params, bound, session=self, binding=binding)
+        name = tool_name(tool)
+        binding, bound = await self._bind(name, options, CallKeywords, self.pool.config.timeout)
+        found = await self.pool.calls.execute(name, params, bound, session=self, binding=binding)
+        return found if isinstance(tool, str) else converter_of(tool)(found)
 
     async def call(self, tool: str, params: Arguments, options: CallOptions) -> Any:
         """Run a tool with checked options. For the bridge."""
@@ -132,7 +156,10 @@ class Session:
     @declares(StreamKeywords)
     @operation
     def stream(
-        self, tool: str, params: Mapping[str, Any] | None = None, **options: Unpack[StreamKeywords]
+        self,
+        tool: str | Callable[..., Any],
+        params: Mapping[str, Any] | None = None,
+        **options: Unpack[StreamKeywords],
     ) -> AbstractAsyncContextManager[ChunkStream]:
         """Run a streaming tool in the session's worker; otherwise as :meth:`snakepit_trio.Pool.stream`.
 
@@ -146,7 +173,7 @@ class Session:
             SessionWorkerUnavailable: As from :meth:`execute`, on entering the block or from the iteration.
             RequestCancelled: Raised by the iteration: the session was closed during the call.
         """
-        return self._errors.block(self.open_stream(tool, params, options), "stream")
+        return self._errors.block(self.open_stream(tool_name(tool), params, options), "stream")
 
     @asynccontextmanager
     async def open_stream(
