@@ -245,8 +245,8 @@ def operation(method: F) -> F:
         @protected
         async def behind(self: _HasErrors, /, *args: Any, **options: Any) -> Any:
             old = sys.exception()
-            self._errors.check_home()
             try:
+                self._errors.check_home()
                 return await method(self, *args, **options)
             except SnakepitError:
                 raise
@@ -300,8 +300,8 @@ class _Block(Block[T]):
 
     @protected
     async def __aenter__(self) -> T:
-        self._errors.check_home()
         try:
+            self._errors.check_home()
             return await self._inner.__aenter__()
         except SnakepitError:
             raise

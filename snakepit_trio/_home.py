@@ -105,9 +105,15 @@ class HomeNursery:
     async def __aexit__(
         self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool | None:
-        self._home.check()
-        if _task() is self._task:
+        try:
+            elsewhere = self._is_elsewhere()
+        except BaseException:
+            # Whatever fails here, a nursery is left, and its tasks have been asked to end.
+            await self._nursery.__aexit__(kind, exc, traceback)
+            raise
+        if not elsewhere:
             return await self._nursery.__aexit__(kind, exc, traceback)
+        self._home.check()
         # The nursery's scope is the other task's: it can't be left here, and holds nothing any more when this has passed.
         with anyio.CancelScope(shield=True), anyio.move_on_after(_END) as limit:
             await self._ended.wait()
@@ -116,3 +122,6 @@ class HomeNursery:
             f"the block of {self._what} was left in another task than it was entered in{still}: enter and leave it in one task, "
             "by `async with`, and never by a generator that is abandoned or by a fixture that is torn down elsewhere"
         )
+
+    def _is_elsewhere(self) -> bool:
+        return _task() is not self._task

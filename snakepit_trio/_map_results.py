@@ -85,11 +85,11 @@ def open_map(
         InvalidParameter: ``limit`` or an option is invalid, or the inputs are not iterable.
         WrongContext: The caller is in another event loop.
     """
-    errors.check_home()
     check_inputs(inputs)
     # Outside the boundary: an exception of the inputs is the caller's own.
     source = aiter(inputs) if isinstance(inputs, AsyncIterable) else iter(inputs)
     try:
+        errors.check_home()
         check_limit(limit)
         loop = event_loop(sniffio.current_async_library())
         results: MapResults[Any] = MapResults(source, begin(), ordered, return_errors, loop, errors)

@@ -44,6 +44,10 @@ EXCEPTED: Mapping[tuple[str, str], tuple[tuple[str, ...], str]] = {
         ("another result", "leak", "runtime ended"),
         "The interpreter calls it, and the block inside it is not left: asyncio leaves it in the midst of another task.",
     ),
+    ("_home.py", "HomeNursery.__aexit__"): (
+        ("another result", "leak", "runtime ended"),
+        "The interpreter calls it, and the nursery inside it is not left.",
+    ),
     ("launch/fork_server.py", "ForkServerLauncher.__aexit__"): (
         ("leak",),
         "It is what ends the templates at the end of a runtime; nobody else has them.",
