@@ -129,19 +129,19 @@ class Assignment:
         placement = ledger.placement
         if seats.alone and not seats.running and not seats.leaving:
             seats.alone = False
+        began: float | None = None
         while seats.ahead and len(seats.running) + len(seats.leaving) < seats.capacity:
             call_id = next(iter(seats.ahead))
             request = seats.ahead.pop(call_id)
+            began = now
             if request.phase is Phase.QUEUED:
                 placement.left(request)
                 ledger.begin(request, seats, now)
-                placement.place(seats, began=now)
             else:
                 # Its caller has left, and it may have begun: its seat is taken until the worker confirms.
                 seats.leaving[call_id] = request
-                placement.place(seats, began=now)
                 seats.port.cancel(request)
-        placement.place(seats)
+        placement.place(seats, began=began)
         if ledger.queue.live or placement.waiting:
             self.fill(seats, now)
             if placement.waiting and now > placement.hostage_since() + PATIENCE:

@@ -168,7 +168,8 @@ class Scheduler:
                 due = min(request.deadline, request.queue_deadline)
                 if due != math.inf:
                     ledger.deadlines.add(request, due)
-                    ledger.note_due(due)
+                    if due < ledger.announced:
+                        ledger.note_due(due)
                 if way is Way.QUEUE and request.payload.buffers:
                     request.keep_values()
                 ledger.tell("queued", request, now)
