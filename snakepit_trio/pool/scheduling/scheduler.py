@@ -66,6 +66,8 @@ __all__ = ["Scheduler"]
 
 #: Seconds by which a worker may notice a deadline before the host.
 _AHEAD = 0.01
+# Looked up once, not by each call.
+_RUN, _QUEUE = Way.RUN, Way.QUEUE
 
 
 def _ignore(event: str, request: Request, now: float) -> None:
@@ -155,7 +157,7 @@ class Scheduler:
         ledger.accepted += 1
         ledger.living[request] = None
         try:
-            if way is Way.RUN:
+            if way is _RUN:
                 assert seats is not None
                 due = request.deadline
                 if due != math.inf:
@@ -170,7 +172,7 @@ class Scheduler:
                     ledger.deadlines.add(request, due)
                     if due < ledger.announced:
                         ledger.note_due(due)
-                if way is Way.QUEUE and request.payload.buffers:
+                if way is _QUEUE and request.payload.buffers:
                     request.keep_values()
                 ledger.tell("queued", request, now)
                 # The observer may have ended it.
