@@ -21,7 +21,7 @@ PROJECT = nox.project.load_toml("pyproject.toml")
 GENERATED = pathlib.Path("snakepit_trio/wire/generated")
 BACKENDS = ["trio", "asyncio"]
 # As many processes of tests as there are cores to run them; `-- -n 0` for none but pytest's own.
-PARALLEL = ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", "loadgroup"]
+PARALLEL = ["-n", str(min(4, len(os.sched_getaffinity(0)))), "--dist", "load"]
 
 
 def works(version: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -31,11 +32,6 @@ BACKENDS = ["trio", "asyncio"]
 # A shell's background job ignores Ctrl-C, and so would the programs that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Known to pytest-xdist too, where it is installed.
-    config.addinivalue_line("markers", "xdist_group(name): tests that one process runs, one after the other.")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -114,8 +110,15 @@ def no_internal_errors(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 def nothing_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test with real processes that leaves a process, thread, descriptor, segment or directory."""
     folder = Path(str(request.node.path)).parent.name
-    if folder not in ("integration", "injection", "chaos", "netns"):
-        yield
+    if folder in ("integration", "injection", "chaos", "netns"):
+        with no_leaks():
+            yield
         return
-    with no_leaks():
+    # The collector then looks only at what the test makes. Garbage must be gone before it looks at everything again, for that
+    # is when the next test begins.
+    gc.freeze()
+    try:
         yield
+        gc.collect()
+    finally:
+        gc.unfreeze()

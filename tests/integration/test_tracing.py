@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-# One traced program is looked at by all.
-pytestmark = pytest.mark.xdist_group("tracing")
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import sys
 import types
@@ -11,6 +12,12 @@ import numpy as np
 import pytest
 
 from snakepit_trio.launch.reseeding import find_generators, reseed
+
+
+@pytest.fixture(autouse=True)
+def _all_is_listed() -> None:
+    # What is frozen, the collector does not list.
+    gc.unfreeze()
 
 
 class Own(random.Random):
