@@ -61,12 +61,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
-    """Lint, and every test that needs no process, of the simulator 100 seeds: under a minute once its environment is there."""
+    """Lint, and every test that needs no process, with 60 seeds of the simulator and fewer examples than ``tests`` has."""
     session.install("-e", ".[numpy,mcp]", *group("lint"))
     check(session)
     session.run(
         "pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs,
-        env={"SNAKEPIT_TEST_SEEDS": "100"},
+        env={"SNAKEPIT_TEST_SEEDS": "60", "HYPOTHESIS_PROFILE": "quick"},
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from snakepit_trio.observe.events import EventBus
 from snakepit_trio.testing import no_leaks
 
 hypothesis.settings.register_profile("ci", max_examples=150, deadline=None, derandomize=True)
+hypothesis.settings.register_profile("quick", max_examples=40, deadline=None, derandomize=True)
 hypothesis.settings.register_profile("soak", max_examples=5000, deadline=None)
 # That something fails is enough: nobody reads the smallest example.
 _NO_SHRINKING = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
