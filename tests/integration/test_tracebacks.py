@@ -62,6 +62,10 @@ async def test_on_every_way(start_method: Any, worker_backend: Any) -> None:
             async with sp.connect(runtime.bridge.address, token=runtime.bridge.token) as client:
                 source: Any
                 for source in (runtime.pool(), client):
+                    # What no tool has raised shows nothing of how the answer came.
+                    with pytest.raises(sp.ToolNotFound) as caught:
+                        await source.execute("nothing")
+                    assert "During handling" not in shown(caught.value) and caught.value.__cause__ is None
                     check(await raised(lambda s=source: s.execute("fail", {"message": "m"})))  # type: ignore[misc]
                     async with source.session("s") as session:
                         check(await raised(lambda s=session: s.execute("fail", {"message": "m"})))  # type: ignore[misc]
