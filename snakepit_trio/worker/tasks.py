@@ -190,6 +190,10 @@ class _AsyncioTasks:
 
     def _end(self, task: _Task) -> None:
         self._live.discard(task)
+        exc = None if task.cancelled() else task.exception()
+        if isinstance(exc, Exception):
+            # Its own boundary has not caught it.
+            failure.fatal(exc)
         if not self._live and self._ended is not None and not self._ended.done():
             self._ended.set_result(None)
 
