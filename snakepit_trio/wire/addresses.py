@@ -1,4 +1,4 @@
-"""Addresses as they are written everywhere: ``unix:PATH`` and ``tcp:HOST:PORT``."""
+"""Addresses in the forms ``unix:PATH`` and ``tcp:HOST:PORT``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["is_loopback", "parse_address"]
 
 
 def parse_address(address: str) -> str | tuple[str, int]:
-    """A Unix socket's path for ``unix:PATH``, a host and port for ``tcp:HOST:PORT``.
+    """Return a Unix socket's path for ``unix:PATH``, or host and port for ``tcp:HOST:PORT``.
 
     Raises:
         ValueError: The address has neither form.
@@ -24,7 +24,7 @@ def parse_address(address: str) -> str | tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its name or number, is this machine for nobody but itself."""
+    """Return whether the host, by name or number, is loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

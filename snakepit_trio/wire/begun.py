@@ -1,14 +1,14 @@
-"""Which calls a worker has begun: a page of memory that its host can read after it has died.
+"""The begun table: which calls a worker has begun, in a page of memory that its host can read after the worker's death.
 
-A worker writes a call's id before it runs anything of it, so a host knows of each call that died with its worker whether
-it had begun, at no cost on the wire, however the worker ended. A call that had not begun may be run elsewhere.
+A worker writes a call's id before it runs any part of it. So the host knows which calls a dead worker had begun, at no
+cost on the wire, however the worker died. A call that had not begun may run on another worker.
 
-The page is a table of ids by their remainder; each place holds the greatest id of those that have begun. Calls may begin in any
-order (priorities, sessions, several threads): a place that holds a greater id says nothing of a smaller one, which then counts
+The page is a table of ids by their remainder; each entry holds the greatest begun id. Calls may begin in any order
+(priorities, sessions, several threads): an entry with a greater id says nothing about a smaller one, which then counts
 as begun, the safe answer.
 
-The page is the first one of the file that host and worker share (:mod:`.memory`), which no process can cut short: a page that is
-missing would end whoever looks at it.
+The page is the first one of the file that host and worker share (:mod:`.memory`), which no process can truncate: a
+missing page would kill its reader.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIZE = _PLACES * 8
 
 
 def marks_file() -> int:
-    """A new file for a table, of no name, and for large values where the system allows it; close-on-exec.
+    """Return a new unnamed file for a table, and for large values where the system allows it; close-on-exec.
 
     Raises:
         OSError: There is no room, or too many files are open.
@@ -50,42 +50,42 @@ def marks_file() -> int:
 
 
 class BegunTable:
-    """The table, on either side.
+    """The table, in the worker or in the host.
 
     Args:
-        fd: Its file; owned once this is made.
+        fd: Its file; owned from here on.
     """
 
     def __init__(self, fd: int) -> None:
         self._fd: int | None = fd
-        # Without it an older id might be written over a newer one that another thread has written meanwhile.
+        # Without the lock an older id might overwrite a newer one of another thread.
         self._lock = threading.Lock()
         self._ids = map_file(fd, 0, _SIZE).view(_SIZE).cast("Q")
         _forks.keep(fd)
 
     def begin(self, call_id: int) -> None:
-        """The call is about to run. May be called by several threads."""
+        """Record that the call is about to run. May be called by several threads."""
         place = call_id % _PLACES
         with self._lock:
             if self._ids[place] < call_id:
                 self._ids[place] = call_id
 
     def begun(self, call_id: int) -> bool:
-        """Whether the call may have run."""
+        """Return whether the call may have run."""
         return self._ids[call_id % _PLACES] >= call_id
 
     def table(self) -> bytes:
-        """What is in it now, for :func:`begun_in`."""
+        """Return the current content, for :func:`begun_in`."""
         return bytes(self._ids)
 
     def share(self) -> int | None:
-        """A new descriptor of the file, for large values; None when it is too small for any, or closed."""
+        """Return a new descriptor of the file, for large values; None if it is too small for any, or closed."""
         if self._fd is None or os.fstat(self._fd).st_size <= memory.HEAD:
             return None
         return os.dup(self._fd)
 
     def close(self) -> None:
-        """Give file and memory back. Idempotent."""
+        """Release file and memory. Idempotent."""
         if self._fd is not None:
             self._ids.release()
             _forks.close(self._fd)
@@ -93,5 +93,5 @@ class BegunTable:
 
 
 def begun_in(table: bytes, call_id: int) -> bool:
-    """Whether a call may have run, by what was in the table."""
+    """Return whether a call may have run, by the content of a table."""
     return memoryview(table).cast("Q")[call_id % _PLACES] >= call_id

@@ -1,7 +1,8 @@
-"""One connection to a gRPC server, with RPCs that call back instead of being awaited.
+"""A client connection to a gRPC server, with RPCs that use callbacks instead of being awaited.
 
-:class:`Connection` joins grpclib's protocol engine to :class:`~snakepit_trio.wire.http2.pipe.FramePipe`; it does no I/O of its
-own. A driver (``snakepit_trio.wire.transports``) moves the bytes. All methods belong to the event loop's thread.
+:class:`Connection` joins grpclib's protocol engine to :class:`~snakepit_trio.wire.http2.pipe.FramePipe`, without I/O of
+its own. A driver (``snakepit_trio.wire.transports``) moves the bytes. All methods must be called in the event loop's
+thread.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ _UNAVAILABLE = 14
 
 
 class RpcFailure(Exception):
-    """An RPC ended with another status than OK.
+    """An RPC ended with a status other than OK.
 
     Attributes:
-        status: The gRPC status code; 14 (UNAVAILABLE) when the connection was lost.
+        status: The gRPC status code; 14 (UNAVAILABLE) if the connection was lost.
         message: The server's status message, or what happened to the connection.
-        trailers: What the server sent with it.
-        reset_code: HTTP/2's error code with which the server has reset it; None: it has not.
-        unprocessed: It was not begun by the server, for sure, and may be sent again (RFC 9113, 8.7): it was not sent, the
-            server has refused it, or has ended the connection before it came to it.
+        trailers: The server's trailers.
+        reset_code: The HTTP/2 error code with which the server reset it, or None.
+        unprocessed: Whether the server certainly has not begun it, so that it may be sent again (RFC 9113, 8.7): it was
+            not sent, the server refused it, or the server ended the connection before it.
     """
 
     def __init__(
@@ -65,7 +66,7 @@ class RpcFailure(Exception):
 
 
 class Transport(Protocol):
-    """What a connection needs of its driver."""
+    """The driver of a connection."""
 
     def call_soon(self, callback: Callable[[], None]) -> object:
         """Run a callback at the end of this tick of the event loop, in this thread."""
@@ -74,14 +75,14 @@ class Transport(Protocol):
         """Close the socket now. Idempotent."""
 
     async def serve(self) -> None:
-        """Move bytes until the connection is over. A cancellation closes it."""
+        """Move bytes until the connection ends. A cancellation closes it."""
 
 
 class Wire(AbstractAsyncContextManager["Wire"]):
-    """A way to connect, for one event loop; a runtime holds it open.
+    """Makes connections on one event loop; a runtime holds it open.
 
     Attributes:
-        errors: Where the unexpected exceptions of its connections are told; the runtime puts its own here.
+        errors: Reports the unexpected exceptions of its connections; set by the runtime.
     """
 
     def __init__(self) -> None:
@@ -100,22 +101,22 @@ class Wire(AbstractAsyncContextManager["Wire"]):
         """Connect to a worker. A cancellation leaves no socket open.
 
         Args:
-            address: Where it listens.
+            address: The worker's address.
             token: Sent with every RPC.
-            max_message: Longest message that is accepted, in bytes.
-            tls: Secures the connection; None: it is plain.
-            name: Whose certificate the worker must show then.
+            max_message: The largest accepted message, in bytes.
+            tls: The TLS context; None: no TLS.
+            name: With TLS, the expected name in the worker's certificate.
 
         Raises:
-            OSError: Nobody listens there, or (``ssl.SSLError`` is one) somebody else does.
+            OSError: No worker listens there, or (``ssl.SSLError`` is one) another server does.
         """
 
 
 class Rpc:
-    """One RPC on the way. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` came first.
+    """One RPC. ``on_end(status, message)`` is called exactly once, unless :meth:`cancel` was called before.
 
     Attributes:
-        trailers: What the server has sent with the status.
+        trailers: The server's trailers.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class Rpc:
         on_message: Callable[[bytes], None],
         on_end: Callable[[int, str], None],
     ) -> None:
-        #: What the server said at the end, beside the status; empty when it did not get so far.
+        #: The server's trailers; empty if there are none yet.
         self.trailers: dict[str, str] = {}
         self._stream = stream
         self._release = release
@@ -145,17 +146,17 @@ class Rpc:
 
     @property
     def reset_code(self) -> int | None:
-        """HTTP/2's error code with which the server has reset it; None: it has not."""
+        """The HTTP/2 error code with which the server reset it, or None."""
         return self._stream.reset_code
 
     @property
     def unprocessed(self) -> bool:
-        """Whether the server has said that nothing was done for it; see :class:`RpcFailure`."""
+        """Whether the server certainly has not begun it; see :class:`RpcFailure`."""
         return self._stream.unprocessed
 
     @property
     def unsent(self) -> int:
-        """Bytes that the server has not taken yet."""
+        """The bytes that the server has not accepted yet."""
         return self.pipe.unsent
 
     def cancel(self) -> None:
@@ -182,14 +183,14 @@ class Rpc:
             self._finish(status, unquote(headers.get("grpc-message", ""), errors="replace"))
 
     def _closed(self, reason: str) -> None:
-        # The trailers come with the end of the stream and are looked at first; an end without them is a fault.
+        # The trailers arrive with the end of the stream and are handled first; an end without them is a fault.
         self._finish(_UNAVAILABLE, reason or "the server ended the stream without a status")
 
     def _finish(self, status: int | None, message: str) -> None:
         on_end, self._on_end = self._on_end, None
         if on_end is None:
             return
-        # Whatever fails here, whoever waits is told: nobody else will.
+        # The waiting code is informed whatever fails here, because no other code does it.
         try:
             self.pipe.close()
             with suppress(KeyError, H2Error):
@@ -207,12 +208,12 @@ class Connection:
     """One connection to a worker.
 
     Args:
-        protocol: The engine, connected.
-        transport: What moves its bytes.
+        protocol: The connected engine.
+        transport: Moves the bytes.
         token: Sent with every RPC.
-        max_message: Longest message that is accepted, in bytes.
-        secure: Whether there is TLS below, which the server is told.
-        authority: What the server is told of how it is called.
+        max_message: The largest accepted message, in bytes.
+        secure: Whether there is TLS below, which is sent to the server.
+        authority: The server's name, which is sent to the server.
     """
 
     def __init__(
@@ -240,20 +241,20 @@ class Connection:
 
     @property
     def lost(self) -> bool:
-        """Whether the connection is over."""
+        """Whether the connection has ended."""
         return self._protocol.is_lost
 
     @property
     def max_streams(self) -> int:
-        """How many RPCs the server takes at once, as far as it has said so."""
+        """The number of RPCs that the server accepts at once, as far as known."""
         return self._protocol.peers_max_streams
 
     async def serve(self) -> None:
-        """Move bytes until the connection is over; a cancellation closes it. To be run in the nursery of its owner."""
+        """Move bytes until the connection ends; a cancellation closes it. To be run in the owner's nursery."""
         await self.transport.serve()
 
     def close(self) -> None:
-        """Close the socket now; every RPC under way ends with UNAVAILABLE. Idempotent."""
+        """Close the socket now; every running RPC ends with UNAVAILABLE. Idempotent."""
         self._protocol.processor.close("the connection was closed")
         self.transport.abort()
 
@@ -272,11 +273,11 @@ class Connection:
             path: ``/package.Service/Method``.
             on_message: Called with each message of the server.
             on_end: Called once with the gRPC status and its message.
-            timeout: Seconds, told to the server; keeping to it is the caller's business.
-            message: The only one that is sent, in one piece with what opens the RPC; None: there may be many.
+            timeout: Seconds, sent to the server; the caller enforces it.
+            message: The only message, sent together with the headers; None: there may be many.
 
         Raises:
-            RpcFailure: The connection is over, or the server's limit of streams is reached.
+            RpcFailure: The connection has ended, or the server's limit of streams is reached.
         """
         protocol = self._protocol
         if protocol.is_lost:
@@ -299,10 +300,10 @@ class Connection:
         return rpc
 
     async def unary(self, path: str, request: bytes, *, timeout: float = math.inf) -> bytes:
-        """Send one message, receive one. A cancellation resets the RPC.
+        """Send one message, and return the answer. A cancellation resets the RPC.
 
         Raises:
-            RpcFailure: It ended with another status than OK, or with no message.
+            RpcFailure: The RPC ended with a status other than OK, or without a message.
         """
         answers: list[bytes] = []
         ended = event_loop(sniffio.current_async_library()).waiter()
@@ -322,5 +323,5 @@ class Connection:
             raise RpcFailure(*status, rpc.trailers, reset_code=rpc.reset_code, unprocessed=rpc.unprocessed)
         if len(answers) != 1:
             raise RpcFailure(_UNKNOWN, f"{len(answers)} messages where one was due")
-        # What still refers to the list, in a cycle, does not keep the message.
+        # Removed from the list, so that a cycle that refers to the list does not keep the message.
         return answers.pop()

@@ -1,4 +1,4 @@
-"""TLS contexts from certificates and keys that are in memory, and stay there."""
+"""TLS contexts from certificates and keys in memory."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ __all__ = ["tls_context"]
 
 
 def tls_context(certificate: str, key: str, authority: str, *, server_side: bool) -> ssl.SSLContext:
-    """A context for one end of a connection both of whose ends must show a certificate of one authority.
+    """Return a context for one end of a connection whose two ends authenticate each other by one authority.
 
     Args:
-        certificate: Ours, in PEM.
-        key: Its private key, in PEM, shorter than a pipe.
-        authority: The only one that is trusted, in PEM.
-        server_side: Which end we are.
+        certificate: The own certificate, in PEM.
+        key: Its private key, in PEM, shorter than a pipe's capacity.
+        authority: The only trusted authority, in PEM.
+        server_side: Whether this is the server's end.
 
     Raises:
-        OSError: They don't fit each other.
+        OSError: They don't match.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.verify_mode = ssl.CERT_REQUIRED
     context.load_verify_locations(cadata=authority)
     context.set_alpn_protocols(["h2"])
-    # The ssl module reads files only; a pipe is one that no disk has seen.
+    # The ssl module reads only files; a pipe is one that never reaches a disk.
     ends = [_pipe_with(certificate), _pipe_with(key)]
     try:
         context.load_cert_chain(*(f"/dev/fd/{end}" for end in ends))

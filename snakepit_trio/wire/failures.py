@@ -1,10 +1,10 @@
-"""Failures as they travel: exceptions to :class:`~snakepit_trio.wire.frames.ErrorInfo` and back.
+"""Conversion between exceptions and :class:`~snakepit_trio.wire.frames.ErrorInfo`.
 
-There is one way for all exceptions, the library's own and others, and nothing on it raises: what an exception says of itself is
-read with care (:mod:`snakepit_trio._exceptions`), and an ErrorInfo made here is bounded, and can be encoded.
+There is one way for all exceptions, and nothing on it raises: text and attributes are read with care
+(:mod:`snakepit_trio._exceptions`), and an ErrorInfo created here is bounded and can be encoded.
 
-Who speaks is told by ``remote_types``: they are there when a tool raised, and only then. So what a tool raises is never taken for
-what the library says of a request.
+``remote_types`` is present exactly if a tool raised. So a tool's exception is never taken for the library's own
+statement about a request.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ __all__ = [
     "to_info",
 ]
 
-#: Modules whose frames say nothing when they stand above a tool's: what runs it, and what imports.
+#: Modules whose frames above a tool's are omitted: the runner and the import system.
 _NOT_THE_TOOL = ("snakepit_trio.worker.", "snakepit_trio.tools.", "importlib", "_frozen_importlib")
-#: Bytes of each; together with the other parts less than ``frames.FRAME_OVERHEAD``.
+#: The largest sizes in bytes; together with the other parts less than ``frames.FRAME_OVERHEAD``.
 MESSAGE_LIMIT = 8 * 1024
 TRACEBACK_LIMIT = 48 * 1024
 DETAILS_LIMIT = 16 * 1024
@@ -61,18 +61,18 @@ _TYPES_LIMIT = 8 * 1024
 _CODE_LIMIT = 64
 _KEY_LIMIT = 200
 _LEAF_MESSAGE_LIMIT = _LEAF_TYPES_LIMIT = 1024
-#: How many details, and how many leaves of a group, with how many of its classes each, are told.
+#: The number of transmitted details, of leaves of a group, and of classes of each leaf.
 _MOST_DETAILS, _MOST_LEAVES, _MOST_LEAF_TYPES = 256, 8, 8
-#: What of a text is looked at, before secrets are taken out of it.
+#: The part of a text that is read before redaction.
 _LONGEST = 60 * 1024
 
-#: Statuses that speak of what was asked for. The others say what became of the RPC itself, or that it may be sent again.
+#: Statuses that describe the request. The others describe the RPC, or say that it may be sent again.
 _OF_THE_REQUEST = frozenset({3, 5, 6, 9, 12})
 _UNKNOWN = 2
-#: What a status without a code stands for where the first code that has it would say that the call has not run.
+#: The code of a status without one, where the first code of that status would say that the call has not run.
 _WITHOUT_CODE = {8: "quota_exceeded", 14: "connection_lost"}
 
-#: What a worker itself may say of a call; all else that it answers with was raised by the tool.
+#: The codes that a worker itself may report about a call; any other error was raised by the tool.
 _OF_A_WORKER = frozenset(
     {
         "invalid_parameter",
@@ -90,12 +90,12 @@ Redact = Callable[[str], str]
 def to_info(
     error: SnakepitError, *, redact: Redact = str, redact_details: Callable[[Any], Any] | None = None
 ) -> ErrorInfo:
-    """How a failure travels that the library itself has found, or that goes on from elsewhere. Never raises.
+    """Convert an error of the library itself, or one that is passed on. Never raises.
 
     Args:
-        error: What went wrong. Details that can't travel are left out.
-        redact: Takes secrets out of its text.
-        redact_details: Takes them out of its details.
+        error: The error. Details that can't be sent are omitted.
+        redact: Removes secrets from its text.
+        redact_details: Removes secrets from its details.
     """
     info = _describe(error, redact)
     if redact_details is not None and info.details is not None:
@@ -109,14 +109,14 @@ def to_info(
 
 
 def describe_exception(exc: BaseException, *, redact: Redact) -> ErrorInfo:
-    """How an exception travels that a tool has raised: with the names of its classes and those of a group's leaves, its message
-    and its traceback, all without secrets. The library's own errors keep their code and details. Never raises.
+    """Convert an exception of a tool, with the names of its classes and of its leaves' classes, its message and its
+    traceback, all redacted. The library's own errors keep their code and details. Never raises.
     """
     trace = _text(traceback_of(exc, _LONGEST, hidden=_NOT_THE_TOOL), TRACEBACK_LIMIT, redact)
     if not is_a(exc, SnakepitError):
         info = ErrorInfo(ToolError.default_code, remote_message=_text(text_of(exc, _LONGEST), MESSAGE_LIMIT, redact))
     elif is_a(exc, ToolError) and _remote_names(exc):
-        # One that came from another process, and goes on: it is still caught by the types that it had there.
+        # An error from another process is still caught by the types that it had there.
         info = to_info(exc, redact=redact)  # type: ignore[arg-type]
         again = "The above exception was raised again here"
         if not is_a(attempt(exc, getattr, exc, "__cause__") or exc, RemoteTraceback):
@@ -134,7 +134,7 @@ def describe_exception(exc: BaseException, *, redact: Redact) -> ErrorInfo:
 
 
 def from_info(info: ErrorInfo, *, redact: Redact = str) -> SnakepitError:
-    """The exception to raise on this side; ``redact`` takes out of its text what this side calls a secret. Never raises."""
+    """Return the exception for an ErrorInfo; ``redact`` removes this side's secrets from its text. Never raises."""
     code = _sound_code(info.code, "internal")
     details, message = details_of(info), redact(info.message)
     if not info.remote_types and code != ToolError.default_code:
@@ -155,14 +155,16 @@ def from_info(info: ErrorInfo, *, redact: Redact = str) -> SnakepitError:
 
 
 def from_reply(info: ErrorInfo, *, redact: Redact = str) -> SnakepitError:
-    """:func:`from_info` for what a worker answers: only a few things are its own to say, all else a tool has raised."""
+    """Return the exception for a worker's answer: :func:`from_info`, but an error with a code that a worker can't report
+    is the tool's.
+    """
     if not info.remote_types and info.code != ToolError.default_code and info.code not in _OF_A_WORKER:
         info.remote_types = class_names(class_for_code(_sound_code(info.code, "internal"))())
     return from_info(info, redact=redact)
 
 
 def message_of(info: ErrorInfo) -> str:
-    """What went wrong, in one text."""
+    """Return the message of an ErrorInfo."""
     if info.message:
         return info.message
     shown = display_name(info.remote_types[0]) if info.remote_types else "Exception"
@@ -170,18 +172,20 @@ def message_of(info: ErrorInfo) -> str:
 
 
 def grpc_status(code: str) -> int:
-    """The gRPC status for an error code; INTERNAL for one that is not known."""
+    """Return the gRPC status of an error code; INTERNAL for an unknown one."""
     return GRPC_STATUS.get(code, GRPC_STATUS["internal"])
 
 
 def status_of(info: ErrorInfo) -> int:
-    """The gRPC status of an RPC that ends with this: what a tool raised never tells a client that it may send the call again."""
+    """Return the gRPC status of an RPC that ends with this error: a tool's error never gets a status that asks for a
+    retry.
+    """
     status = grpc_status(info.code)
     return _UNKNOWN if info.remote_types and status not in _OF_THE_REQUEST else status
 
 
 def error_from_status(status: int, message: str, code: str = "") -> SnakepitError:
-    """The exception for a gRPC status, by the error code when the peer gave one."""
+    """Return the exception of a gRPC status, by the error code if the peer sent one."""
     if not code:
         code = _WITHOUT_CODE.get(status) or next(
             (name for name, number in GRPC_STATUS.items() if number == status), "internal"
@@ -193,7 +197,7 @@ def error_from_status(status: int, message: str, code: str = "") -> SnakepitErro
 
 
 def _describe(exc: BaseException, redact: Redact) -> ErrorInfo:
-    """What any of the library's own errors says."""
+    """Convert an error of the library's classes."""
     error: Any = exc
     default = exact_text(attempt(None, getattr, error, "default_code")) or "internal"
     message = exact_text(attempt(None, getattr, error, "message"))
@@ -206,7 +210,7 @@ def _describe(exc: BaseException, redact: Redact) -> ErrorInfo:
 
 
 def _text(text: object, limit: int, redact: Redact) -> str:
-    # Secrets are taken out before it is cut to its length: half of one is not noticed as one.
+    # Redacted before truncation, because half a secret is not recognised.
     return clean(redact(clean(exact_text(text) or "", _LONGEST)), limit)
 
 
@@ -216,7 +220,7 @@ def _sound_code(code: object, default: str) -> str:
 
 
 def _details(details: object) -> Iterator[tuple[str, Any]]:
-    """Its details as far as they can be read, each key a text."""
+    """Yield the details that can be read, with string keys."""
     items: list[tuple[Any, Any]] = attempt([], _items, details)
     for key, value in items:
         name = exact_text(key)
@@ -236,7 +240,7 @@ def _as_text(key: object) -> str:
 
 
 def _pack(details: Iterable[tuple[str, Any]]) -> Payload | None:
-    """Details as a payload; those that can't travel, or are too many, are left out."""
+    """Encode details as a payload; those that can't be sent, or exceed the limits, are omitted."""
     kept: dict[str, Any] = {}
     room = DETAILS_LIMIT
     for key, value in details:
@@ -252,7 +256,7 @@ def _size(key: str, value: Any) -> int:
 
 
 def details_of(info: ErrorInfo) -> dict[str, Any]:
-    """A failure's details; what is no map from text has none."""
+    """Return an error's details; empty if they are not a map with string keys."""
     found = None if info.details is None else attempt(None, _unpack, info.details)
     if type(found) is not dict:
         return {}
@@ -264,7 +268,7 @@ def _unpack(payload: Payload) -> Any:
 
 
 def _remote_names(exc: BaseException) -> list[str]:
-    """The types that an error had where it came from."""
+    """Return the types that an error had where it came from."""
     given: Any = attempt((), getattr, exc, "remote_types")
     if type(given) not in (tuple, list):
         return []
@@ -272,13 +276,13 @@ def _remote_names(exc: BaseException) -> list[str]:
 
 
 def _names(exc: BaseException) -> list[str]:
-    """The names of its classes; of an error that came from elsewhere, those that it had there."""
+    """Return the names of an exception's classes; for an error from another process, those that it had there."""
     remote = _remote_names(exc) if is_a(exc, ToolError) else []
     return remote or class_names(exc)
 
 
 def _with_leaves(exc: BaseException, leaves: list[BaseException]) -> Iterator[str]:
-    """The names of its classes, then of its leaves' classes, then of those classes' bases."""
+    """Yield the names of an exception's classes, then of its leaves' classes, then of their bases."""
     yield from _names(exc)
     names = [_names(leaf) for leaf in leaves]
     yield from (own[0] for own in names)
@@ -286,7 +290,7 @@ def _with_leaves(exc: BaseException, leaves: list[BaseException]) -> Iterator[st
 
 
 def _bounded(names: Iterable[str], most: int = MAX_REMOTE_TYPES, room: int = _TYPES_LIMIT) -> list[str]:
-    """The first of some names, each once: at most so many, and of so many bytes in all."""
+    """Return the first distinct names, within a number and a total size."""
     found: dict[str, None] = {}
     for name in names:
         if name in found:
@@ -299,7 +303,7 @@ def _bounded(names: Iterable[str], most: int = MAX_REMOTE_TYPES, room: int = _TY
 
 
 def _leaves(error: BaseException) -> list[BaseException]:
-    """The leaves of an error that came from elsewhere."""
+    """Return the leaves of an error from another process."""
     given: Any = attempt((), getattr, error, "leaves")
     return [leaf for leaf in given[:_MOST_LEAVES] if is_a(leaf, ToolError)] if type(given) is tuple else []
 

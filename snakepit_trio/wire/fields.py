@@ -1,4 +1,4 @@
-"""The fields of a protobuf message, as they lie in its bytes. https://protobuf.dev/programming-guides/encoding/"""
+"""The fields of a protobuf message. https://protobuf.dev/programming-guides/encoding/"""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from .frames import MOST_BUFFERS, FrameError
 __all__ = ["MOST_FIELDS", "MOST_PARTS", "Field", "read_fields", "read_varint"]
 
 _U64 = (1 << 64) - 1
-#: Fields of one message, those of what is inside it not counted.
+#: The largest number of fields of one message, without nested ones.
 MOST_FIELDS = MOST_BUFFERS + 1024
 _FIELDS = range(MOST_FIELDS)
-#: Fields of one message, with those of all that is inside it.
+#: The largest number of fields of one message, including nested ones.
 MOST_PARTS = 4096
 
 Field: TypeAlias = "int | bytes"
 
 
 def read_fields(data: bytes, position: int, end: int, large: int = 1 << 63) -> list[tuple[int, Field]]:
-    """The fields of one message as (tag, value): an int for a varint, bytes for what has a length.
+    """Return the fields of one message as (tag, value): an int for a varint, bytes for a length-delimited field.
 
-    Fields of at least ``large`` bytes are memoryviews of ``data``, which may be one itself. Fixed-width fields and groups
-    are skipped, for no message here has them.
+    Fields of at least ``large`` bytes are memoryviews of ``data``, which may be one itself. Fixed-width fields and
+    groups are skipped, because no message here has them.
 
     Raises:
-        FrameError: The bytes are no message, or one with more fields than any has.
+        FrameError: The bytes are malformed, or have too many fields.
     """
     out: list[tuple[int, Field]] = []
     whole = type(data) is bytes
@@ -71,10 +71,10 @@ def read_fields(data: bytes, position: int, end: int, large: int = 1 << 63) -> l
 
 
 def read_varint(data: bytes, position: int, end: int) -> tuple[int, int]:
-    """The number at a position, and where it ends.
+    """Return the number at a position, and its end.
 
     Raises:
-        FrameError: It does not end where it must.
+        FrameError: The number is malformed.
     """
     value = shift = 0
     while True:

@@ -1,8 +1,7 @@
-"""Bytes as frames; see :mod:`.frames` for the rules. What is not a frame raises :class:`FrameError`.
+"""Decoding of frames; see :mod:`.frames` for the rules. Malformed bytes raise :class:`FrameError`.
 
-How much there is to do is bounded before it is done, whatever the bytes are: a message has so many fields at most, a payload
-so many buffers, and only what carries a payload may be large. Of a field that comes again the last one counts, and it
-alone is read.
+The work is bounded in advance for any bytes: a message has a largest number of fields, a payload a largest number of
+buffers, and only frames with a payload may be large. Of repeated occurrences of a field only the last is decoded.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from .frames import (
 __all__ = ["decode_error", "decode_host_frame", "decode_worker_frame"]
 
 _U32 = (1 << 32) - 1
-#: Bytes of a frame that carries no payload, or only an event's.
+#: The largest frame without a payload, or with only an event's, in bytes.
 _SMALL = 2 * EVENT_LIMIT
 
 
@@ -93,10 +92,10 @@ def _decode_buffer(data: bytes) -> Buffer:
 
 
 def decode_error(data: bytes) -> ErrorInfo:
-    """The message ErrorInfo, from its bytes.
+    """Decode an ErrorInfo message.
 
     Raises:
-        FrameError: They are none, or longer than one may be.
+        FrameError: The bytes are malformed, or too long.
     """
     if len(data) > FRAME_OVERHEAD:
         raise FrameError(f"a failure has {len(data)} bytes; the limit is {FRAME_OVERHEAD}")
@@ -312,9 +311,10 @@ _PLAIN: Mapping[bytes, type[Reply] | type[Chunk]] = {b"\x0a": Reply, b"\x12": Ch
 
 
 def _plain_body(data: bytes) -> tuple[int, Payload] | None:
-    """The id and the payload of a Reply or Chunk that has just these, as our own encoder writes them; None for any other.
+    """Return the id and the payload of a Reply or Chunk with exactly these fields, in our own encoder's order; None for
+    any other.
 
-    All that it takes are the bytes in one order, so nothing is taken here that the general decoder would see otherwise.
+    Other bytes go to the general decoder, which gives the same result for these.
     """
     end = len(data)
     try:
@@ -349,19 +349,19 @@ def _plain_body(data: bytes) -> tuple[int, Payload] | None:
 
 
 def decode_host_frame(data: bytes) -> HostFrame | None:
-    """The frame in a HostFrame message, or None for a kind of frame that this version does not know.
+    """Decode a HostFrame message; None for a kind of frame that this version does not know.
 
     Raises:
-        FrameError: The bytes are not a HostFrame.
+        FrameError: The bytes are malformed.
     """
     return _decode(_HOST_DECODERS, data)  # type: ignore[return-value]
 
 
 def decode_worker_frame(data: bytes) -> WorkerFrame | None:
-    """The frame in a WorkerFrame message, or None for a kind of frame that this version does not know.
+    """Decode a WorkerFrame message; None for a kind of frame that this version does not know.
 
     Raises:
-        FrameError: The bytes are not a WorkerFrame.
+        FrameError: The bytes are malformed.
     """
     if data[:1] in _PLAIN:
         plain = _plain_body(data)

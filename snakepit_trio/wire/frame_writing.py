@@ -1,4 +1,4 @@
-"""Frames as bytes; see :mod:`.frames` for the rules."""
+"""Encoding of frames; see :mod:`.frames` for the rules."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _ONE_BYTE = [bytes((i,)) for i in range(128)]
 
 
 def varint(value: int) -> bytes:
-    """A number as protobuf writes it."""
+    """Encode a number as a protobuf varint."""
     if value < 128:
         return _ONE_BYTE[value]
     if value < 16384:
@@ -85,14 +85,14 @@ def _buffer(buffer: Buffer) -> list[bytes]:
 
 
 def _fixed(buffer: bytes | bytearray | memoryview) -> bytes:
-    """The bytes that a buffer holds now: its owner may write to it while they are on their way."""
+    """Copy a buffer's bytes, because its owner may change it while they are sent."""
     if isinstance(buffer, memoryview) and type(buffer.obj) is bytes and buffer.nbytes == len(buffer.obj):
         return buffer.obj
     return bytes(buffer)
 
 
 def encode_error(error: ErrorInfo) -> bytes:
-    """The message ErrorInfo."""
+    """Encode an ErrorInfo message."""
     parts = [_text(b"\x0a", error.code), _text(b"\x12", error.message), b"\x18\x01" if error.retryable else b""]
     for name in error.remote_types:
         raw = name.encode()
@@ -112,7 +112,7 @@ def _leaf(leaf: Leaf) -> bytes:
 def _call(f: Call) -> bytes:
     payload = f.payload
     if f.tool_index and not (f.tool or payload.buffers or f.session_id or f.metadata or f.stream):
-        # What most calls are, in one go.
+        # Most calls, in one step.
         data = payload.data
         size = len(data)
         inner = b"\x08%b\x12%b%b" % (_ONE_BYTE[payload.encoding], _ONE_BYTE[size] if size < 128 else varint(size), data)
@@ -213,7 +213,7 @@ _ENCODERS = {
 }
 
 
-#: What stands before and after the payload of a frame, and the payload's tag.
+#: The fields before and after the payload of a frame, and the payload's tag.
 _AROUND: dict[type, tuple[Callable[[Any], bytes], bytes, Callable[[Any], bytes]]] = {
     Call: (_call_head, b"\x22", _call_tail),
     HostReply: (lambda f: _uint(b"\x08", f.id), b"\x12", lambda f: b""),
@@ -225,9 +225,9 @@ _AROUND: dict[type, tuple[Callable[[Any], bytes], bytes, Callable[[Any], bytes]]
 
 
 def encode_pieces(frame: Frame) -> list[bytes]:
-    """The message that :func:`encode` gives, in pieces, of which the large ones are the values themselves, uncopied.
+    """Return the message of :func:`encode` in pieces, of which the large ones are the values themselves, uncopied.
 
-    A value that may still be written to is copied, once.
+    A value that may still change is copied, once.
     """
     payload: Payload | None = getattr(frame, "payload", None)
     if payload is None or not (payload.buffers or len(payload.data) >= LARGE):
@@ -250,7 +250,7 @@ def encode_pieces(frame: Frame) -> list[bytes]:
 
 
 def encode(frame: Frame) -> bytes:
-    """The HostFrame or WorkerFrame message that holds this frame."""
+    """Return the HostFrame or WorkerFrame message of this frame."""
     tag, encoder = _ENCODERS[type(frame)]
     body = encoder(frame)
     return b"%b%b%b" % (tag, varint(len(body)), body)

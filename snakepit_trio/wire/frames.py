@@ -1,10 +1,9 @@
-"""The frames of the Exchange stream, and what they carry.
+"""The frames of the Exchange stream.
 
 These are the messages of ``protos/snakepit/v1/worker.proto``, encoded and decoded by hand (:mod:`.frame_writing`,
-:mod:`.frame_reading`), byte for byte what any protobuf library writes (fields in ascending order, proto3 defaults left
-out); a frame costs a few microseconds here where a general library needs tens. A decoder accepts all that protobuf
-allows: fields in any order, unknown fields, repeated scalars packed or not. What is not a frame raises
-:class:`FrameError`, whatever the bytes are.
+:mod:`.frame_reading`), byte for byte as any protobuf library does (fields in ascending order, proto3 defaults omitted).
+A frame costs a few microseconds here, and tens in a general library. A decoder accepts everything that protobuf allows:
+fields in any order, unknown fields, repeated scalars packed or not. Malformed bytes raise :class:`FrameError`.
 
 Encoding rules: https://protobuf.dev/programming-guides/encoding/
 """
@@ -53,19 +52,19 @@ __all__ = [
 JSON = 1
 MSGPACK = 2
 
-#: Values of at least this many bytes are sent from where they lie, and looked at where they lie in their message.
+#: Values of at least this many bytes are sent without a copy, and viewed inside their message on receipt.
 LARGE = 64 * 1024
 
-#: Largest payload of an Emit, measurements and metadata together, in bytes.
+#: The largest payload of an Emit, measurements and metadata together, in bytes.
 EVENT_LIMIT = 16 * 1024
 
-#: How many buffers a payload may have: each costs several times what its name and place take on the wire.
+#: The largest number of buffers of a payload: each costs several times the bytes of its description on the wire.
 MOST_BUFFERS = 1024
 
-#: Room for a frame around its payload, or around a failure with all that is told of it, in bytes.
+#: The room for the rest of a frame beside its payload, or for a whole error, in bytes.
 FRAME_OVERHEAD = 128 * 1024
 
-#: Why a worker did not carry a call out; see Undone in worker.proto.
+#: Why a worker did not complete a call; see Undone in worker.proto.
 NOT_BEGUN, STOPPED = 1, 2
 
 
@@ -74,19 +73,19 @@ class FrameError(ValueError):
 
 
 class SharedBlock(msgspec.Struct, frozen=True):
-    """A block of shared memory: the name of its place, offset and size in bytes."""
+    """A block of shared memory: its place, offset and size in bytes."""
 
     name: str
     offset: int
     size: int
 
 
-#: A large binary value of a payload: its bytes, or where they are.
+#: A large binary value of a payload: its bytes, or its block.
 Buffer: TypeAlias = bytes | bytearray | memoryview | SharedBlock
 
 
 class Payload(msgspec.Struct, frozen=True):
-    """An encoded value: ``encoding`` is :data:`JSON` or :data:`MSGPACK` (0 when there is none)."""
+    """An encoded value: ``encoding`` is :data:`JSON` or :data:`MSGPACK` (0 for none)."""
 
     encoding: int
     data: bytes
@@ -94,14 +93,14 @@ class Payload(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes of the data and the buffers, wherever they are."""
+        """The bytes of the data and the buffers, wherever they are."""
         size = len(self.data)
         for buffer in self.buffers:
             size += buffer.size if isinstance(buffer, SharedBlock) else memoryview(buffer).nbytes
         return size
 
 
-#: Stands for a payload that is absent. Never changed.
+#: A missing payload.
 NO_PAYLOAD = Payload(0, b"")
 
 
@@ -113,7 +112,7 @@ class Leaf(msgspec.Struct):
 
 
 class ErrorInfo(msgspec.Struct):
-    """A failure as it travels; see ``snakepit_trio.wire.failures`` for the way to and from exceptions."""
+    """A transmitted error; see ``snakepit_trio.wire.failures`` for the conversion to and from exceptions."""
 
     code: str
     message: str = ""
@@ -204,7 +203,7 @@ class Emit(msgspec.Struct):
 
 
 class Leaving(msgspec.Struct):
-    """The worker ends on its own account."""
+    """The worker ends on its own."""
 
 
 HostFrame: TypeAlias = Call | Cancel | Credit | Ping | HostReply | Stop

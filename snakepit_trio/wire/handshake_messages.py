@@ -1,6 +1,6 @@
-"""The messages of a handshake, read and written without the library's objects, which no plain pool needs for anything else.
+"""The messages of a handshake, encoded and decoded without the message library, which a plain pool needs for nothing else.
 
-The bytes are the same as the library's own; see ``worker.proto`` for what each field means.
+The bytes are the same as the library's; see ``worker.proto`` for the meaning of each field.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ __all__ = ["HandshakeRequest", "HandshakeResponse", "ToolSpec"]
 _U32 = (1 << 32) - 1
 _U64 = (1 << 64) - 1
 _SIGN = 1 << 63
-#: Reads the fields of a message, or of one inside it.
+#: Reads the fields of a message, or of a nested one.
 _Read: TypeAlias = "Callable[[bytes], list[tuple[int, int | bytes]]]"
 
 
 class ToolSpec(msgspec.Struct):
-    """What a worker says of one of its tools.
+    """A worker's description of one of its tools.
 
     Attributes:
         name: The tool's name.
-        description: What it does, for people and for agents.
+        description: The description, for people and for agents.
         parameters_schema: The JSON Schema of its parameters, as JSON text; empty: anything.
-        result_schema: That of its result, or of one chunk.
-        streaming: Whether it gives a stream.
+        result_schema: The JSON Schema of its result, or of one chunk.
+        streaming: Whether it is a streaming tool.
         critical: Whether its name can't be taken over.
-        idempotent: Whether a call may be run again when a worker died under it.
-        metadata: Whatever else its adapter says of it.
+        idempotent: Whether a call may run again after its worker died.
+        metadata: Further strings from its adapter.
     """
 
     name: str = ""
@@ -60,7 +60,7 @@ class ToolSpec(msgspec.Struct):
 
 
 class HandshakeRequest(msgspec.Struct):
-    """What a host says first."""
+    """The host's message."""
 
     protocol_version: int = 0
     protocol_version_min: int = 0
@@ -83,10 +83,10 @@ class HandshakeRequest(msgspec.Struct):
 
     @classmethod
     def parse(cls, data: bytes) -> HandshakeRequest:
-        """Read one.
+        """Decode the message.
 
         Raises:
-            ValueError: The bytes are not such a message.
+            ValueError: The bytes are malformed.
         """
         made = cls()
         for tag, value in _counting()(data):
@@ -114,7 +114,7 @@ class HandshakeRequest(msgspec.Struct):
 
 
 class HandshakeResponse(msgspec.Struct):
-    """What a worker answers."""
+    """The worker's answer."""
 
     protocol_version: int = 0
     pid: int = 0
@@ -134,10 +134,10 @@ class HandshakeResponse(msgspec.Struct):
 
     @classmethod
     def parse(cls, data: bytes) -> HandshakeResponse:
-        """Read one.
+        """Decode the answer.
 
         Raises:
-            ValueError: The bytes are not such a message, or hold more than any has.
+            ValueError: The bytes are malformed, or have too many fields.
         """
         made = cls()
         read = _counting()
@@ -188,7 +188,7 @@ def _tool(data: bytes, read: _Read) -> ToolSpec:
 
 
 def _counting() -> _Read:
-    """Reads fields, of so many parts in all."""
+    """Return a function that reads fields, with a limit on their total number."""
     left = MOST_PARTS
 
     def read(data: bytes) -> list[tuple[int, int | bytes]]:

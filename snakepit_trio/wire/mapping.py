@@ -1,7 +1,7 @@
-"""Parts of a file, mapped into memory by the system's own calls.
+"""Parts of a file mapped into memory by system calls.
 
-:mod:`mmap` keeps a descriptor open for each mapping, so a program that keeps a thousand arrays would run out of them; it
-can't say at which address a mapping begins, on which large pages depend.
+:mod:`mmap` keeps a descriptor open for each mapping, so a program that keeps a thousand arrays would run out of them;
+and it can't choose the address of a mapping, on which large pages depend.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ _libc = _system()
 
 
 class Mapping:
-    """A part of a file in memory. It is unmapped when nobody has :attr:`memory`, a window or a view of either any more.
+    """A part of a file in memory. It is unmapped when :attr:`memory`, its windows and their views are not referenced any
+    more.
 
     Attributes:
-        address: Where it begins.
-        size: Its bytes.
-        memory: It, as an object with the buffer protocol; may be longer than the part, and is not to be touched there.
+        address: The begin of the mapping.
+        size: The number of bytes.
+        memory: The memory, as an object with the buffer protocol; it may be longer than the part, and must not be used
+            there.
     """
 
     __slots__ = ("_kind", "address", "memory", "size")
@@ -56,29 +58,29 @@ class Mapping:
         weakref.finalize(self.memory, _libc.munmap, address, length).atexit = False
 
     def view(self, size: int) -> memoryview:
-        """Its first bytes, to be read and written."""
+        """Return a read-write view of its first bytes."""
         return memoryview(self.memory).cast("B")[:size]
 
     def window(self) -> Any:
-        """Another object with the same memory, whose end tells the end of all views that were made of it."""
+        """Return another object with the same memory, whose end shows the end of all views made from it."""
         made = self._kind.from_address(self.address)
         made.keeps = self.memory
         return made
 
 
 def map_file(fd: int, offset: int, size: int, *, populate: bool = False) -> Mapping:
-    """Map so many bytes from a multiple of the page size on, for reading and writing.
+    """Map a number of bytes from a multiple of the page size, for reading and writing.
 
     Args:
         fd: The file.
-        offset: Where they begin in it.
-        size: How many.
-        populate: All pages at once: a fault for each would cost more than to fill them.
+        offset: The begin in the file.
+        size: The number of bytes.
+        populate: Map all pages at once, because a fault for each would cost more than filling them.
 
     Raises:
         OSError: There is no room.
     """
-    # A power of two, so that there are few kinds of arrays: ctypes keeps each for ever.
+    # A power of two, so that there are few array types: ctypes keeps each for ever.
     length = max(_PAGE, 1 << (size - 1).bit_length())
     protection, share = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED
     if length < LARGE_PAGE:
@@ -114,12 +116,12 @@ def _mmap(address: int | None, length: int, protection: int, flags: int, fd: int
 
 
 def collapse(mapping: Mapping, begin: int, size: int) -> None:
-    """Put a part of a mapping into large pages, as far as the system has some: it is then copied faster.
+    """Put a part of a mapping into large pages, as far as the system has some, because they are copied faster.
 
     Args:
-        mapping: Which.
-        begin: Where, a multiple of ``LARGE_PAGE``.
-        size: How many bytes; what is no whole large page stays as it is.
+        mapping: The mapping.
+        begin: The begin of the part, a multiple of ``LARGE_PAGE``.
+        size: The number of bytes; a partial large page is not changed.
     """
     size -= size % LARGE_PAGE
     if size:
@@ -127,15 +129,15 @@ def collapse(mapping: Mapping, begin: int, size: int) -> None:
 
 
 def discard(mapping: Mapping) -> None:
-    """Free what is in the file where this is mapped; it reads as zeros from then on."""
+    """Free the content of the file where this is mapped; it then reads as zeros."""
     _platform.discard_pages(mapping.address, -(-mapping.size // _PAGE) * _PAGE)
 
 
 def fill(memory: Any, buffer: Any, size: int) -> None:
-    """Copy a buffer of so many bytes to the beginning of some memory."""
+    """Copy a buffer of this many bytes to the beginning of some memory."""
     numpy = sys.modules.get("numpy")
     if numpy is None:
         memoryview(memory).cast("B")[:size] = memoryview(buffer).cast("B")
     else:
-        # Without the GIL, so that nobody waits for a hundred megabytes; and faster than mmap's own copy.
+        # Without the GIL, so that a copy of a hundred megabytes blocks no thread; and faster than mmap's own copy.
         numpy.copyto(numpy.frombuffer(memory, numpy.uint8, size), numpy.frombuffer(buffer, numpy.uint8))

@@ -1,11 +1,11 @@
 """Large binary values through shared memory instead of through the socket.
 
-Host and worker share one file for each worker: memory without a path, made by the host, of which on Linux nobody can change
-the size. A worker inherits it, or opens it when it finds that it is on its host's machine
-(:mod:`.memory_handoff`). It is sparse, and divided into *places*, half of them the host's and half of them the worker's. The
-sender of a value copies it into a place of its own and names the place in the message; the receiver looks at it there, through
-a read-only view: a *lease*, which ends with the last view of it, wherever its program has kept it. What lies in a leased place
-may be sent back, or once more, without being copied.
+Host and worker share one file for each worker: memory without a path, made by the host, of which on Linux nobody can
+change the size. A worker inherits it, or opens it when it finds that it is on its host's machine
+(:mod:`.memory_handoff`). It is sparse, and divided into *places*, half of them the host's and half of them the worker's.
+The sender of a value copies it into a place of its own and names the place in the message; the receiver looks at it
+there, through a read-only view: a *lease*, which ends with the last view of it, wherever its program has kept it. What
+lies in a leased place may be sent back, or once more, without being copied.
 
 A table in the file tells the owner of a place how often the other side has let go of it and has sent it back. The place
 is used again when all that was sent either way has been let go of; nothing about that travels on the wire, and no view
@@ -33,27 +33,27 @@ from .mapping import LARGE_PAGE, Mapping, collapse, discard, fill, map_file
 
 __all__ = ["FILE_NAME", "HEAD", "THRESHOLD", "Budget", "SharedMemory", "make_file"]
 
-#: Binary values of at least this many bytes travel through shared memory; below, it costs more than copying.
+#: Binary values of at least this many bytes travel through shared memory; smaller ones are copied faster.
 THRESHOLD = 256 * 1024
 
-#: What the system shows as the name of such a file, where it shows one.
+#: The name of such a file where the system shows one.
 FILE_NAME = "snakepit"
-#: The first bytes of the file, which are for other uses.
+#: The first bytes of the file, for other uses.
 HEAD = 1 << 20
 
 _PLACES = 256
-#: From one place to the next; and what one can hold.
+#: The distance between places, and the capacity of one.
 _STRIDE = 1 << 32
 _SIZE = (1 + 2 * _PLACES) * _STRIDE
 _NAME = re.compile(r"([io])(\d{1,2}|1\d\d|2[0-4]\d|25[0-5])", re.ASCII)
 _PAGE = mmap.PAGESIZE
 _U32 = 0xFFFF_FFFF
-#: Unused places are kept for the next message up to so many bytes in all.
+#: Unused places are kept for the next message up to this many bytes.
 _KEPT = 64 * 1024 * 1024
 
 
 def make_file() -> int:
-    """A new file for host and worker to share; the descriptor is close-on-exec.
+    """Create a file that host and worker share; the descriptor is close-on-exec.
 
     Raises:
         OSError: There is no room, too many files are open, or a limit forbids files of this (apparent) size.
@@ -62,26 +62,26 @@ def make_file() -> int:
 
 
 class Budget:
-    """Bytes that the places of several workers may have together; None for no limit."""
+    """The bytes that the places of several workers may have together; None for no limit."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self.used: int = 0
 
     def take(self, size: int) -> bool:
-        """Reserve so many bytes, if they are there."""
+        """Reserve this many bytes, if available, and return whether they were."""
         if self.limit is not None and self.used + size > self.limit:
             return False
         self.used += size
         return True
 
     def give(self, size: int) -> None:
-        """Give them back."""
+        """Give reserved bytes back."""
         self.used -= size
 
 
 class _Table:
-    """For each place, how often the side that does not own it has let go of it, and has sent it back: written by that side."""
+    """For each place, how often the other side has released it and has sent it back; written by the other side."""
 
     def __init__(self, fd: int, owner: str) -> None:
         counts = map_file(fd, HEAD, _PAGE).view(2 * 2 * 4 * _PLACES).cast("I")
@@ -95,28 +95,28 @@ class _Table:
         self._counts[2 * index + 1] = self._counts[2 * index + 1] + 1 & _U32
 
     def read(self, index: int) -> tuple[int, int]:
-        # In this order: a view is sent back before it is let go of.
+        # In this order, because a view is sent back before it is released.
         let_go = self._counts[2 * index]
         return let_go, self._counts[2 * index + 1]
 
 
 class _Place:
-    """One of ours."""
+    """One of this side's places."""
 
     __slots__ = ("came_back", "collapsed", "lent", "mapping", "size", "used")
 
     def __init__(self, size: int, mapping: Mapping, gone: tuple[int, int]) -> None:
         self.size = size
         self.mapping = mapping
-        #: How often it was sent, and how often what was sent back was let go of here.
+        #: The number of times it was sent, and that a value sent back was released here.
         self.lent, self.came_back = gone
         self.used = 0
-        #: So many bytes, from its beginning, are in large pages.
+        #: The number of bytes, from its beginning, in large pages.
         self.collapsed = 0
 
 
 class _Lease:
-    """What is looked at here: a place, and where it is mapped."""
+    """A viewed place of the other side, and its mapping."""
 
     __slots__ = ("end", "index", "mapping", "owner")
 
@@ -128,12 +128,12 @@ class _Lease:
 
 
 class SharedMemory:
-    """One side's part in it, for one worker. Safe to use from several threads.
+    """One side of the memory shared with one worker. Safe to use from several threads.
 
     Args:
-        side: ``"i"`` for the host, ``"o"`` for the worker: the names of its places begin so.
-        share: Gives a new descriptor of the file, or None when there is none (any more). None: there is no file.
-        budget: What this side's places may have.
+        side: ``"i"`` for the host, ``"o"`` for the worker: the prefix of its places' names.
+        share: Returns a new descriptor of the file, or None if there is none (any more). None: there is no file.
+        budget: The budget of this side's places.
         limit: The most bytes that one message may refer to.
     """
 
@@ -147,7 +147,7 @@ class SharedMemory:
         self._own_table: _Table | None = None
         self._theirs_table: _Table | None = None
         self._places: dict[int, _Place] = {}
-        #: The other side's places, as far as they are mapped.
+        #: The mapped places of the other side.
         self._mapped: dict[int, Mapping] = {}
         self._leases: set[_Lease] = set()
         self._ended: deque[_Lease] = deque()
@@ -160,13 +160,13 @@ class SharedMemory:
 
     @property
     def sizes(self) -> list[int]:
-        """Bytes of each of our places."""
+        """Return the bytes of each of this side's places."""
         return [place.size for place in self._places.values()]
 
     # ---- the sender's part ---------------------------------------------------------------------------
 
     def lend(self, payload: Payload) -> Payload:
-        """The same payload, with its large buffers in shared memory as far as there is room."""
+        """Return the payload with its large buffers in shared memory, as far as there is room."""
         if not payload.buffers or self._closed or self._budget.limit == 0:
             return payload
         buffers = [self._put(buffer) for buffer in payload.buffers]
@@ -200,7 +200,7 @@ class SharedMemory:
         return SharedBlock(f"{self._own}{index}", 0, size)
 
     def _again(self, buffer: Buffer, size: int) -> SharedBlock | None:
-        """Where a buffer lies that is the better part of what is looked at here: it need not be copied."""
+        """Return the block of a buffer that is the better part of a viewed place, so that it need not be copied."""
         numpy = sys.modules.get("numpy")
         if numpy is None:
             return None
@@ -217,7 +217,7 @@ class SharedMemory:
         return None
 
     def _free_place(self, size: int) -> int | None:
-        """A free place of at least this size, a new one if need be; None when there is no room."""
+        """Return a free place of at least this size, a new one if necessary; None without room."""
         free = [index for index, place in self._places.items() if self._is_free(index, place)]
         fitting = [index for index in free if self._places[index].size >= size]
         if fitting:
@@ -226,8 +226,8 @@ class SharedMemory:
             place = self._places[best]
             place.used += 1
             if place.used > 1 and place.collapsed < place.size:
-                # It will be used again and again; for less it is not worth it. A part at a time: it takes as long as to copy ten
-                # times as much, and the event loop waits.
+                # It is used repeatedly, which makes this worthwhile. One part at a time, because it takes as long as
+                # copying ten times as much, and the event loop waits.
                 collapse(place.mapping, place.collapsed, min(LARGE_PAGE, place.size - place.collapsed))
                 place.collapsed += LARGE_PAGE
             return best
@@ -268,10 +268,10 @@ class SharedMemory:
     # ---- the receiver's part -------------------------------------------------------------------------
 
     def borrow(self, payload: Payload) -> Payload:
-        """The same payload with views in the places of what is in shared memory.
+        """Return the payload with views of its blocks in shared memory.
 
         Raises:
-            FrameError: A buffer is in no place of the file, or there are more bytes of them than may be.
+            FrameError: A buffer is not in a place of the file, or their sum exceeds the limit.
         """
         blocks = [buffer for buffer in payload.buffers if isinstance(buffer, SharedBlock)]
         if not blocks:
@@ -294,7 +294,7 @@ class SharedMemory:
                 mapping = self._mapping(owner, index, end)
             except OSError as exc:
                 raise FrameError(f"a buffer's place can't be mapped: {exc}") from exc
-            # Every view holds the window, whose end therefore tells the end of them all; the mapping is used again.
+            # Every view refers to the window, whose end therefore shows the end of all views; the mapping is reused.
             window = mapping.window()
             lease = _Lease(owner, index, mapping, end)
             weakref.finalize(window, self._end, lease).atexit = False
@@ -313,10 +313,10 @@ class SharedMemory:
         return mapping
 
     def _end(self, lease: _Lease) -> None:
-        """The last view of something is gone. Called by the collector: in any thread, in the middle of anything."""
+        """Record the end of the last view of a place. Called by the collector: in any thread, at any point."""
         if os.getpid() != self._pid:
-            return  # A fork of this process has let go of its copy.
-        # Whoever counts counts for all, so that no two count at once; nobody waits here.
+            return  # A fork of this process has released its copy.
+        # One thread counts for all, so that no two count at once, and none waits here.
         self._ended.append(lease)
         while self._ended and self._settling.acquire(blocking=False):
             try:
@@ -359,7 +359,7 @@ class SharedMemory:
         return not self._closed
 
     def close(self) -> None:
-        """Give the memory back, but for what is looked at here: that stays as it is, and goes with its last view.
+        """Release the memory, except for viewed values, which stay unchanged until their last view ends.
 
         To be called when the other side is gone.
         """
@@ -375,7 +375,7 @@ class SharedMemory:
                     self._budget.give(self._places.popitem()[1].size)
                 if fd is None:
                     return
-                # A fork of this process may have the file still, so it is not left to the last descriptor and mapping.
+                # A fork of this process may still have the file, so it is not left to the last descriptor and mapping.
                 leased = sorted({_start(lease.owner, lease.index) for lease in self._leases.copy()})
                 for begin, end in zip([_STRIDE, *(at + _STRIDE for at in leased)], [*leased, _SIZE], strict=True):
                     if begin < end:
@@ -386,5 +386,5 @@ class SharedMemory:
 
 
 def _start(owner: str, index: int) -> int:
-    """Where a place begins in the file."""
+    """Return the begin of a place in the file."""
     return (1 + index + (0 if owner == "i" else _PLACES)) * _STRIDE

@@ -1,8 +1,8 @@
-"""How a worker that somebody else has started comes to the file of :mod:`.memory`: it opens its host's.
+"""The handoff of the file of :mod:`.memory` to a worker that has not inherited it.
 
-The host tells where its file is, by process id and descriptor, and what it has written into it: random bytes. A worker on the
-same machine finds the file under these numbers, where the system lets the same user open it by them (on Linux). On another
-machine, or where processes have other numbers, there is nothing under them, or something else.
+The host sends the file's process id and descriptor, and random bytes that it has written into it. A worker on the same
+machine finds the file under these numbers, if the system lets the same user open it that way (on Linux). On another
+machine, or with other process ids, there is nothing or another file.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _PROOF = 32
 
 
 class Offer:
-    """The host's part: a new file for one worker. If none can be made, the offer is of nothing, and nobody will find it.
+    """The host's part: a new file for one worker. If none can be created, the offer is empty.
 
     Attributes:
-        pid: Whose the descriptor is; 0 without a file.
+        pid: The process id of the descriptor's owner; 0 without a file.
         fd: The descriptor; 0 without a file.
-        proof: What the file begins with.
+        proof: The first bytes of the file.
     """
 
     def __init__(self) -> None:
@@ -45,18 +45,18 @@ class Offer:
             self.pid, self.fd = os.getpid(), _forks.keep(fd)
 
     def share(self) -> int:
-        """A new descriptor of the file."""
+        """Return a new descriptor of the file."""
         return os.dup(self.fd)
 
     def close(self) -> None:
-        """Take it back, from whoever has not opened it yet. Idempotent."""
+        """Withdraw the offer, if the worker has not opened it yet. Idempotent."""
         if self.pid:
             _forks.close(self.fd)
             self.pid = self.fd = 0
 
 
 def open_offered(pid: int, fd: int, proof: bytes) -> int | None:
-    """The worker's part: a descriptor of the file that its host offers; None when it is not to be found here."""
+    """The worker's part: return a descriptor of the file that its host offers, or None if it is not found here."""
     found = _platform.open_shared_file(pid, fd, FILE_NAME)
     if found is None:
         return None

@@ -1,7 +1,7 @@
-"""The library's messages, read from a peer that may mean harm.
+"""The library's messages, read from an untrusted peer.
 
-The library makes an object for each message inside a message, which costs a hundred times what the few bytes of an empty one
-took to send. So they are counted first.
+The library creates an object for each nested message, which costs a hundred times the few bytes of an empty one. So the
+fields are counted first.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ M = TypeVar("M", bound=betterproto2.Message)
 
 
 def read_message(kind: type[M], data: bytes) -> M:
-    """A message of this kind.
+    """Decode a message of this class.
 
     Raises:
-        Exception: The bytes are none, or hold more than any such message does. The library raises all kinds.
+        Exception: The bytes are malformed, or have too many fields. The library raises various exceptions.
     """
     if _count(kind, data, MOST_PARTS) < 0:
         raise FrameError(f"a message has more than {MOST_PARTS} parts")
@@ -35,8 +35,8 @@ def read_message(kind: type[M], data: bytes) -> M:
 
 
 def _count(kind: Any, data: bytes, left: int) -> int:
-    """How many of so many fields these bytes leave; less than none when they hold more."""
-    # The library takes what is cut off for what is absent; this does not.
+    """Return how many of ``left`` fields remain after these bytes; negative if there are more."""
+    # The library treats truncated fields as missing; this does not.
     fields = read_fields(data, 0, len(data), LARGE)
     left -= len(fields)
     known = kind._betterproto

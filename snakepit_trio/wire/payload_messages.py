@@ -1,4 +1,4 @@
-"""Payloads to the library's messages and back, for RPCs that are not read and written as frames are."""
+"""Conversion of payloads to the library's messages and back, for RPCs that are not encoded as frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["message_of", "payload_of"]
 
 
 def message_of(payload: Payload) -> v1.Payload:
-    """A payload, all of whose buffers are bytes, as a message."""
+    """Return a payload, whose buffers are all bytes, as a message."""
     return v1.Payload(
         encoding=v1.Encoding(payload.encoding),
         data=bytes(payload.data),
@@ -18,10 +18,10 @@ def message_of(payload: Payload) -> v1.Payload:
 
 
 def payload_of(message: v1.Payload | None, elsewhere: Buffer = b"") -> Payload:
-    """A message as a payload.
+    """Return a message as a payload.
 
     Args:
-        elsewhere: Stands for a buffer that is not in the message.
+        elsewhere: The value of a buffer that is not in the message.
     """
     if message is None:
         return NO_PAYLOAD

@@ -1,4 +1,4 @@
-"""The paths of the RPCs of our services: the service's, followed by the method's name."""
+"""The paths of this package's services, to which a method's name is appended."""
 
 __all__ = ["BRIDGE", "WORKER"]
 

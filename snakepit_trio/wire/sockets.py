@@ -1,12 +1,13 @@
-"""A socket that feeds grpclib's protocol engine, on either event loop, with TLS or without; for servers and clients.
+"""A socket that feeds grpclib's protocol engine, on either event loop, with or without TLS, for servers and clients.
 
-The engine does no I/O itself, and neither does :mod:`ssl` over memory buffers: what arrives goes through both in one call,
-and what they write is sent at once. Only what the socket does not take is kept, for a second task to write when there is
-room. Nothing here knows asyncio or Trio: readiness is waited for by anyio.
+Neither the engine nor :mod:`ssl` over memory buffers does I/O: received data goes through both in one call, and their
+output is sent at once. Only data that the socket does not accept is kept, for a second task to write. anyio waits for
+readiness, so nothing here depends on asyncio or Trio.
 
-While more than a bound is unsent, the engine sends no more data, and reading goes on: two ends that send each other much at
-once would wait for each other otherwise. A bound that only what the engine writes unasked gets beyond (answers to PING and
-SETTINGS, refusals) stops reading, too: a peer that makes us write and does not read what we write gets no further.
+While the unsent data exceeds a bound, the engine sends no more data, and reading continues, because two ends that send
+much to each other would otherwise wait for each other. A higher bound, which only unrequested output can exceed
+(answers to PING and SETTINGS, refusals), stops reading too, so a peer that causes output and does not read it gets no
+further.
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ if TYPE_CHECKING:
 __all__ = ["SocketTransport", "connect"]
 
 _READ_SIZE = 64 * 1024
-#: So many TLS records are taken in one turn.
+#: The number of TLS records that are handled in one turn.
 _RECORDS = 8
 #: Seconds between two attempts to connect to a Unix socket whose queue is full.
 _FULL_PAUSE = 0.01
-#: A server that ends a connection reads on for so many seconds and bytes: to close a socket with unread data resets the
-#: connection, and the peer then may never see the GOAWAY that says why.
+#: Seconds and bytes for which a server reads on after it has ended a connection: closing a socket with unread data resets
+#: the connection, and the peer may then never see the GOAWAY with the reason.
 _LINGER = 1.0
 _LINGER_BYTES = 4 * 1024 * 1024
-#: So many times ``high_water`` may be unsent before nothing is read any more; of data there is at most twice as much.
+#: Reading stops above this multiple of ``high_water``; of data there is at most twice as much.
 _UNASKED = 4
 _CONNECTING = (BlockingIOError, InterruptedError)
 
@@ -52,14 +53,14 @@ class SocketTransport:
 
     Args:
         sock: The socket; owned from here on, and closed at the end of :meth:`serve`, or by :meth:`abort` before that.
-        tls: The context to secure it with; None: plain.
-        server_side: Which end of the TLS handshake we are.
-        server_hostname: Whose certificate the server must show.
+        tls: The TLS context; None: no TLS.
+        server_side: Whether this is the server's end of the TLS handshake.
+        server_hostname: The expected name in the server's certificate.
 
     Attributes:
-        read_size: How much is read at once, in bytes.
-        received: Bytes that have arrived so far.
-        high_water: Above this many unsent bytes the engine is told to hold back; below a quarter of it, to go on.
+        read_size: The largest read, in bytes.
+        received: The bytes received so far.
+        high_water: Above this many unsent bytes the engine is told to pause; below a quarter of it, to continue.
     """
 
     high_water = 256 * 1024
@@ -81,7 +82,7 @@ class SocketTransport:
         self._corked = False
         self._soon: list[Callable[[], None]] = []
         self._held_back = False
-        # There may be more TLS records in what has arrived.
+        # Whether the received data may contain more TLS records.
         self._unfinished = False
         self._closed = False
         self._ending = False
@@ -119,7 +120,7 @@ class SocketTransport:
         return self._closed or self._ending
 
     def call_soon(self, callback: Callable[[], None]) -> None:
-        """Run a callback now, or at the end of what is being received."""
+        """Run a callback now, or at the end of the current receive."""
         if self._corked:
             self._soon.append(callback)
         else:
@@ -141,7 +142,7 @@ class SocketTransport:
             self._send()
 
     def close(self) -> None:
-        """Close the socket when what has been written is out, or can't be sent at once. Idempotent."""
+        """Close the socket when the written data is sent, or can't be sent at once. Idempotent."""
         if self._closed or self._ending:
             return
         self._ending = True
@@ -158,11 +159,11 @@ class SocketTransport:
                 self._sock.close()
 
     def cork(self) -> None:
-        """Keep what is written from now on, until :meth:`uncork`, to send it together."""
+        """Keep the data written from now on until :meth:`uncork`, to send it together."""
         self._corked = True
 
     def uncork(self) -> None:
-        """Send what was kept."""
+        """Send the kept data."""
         while self._soon:
             callbacks, self._soon = self._soon, []
             for callback in callbacks:
@@ -187,7 +188,7 @@ class SocketTransport:
             self._write_later()
 
     def _write_later(self) -> None:
-        """The socket has not taken everything: the rest is for the second task."""
+        """Let the second task write the data that the socket has not accepted."""
         self._wake(self._wake_writer)
         if len(self._unsent) > self.high_water and not self._held_back:
             self._held_back = True
@@ -205,10 +206,10 @@ class SocketTransport:
 
     @protected
     async def handshake(self) -> None:
-        """Secure the connection, before the engine is attached. A cancellation closes the socket.
+        """Perform the TLS handshake, before the engine is attached. A cancellation closes the socket.
 
         Raises:
-            OSError: The peer is gone, or did not agree (``ssl.SSLError`` is one).
+            OSError: The peer is gone, or refused (``ssl.SSLError`` is one).
         """
         if self._tls is None:
             return
@@ -232,13 +233,13 @@ class SocketTransport:
             raise
 
     def _shake_hands(self, tls: ssl.SSLObject) -> bool:
-        """Go on with the handshake as far as it goes without the peer; returns whether it is complete."""
+        """Continue the handshake as far as possible without the peer, and return whether it is complete."""
         try:
             tls.do_handshake()
         except ssl.SSLWantReadError:
             return False
         except ssl.SSLError:
-            # The peer is told why.
+            # The peer receives the reason.
             self._unsent += self._outgoing.read()
             self._send()
             raise
@@ -248,7 +249,7 @@ class SocketTransport:
 
     @protected
     async def serve(self) -> None:
-        """Move bytes until the connection is over. A cancellation closes it."""
+        """Move bytes until the connection ends. A cancellation closes it."""
         assert self._protocol is not None
         self._serving = True
         try:
@@ -268,7 +269,7 @@ class SocketTransport:
 
     @protected
     async def _linger(self) -> None:
-        """Let the peer read our last words, and throw away what it still sends."""
+        """Let the peer read the last data, and discard what it still sends."""
         left = _LINGER_BYTES
         try:
             self._sock.shutdown(socket.SHUT_WR)
@@ -292,7 +293,7 @@ class SocketTransport:
                 self._room = anyio.Event()
                 await self._room.wait()
             if self._unfinished or protocol.unfinished:
-                # Others have their turn first.
+                # Let other tasks run first.
                 await anyio.lowlevel.checkpoint()
                 if not self._feed(b""):
                     return
@@ -308,7 +309,7 @@ class SocketTransport:
                 return
 
     def _feed(self, data: bytes) -> bool:
-        """Hand what has arrived to the engine, as much as it takes in one turn; returns whether more can come."""
+        """Pass received data to the engine, as much as it handles in one turn, and return whether more can come."""
         protocol = self._protocol
         assert protocol is not None
         self.received += len(data)
@@ -346,7 +347,8 @@ class SocketTransport:
         while True:
             await self._more.wait()
             self._more = anyio.Event()
-            # Who writes may have sent it all before this task goes on: the engine is told to go on all the same.
+            # The writer may have sent everything before this task continues; the engine must be told to continue
+            # nevertheless.
             while self._unsent or self._held_back:
                 await anyio.wait_writable(self._sock)
                 if self._closed:
@@ -367,10 +369,11 @@ class SocketTransport:
 
 
 async def connect(place: str | tuple[str, int]) -> socket.socket:
-    """A connected non-blocking socket: to a Unix socket's path, or to a host and port. A cancellation leaves none open.
+    """Return a connected non-blocking socket: to a Unix socket's path, or to a host and port. A cancellation leaves none
+    open.
 
     Raises:
-        OSError: Nobody listens there.
+        OSError: The address does not accept a connection.
     """
     if isinstance(place, str):
         return await _connect(socket.AF_UNIX, place)
@@ -394,7 +397,7 @@ async def _connect(family: int, address: Any) -> socket.socket:
                 sock.connect(address)
             except _CONNECTING:
                 if family == socket.AF_UNIX:
-                    # Its queue of connections is full, and nothing tells when that changes.
+                    # Its queue of connections is full, and no event reports when that changes.
                     await anyio.sleep(_FULL_PAUSE)
                     continue
             else:

@@ -1,4 +1,4 @@
-"""The workers of one pool that are there: who takes calls, what they offer, and what they tell."""
+"""The live workers of one pool: which accept calls, what they offer, and the handling of their messages."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ __all__ = ["WorkerDispatch", "no_such_worker"]
 
 _log = logging.getLogger(__name__)
 
-#: Ends of workers that no call of theirs brings about; of ``cancel_grace``, no call that somebody waits for.
+#: The reasons of ends that no call causes; for ``cancel_grace``, no call with a waiting caller.
 _NO_CALLS_FAULT = frozenset({"stopped", "cancel_grace", "node_lost", "internal"})
 
 
@@ -90,22 +90,22 @@ class _WorkerPort:
 
 
 class WorkerDispatch:
-    """The workers that are there. What they tell goes into the scheduler at once; nothing here waits but :meth:`drain`.
+    """The live workers. Their messages go into the scheduler at once; only :meth:`drain` waits.
 
     Args:
         config: The pool's configuration.
-        parts: What the pool has from its runtime.
-        scheduler: Decides about the pool's requests.
-        on_due: Called with a worker that is to be replaced, and the reason.
-        on_more: Called when a worker takes calls again that was cordoned.
+        parts: The pool's services from its runtime.
+        scheduler: The pool's scheduler.
+        on_due: Called with a worker that must be replaced, and the reason.
+        on_more: Called when a cordoned worker accepts calls again.
 
     Attributes:
-        seats: The workers that may have calls, and the scheduler's seats for each.
-        repertoire: What the workers offer.
-        draining: The workers that somebody waits for until they hold no calls, once for each who waits.
-        killed: Ids of the workers that had to be killed while the pool was closing.
-        request_prefix: What the ids of the pool's requests begin with.
-        nursery: The pool's, once it is open.
+        seats: The workers that may have calls, with the scheduler's seats for each.
+        repertoire: The tools that the workers offer.
+        draining: The workers for whose drain a task waits, once per task.
+        killed: The ids of workers that were killed while the pool was closing.
+        request_prefix: The prefix of the pool's request ids.
+        nursery: The pool's nursery, once it is open.
     """
 
     def __init__(
@@ -138,30 +138,30 @@ class WorkerDispatch:
 
     @property
     def ready(self) -> int:
-        """Workers that take calls."""
+        """The number of workers that accept calls."""
         return sum(1 for seats in self.seats.values() if seats.open)
 
     @property
     def busy(self) -> int:
-        """Workers that hold at least one call."""
+        """The number of workers that hold at least one call."""
         return sum(1 for seats in self.seats.values() if seats.load)
 
     @property
     def cordoned(self) -> int:
-        """Workers that are up, and take no calls for as long as somebody wants it so."""
+        """The number of live workers that an operator has excluded from new calls."""
         return sum(map(self.is_cordoned, self.seats))
 
     def is_cordoned(self, worker: Worker) -> bool:
-        """Whether a worker is up, and takes no calls for as long as somebody wants it so."""
+        """Return whether a live worker is excluded from new calls by an operator."""
         seats = self.seats.get(worker)
         up = worker.state in (WorkerState.READY, WorkerState.BUSY)
         return up and seats is not None and not seats.open and not worker.tainted
 
     def cordon(self, worker_id: str, *, cordoned: bool) -> None:
-        """Give one worker no more calls, or calls again; those that it has go on.
+        """Stop giving a worker new calls, or start again; its running calls continue.
 
         Raises:
-            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+            InvalidParameter: The pool has no such worker, or the worker accepts no calls for another reason.
         """
         for worker, seats in self.seats.items():
             if worker.id == worker_id and not worker.tainted and worker.state in (WorkerState.READY, WorkerState.BUSY):
@@ -177,10 +177,10 @@ class WorkerDispatch:
         raise no_such_worker(worker_id)
 
     async def drain(self, worker_id: str) -> None:
-        """Give one worker no more calls, and wait until it holds none. A cancellation leaves it without new ones.
+        """Stop giving a worker new calls, and wait until it holds none. A cancellation leaves it cordoned.
 
         Raises:
-            InvalidParameter: The pool has no such worker, or it takes no calls for reasons of its own.
+            InvalidParameter: The pool has no such worker, or the worker accepts no calls for another reason.
         """
         self.cordon(worker_id, cordoned=True)
         for worker in self.seats:
@@ -217,8 +217,8 @@ class WorkerDispatch:
                     server.close()
 
     def admit(self, worker: Worker) -> None:
-        """A worker takes calls from now on."""
-        # Fairness among sessions is for the queue to see to, so nothing may leave it early then.
+        """Handle a worker that accepts calls from now on."""
+        # The queue ensures fairness among sessions, so no call may leave it early.
         may_hold = worker.threads == 1 and "prefetch" in worker.capabilities and not self.config.fair
         port = _WorkerPort(worker, self._servers, self._now)
         seats = Seats(port, worker.threads, self.config.prefetch if may_hold else 0, worker.id)
@@ -269,7 +269,7 @@ class WorkerDispatch:
 
     def worker_chunk(self, worker: Worker, chunk: Chunk) -> None:
         seats = self.seats[worker]
-        # Of a call whose caller is gone chunks may still be under way, and those keep to its credit, too.
+        # Chunks of a call whose caller has left may still be in transit, and need credit too.
         request = seats.running.get(chunk.id) or seats.leaving.get(chunk.id)
         if request is None or request.stream is None:
             raise ValueError(f"a chunk of call {chunk.id}, which is not a stream under way")
@@ -277,7 +277,7 @@ class WorkerDispatch:
 
     def worker_host_call(self, worker: Worker, call: HostCall | HostCancel) -> None:
         if worker.state.over:
-            return  # It was sent before the worker's end, and nobody waits for it.
+            return  # It was sent before the worker's end, and has no receiver.
         server = self._servers.get(worker)
         if server is None:
             assert self.nursery is not None
@@ -327,7 +327,7 @@ class WorkerDispatch:
                     f"the worker {exit.message}", details={"worker_id": worker.id, "pool": self.name, **exit.details()}
                 )
             now = anyio.current_time()
-            # Whoever waits for it has to hear, so it is tried once more, by what is simplest.
+            # Waiting tasks must be informed, so the simplest form is tried again.
             with self._services.errors.bulkhead(
                 "worker", lambda exc: self._scheduler.incarnations.gone(seats, error, now)
             ):
@@ -348,10 +348,10 @@ class WorkerDispatch:
         _log.log(level, "worker %s of pool %s %s", worker.id, self.name, one_line(exit.message), extra=self.who(worker))
 
     def who(self, worker: Worker) -> dict[str, Any]:
-        """What events and logs say of a worker."""
+        """Return the fields that identify a worker in events and logs."""
         return {"worker_id": worker.id, "pool": self.name, "pid": worker.pid, "slot": worker.slot}
 
 
 def no_such_worker(worker_id: str) -> InvalidParameter:
-    """The failure of an operation on a worker that is not there."""
+    """Return the error of an operation on a worker that does not exist."""
     return InvalidParameter(f"there is no worker {worker_id!r} that takes calls", details={"path": "worker_id"})

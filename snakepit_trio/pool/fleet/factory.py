@@ -1,4 +1,4 @@
-"""What each worker of one pool is made with: its orders, its device, its part of the shared memory."""
+"""Creates the workers of one pool: their specs, devices and shares of the shared memory."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 __all__ = ["WorkerFactory"]
 
-#: Stands for no limit where a number is needed, in bytes.
+#: Bytes. Used in place of no limit.
 _NO_LIMIT = 1 << 62
 
 
 class WorkerFactory:
-    """Makes the workers of one pool.
+    """Creates the workers of one pool.
 
     Attributes:
-        shm: The shared memory that the host may use for what it sends to them.
+        shm: The shared memory for values that the host sends.
     """
 
     def __init__(self, config: PoolConfig, services: PoolServices) -> None:
@@ -38,19 +38,19 @@ class WorkerFactory:
         self._services = services
         self._devices = () if config.devices in (None, "auto") else config.devices
         limit = config.shm_limit if has_shared_files() else 0
-        # One half for what the host sends, the other for the workers, in equal parts.
+        # One half is for values that the host sends, the other for the workers, in equal parts.
         self.shm: Budget = Budget(None if limit is None else limit // 2)
         workers = max(config.size, config.max_size or 0) + config.surge + config.spares
         self._shm_of_worker = _NO_LIMIT if limit is None else limit // 2 // workers
 
     async def open(self) -> None:
-        """Look which devices there are, when they are not given."""
+        """Detect the devices, if they are not configured."""
         if self._config.devices == "auto":
             hardware = await anyio.to_thread.run_sync(detect)
             self._devices = tuple(device.id for device in hardware.accelerators)
 
     def make(self, slot: int, incarnation: int, dispatch: WorkerDispatch) -> Worker:
-        """A worker for a slot, which is to be started."""
+        """Return a new worker for a slot, not yet started."""
         config, services = self._config, self._services
         device = self._devices[slot % len(self._devices)] if self._devices else None
         spec = WorkerSpec(

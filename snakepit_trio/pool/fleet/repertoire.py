@@ -1,8 +1,8 @@
-"""What the workers of one pool offer: all of them the same, for a call may go to any.
+"""The tools that the workers of one pool offer. All workers offer the same, because a call may go to any of them.
 
-The first worker says what that is. From then on each speaks for itself only: one that offers something else is refused,
-and its slot tries again as after any failed start. What a pool offers changes in two ways: by a rolling restart, whose new
-workers may be of another version of the adapter, and when no worker is left.
+The first worker defines them. A worker that offers something else is refused, and its slot fails. The pool's tools
+change in two ways: by a rolling restart, whose new workers may have another version of the adapter, and when no worker
+is left.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Repertoire"]
 
-#: So many differences are told.
+#: The number of differences in an error.
 _TOLD = 3
 
 
 class Repertoire:
-    """What one pool offers.
+    """The tools of one pool.
 
     Attributes:
-        tools: By name, as the first worker has described them; empty until one has been ready.
-        checks: By tool, what refuses arguments that can't be right, made when it is first asked for; None when nothing does.
-        encoding: How the arguments are encoded: as the workers can read it.
-        encodings: All that they can read.
+        tools: The tools by name, as described by the first worker; empty until one has been ready.
+        checks: By tool, a function that refuses certainly invalid arguments, made on first use; None if there is none.
+        encoding: The encoding of arguments that the workers read.
+        encodings: All encodings that they read.
     """
 
     def __init__(self) -> None:
@@ -40,17 +40,17 @@ class Repertoire:
         self.checks: _Checks = _Checks(self.tools)
         self.encoding: int = MSGPACK
         self.encodings: frozenset[int] = frozenset({MSGPACK})
-        #: The workers that are up, and whether they offer this, or what was offered before.
+        #: The live workers, and whether they offer the current tools or earlier ones.
         self._workers: dict[Worker, bool] = {}
 
     def __repr__(self) -> str:
         return f"<Repertoire {', '.join(self.tools)} of {len(self._workers)} workers>"
 
     def join(self, worker: Worker) -> None:
-        """A worker has said what it offers, and is about to take calls.
+        """Accept the tools of a worker that is about to accept calls.
 
         Raises:
-            WorkerStartupError: That is not what the pool offers; nothing was changed.
+            WorkerStartupError: They differ from the pool's; nothing was changed.
         """
         differences = self._differences(worker) if self.tools else []
         if differences and self._workers and not worker.renews:
@@ -68,15 +68,15 @@ class Repertoire:
         self._workers[worker] = True
 
     def leave(self, worker: Worker) -> None:
-        """A worker is over. Idempotent."""
+        """Record the end of a worker. Idempotent."""
         self._workers.pop(worker, None)
 
     def is_up_to_date(self, worker: Worker) -> bool:
-        """Whether a worker offers what the pool does, and not what it did before."""
+        """Return whether a worker offers the pool's current tools, and not earlier ones."""
         return self._workers.get(worker, False)
 
     def _differences(self, worker: Worker) -> list[str]:
-        """In which ways a worker does not offer what the pool does, in words."""
+        """Return descriptions of the differences between a worker's tools and the pool's."""
         offered = {tool.name: tool for tool in worker.tools}
         found = [f"{name!r} is missing" for name in self.tools if name not in offered]
         for name, tool in offered.items():
@@ -100,10 +100,10 @@ class Repertoire:
 
 
 class _Checks(dict[str, Callable[[Mapping[str, Any]], None] | None]):
-    """What refuses arguments, by tool; made when it is asked for.
+    """The checks of arguments by tool, made on first use.
 
     Args:
-        tools: What there is to make it of.
+        tools: The tools.
     """
 
     def __init__(self, tools: Mapping[str, ToolSpec]) -> None:

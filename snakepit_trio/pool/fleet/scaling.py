@@ -1,12 +1,12 @@
-"""How many workers a pool should have: decided from its load, by a part without I/O and with no clock of its own.
+"""Decides how many workers a pool should have, from its load. No I/O, and no clock of its own.
 
-Theory of operation ------------------- *Up*, when a request has waited for ``target_wait``: by as many workers as are
-needed to serve what waits within another ``target_wait``, going by how long calls took of late, at least one, never more
-than there are requests waiting. A pool without workers does not wait for that: its first request wakes it. No further
-step up while workers that were added are still starting.
+Theory of operation ------------------- *Up*, when a request has waited for ``target_wait``: by the number of workers
+that would serve the waiting requests within another ``target_wait``, by recent call durations; at least one, and never
+more than there are waiting requests. A pool without workers does not wait for that: its first request starts one. There
+is no further step up while added workers are still starting.
 
-*Down*, when for ``scale_down_after`` seconds at most so many requests were under way or waiting that fewer workers would
-have done: to that many. The load is looked at a few times in that span; a peak between two looks that was too much for the
+*Down*, when for ``scale_down_after`` seconds fewer workers would have sufficed for the running and waiting requests: to
+that number. The load is sampled several times in that span; a peak between two samples that was too much for the
 workers shows as a wait, and leads up again.
 """
 
@@ -19,9 +19,9 @@ import attrs
 
 __all__ = ["Autoscaler", "Load"]
 
-#: How often the load is looked at within ``scale_down_after``.
+#: The number of samples of the load within ``scale_down_after``.
 _LOOKS = 10
-#: A shorter wait might end before the clock has moved, in seconds.
+#: Seconds. A shorter wait might end before the clock has moved.
 _SOONEST = 1e-3
 
 
@@ -30,13 +30,13 @@ class Load:
     """A pool at one moment. Times are in seconds.
 
     Attributes:
-        size: How many workers it is meant to have.
-        starting: How many of them are not ready yet and may still become so.
-        in_flight: Requests that a worker is running.
-        queued: Requests that wait, and that one more worker would serve.
-        tied: Requests that wait for a worker that there is.
-        oldest_wait: How long the one that came first of them has waited.
-        service_time: How long calls took of late; 0 when not known.
+        size: The wanted number of workers.
+        starting: The number of them that are not ready yet and may become so.
+        in_flight: The running requests.
+        queued: The waiting requests that another worker would serve.
+        tied: The requests that wait for an existing worker.
+        oldest_wait: The wait of the oldest of them.
+        service_time: The average duration of recent calls; 0 if unknown.
     """
 
     size: int
@@ -52,10 +52,10 @@ class Autoscaler:
     """The decisions of one pool.
 
     Args:
-        minimum, maximum: Between how many workers.
-        threads: How many calls a worker runs at once.
-        target_wait: How long a request should wait for a worker at most.
-        down_after: How long the load must have been low.
+        minimum, maximum: The smallest and largest number of workers.
+        threads: The number of calls that a worker runs at once.
+        target_wait: The longest acceptable wait of a request for a worker.
+        down_after: The time for which the load must have been low.
     """
 
     def __init__(self, *, minimum: int, maximum: int, threads: int, target_wait: float, down_after: float) -> None:
@@ -68,11 +68,11 @@ class Autoscaler:
         self._next_look = -math.inf
 
     def decide(self, load: Load, now: float) -> int:
-        """The size that the pool should have."""
+        """Return the size that the pool should have."""
         size = min(max(load.size, self._minimum), self._maximum)
         wanted = self._up(load, size)
         if wanted > size:
-            # What was seen with fewer workers says little about the new ones.
+            # Samples with fewer workers say little about the new size.
             self._looks.clear()
             self._next_look = now + self._interval
             return wanted
@@ -85,7 +85,7 @@ class Autoscaler:
         return size
 
     def next_look(self, load: Load, now: float) -> float:
-        """When :meth:`decide` is to be asked again at the latest; earlier when a request begins to wait."""
+        """Return the time at which :meth:`decide` must be called again; earlier when a request begins to wait."""
         due = self._next_look
         if load.queued and load.size < self._maximum and not load.starting:
             due = min(due, now + max(0.0, self._target_wait - load.oldest_wait))

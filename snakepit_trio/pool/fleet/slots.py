@@ -1,6 +1,6 @@
-"""The places of one pool's workers: kept filled, with a worker that is ready to step in or with a new one, and emptied.
+"""The slots of one pool: filled with spares or new workers, and emptied.
 
-How many there are is decided in :mod:`.supervisor`; what a slot tells of itself arrives here.
+:mod:`.supervisor` decides their number. This module handles the reports of the slots.
 """
 
 from __future__ import annotations
@@ -38,16 +38,16 @@ __all__ = ["Slots", "tried"]
 
 
 class Slots:
-    """The slots of one pool. Iterating over them gives all: those that are kept, those that go, the spares.
+    """The slots of one pool. Iteration yields all: the kept ones, the retiring ones, the spares.
 
     Attributes:
-        kept: The places that are kept filled.
-        retiring: Those that go when their workers have ended.
-        spares: Placement of workers that are kept warm and take no calls before they are moved to a slot.
-        roster: The workers that are there.
-        restarts: Workers started in place of one that ended unbidden.
-        settled: Rings when a slot has got a ready worker, could not get one, has failed or has gone, and when a worker
-            that was cordoned takes calls again.
+        kept: The slots that are kept filled.
+        retiring: The slots that end when their workers have ended.
+        spares: The slots of workers that are kept warm and accept no calls until they are moved.
+        roster: The live workers.
+        restarts: The number of workers restarted after an unexpected exit.
+        settled: Rung when a slot has a ready worker, could not get one, has failed or has ended, and when a cordoned
+            worker accepts calls again.
     """
 
     def __init__(self, config: PoolConfig, services: PoolServices, scheduler: Scheduler) -> None:
@@ -68,7 +68,7 @@ class Slots:
         self._rng = random.Random(secrets.randbits(64))
         self._surge = anyio.Semaphore(max(1, config.surge))
         self._nursery: anyio.abc.TaskGroup | None = None
-        # By worker: the next one of a slot may be due while the last one still drains.
+        # By worker, because the next worker of a slot may be due while the last one still drains.
         self._replacing: set[Worker] = set()
         self._failed: set[Slot] = set()
         self._opening = True
@@ -81,14 +81,14 @@ class Slots:
 
     @property
     def filled(self) -> list[Slot]:
-        """The places that are kept filled, spares included."""
+        """The slots that are kept filled, spares included."""
         return [*self.kept, *self.spares]
 
     async def open(self, nursery: anyio.abc.TaskGroup, size: int) -> None:
-        """Start so many slots and the spares, and wait until each slot has made its first attempt.
+        """Start this number of slots and the spares, and wait until each slot has made its first attempt.
 
         Raises:
-            WorkerStartupError: None of them has got a worker.
+            WorkerStartupError: No slot has a worker.
         """
         self._nursery = self.dispatch.nursery = nursery
         await self._factory.open()
@@ -109,7 +109,7 @@ class Slots:
                 nursery.start_soon(self._retire, slot)
 
     def add(self, count: int) -> bool:
-        """Add so many, with the lowest numbers that are free. Returns whether that was any."""
+        """Add this number of slots, with the lowest free numbers. Returns whether any was added."""
         used = {slot.index for slot in [*self.kept, *self.retiring]}
         free = (index for index in itertools.count() if index not in used)
         for index in itertools.islice(free, max(0, count)):
@@ -117,21 +117,21 @@ class Slots:
         return count > 0
 
     def dismiss(self, surplus: list[Slot]) -> None:
-        """Let slots go: their workers take no more calls, and stop when they have ended those that they hold."""
+        """Retire slots: their workers accept no more calls, and stop after their running calls."""
         self.kept[:] = [slot for slot in self.kept if slot not in surplus]
         self.retiring += surplus
         for slot in surplus:
             give_up = functools.partial(self._give_up, slot)
             with self._services.errors.bulkhead("operation", give_up, pool=self._name):
                 if slot.current in self.dispatch.seats:
-                    # At once: a call that came before the slot's task has run would find a worker that is to stop.
+                    # At once, because a call before the slot's task has run would find a worker that must stop.
                     self._scheduler.incarnations.cordon(self.dispatch.seats[slot.current], anyio.current_time())
                 self._start(self._retire, slot, on_error=give_up)
         self.settled.ring()
 
     def infos(self) -> tuple[WorkerInfo, ...]:
-        """A record of each worker, by slot."""
-        # While no worker can serve, every slot has failed, though it makes another attempt before it gives up for long.
+        """Return a record of each worker, by slot."""
+        # While no worker can serve, every slot has failed, even if it makes another attempt soon.
         broken = self._scheduler.ledger.broken is not None
         return tuple(
             _info(
@@ -146,17 +146,17 @@ class Slots:
         )
 
     def _closed(self, slot: Slot, worker: Worker) -> str:
-        """The state of a worker that is up and takes no calls; "" of any other."""
+        """Return the state of a live worker that accepts no calls; "" for any other."""
         if not self.dispatch.is_cordoned(worker):
             return ""
         return "draining" if slot in self.retiring or worker in self.dispatch.draining else "cordoned"
 
     def startup_error(self) -> WorkerStartupError:
-        """Why no worker is ready, and when the next one is started."""
+        """Return the error that no worker is ready, with the time of the next start."""
         return no_worker(self._why(), self._next_attempt(), anyio.current_time())
 
     def tell_recycled(self, worker: Worker, reason: str) -> None:
-        """A worker is about to be replaced."""
+        """Report that a worker is about to be replaced."""
         self._events.emit("worker.recycled", None, reason=reason, **self.dispatch.who(worker))
 
     # ---- what slots tell: the interface SlotHost -----------------------------------------------------
@@ -178,7 +178,7 @@ class Slots:
                 try:
                     self.dispatch.admit(worker)
                 except Exception as exc:
-                    # Its old place has given it away, and the new one does not have it.
+                    # Its old slot has given it away, and the new one does not have it yet.
                     worker.fail(exc)
                     raise
                 return worker
@@ -191,7 +191,7 @@ class Slots:
     def slot_settled(self, slot: Slot) -> None:
         worker = slot.current
         if worker is not None and worker.due is not None and not worker.state.over:
-            # It became due on its way here.
+            # It became due while it moved here.
             self._replace_soon(worker, worker.due)
         self.settled.ring()
         self._services.waits.check()
@@ -212,7 +212,7 @@ class Slots:
             self._events.emit("slot.recovered", None, pool=self._name, slot=slot.index)
 
     def _fail(self) -> None:
-        """No worker can serve."""
+        """Handle that no worker can serve."""
         why = self._why()
         self._scheduler.incarnations.fail_all(why, self._next_attempt(), anyio.current_time())
         self._events.emit("pool.failed", None, pool=self._name, reason=why.message)
@@ -220,7 +220,7 @@ class Slots:
     # ---- inside ----------------------------------------------------------------------------------
 
     def _why(self) -> WorkerStartupError:
-        """Why no worker is ready."""
+        """Return the error that no worker is ready."""
         details: dict[str, object] = {"pool": self._name, "reason": "not ready"}
         message = f"pool {self._name!r}: no worker is ready"
         hopeless = False
@@ -238,7 +238,7 @@ class Slots:
         return WorkerStartupError(message, details=details)
 
     def _next_attempt(self) -> float:
-        """When the next worker is started, or was, on the event loop's clock."""
+        """Return the time of the next start, or of the last one, on the event loop's clock."""
         return min((slot.next_attempt for slot in self.kept if slot.next_attempt is not None), default=0.0)
 
     def _add_slot(self, places: list[Slot], index: int) -> None:
@@ -252,7 +252,7 @@ class Slots:
             errors=self._services.errors,
         )
         assert self._nursery is not None
-        # It ends when the slot is retired; until then a slot without it would stay empty.
+        # It ends when the slot is retired; without it the slot would stay empty.
         self._services.errors.keep(self._nursery, slot.run, pool=self._name)
         places.append(slot)
 
@@ -262,7 +262,7 @@ class Slots:
         *args: object,
         on_error: Callable[[Exception], object] | None = None,
     ) -> None:
-        """Start a task of the pool's, in which an unexpected exception ends what it is about, and not the pool."""
+        """Start a task of the pool; an unexpected exception ends its subject, and not the pool."""
         assert self._nursery is not None
         self._services.errors.start(self._nursery, function, *args, on_error=on_error, pool=self._name)
 
@@ -279,7 +279,7 @@ class Slots:
         self.settled.ring()
 
     def _give_up(self, slot: Slot, exc: BaseException) -> None:
-        """End a slot that can't be retired in good order."""
+        """End a slot that can't be retired in order."""
         slot.abandon(exc)
         self._gone(slot)
 
@@ -299,7 +299,7 @@ class Slots:
 
 
 def tried(slot: Slot) -> bool:
-    """Whether the last attempt of a slot to start a worker has come to its end."""
+    """Return whether the last attempt of a slot to start a worker has ended."""
     worker = slot.current
     if slot.failed:
         return True
@@ -319,7 +319,7 @@ def _info(slot: Slot, worker: Worker, seats: Seats | None, *, failed: bool, clos
         state="failed" if failed else "spare" if spare else closed or worker.state.value,
         started_at=worker.started_at,
         requests=worker.served,
-        # What stands in its line is still queued; a worker that is over holds nothing.
+        # Prefetched calls are still queued; an ended worker holds nothing.
         in_flight=0 if worker.state.over else worker.in_flight if seats is None else seats.load,
         rss=worker.rss,
         last_heartbeat=worker.last_heartbeat,

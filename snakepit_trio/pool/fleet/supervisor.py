@@ -1,4 +1,4 @@
-"""What is asked of all workers of one pool: that there be so many, that they be ready, that they be replaced, that they end."""
+"""The operations on all workers of one pool: their number, readiness, replacement and end."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ if TYPE_CHECKING:
 
 __all__ = ["ScaledFleet", "Supervisor"]
 
-#: As many as a configuration may ask for.
+#: The largest number of workers, as in the configuration.
 _MOST_WORKERS = 10_000
 
 
 class _NotReadyInTime(WorkerStartupError, TimeoutError):
-    """A wait for workers took longer than it may."""
+    """A wait for workers exceeded its timeout."""
 
 
 class Supervisor:
-    """The workers of one pool, for whoever asks something of all of them. Nothing here waits but what is asked to.
+    """The workers of one pool. Only the methods that are documented to wait do.
 
     Attributes:
-        size: How many there are meant to be.
-        roster: The workers that are there.
+        size: The wanted number of workers.
+        roster: The live workers.
     """
 
     def __init__(self, config: PoolConfig, services: PoolServices, scheduler: Scheduler) -> None:
@@ -61,21 +61,21 @@ class Supervisor:
 
     @property
     def slots(self) -> list[Slot]:
-        """The places that are kept filled."""
+        """The slots that are kept filled."""
         return self._slots.kept
 
     @property
     def restarts(self) -> int:
-        """Workers started in place of one that ended unbidden."""
+        """The number of workers restarted after an unexpected exit."""
         return self._slots.restarts
 
     @property
     def expecting(self) -> bool:
-        """Whether a worker is to come that will take calls."""
+        """Whether a worker will come that accepts calls."""
         return any(slot.expecting for slot in self.slots)
 
     def expects(self, blocked: Container[object]) -> bool:
-        """Whether a worker is to come that will take calls, though none of these ends before."""
+        """Return whether a worker will come that accepts calls, although none of these ends before."""
         seats = self.dispatch.seats
         return any(
             slot.expecting
@@ -84,14 +84,14 @@ class Supervisor:
         )
 
     def infos(self) -> tuple[WorkerInfo, ...]:
-        """A record of each worker, by slot."""
+        """Return a record of each worker, by slot."""
         return self._slots.infos()
 
     async def open(self, nursery: anyio.abc.TaskGroup) -> None:
         """Start the slots, and wait until each has made its first attempt.
 
         Raises:
-            WorkerStartupError: None of them has got a worker.
+            WorkerStartupError: No slot has a worker.
         """
         await self._slots.open(nursery, self.size)
         self._events.emit("pool.opened", {"size": self.size, "ready": self.dispatch.ready}, pool=self.name)
@@ -101,18 +101,18 @@ class Supervisor:
         await self._slots.stop()
 
     def kill(self) -> None:
-        """End every worker at once."""
+        """Kill every worker at once."""
         for slot in self._slots:
             for worker in slot.workers:
                 worker.kill()
 
     async def wait_ready(self, n: int | None = None, timeout: float | None = None) -> None:
-        """Wait until ``n`` workers are ready, all of them when None.
+        """Wait until ``n`` workers are ready; None: all of them. A cancellation only ends the wait.
 
         Raises:
-            WorkerStartupError: So many can't be, for slots have failed or their workers can't start for what they are.
-                Also when the time was spent; then it is a TimeoutError, too.
-            InvalidParameter: An argument is refused.
+            WorkerStartupError: Not enough workers can become ready, because slots have failed or their workers can't
+                start; or the timeout passed, and then the error is a TimeoutError too.
+            InvalidParameter: An argument is invalid.
             PoolClosed: The pool is closing or closed.
         """
         if n is not None and (type(n) is not int or n < 0):
@@ -128,7 +128,7 @@ class Supervisor:
         )
 
     async def _until_ready(self, needed: Callable[[], int]) -> None:
-        """Wait until so many workers are ready; how many is asked anew each time, for sizes change meanwhile."""
+        """Wait until the needed number of workers is ready; the number is computed again each time, because sizes change."""
         while True:
             if self._scheduler.ledger.closed is not None:
                 raise PoolClosed(self._scheduler.ledger.closed.message, details={"pool": self.name})
@@ -140,13 +140,13 @@ class Supervisor:
             await self._slots.settled.wait()
 
     async def resize(self, size: int) -> None:
-        """Change how many workers the pool has. Returns when the new ones are ready and the surplus ones have gone.
+        """Change the number of workers. Returns when new workers are ready and surplus ones have ended.
 
-        Surplus workers finish the calls that they hold, within ``stop_grace``. A cancellation ends the wait; the new size stays.
+        Surplus workers finish their calls, within ``stop_grace``. A cancellation ends the wait; the new size stays.
 
         Raises:
             InvalidParameter: The size is not a positive int.
-            WorkerStartupError: A slot that it would wait for has failed, or its workers can't start for what they are.
+            WorkerStartupError: A slot that it would wait for has failed, or its workers can't start.
         """
         if type(size) is not int or not 1 <= size <= _MOST_WORKERS:
             raise InvalidParameter(
@@ -158,13 +158,13 @@ class Supervisor:
         while any(slot in self._slots.retiring for slot in surplus):
             await self._slots.settled.wait()
         if grows:
-            # Another resize or the autoscaler may want fewer by now: those that are not meant to be are not waited for.
+            # Another resize or the autoscaler may have reduced the size, and unwanted workers are not waited for.
             await self._until_ready(lambda: min(size, self.size) - self.dispatch.cordoned)
 
     def scale(self, size: int, keep: Container[Seats]) -> None:
-        """Move towards a size without waiting: new workers start; idle ones stop, but for those that are to be kept.
+        """Move towards a size without waiting: start new workers, and stop idle ones except those to be kept.
 
-        The new size is what could be done of it.
+        The new size is as close as possible.
         """
         surplus = self._surplus(size, [slot for slot in self.slots if self._is_idle(slot, keep)])
         size = max(size, len(self.slots) - len(surplus))
@@ -173,7 +173,9 @@ class Supervisor:
         self._set_size(size, surplus, "load")
 
     def _surplus(self, size: int, candidates: list[Slot]) -> list[Slot]:
-        """Those of the candidates that go when so many slots are to stay: failed, then idle, then busy; the last first."""
+        """Return the candidates to retire so that this number of slots remains: failed, then idle, then busy; the last
+        first.
+        """
         first_to_stay = sorted(candidates, key=lambda slot: (slot.failed, self._is_idle(slot, ())))
         return first_to_stay[::-1][: max(0, len(self.slots) - size)]
 
@@ -183,7 +185,7 @@ class Supervisor:
 
     @protected
     def _set_size(self, size: int, surplus: list[Slot], reason: str) -> bool:
-        """Write a new size down, send the surplus away, and fill what is missing. Returns whether anything was."""
+        """Set a new size, retire the surplus, and fill missing slots. Returns whether anything changed."""
         self._events.emit("pool.resized", {"before": self.size, "size": size}, pool=self.name, reason=reason)
         try:
             self._slots.dismiss(surplus)
@@ -191,12 +193,12 @@ class Supervisor:
         finally:
             self.size = len(self.slots)
         if not self.slots:
-            # Whoever could not start is gone; the next request gets a worker that has yet to try.
+            # The slots that could not start are gone; the next request gets a worker that has not tried yet.
             self._scheduler.incarnations.clear_failure()
         return grows
 
     def load(self) -> Load:
-        """The pool at this moment, for whoever decides how many workers it should have."""
+        """Return the pool's current load, for the autoscaler."""
         now = anyio.current_time()
         return Load(
             size=self.size,
@@ -209,19 +211,19 @@ class Supervisor:
         )
 
     def _starts(self, slot: Slot) -> bool:
-        """Whether a worker of this slot is on its way: not one that has to wait for its next attempt."""
+        """Return whether a worker of this slot is starting, and not waiting for the next attempt."""
         worker = slot.current
         return not slot.failed and (worker is None or not (worker in self.dispatch.seats or worker.ended.is_set()))
 
     async def rolling_restart(self) -> None:
-        """Replace every worker by a new one, ``surge`` at a time, each ready before the old one drains; then the spares.
+        """Replace every worker, ``surge`` at a time, each replacement ready before the old worker drains; then the spares.
 
-        The new ones may be of another version of the adapter; then the pool offers that version's tools from now on.
+        The replacements may have another version of the adapter; then the pool offers that version's tools from now on.
 
-        A cancellation leaves the workers whose turn it is to be replaced, and those after them as they are.
+        After a cancellation the replacements in progress are completed, and the remaining workers stay.
 
         Raises:
-            WorkerStartupError: A replacement could not start; the workers that were not replaced yet go on.
+            WorkerStartupError: A replacement could not start; the workers that were not replaced continue.
             PoolClosed: The pool is closing or closed.
         """
         self.check_open()
@@ -250,12 +252,12 @@ class Supervisor:
             self._slots.tell_recycled(old, "rolling_restart")
             replaced = await slot.replace("rolling restart", renew=True)
             self.check_open()
-            # One that has ended meanwhile, or that somebody else replaces, is as good as replaced.
+            # A worker that has ended meanwhile, or that another operation replaces, counts as replaced.
             if not replaced and slot in self._slots.filled and slot.current is old and not slot.expecting:
                 raise self._slots.startup_error()
 
     async def _renew(self, slot: Slot) -> None:
-        """Start a worker in a slot that has none before the next attempt that it would make by itself."""
+        """Start a worker in an empty slot before its own next attempt."""
         last = slot.current
         slot.renew()
         while slot in self._slots.filled and (slot.current is last or not tried(slot)):
@@ -265,10 +267,10 @@ class Supervisor:
             raise self._slots.startup_error()
 
     async def recycle(self, worker_id: str) -> bool:
-        """Replace one worker: a new one is ready first, then this one drains and stops.
+        """Replace one worker: a new one becomes ready first, then the old one drains and stops.
 
-        Returns whether that happened; False when the new one could not start, and this one goes on. One that is being
-        replaced already is waited for.
+        Returns whether the worker was replaced; False if the new one could not start and the old one continues. A
+        replacement already in progress is awaited. A cancellation ends the wait; the worker is still replaced.
 
         Raises:
             InvalidParameter: The pool has no such worker.
@@ -283,10 +285,10 @@ class Supervisor:
         raise no_such_worker(worker_id)
 
     def kill_worker(self, worker_id: str) -> None:
-        """End one worker at once; its slot gets another.
+        """Kill one worker at once; its slot gets another.
 
         Raises:
-            InvalidParameter: The pool has no such worker that is alive.
+            InvalidParameter: The pool has no such living worker.
         """
         for slot in self._slots:
             for worker in slot.workers:
@@ -296,7 +298,7 @@ class Supervisor:
         raise no_such_worker(worker_id)
 
     def drop_connection(self, worker_id: str) -> None:
-        """Cut the connection to one worker, for a test; its process lives until this is noticed."""
+        """Cut the connection to one worker, for a test; its process lives until the loss is noticed."""
         for slot in self._slots:
             for worker in slot.workers:
                 if worker.id == worker_id:
@@ -308,12 +310,12 @@ class Supervisor:
 
 
 class ScaledFleet:
-    """Keeps a pool's workers at the number that the load asks for. Its one task is woken when a request begins to wait.
+    """Keeps a pool's number of workers at the autoscaler's decision. Its task is woken when a request begins to wait.
 
     Args:
         supervisor: The pool's workers.
-        autoscaler: Decides.
-        keep: Tells which workers must not be taken away, because sessions are tied to them.
+        autoscaler: The autoscaler.
+        keep: Returns the workers that must be kept, because sessions are bound to them.
     """
 
     def __init__(self, supervisor: Supervisor, autoscaler: Autoscaler, keep: Callable[[], Container[Seats]]) -> None:
@@ -323,12 +325,12 @@ class ScaledFleet:
         self._poked = anyio.Event()
 
     def poke(self) -> None:
-        """A request has begun to wait."""
+        """Record that a request has begun to wait."""
         self._poked.set()
 
     @protected
     async def run(self) -> None:
-        """Decide, and wait for the next reason to, for as long as the pool lives."""
+        """Decide, and wait for the next reason to decide, until cancelled."""
         while True:
             self._poked = anyio.Event()
             load, now = self._supervisor.load(), anyio.current_time()

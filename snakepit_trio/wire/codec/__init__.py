@@ -1,4 +1,4 @@
-"""Values as payloads: what :func:`encode` takes comes out of :func:`decode` equal and of the same type."""
+"""Encoding of values as payloads: :func:`decode` returns a value equal to the encoded one, with the same type."""
 
 from .codec import BUFFER_THRESHOLD, DEFAULT_LIMIT, check_shape, check_size, decode, encode, encode_result
 

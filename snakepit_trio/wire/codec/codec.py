@@ -1,9 +1,8 @@
-"""Values to payloads and back, exactly.
+"""Exact conversion between values and payloads.
 
-MSGPACK is total and symmetric over the domain that docs/payloads.md lists: what :func:`encode` takes comes out of
-:func:`decode` equal and of the same type, and what it does not take is refused with the place of the offending value.
-Values of JSON's own kinds (the most common, and the large lists of numbers) go straight to msgspec; anything else takes
-the way over extension types.
+MSGPACK is symmetric over the domain in docs/payloads.md: :func:`decode` returns a value equal to the encoded one, with
+the same type, and :func:`encode` refuses any other value with the place of the offending part. Values of JSON's own
+types (the most common ones, and large lists of numbers) go directly to msgspec; others use extension types.
 
 JSON is for clients and logs: only JSON's own types, strictly.
 """
@@ -29,12 +28,12 @@ __all__ = ["BUFFER_THRESHOLD", "DEFAULT_LIMIT", "check_shape", "check_size", "de
 
 #: Bytes; the default of ``PoolConfig.max_payload``.
 DEFAULT_LIMIT = 64 * 1024 * 1024
-#: The values whose size that option bounds; the bounds of others are fixed.
+#: The values whose size that option limits; other limits are fixed.
 _BY_OPTION = frozenset({"params", "result", "chunk", "payload"})
 #: Binary values of at least this many bytes travel beside the data instead of inside it.
 BUFFER_THRESHOLD = 64 * 1024
 
-#: Bytes of data beyond which there may be so many values that it is worth it to keep the garbage collector from them.
+#: With more bytes of data there may be so many values that pausing the garbage collector pays.
 _LARGE = 256 * 1024
 
 _SCALARS = frozenset({type(None), bool, int, float, str})
@@ -50,7 +49,7 @@ _from_json = msgspec.json.Decoder().decode
 
 
 def _is_plain(value: Any, depth: int = 0) -> bool:
-    """Whether msgspec alone encodes this exactly, but for integers beyond 64 bits and lone surrogates."""
+    """Return whether msgspec alone encodes this exactly, except for integers beyond 64 bits and lone surrogates."""
     kind = type(value)
     if kind is dict:
         if not _TEXT.issuperset(map(type, value)):
@@ -69,9 +68,9 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def _quick(value: Any, limit: int, threshold: int) -> Payload | None:
-    """The payload of a simple and small value, in the shortest way; None when it takes a longer one.
+    """Return the payload of a simple and small value by the shortest way; None if it needs a longer one.
 
-    Simple is a map from text to plain values, the kind of arguments that most calls have, or one such value.
+    Simple is a map from text to plain values, as most calls' arguments are, or one such value.
     """
     kind = type(value)
     if kind is dict:
@@ -99,17 +98,17 @@ def encode(
     encoding: int = MSGPACK,
     buffer_threshold: int = BUFFER_THRESHOLD,
 ) -> Payload:
-    """Encode a value that the caller gave.
+    """Encode a caller's value.
 
     Args:
-        value: Anything in the domain.
-        what: What the value is called in errors, the root of their paths.
-        limit: Bytes that data and buffers may have in all.
+        value: Any value of the domain.
+        what: The value's name in errors, the root of their paths.
+        limit: The largest size of data and buffers together, in bytes.
         encoding: ``MSGPACK`` or ``JSON``.
         buffer_threshold: Binary values of at least this many bytes go into ``Payload.buffers``, uncopied.
 
     Raises:
-        InvalidParameter: The value, or something in it, can't travel; ``details["path"]`` says where it is.
+        InvalidParameter: The value contains something that can't be sent; ``details["path"]`` is its place.
     """
     if encoding == MSGPACK:
         quick = _quick(value, limit, buffer_threshold)
@@ -130,15 +129,15 @@ def encode_result(
     encoding: int = MSGPACK,
     buffer_threshold: int = BUFFER_THRESHOLD,
 ) -> Payload:
-    """Encode what a tool gave. What is outside of the domain is converted by its own means first.
+    """Encode a tool's result. A value outside the domain is converted by its own methods first.
 
     Args:
         encoding: ``MSGPACK``, or ``JSON``, for which nothing is converted.
-        unserializable: ``"error"``, or ``"marker"`` to put ``{"__snakepit_unserializable__": True, "type": ...}`` in the
-            place of what can't be encoded at all.
+        unserializable: ``"error"``, or ``"marker"`` to put ``{"__snakepit_unserializable__": True, "type": ...}`` in
+            the place of a value that can't be encoded at all.
 
     Raises:
-        InvalidPayload: The value, or something in it, can't travel; ``details["path"]`` says where it is.
+        InvalidPayload: The value contains something that can't be sent; ``details["path"]`` is its place.
     """
     if encoding == MSGPACK:
         quick = _quick(value, limit, buffer_threshold)
@@ -159,7 +158,7 @@ def _encode(value: Any, what: str, limit: int, encoding: int, wrapper: Wrapper) 
         try:
             data = _pack(value if _is_plain(value) else wrapper.wrap(value, what))
         except (OverflowError, UnicodeEncodeError):
-            # An integer beyond 64 bits, or a lone surrogate: the long way keeps the one and names the other.
+            # An integer beyond 64 bits, or a lone surrogate: the long way keeps the former and reports the latter.
             data = _pack(wrapper.wrap(value, what))
         except RecursionError:
             raise Refused(what, f"is nested deeper than {MAX_DEPTH} levels, or contains itself") from None
@@ -170,7 +169,7 @@ def _encode(value: Any, what: str, limit: int, encoding: int, wrapper: Wrapper) 
 
 
 def _named(limit: int, what: str) -> str:
-    """A limit in bytes, with the option that says so."""
+    """Return a limit in bytes, with the option that sets it."""
     return f"{limit} (max_payload)" if what in _BY_OPTION else str(limit)
 
 
@@ -204,19 +203,19 @@ def _check_json(value: Any, path: str, depth: int) -> None:
 
 
 def decode(payload: Payload, *, what: str = "payload", limit: int = DEFAULT_LIMIT) -> Any:
-    """The value that a payload holds.
+    """Return the value of a payload.
 
-    Binary values that came in buffers are views over them where their type allows it: memoryviews and arrays are
-    read-only and keep what they look at alive.
+    Binary values that arrived in buffers are views of them if their type allows it: memoryviews and arrays are
+    read-only and keep their buffer alive.
 
     Raises:
-        InvalidPayload: It does not hold one, or is larger than the limit.
+        InvalidPayload: The payload is malformed, or larger than the limit.
     """
     buffers = payload.buffers
     if buffers or len(payload.data) > limit:
         check_size(payload, what=what, limit=limit)
-    # A collection looks at all values that have been made so far, none of which can be garbage: for many small containers that
-    # takes twenty times as long as to decode them.
+    # A collection would visit all values created so far, none of which can be garbage: for many small containers that
+    # takes twenty times as long as decoding them.
     pause = len(payload.data) > _LARGE and gc.isenabled()
     if pause:
         gc.disable()
@@ -236,10 +235,10 @@ def decode(payload: Payload, *, what: str = "payload", limit: int = DEFAULT_LIMI
 
 
 def check_shape(payload: Payload, *, what: str, limit: int) -> None:
-    """Refuse what is no MessagePack, or too large, without making the values that it holds.
+    """Check that a payload is valid MessagePack within the limit, without creating its values.
 
     Raises:
-        InvalidPayload: It is.
+        InvalidPayload: It is not.
     """
     check_size(payload, what=what, limit=limit)
     try:
@@ -251,10 +250,10 @@ def check_shape(payload: Payload, *, what: str, limit: int) -> None:
 
 
 def check_size(payload: Payload, *, what: str, limit: int) -> None:
-    """Refuse a payload that is too large.
+    """Check the size of a payload.
 
     Raises:
-        InvalidPayload: It is.
+        InvalidPayload: It is too large.
     """
     size = payload.size if payload.buffers else len(payload.data)
     if size > limit:

@@ -1,7 +1,8 @@
 """Tables and arrays of other libraries as binary values: Arrow's IPC stream, and what speaks its or DLPack's protocol.
 
 Nothing here is imported before a value of such a library turns up; on the receiving side the library must be installed,
-or the payload does not decode. Formats: https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc,
+or the payload does not decode. Formats:
+https://arrow.apache.org/docs/format/Columnar.html#serialization-and-interprocess-communication-ipc,
 https://data-apis.org/array-api/latest/design_topics/data_interchange.html
 """
 
@@ -13,7 +14,7 @@ from typing import Any
 
 __all__ = ["from_stream", "is_array", "table_kind", "to_array", "to_stream"]
 
-#: How each kind of table is called on the wire.
+#: The number of each kind of table on the wire.
 ARROW_TABLE, ARROW_BATCH, PANDAS_FRAME, PANDAS_SERIES, POLARS_FRAME, POLARS_SERIES, ARROW_ARRAY = range(7)
 
 _CLASSES = (
@@ -27,7 +28,7 @@ _CLASSES = (
 
 
 def table_kind(value: Any) -> int | None:
-    """Which kind of table a value is; None when it is none."""
+    """Return the kind of a table; None for any other value."""
     for module_name, name, kind in _CLASSES:
         module = sys.modules.get(module_name)
         if module is not None and type(value) is getattr(module, name, None):
@@ -38,10 +39,10 @@ def table_kind(value: Any) -> int | None:
 
 
 def to_stream(value: Any, kind: int) -> memoryview:
-    """The table as an Arrow IPC stream.
+    """Return the table as an Arrow IPC stream.
 
     Raises:
-        Exception: Whatever the library raises for contents that Arrow has no type for.
+        Exception: Any exception of the library, for content without an Arrow type.
     """
     if kind in (POLARS_FRAME, POLARS_SERIES):
         frame = value if kind == POLARS_FRAME else value.to_frame()
@@ -57,7 +58,7 @@ def to_stream(value: Any, kind: int) -> memoryview:
     elif kind == PANDAS_FRAME:
         table = _with_frequencies(pa.Table.from_pandas(value), value.index, value.columns)
     elif kind == PANDAS_SERIES:
-        # A series may be without a name, a column may not.
+        # A series may have no name, but a column must.
         table = pa.Table.from_pandas(value.to_frame("" if value.name is None else value.name))
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), b"snakepit.unnamed": b"%d" % (value.name is None)}
@@ -72,10 +73,10 @@ def to_stream(value: Any, kind: int) -> memoryview:
 
 
 def from_stream(kind: int, data: memoryview) -> Any:
-    """The table that a stream holds. Arrow's own look at the stream's memory; pandas and polars copy.
+    """Return the table in a stream. Arrow's own tables view the stream's memory; pandas and polars copy.
 
     Raises:
-        Exception: It holds none, or the library is not installed.
+        Exception: The stream is malformed, or the library is not installed.
     """
     if kind in (POLARS_FRAME, POLARS_SERIES):
         import polars
@@ -85,7 +86,7 @@ def from_stream(kind: int, data: memoryview) -> Any:
     import pyarrow as pa
 
     buffer = pa.py_buffer(data)
-    if buffer.address % 8:  # It came inside a message; Arrow wants its columns aligned.
+    if buffer.address % 8:  # It arrived inside a message, and Arrow needs aligned columns.
         buffer = pa.py_buffer(bytes(data))
     with pa.ipc.open_stream(buffer) as reader:
         table = reader.read_all()
@@ -108,17 +109,17 @@ def from_stream(kind: int, data: memoryview) -> Any:
 
 
 def _with_frequencies(table: Any, *axes: Any) -> Any:
-    """The table with what Arrow does not keep of an index: that its moments are a certain time apart.
+    """Return the table with the frequencies of its indexes, which Arrow does not keep.
 
     Raises:
-        ValueError: There is no text for it, as for business days with holidays.
+        ValueError: A frequency has no text form, such as business days with holidays.
     """
     from pandas.tseries.frequencies import to_offset
 
     found = {}
     for number, axis in enumerate(axes):
         frequency = getattr(axis, "freq", None)
-        # A PeriodIndex has it in its dtype.
+        # A PeriodIndex has its frequency in its dtype.
         if frequency is None or axis.dtype.kind not in "mM":
             continue
         text = frequency.freqstr
@@ -140,15 +141,15 @@ def _set_frequencies(table: Any, *axes: Any) -> None:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is an array of another library, in memory that numpy can see."""
+    """Return whether a value is another library's array in memory that numpy can access."""
     return "numpy" in sys.modules and hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__")
 
 
 def to_array(value: Any) -> Any:
-    """The same as a numpy array.
+    """Return the value as a numpy array.
 
     Raises:
-        Exception: It is on another device, or of a type that numpy does not have.
+        Exception: It is on another device, or has a type that numpy lacks.
     """
     import numpy
 

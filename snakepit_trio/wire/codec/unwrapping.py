@@ -1,4 +1,4 @@
-"""Values from what msgspec has decoded; see :mod:`.extensions`."""
+"""Restores values from msgspec's output; see :mod:`.extensions`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Unwrapper"]
 
 
 class Unwrapper:
-    """Takes apart the extensions of one payload.
+    """Decodes the extensions of one payload.
 
     Args:
         buffers: The binary values that travelled out of band, each to be used exactly once.
@@ -30,14 +30,14 @@ class Unwrapper:
         self._decoder = msgspec.msgpack.Decoder(ext_hook=self.unwrap)
 
     def decode(self, data: bytes) -> Any:
-        """The value that these bytes hold. Raises all kinds of errors for bytes that hold none."""
+        """Return the value of these bytes. Raises various errors for malformed bytes."""
         value = self._decoder.decode(data)
         if any(buffer is not None for buffer in self._buffers):
             raise ValueError("a buffer is not referred to")
         return value
 
     def unwrap(self, code: int, data: memoryview) -> Any:
-        """The value of one extension."""
+        """Return the value of one extension."""
         try:
             unwrapper = _UNWRAPPERS[code]
         except KeyError:
@@ -45,7 +45,7 @@ class Unwrapper:
         return unwrapper(self, data)
 
     def _sequence(self, data: memoryview) -> list[Any]:
-        # Looked at where it lies: with a copy for each level, a few megabytes of nested extensions would fill the memory.
+        # Viewed without a copy: with a copy for each level, a few megabytes of nested extensions would fill the memory.
         if self._depth > extensions.MAX_DEPTH:
             raise ValueError(f"is nested deeper than {extensions.MAX_DEPTH} levels")
         self._depth += 1
@@ -98,7 +98,7 @@ class Unwrapper:
         if type(kind) is not int or kind < 0 or len(name) > 4 * extensions.LONGEST_PATH:
             raise ValueError("a path that is no path, or too long")
         if kind >= 2 and extensions.PATHS[kind] != type(pathlib.Path()).__name__:
-            # Of another operating system: what may be said of it, without its files.
+            # A path of another operating system, without access to files.
             kind -= 2
         return getattr(pathlib, extensions.PATHS[kind])(name.decode(errors="surrogateescape"))
 
@@ -155,7 +155,7 @@ class Unwrapper:
         raw = self._bulk(body)
         found = numpy.frombuffer(raw, numpy.uint8).view(dtype) if len(raw) else numpy.empty(0, dtype)
         if not found.flags.aligned:
-            # It came inside a message, where nothing is aligned; not every library takes an array like that.
+            # It arrived inside a message without alignment, which not every library accepts.
             found = found.copy()
         found = found.reshape(shape)
         found.flags.writeable = False
@@ -193,7 +193,7 @@ class Unwrapper:
 
 
 def _tuples(descr: Any) -> Any:
-    """A dtype's description with the tuples that travelled as lists."""
+    """Return a dtype's description with the tuples that travelled as lists."""
     if isinstance(descr, list):
         return [tuple(_inner(part) for part in field) for field in descr]
     return descr

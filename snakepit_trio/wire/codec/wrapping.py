@@ -44,7 +44,7 @@ class Refused(Exception):
 
 
 def type_name(value: object) -> str:
-    """The class of a value for people, never its contents."""
+    """Return the name of a value's class for people, never its content."""
     cls = type(value)
     return cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -53,11 +53,11 @@ class Wrapper:
     """Wraps one value.
 
     Args:
-        threshold: Binary values of at least this many bytes go to ``buffers`` instead of into the data, as many as a payload
-            may have.
-        limit: Bytes that the value may have; what says that it is larger is not even converted.
-        convert: Turn what has no place in the domain into something that has, by the object's own means.
-        marker: With ``convert``: put a map that names the type in the place of what still has none.
+        threshold: Binary values of at least this many bytes go to ``buffers`` instead of into the data, up to a
+            payload's largest number of buffers.
+        limit: The largest size of the value in bytes; a value that reports a larger size is not even converted.
+        convert: Whether to convert a value outside the domain by the object's own methods.
+        marker: With ``convert``: replace a value that can't be converted by a map that names its type.
     """
 
     def __init__(self, *, threshold: int, limit: int = _LARGEST, convert: bool = False, marker: bool = False) -> None:
@@ -68,10 +68,10 @@ class Wrapper:
         self._marker = marker
 
     def wrap(self, value: Any, path: str, depth: int = 0) -> Any:
-        """The value with Ext in the places of what MessagePack lacks.
+        """Return the value with Ext objects for types that MessagePack lacks.
 
         Raises:
-            Refused: It, or something in it, can't travel.
+            Refused: The value contains something that can't be sent.
         """
         kind = type(value)
         if kind is str:
@@ -131,7 +131,7 @@ class Wrapper:
         return len(self.buffers) - 1
 
     def _bulk(self, view: memoryview) -> bytes | int:
-        """The bytes themselves, or the number of the buffer that they have become."""
+        """Return the bytes themselves, or the number of the buffer that holds them."""
         return bytes(view) if self._is_inline(view.nbytes) else self._out_of_band(view.cast("B").toreadonly())
 
     def _bytes(self, value: bytes, path: str, depth: int) -> Any:
@@ -188,7 +188,7 @@ class Wrapper:
         if len(text) > extensions.LONGEST_PATH:
             raise Refused(path, f"a path of more than {extensions.LONGEST_PATH} characters")
         try:
-            # Bytes of a file's name that are no text stand as surrogates in it.
+            # Bytes of a file's name without a text form are surrogates in it.
             name = text.encode(errors="surrogateescape")
         except UnicodeEncodeError:
             raise Refused(path, "a path with a lone surrogate has no UTF-8 form") from None
@@ -217,7 +217,7 @@ class Wrapper:
 
     def _timestamp(self, value: Any, path: str, depth: int) -> Any:
         zone = None if value.tzinfo is None else _zone(value.tzinfo, path)
-        # As it is in UTC, where each moment is there once.
+        # In UTC, where each moment is unique.
         return Ext(extensions.PANDAS_TIME, _pack([extensions.TIMESTAMP, int(value.asm8.view("i8")), value.unit, zone]))
 
     def _pandas_timedelta(self, value: Any, path: str, depth: int) -> Any:
@@ -233,7 +233,7 @@ class Wrapper:
         if named is not None and getattr(sys.modules.get(module), type(value).__name__, None) is type(value):
             return named(self, value, path, depth)
         if isinstance(value, enum.Enum):
-            # Restored by the annotation of whatever takes it, like the classes that have fields.
+            # Restored by the receiver's annotation, like classes with fields.
             return self.wrap(value.value, path, depth + 1)
         numpy = sys.modules.get("numpy")
         if numpy is not None:
@@ -242,7 +242,7 @@ class Wrapper:
             if isinstance(value, numpy.ndarray):
                 return self._special_array(numpy, value, path)
             if isinstance(value, numpy.bytes_ | numpy.str_):
-                # Not by their own bytes, from which numpy takes the zeros at the end.
+                # Not by its bytes, from which numpy strips trailing zeros.
                 return Ext(
                     extensions.NUMPY_SCALAR,
                     _pack(
@@ -278,7 +278,7 @@ class Wrapper:
         raise Refused(path, f"a value of type {type_name(value)} can't be sent")
 
     def _special_array(self, numpy: Any, value: Any, path: str) -> Any:
-        """An array of a class of its own, which would come out as an ordinary one: without its mask, with other operators."""
+        """Refuse an array of a subclass, which would arrive as an ordinary one: without its mask, with other operators."""
         if self._convert and not isinstance(value, numpy.ma.MaskedArray):
             return self._ndarray(numpy, numpy.asarray(value), path)
         hint = ".filled()" if isinstance(value, numpy.ma.MaskedArray) else "numpy.asarray of it"
@@ -342,7 +342,7 @@ _WRAPPERS: dict[type, Callable[[Wrapper, Any, str, int], Any]] = {
     complex: Wrapper._complex,
     dt.timezone: Wrapper._time_zone,
 }
-#: By the name of a class, the module that has it under this name, and what wraps it: nothing is imported to look for it.
+#: By class name: the module that defines it, and the method that wraps it, so that the check imports nothing.
 _BY_NAME: dict[str, tuple[str, Callable[[Wrapper, Any, str, int], Any]]] = {
     **dict.fromkeys(extensions.PATHS, ("pathlib", Wrapper._path)),
     **dict.fromkeys(extensions.ADDRESSES, ("ipaddress", Wrapper._address)),
@@ -356,7 +356,7 @@ _BY_NAME: dict[str, tuple[str, Callable[[Wrapper, Any, str, int], Any]]] = {
 
 
 def _shown(key: Any) -> str:
-    """A key as it stands in a path; long ones are cut, odd ones shown by their type."""
+    """Return a key for a path; a long one is truncated, an odd one is replaced by its type."""
     if type(key) is str:
         text = json.dumps(key)
         return text if len(text) <= 64 else f'{text[:60]}..."'
@@ -367,20 +367,22 @@ def _shown(key: Any) -> str:
 
 
 def _least_size(value: Any) -> int:
-    """How many bytes a value will have at least, as far as it says so without being converted: each item takes one."""
+    """Return the smallest size that a value can have, as far as it reports one without conversion: each item takes one
+    byte.
+    """
     found = 0
     for ask in (lambda: value.nbytes, lambda: math.prod(value.shape), lambda: len(value)):
         try:
             size = ask()
         except Exception:
-            continue  # It does not say.
+            continue  # It does not report one.
         if isinstance(size, int):
             found = max(found, size)
     return found
 
 
 def _record(value: Any) -> dict[str, Any] | None:
-    """The fields of a dataclass, an attrs class, a msgspec Struct or a pydantic model."""
+    """Return the fields of a dataclass, an attrs class, a msgspec Struct or a pydantic model; None for any other value."""
     cls = type(value)
     if isinstance(value, msgspec.Struct):
         return {name: getattr(value, name) for name in cls.__struct_fields__}
