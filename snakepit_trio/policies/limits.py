@@ -23,7 +23,7 @@ import anyio
 from snakepit_trio.errors import QueueFull, QuotaExceeded, RequestTimeout, WouldDeadlock
 from snakepit_trio.tools.waits import Permit
 
-from .tokens import TokenBucket, TokenLine
+from .token_bucket import TokenBucket, TokenLine
 
 if TYPE_CHECKING:
     from snakepit_trio._timeouts import TimeLimit

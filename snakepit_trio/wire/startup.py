@@ -1,6 +1,6 @@
-"""What a host and a starting worker tell each other over inherited pipes. The worker imports this and little else.
+"""The messages between a host and a starting worker over inherited pipes. The worker imports this and little else.
 
-As JSON by the standard library, which lets pass what paths may hold that are not UTF-8: msgspec's own refuses lone surrogates.
+They are JSON by the standard library, which accepts paths that are not UTF-8; msgspec refuses lone surrogates.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ __all__ = ["Boot", "Credentials", "Report"]
 
 
 class _Message(msgspec.Struct):
-    """A message as bytes, and back."""
+    """A message with its encoding."""
 
     def encode(self) -> bytes:
-        """It, as JSON."""
+        """Encode the message as JSON."""
         return json.dumps(msgspec.to_builtins(self)).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Self:
-        """From JSON.
+        """Decode a message from JSON.
 
         Raises:
-            ValueError: It is not such a message.
+            ValueError: The message is malformed.
         """
         try:
             return msgspec.convert(json.loads(data), cls)
@@ -34,7 +34,7 @@ class _Message(msgspec.Struct):
 
 
 class Credentials(msgspec.Struct, frozen=True):
-    """What one end of a mutually authenticated connection shows, and whom it trusts; all in PEM."""
+    """The certificates of one end of a mutually authenticated connection, in PEM."""
 
     certificate: str
     key: str
@@ -45,7 +45,7 @@ class Credentials(msgspec.Struct, frozen=True):
 
 
 class Boot(_Message, kw_only=True):
-    """The first and only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
+    """The only message on the lifeline pipe: 4 bytes of big-endian length, then this as JSON."""
 
     worker_id: str
     run_id: str
@@ -57,26 +57,26 @@ class Boot(_Message, kw_only=True):
     worker_backend: str
     host_backend: str
     max_payload: int
-    #: Bytes of shared memory that the worker may use for what it sends; 0 for none, on both sides.
+    #: Bytes of shared memory for the worker's sent values; 0: neither side uses any.
     shm_limit: int = 0
     unserializable: str = "error"
-    #: The address on which it listens when it has no ``socket_dir``; anything but loopback needs ``tls``.
+    #: The address on which it listens if it has no ``socket_dir``; anything but loopback needs ``tls``.
     bind: str = "127.0.0.1"
-    #: Whoever connects must come from the same authority.
+    #: Clients need a certificate of the same authority.
     tls: Credentials | None = None
     #: Variables of this worker alone, which its template does not have.
     env: dict[str, str] = {}
-    #: The host's ``sys.path``, for a worker that has no template, which has followed it already.
+    #: The host's ``sys.path``, for a worker without a template, which already uses it.
     path: list[str] = []
 
 
 class Report(_Message, kw_only=True, omit_defaults=True):
-    """What a worker says on its report pipe, once, as JSON, before it closes it."""
+    """The worker's only message on its report pipe, as JSON."""
 
-    #: "unix:PATH" or "tcp:HOST:PORT", where it is listening now.
+    #: The address on which it listens, "unix:PATH" or "tcp:HOST:PORT".
     address: str = ""
     pid: int = 0
-    #: Why it can't start, when it can't: an error code of ``snakepit_trio.errors`` and what there is to say.
+    #: If it can't start: an error code of ``snakepit_trio.errors``, and below the message.
     code: str = ""
     message: str = ""
     remote_types: list[str] = []

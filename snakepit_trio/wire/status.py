@@ -1,8 +1,8 @@
-"""Failures as gRPC statuses: the trailers of an RPC that failed, and back to exceptions.
+"""Conversion between errors and the trailers of a failed RPC.
 
-``grpc-status-details-bin`` holds a ``google.rpc.Status``, whose details say the same three times over, each for whom it
-may help: a ``snakepit.v1.ErrorInfo`` has everything, for our own client; ``google.rpc.ErrorInfo``, ``BadRequest`` and
-``RetryInfo`` are what tools of other makers look for. They are so few and flat that they are written here by hand:
+``grpc-status-details-bin`` holds a ``google.rpc.Status``, whose details contain the same error in several forms: a
+``snakepit.v1.ErrorInfo`` with all fields, for this package's client; ``google.rpc.ErrorInfo``, ``BadRequest`` and
+``RetryInfo`` for other tools. The latter are few and flat, so they are encoded by hand:
 https://github.com/googleapis/googleapis/blob/master/google/rpc/error_details.proto
 """
 
@@ -29,30 +29,30 @@ __all__ = ["DEFAULT_ROOM", "OK", "encode_shortened", "error_from_trailers", "fin
 
 OK = 0
 _UNAVAILABLE = 14
-#: Bytes of trailers that every client takes.
+#: The bytes of trailers that every client accepts.
 DEFAULT_ROOM = 6 * 1024
 _TYPE = "type.googleapis.com/"
 _OURS = _TYPE + "snakepit.v1.ErrorInfo"
 _PLAIN_INFO = "snakepit-error-bin"
 _DOMAIN = "snakepit"
-#: When to come again after a full queue, in seconds.
+#: Seconds. The retry delay after a full queue.
 _FULL = 0.1
-#: Characters of the plain message.
+#: The largest number of characters of the plain message.
 _MESSAGE = 1024
-#: Bytes that the sizes of what is around it may take.
+#: The bytes of the enclosing length prefixes.
 _SIZES = 16
-#: Bytes of a class's name that fit into the shortest trailers.
+#: The bytes of a class's name in the shortest trailers.
 _BARE_TYPE = 100
-#: What stands for itself in ``grpc-message``, beside letters and digits.
+#: The characters that are not escaped in ``grpc-message``, beside letters and digits.
 _PLAIN = " !\"#$&'()*+,/:;<=>?@[\\]^_`{|}~"
 
 
 def trailers_for(info: ErrorInfo, *, room: int = DEFAULT_ROOM) -> list[tuple[str, str]]:
-    """The trailers of an RPC that ended with this failure.
+    """Return the trailers of an RPC that ended with this error.
 
     Args:
-        info: What went wrong; its text is sent as it is.
-        room: Bytes that they may have in all; the traceback is cut first, then the details. At least a kilobyte.
+        info: The error; its text is sent unchanged.
+        room: The largest size in bytes, at least a kilobyte; the traceback is truncated first, then the details.
     """
     status = failures.status_of(info)
     details = failures.details_of(info)
@@ -65,7 +65,7 @@ def trailers_for(info: ErrorInfo, *, room: int = DEFAULT_ROOM) -> list[tuple[str
     others = _others(info, details, message, retry_after)
     told = encode_shortened(info, left - len(_status(status, message, [(_OURS, b""), *others])))
     if told is None:
-        # Who speaks, and of what, is always told.
+        # The source and the code are always sent.
         message, others, told = "", [], encode_error(_bare(info))
     data = _status(status, message, [(_OURS, told), *others])
     trailers.append(("grpc-status-details-bin", base64.b64encode(data).decode().rstrip("=")))
@@ -73,7 +73,7 @@ def trailers_for(info: ErrorInfo, *, room: int = DEFAULT_ROOM) -> list[tuple[str
 
 
 def encode_shortened(info: ErrorInfo, room: int) -> bytes | None:
-    """The message ErrorInfo with as much as fits into so many bytes; None when not even its texts do."""
+    """Encode an ErrorInfo message truncated to this many bytes; None if not even its texts fit."""
     told = msgspec.structs.replace(info)
     for shorten in (_nothing, _short_trace, _no_trace, _no_details):
         shorten(told)
@@ -84,7 +84,7 @@ def encode_shortened(info: ErrorInfo, room: int) -> bytes | None:
 
 
 def _quoted(message: str, limit: int) -> str:
-    """A message as it stands in ``grpc-message``, of so many bytes at most."""
+    """Return a message escaped for ``grpc-message``, of at most this many bytes."""
     text = quote(message, safe=_PLAIN, errors="replace")
     while len(text) > limit:
         message = message[: len(message) * limit // len(text)]
@@ -93,7 +93,7 @@ def _quoted(message: str, limit: int) -> str:
 
 
 def error_from_trailers(trailers: Mapping[str, str], status: int, message: str) -> SnakepitError:
-    """The exception for an RPC that did not end with OK."""
+    """Return the exception for an RPC that did not end with OK."""
     info = find_info(trailers)
     if info is not None:
         info.message = info.message or info.remote_message or message
@@ -104,8 +104,9 @@ def error_from_trailers(trailers: Mapping[str, str], status: int, message: str) 
 
 
 def find_info(trailers: Mapping[str, str]) -> ErrorInfo | None:
-    """What trailers tell of a failure in our own words: inside of ``grpc-status-details-bin``, or, for peers whose library
-    has no ``google.rpc.Status``, as the value of ``snakepit-error-bin``."""
+    """Return the ErrorInfo in the trailers: inside ``grpc-status-details-bin`` or, from peers whose library lacks
+    ``google.rpc.Status``, the value of ``snakepit-error-bin``.
+    """
     try:
         if _PLAIN_INFO in trailers:
             return decode_error(_from_base64(trailers[_PLAIN_INFO]))
@@ -117,7 +118,7 @@ def find_info(trailers: Mapping[str, str]) -> ErrorInfo | None:
                 if fields.get(0x0A) == _OURS.encode() and isinstance(found, bytes):
                     return decode_error(found)
     except (FrameError, TypeError, AttributeError, ValueError):
-        pass  # Whatever it is, it is not ours.
+        pass  # It is not an ErrorInfo.
     return None
 
 
@@ -126,11 +127,11 @@ def _from_base64(text: str) -> bytes:
 
 
 def _nothing(info: ErrorInfo) -> None:
-    """The first attempt: everything."""
+    """The first attempt, without truncation."""
 
 
 def _short_trace(info: ErrorInfo) -> None:
-    # What raised is at the end of a traceback.
+    # The end of a traceback shows the raising code.
     info.remote_traceback = info.remote_traceback[-1500:]
     info.message, info.remote_message = info.message[:_MESSAGE], info.remote_message[:_MESSAGE]
 
@@ -151,7 +152,7 @@ def _bare(info: ErrorInfo) -> ErrorInfo:
 
 
 def _retry_after(info: ErrorInfo, details: Mapping[str, Any]) -> float | None:
-    """Seconds after which another attempt makes sense; None when that is not known, or only a tool says so."""
+    """Return the seconds after which a retry makes sense; None if that is unknown, or only a tool says so."""
     if info.remote_types:
         return None
     if info.code == QueueFull.default_code:

@@ -1,6 +1,6 @@
-"""The messages of the bridge's two RPCs that run tools, read and written without the library's objects.
+"""The messages of the bridge's two RPCs that run tools, encoded and decoded without the message library.
 
-They are on the path of every call. The bytes are the same as the library's own; the other messages are the library's.
+They are on the path of every call. The bytes are the same as the library's; all other messages use the library.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from snakepit_trio.wire.frames import LARGE, MOST_BUFFERS, Buffer, FrameError, P
 
 __all__ = ["ExecuteToolRequest", "PayloadAnswer", "payload_answer"]
 
-#: Stands in a payload for a buffer that is somewhere else than in the message; no client has shared memory with us.
+#: A buffer that is not in the message; no client shares memory with the host.
 _ELSEWHERE = SharedBlock("", 0, 0)
 _SIGN = 1 << 31
 _U64 = (1 << 64) - 1
@@ -35,10 +35,10 @@ class ExecuteToolRequest(msgspec.Struct):
 
     @classmethod
     def parse(cls, data: bytes) -> ExecuteToolRequest:
-        """Read one.
+        """Decode the message.
 
         Raises:
-            ValueError: The bytes are not such a message.
+            ValueError: The bytes are malformed.
         """
         made = cls()
         payload = None
@@ -98,16 +98,16 @@ class ExecuteToolRequest(msgspec.Struct):
 
 
 class PayloadAnswer(msgspec.Struct):
-    """An ``ExecuteToolResponse`` or a ``ToolChunk``, as it is read."""
+    """A received ``ExecuteToolResponse`` or ``ToolChunk``."""
 
     payload: Payload | None = None
 
     @classmethod
     def parse(cls, data: bytes) -> PayloadAnswer:
-        """Read one.
+        """Decode the message.
 
         Raises:
-            ValueError: The bytes are not such a message.
+            ValueError: The bytes are malformed.
         """
         payload = None
         for tag, value in read_fields(data, 0, len(data), LARGE):
@@ -147,13 +147,14 @@ def _buffer(data: bytes) -> Buffer:
 
 
 def payload_answer(payload: Payload) -> bytes:
-    """An ``ExecuteToolResponse`` or a ``ToolChunk`` that holds this payload: both are the same bytes."""
+    """Encode an ``ExecuteToolResponse`` or a ``ToolChunk`` with this payload; both have the same bytes."""
     return b"".join(_payload_parts(b"\x0a", payload))
 
 
 def _payload_parts(tag: bytes, payload: Payload) -> list[bytes | bytearray | memoryview]:
-    """A field that holds a payload, in parts, of which the large ones are the values themselves: they are copied once, when the
-    message is joined."""
+    """Return a field with a payload in parts, of which the large ones are the values themselves: they are copied once,
+    when the message is joined.
+    """
     data = payload.data
     parts: list[bytes | bytearray | memoryview] = [b"", b"", b""]
     if payload.encoding:

@@ -1,12 +1,12 @@
-"""The version of the protocol, and what this implementation can do."""
+"""The version of the protocol, and the capabilities of this implementation."""
 
 from __future__ import annotations
 
 __all__ = ["CAPABILITIES", "PROTOCOL_VERSION", "PROTOCOL_VERSION_MIN"]
 
-#: The version that we speak.
+#: The current version.
 PROTOCOL_VERSION = 1
-#: The oldest version that we accept.
+#: The oldest accepted version.
 PROTOCOL_VERSION_MIN = 1
 #: See ``HandshakeResponse.capabilities`` in protos/snakepit/v1/worker.proto.
 CAPABILITIES = ("exchange", "cancel", "credits", "host_calls", "health", "prefetch", "msgpack", "json", "settle")

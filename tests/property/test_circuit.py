@@ -16,7 +16,7 @@ from snakepit_trio.errors import CircuitOpen
 from snakepit_trio.policies.circuit import Circuit, Permit, State, Verdict
 from snakepit_trio.policies.hedge import Allowance
 from snakepit_trio.policies.options import CircuitConfig
-from snakepit_trio.policies.tokens import TokenBucket
+from snakepit_trio.policies.token_bucket import TokenBucket
 
 CONFIG = CircuitConfig(failure_rate=0.5, min_calls=4, window=10.0, open_for=5.0, probes=2)
 

@@ -1,1 +1,1 @@
-"""gRPC's messages over HTTP/2: grpclib's protocol engine, with shorter ways for what is common."""
+"""gRPC's messages over HTTP/2: grpclib's protocol engine, with faster paths for common frames."""

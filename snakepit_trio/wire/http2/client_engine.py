@@ -1,4 +1,4 @@
-"""The protocol engine for the client's side of one connection."""
+"""The protocol engine for the client's side of a connection."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["client_protocol"]
 
 _P = TypeVar("_P", bound=PipeProtocol)
 
-#: What one side may have in flight before the other takes it, in bytes.
+#: The bytes that one side may have in flight.
 _WINDOW = 16 * 1024 * 1024
 
 
 class _Handler(AbstractHandler):
-    """What the engine tells of on the client's side: nothing that its streams' pipes have not been told."""
+    """The engine's callbacks on the client's side, which need no handling beside the streams' pipes."""
 
     def accept(self, stream: Any, headers: Any, release_stream: Callable[[], None]) -> NoReturn:
         raise NotImplementedError("a client takes no requests")
@@ -37,7 +37,7 @@ class _Handler(AbstractHandler):
 def client_protocol(
     kind: type[_P], *, errors: InternalErrors | None = None, window: int = _WINDOW, stream_window: int = _WINDOW
 ) -> _P:
-    """The engine for the client's side of one connection."""
+    """Create the engine for the client's side of a connection."""
     protocol = kind(
         _Handler(),
         Configuration(http2_connection_window_size=window, http2_stream_window_size=stream_window).__for_client__(),

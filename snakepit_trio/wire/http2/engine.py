@@ -1,6 +1,6 @@
-"""grpclib's protocol engine as every transport and both ends use it: it does no I/O, and needs no coroutine for a message.
+"""grpclib's protocol engine for all transports and both ends, without I/O and without a coroutine per message.
 
-See :mod:`.pipe` for how messages of a stream are moved, and :mod:`.lean_h2` for the common DATA frame.
+:mod:`.pipe` moves the messages of a stream, and :mod:`.lean_h2` handles common DATA frames.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 __all__ = ["LoopProtocol", "PipeProtocol", "Processor"]
 
-#: What we let the peer put in one DATA frame, in bytes: large messages cost one pass of the engine per frame.
+#: The largest DATA frame of the peer, in bytes: large messages cost one pass of the engine per frame.
 MAX_FRAME = 1 << 20
-#: What the engine raises for a peer that breaks the protocol; it has no answer to some legal but unusual frames, and asserts
-#: on some illegal ones.
+#: The engine's exceptions for a peer that violates the protocol; it can't handle some legal but unusual frames, and
+#: asserts on some illegal ones.
 _PEERS_FAULT = (H2Error, HPACKError, HyperframeError, ValueError, LookupError, AssertionError, AttributeError)
-#: How many frames and messages of one connection are taken before others have their turn; and as how many a frame counts
-#: that h2 itself takes.
+#: The number of frames and messages of one connection that are handled in one turn; and the count of a frame that h2
+#: itself handles.
 _TURN, _SLOW = 128, 8
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,9 @@ _private_names.require("grpclib")
 
 
 def _choose_h2() -> Callable[[H2Configuration], H2Connection]:
-    """h2's connection with shorter ways, where the releases of h2 and hpack that are here have what these are built on."""
+    """Return h2's connection with faster paths if the installed h2 and hpack have the names that these need, else plain
+    h2's.
+    """
     for use in ("h2", "hpack"):
         lacking = _private_names.missing(use)
         if lacking:
@@ -69,7 +71,7 @@ def _choose_h2() -> Callable[[H2Configuration], H2Connection]:
 
 
 _H2 = _choose_h2()
-# hpack writes every header into its debug log, the token among them.
+# hpack writes every header into its debug log, including the token.
 logging.getLogger("hpack").setLevel(logging.INFO)
 
 
@@ -103,16 +105,16 @@ class Processor(EventsProcessor):
         super().close(reason)
 
     def process_stream_reset(self, event: StreamReset) -> None:
-        """The peer has reset a stream, or has broken its rules."""
+        """Handle a reset by the peer, or a violation of the stream's rules."""
         stream = self.streams.get(event.stream_id)
         if event.remote_reset and isinstance(stream, LeanStream):
             stream.reset_code = int(event.error_code or 0)
-            # Who refuses a stream has not begun to answer it.
+            # A peer that refuses a stream has not begun to answer it.
             stream.unprocessed = stream.reset_code == ErrorCodes.REFUSED_STREAM and stream.headers is None
         super().process_stream_reset(event)
 
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
-        """The peer ends the connection, and may say why."""
+        """Handle the peer's end of the connection, with its reason."""
         last = event.last_stream_id
         if last is not None:
             for stream_id, stream in self.streams.items():
@@ -131,28 +133,28 @@ class PipeProtocol(H2Protocol):
 
     """
 
-    #: What we let the peer put in one frame, in bytes.
+    #: The largest frame of the peer, in bytes.
     max_frame = MAX_FRAME
-    #: Something that has arrived is left for a later turn.
+    #: Whether received data is left for a later turn.
     unfinished: bool = False
 
     @functools.cached_property
     def errors(self) -> InternalErrors:
-        """Where its owner wants to hear of unexpected exceptions; hosts put their own here."""
-        # Not before it is needed: a worker has no event loop of Trio's or anyio's unless its tools have.
+        """Reports unexpected exceptions; hosts set their own."""
+        # Not before it is needed: a worker has no event loop of Trio's or anyio's unless its tools need one.
         from snakepit_trio._bulkhead import InternalErrors
 
         return InternalErrors()
 
     def settings(self) -> dict[SettingCodes | int, int]:
-        """What we tell the peer first."""
+        """Return the settings for the peer."""
         return {
             SettingCodes.INITIAL_WINDOW_SIZE: self.config.http2_stream_window_size,
             SettingCodes.MAX_FRAME_SIZE: self.max_frame,
         }
 
     def make_processor(self) -> EventsProcessor:
-        """What takes the engine's events."""
+        """Return the processor of the engine's events."""
         return Processor(self.handler, self.connection)
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -181,32 +183,32 @@ class PipeProtocol(H2Protocol):
 
     @property
     def is_lost(self) -> bool:
-        """Whether the connection is over."""
+        """Whether the connection has ended."""
         return self.connection.is_closing()
 
     @property
     def peers_max_streams(self) -> int:
-        """How many streams the peer takes at once, as far as it has said so."""
+        """The number of streams that the peer accepts at once, as far as known."""
         found: int = self.connection._connection.remote_settings.max_concurrent_streams
         return found
 
     def open_stream(self, headers: FixedHeaders) -> tuple[LeanStream, Callable[[], None]]:
-        """Open a stream by a request's headers; returns it with what releases it.
+        """Open a stream with a request's headers; return it with a function that releases it.
 
         Raises:
-            H2Error: The peer takes no more.
+            H2Error: The peer accepts no more streams.
         """
         connection = self.connection
         stream = LeanStream(connection, cast("LeanH2Connection", connection._connection).open_stream(headers))
         return stream, self.processor.register(stream)
 
     def data_received(self, data: bytes) -> None:
-        """Take as much of this as one turn allows."""
+        """Handle as much of this data as one turn allows."""
         self._rest = self._rest + data if self._rest else data
         self.proceed()
 
     def proceed(self) -> None:
-        """Take as much of what has arrived as one turn allows; what arrives after the end is dropped."""
+        """Handle as much of the received data as one turn allows; data after the end is dropped."""
         turn = self._turn
         turn.left = _TURN
         data, self._rest = self._rest, b""
@@ -225,13 +227,13 @@ class PipeProtocol(H2Protocol):
         self.unfinished = bool(self._rest or turn.put_off)
 
     def fail(self, exc: Exception) -> None:
-        """End the connection by an exception that nobody expected: it, and nothing else."""
+        """End only this connection because of an unexpected exception."""
         self.errors.report(exc, "connection")
         with self.errors.bulkhead("connection"):
             self.processor.close(f"internal error: {type(exc).__name__}")
 
     def _take_data(self, data: bytes) -> bytes:
-        """Take frames until the turn is over; returns the rest."""
+        """Handle frames until the turn is over, and return the rest."""
         turn = self._turn
         h2: Any = self.connection._connection
         # h2 takes nothing out of its buffer once the peer has broken the protocol.
@@ -257,7 +259,7 @@ class PipeProtocol(H2Protocol):
 
 
 class LoopProtocol(PipeProtocol):
-    """The engine that asyncio's loop feeds: what one turn leaves is taken in the loop's next passes."""
+    """The engine fed by asyncio's loop: the rest of a turn is handled in the loop's next passes."""
 
     _transport: Transport
     _going_on = False
@@ -283,7 +285,7 @@ class LoopProtocol(PipeProtocol):
                 self._transport.resume_reading()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        # What has arrived counts, all of it.
+        # All received data counts.
         while self.unfinished:
             self.proceed()
         super().connection_lost(exc)

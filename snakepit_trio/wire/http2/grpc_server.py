@@ -1,4 +1,4 @@
-"""grpclib's server, for a worker: RPCs as coroutines, on connections whose streams a pipe can take over."""
+"""grpclib's server for a worker: RPCs as coroutines, on connections whose streams a pipe can take over."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _private_names.require("grpclib.server")
 
 _Rpc = Callable[[Any], Awaitable[None]]
 
-#: What an RPC's coroutine may raise when its client, or itself, has ended it.
+#: The exceptions of an RPC's coroutine when its client, or the coroutine itself, has ended it.
 RPC_ENDED = (GRPCError, ProtocolError, StreamTerminatedError, OSError)
 
 
@@ -46,8 +46,8 @@ class PipeServer(grpclib.server.Server):
     """grpclib's server on connections that a FramePipe can take over.
 
     Args:
-        handlers: Its services.
-        on_failure: Called with an exception in whose stead there would be a connection; never returns.
+        handlers: The services.
+        on_failure: Called with an exception that prevented a connection; never returns.
     """
 
     def __init__(self, handlers: Collection[IServable], on_failure: Callable[[Exception], NoReturn]) -> None:
@@ -65,16 +65,16 @@ class PipeServer(grpclib.server.Server):
             self._on_failure(exc)
 
     async def wait_closed(self) -> None:
-        """Wait until what handles requests has ended.
+        """Wait until the request handlers have ended.
 
-        Not for the connections to end, which since Python 3.12 asyncio's server waits for: the host hangs up when its worker
-        has ended.
+        It does not wait for the connections, as asyncio's server does since Python 3.12, because the host hangs up only
+        after its worker has ended.
         """
         await asyncio.gather(*(handler.wait_closed() for handler in self._handlers))
 
 
 class RawMessage:
-    """A message as its bytes: all that RPCs here get and send. grpclib's codec asks for these two methods."""
+    """A message as bytes: all that RPCs here receive and send. grpclib's codec needs these two methods."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -88,27 +88,27 @@ class RawMessage:
 
 
 def unary(rpc: _Rpc) -> Handler:
-    """An RPC of one message each way."""
+    """An RPC with one message each way."""
     return Handler(rpc, Cardinality.UNARY_UNARY, RawMessage, RawMessage)
 
 
 def server_stream(rpc: _Rpc) -> Handler:
-    """An RPC of one message, and an answer of many."""
+    """An RPC with one message, and an answer of many."""
     return Handler(rpc, Cardinality.UNARY_STREAM, RawMessage, RawMessage)
 
 
 def duplex(rpc: _Rpc) -> Handler:
-    """An RPC of many messages each way."""
+    """An RPC with many messages each way."""
     return Handler(rpc, Cardinality.STREAM_STREAM, RawMessage, RawMessage)
 
 
 def stream_below(stream: Any) -> Stream:
-    """The HTTP/2 stream of an RPC, for a pipe to take over."""
+    """Return the HTTP/2 stream of an RPC, for a pipe to take over."""
     found: Stream = stream._stream
     return found
 
 
 def silence() -> None:
-    """Have grpclib log nothing: what it would tell is told elsewhere."""
+    """Turn grpclib's logging off, because its information is reported elsewhere."""
     for name in ("grpclib.server", "grpclib.protocol"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -1,4 +1,4 @@
-"""The ways to move a connection's bytes, behind one interface: ``snakepit_trio.wire.connection.Wire``."""
+"""The transports of a connection's bytes, behind the interface ``snakepit_trio.wire.connection.Wire``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["make_wire"]
 
 
 def make_wire(backend: str) -> Wire:
-    """The wire for the event loop that is running, ``"trio"`` or ``"asyncio"``."""
+    """Return the wire for the running event loop, ``"trio"`` or ``"asyncio"``."""
     if backend == "trio":
         from .trio_socket import TrioWire
 

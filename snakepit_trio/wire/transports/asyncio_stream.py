@@ -1,4 +1,4 @@
-"""asyncio's own transports: grpclib's engine is fed by the event loop."""
+"""Connections over asyncio's own transports: the event loop feeds grpclib's engine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["AsyncioWire"]
 
 
 class _Transport:
-    """A connected asyncio transport and the moment of its end."""
+    """A connected asyncio transport, and its end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, transport: asyncio.Transport, lost: asyncio.Event) -> None:
         self._loop = loop
@@ -39,10 +39,10 @@ class _Transport:
 
 
 class _Protocol(LoopProtocol):
-    """The engine, which also tells when its connection is over.
+    """The engine, which also reports the end of its connection.
 
-    What the event loop calls here is no task, by which anyio would know whose loop it is. Below ``anyio.run`` it inherits
-    that, elsewhere (``asyncio.run``, a web server) it has to be told.
+    The event loop's callbacks here belong to no task, by which anyio would know the loop. Below ``anyio.run`` they
+    inherit that; elsewhere (``asyncio.run``, a web server) anyio has to be told.
     """
 
     lost: asyncio.Event
@@ -63,7 +63,7 @@ def _tell_the_library() -> None:
 
 
 class AsyncioWire(Wire):
-    """Connections of a running asyncio event loop (uvloop's too)."""
+    """Connections of a running asyncio event loop (including uvloop's)."""
 
     async def connect(
         self, address: str, *, token: str, max_message: int, tls: ssl.SSLContext | None = None, name: str = ""
@@ -73,7 +73,7 @@ class AsyncioWire(Wire):
 
         protocol = client_protocol(_Protocol, errors=self.errors)
         protocol.lost = lost
-        # asyncio leaves the socket open when the factory raises, so it is a function that can't.
+        # asyncio leaves the socket open if the factory raises, so it is a function that can't.
         factory = iter([protocol]).__next__
         place = parse_address(address)
         made: Any
@@ -81,7 +81,7 @@ class AsyncioWire(Wire):
             made, _ = await loop.create_unix_connection(factory, place)
         else:
             if tls is not None:
-                # Where asyncio is refused this, the socket is open already, and stays so.
+                # If asyncio failed at this, the socket would already be open, and stay open.
                 tls.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=name)
             made, _ = await loop.create_connection(
                 factory, *place, ssl=tls, server_hostname=name if tls is not None else None

@@ -1,11 +1,11 @@
 """A Trio socket that feeds grpclib's protocol engine directly, without an asyncio loop.
 
-One task per connection waits until the socket is readable, reads what there is and hands it to the engine, whose
-callbacks wake the tasks that wait for it. Writing happens at once, in the thread's own tick; only what the socket does
-not take is kept, for a second task to write when there is room.
+One task per connection waits until the socket is readable, reads the available data and passes it to the engine, whose
+callbacks wake the waiting tasks. Writing happens at once, in the current tick; only data that the socket does not
+accept is kept, for a second task to write.
 
-What is sent during one pass of Trio's scheduler leaves together: :class:`_Tick` is an instrument that runs the pending
-flushes right before Trio waits for I/O, so that batching costs no extra pass.
+Data sent during one pass of Trio's scheduler leaves together: :class:`_Tick` is an instrument that runs pending flushes
+right before Trio waits for I/O, so batching costs no extra pass.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _READ_SIZE = 256 * 1024
 class _Tick(trio.abc.Instrument):
     """Runs callbacks at the end of each pass of the scheduler.
 
-    Trio takes an instrument away that raises, and all connections would stand still: one that fails fails alone.
+    Trio removes an instrument that raises, which would stop all connections; so a failing callback fails alone.
     """
 
     def __init__(self, errors: InternalErrors) -> None:
@@ -55,17 +55,17 @@ class _Tick(trio.abc.Instrument):
                     self._errors.report(exc, "connection")
 
     def soon(self, callback: Callable[[], None]) -> None:
-        """Run a callback that may wake tasks: Trio has fixed already how long it will sleep, this makes it wake up."""
+        """Run a callback that may wake tasks: Trio has already determined how long it will sleep, and this wakes it up."""
         self._token.run_sync_soon(self._run, callback)
 
     def _run(self, callback: Callable[[], None]) -> None:
-        # What is raised here would end the whole Trio run.
+        # An exception here would end the whole Trio run.
         with self._errors.bulkhead("connection"):
             callback()
 
 
 class _PlainTransport(SocketTransport):
-    """A connection within this machine: nothing is copied that the socket takes at once, reading goes straight to the engine."""
+    """A connection without TLS: data that the socket accepts at once is not copied, and reads go directly to the engine."""
 
     high_water = 512 * 1024
 
@@ -86,7 +86,7 @@ class _PlainTransport(SocketTransport):
             except BlockingIOError:
                 sent = 0
             except OSError:
-                # The reader finds the same error, or the end of the stream, and ends the connection from its own task.
+                # The reader gets the same error, or the end of the stream, and ends the connection from its own task.
                 self._wake(self.abort)
                 return
             if sent == len(data):
@@ -121,7 +121,7 @@ class _PlainTransport(SocketTransport):
 
 
 class _TlsTransport(SocketTransport):
-    """A secured connection, which writes once for each pass of the scheduler, too."""
+    """A connection with TLS, which also writes once per pass of the scheduler."""
 
     def __init__(self, sock: socket.socket, tick: _Tick, tls: ssl.SSLContext, name: str) -> None:
         super().__init__(sock, tls=tls, server_hostname=name)
@@ -148,7 +148,7 @@ class TrioWire(Wire):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        with contextlib.suppress(KeyError):  # Taken away already, by Trio.
+        with contextlib.suppress(KeyError):  # Already removed by Trio.
             trio.lowlevel.remove_instrument(self._tick)
 
     async def connect(
