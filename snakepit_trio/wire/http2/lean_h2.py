@@ -1,10 +1,10 @@
-"""h2's connection, for which the common frames cost no objects.
+"""h2's connection with a direct path for the common frames.
 
-h2 builds a frame, its flags, events and their texts for each frame, which costs several times what a small message costs
-otherwise. Nearly all frames of an Exchange stream are alike: DATA, no flags, on a stream that is open in both directions; and
-so are those of a unary RPC: HEADERS in one piece, and DATA that ends a side. Those are read and written here directly;
-whatever else comes, or may be wrong, goes to h2 itself. The windows of flow control, the streams and their states are h2's
-own, so that both ways may follow each other at any time.
+h2 creates a frame, its flags, events and their texts for each frame, which costs several times the rest of a small
+message. Nearly all frames of an Exchange stream are alike: DATA without flags, on a stream that is open in both
+directions. The frames of a unary RPC are too: HEADERS in one piece, and DATA that ends a side. Those are read and
+written here directly; every other frame, and every possibly invalid one, goes to h2 itself. The windows of flow
+control, the streams and their states are h2's own, so both paths may alternate.
 
 The frames: https://www.rfc-editor.org/rfc/rfc9113#section-6.1 and 6.2
 """
@@ -37,14 +37,14 @@ _HEADER_FRAMES = 1, 9
 #: HEADERS in one piece, alone or as the end of a side.
 _WHOLE_HEADERS, _LAST_HEADERS = 0x0104, 0x0105
 _HEADERS = _WHOLE_HEADERS, _LAST_HEADERS
-#: Streams that are over are forgotten when there are so many of both kinds: to look for them takes a look at each.
+#: Ended streams are removed at this number of both kinds, because the search visits all streams.
 _FEW = 16
 
 
 class LeanH2Connection(H2Connection):
-    """h2's connection, with a shorter way for most DATA frames and for headers that never change."""
+    """h2's connection, with a direct path for most DATA frames and for constant headers."""
 
-    #: The stream whose DATA frame is arriving, and how many bytes of it are to come.
+    #: The stream whose DATA frame is arriving, and the number of its missing bytes.
     _stream_inside = 0
     _left_inside = 0
 
@@ -53,10 +53,10 @@ class LeanH2Connection(H2Connection):
         self.decoder: RememberingDecoder = RememberingDecoder(self.decoder.max_header_list_size)
 
     def open_stream(self, headers: FixedHeaders) -> int:
-        """Open a stream by a request's headers; returns its number.
+        """Open a stream with a request's headers, and return its number.
 
         Raises:
-            ProtocolError: As by h2's ``send_headers``.
+            ProtocolError: As from h2's ``send_headers``.
         """
         stream_id = self.get_next_available_stream_id()
         if self.encoder.header_table.resized or len(headers.block) > self.max_outbound_frame_size:
@@ -149,18 +149,20 @@ class LeanH2Connection(H2Connection):
         process: Callable[[Event], object],
         turn: Turn,
     ) -> bytes:
-        """Take the common frames with which this begins; returns the rest, which is for :meth:`receive_data` or for later.
+        """Handle the common frames at the beginning of the data, and return the rest, which is for :meth:`receive_data` or
+        for later.
 
-        A frame that has not arrived in full is taken as far as it has, so that large ones are never put together.
+        The received part of an incomplete frame is handled at once, so large frames are never assembled.
 
         Args:
-            data: What has arrived.
-            taker: Gives for a stream's number what takes its data, with the number of its bytes; None to leave it to h2.
+            data: The received data.
+            taker: Returns, for a stream's number, a function that takes its data and their number of bytes; None: leave
+                it to h2.
             process: Called with each event of other frames than DATA, and with the end of a side.
-            turn: How many may be taken now; when none is left, the rest is for a later turn.
+            turn: The number of frames that may be handled now; the rest is for a later turn.
 
         Raises:
-            ProtocolError: The peer has broken the rules, of flow control too.
+            ProtocolError: The peer has violated the protocol, including flow control.
         """
         buffer = self.incoming_buffer
         if buffer._data or buffer._preamble_len or buffer._headers_buffer:
@@ -191,7 +193,7 @@ class LeanH2Connection(H2Connection):
                 continue
             if (
                 kind_and_flags > _END_STREAM
-                # An empty one that ends nothing is for nothing; whoever counts those has to see it.
+                # An empty frame that ends nothing has no purpose, and has to be counted.
                 or not (size or kind_and_flags)
                 or stream is None
                 or stream.state_machine.state not in _MAY_RECEIVE
@@ -216,25 +218,25 @@ class LeanH2Connection(H2Connection):
         return data[position:] if position else data
 
     def next_frame(self, data: bytes) -> int:
-        """How many of these bytes belong to the frame that h2's buffer waits for, or has begun."""
+        """Return the number of these bytes that belong to the frame that h2's buffer is waiting for, or has begun."""
         buffer = self.incoming_buffer
         if buffer._preamble_len:
             return int(buffer._preamble_len)
         waiting = buffer._data
         head = bytes(waiting[:_HEAD_SIZE])
         head += data[: _HEAD_SIZE - len(head)]
-        # As long as there is no more than a part of the frame's head, it is all of what has arrived.
+        # While only a part of the frame's head has arrived, all data belongs to it.
         return _HEAD_SIZE + int.from_bytes(head[:3], "big") - len(waiting) if len(head) == _HEAD_SIZE else len(data)
 
     @property
     def arriving(self) -> int:
-        """Bytes of the frame that has begun to arrive and is not whole, as its head says."""
+        """The size of the incomplete frame that is arriving, from its head."""
         waiting = self.incoming_buffer._data
         return int.from_bytes(waiting[:3], "big") if len(waiting) >= _HEAD_SIZE else 0
 
     @property
     def unfinished_headers(self) -> int:
-        """Bytes of a block of headers that is not whole, with those that its last frame is still to have."""
+        """The size of an incomplete block of headers, including the rest of its last frame."""
         buffer = self.incoming_buffer
         waiting = buffer._data
         kept = sum(len(frame.data) for frame in buffer._headers_buffer)
@@ -246,11 +248,11 @@ class LeanH2Connection(H2Connection):
         if take is not None:
             take(part, len(part))
         elif self.state_machine.state in _OPEN:
-            # Its stream has been reset meanwhile; the connection's window is still to be given back.
+            # Its stream has been reset meanwhile; the connection's window still has to be returned.
             self.acknowledge_received_data(len(part), self._stream_inside)
 
     def _receive_headers(self, stream_id: int, stream: H2Stream | None, block: bytes, last: bool) -> list[Event]:
-        """As h2's own, for headers in one piece; ``stream`` is theirs, None if they open one."""
+        """Do as h2 does, for headers in one piece; ``stream`` is None if they open one."""
         config = self.config
         try:
             if stream is None:
@@ -279,7 +281,7 @@ class LeanH2Connection(H2Connection):
 
 
 def _plain(stream: H2Stream, headers: Iterable[Any]) -> bool:
-    """Whether h2 looks at nothing in these headers: they tell no length, and are no interim answer's."""
+    """Return whether h2 checks nothing in these headers: they contain no length, and are not an interim answer's."""
     return stream.request_method != b"HEAD" and not any(
         name == b"content-length" or (name == b":status" and value.startswith(b"1")) for name, value in headers
     )

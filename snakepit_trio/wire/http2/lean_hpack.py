@@ -1,7 +1,7 @@
-"""HPACK for headers that are the same in each request and each answer: encoded once, and decoded once.
+"""HPACK for headers that are the same in every request and answer: encoded once, and decoded once.
 
-What is written here changes no table of HPACK's, on neither side. What is read may be anything; only a block that begins
-with what one of the last blocks was, and would mean the same again, is not decoded again.
+Encoding changes no HPACK table on either side. Received blocks may be anything; a block is not decoded again only if it
+begins with one of the last blocks and would mean the same again.
 
 https://www.rfc-editor.org/rfc/rfc7541
 """
@@ -16,23 +16,23 @@ from hpack.exceptions import OversizedHeaderListError
 
 __all__ = ["FixedHeaders", "RememberingDecoder", "literal"]
 
-#: Headers that the static table has whole.
+#: Headers that are complete in the static table.
 _STATIC = {
     (":status", "200"): b"\x88",
     (":method", "POST"): b"\x83",
     (":scheme", "http"): b"\x86",
     (":scheme", "https"): b"\x87",
 }
-#: Never to be put into a table, by whoever passes it on either (RFC 7541, 7.1.3).
+#: Never put into a table, by any intermediary either (RFC 7541, 7.1.3).
 _SECRET = frozenset({"authorization"})
-#: What a header counts for beside its text (RFC 9113, 6.5.2).
+#: The size of a header beside its text (RFC 9113, 6.5.2).
 _ENTRY = 32
-#: How many blocks of headers are remembered of one peer.
+#: The number of remembered blocks of one peer.
 _REMEMBERED = 4
 
 
 def literal(name: str, value: str) -> bytes:
-    """One header that goes into no table, in ASCII, its name in lower case."""
+    """Encode one header that goes into no table, in ASCII, with its name in lower case."""
     kind = b"\x10" if name in _SECRET else b"\0"
     return b"%b%b%b" % (kind, _text(name), _text(value))
 
@@ -52,7 +52,7 @@ def _text(text: str) -> bytes:
 
 
 class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can have none
-    """Headers that are always the same, with their block.
+    """Constant headers with their encoded block.
 
     Args:
         headers: Names and values in ASCII, names in lower case.
@@ -66,7 +66,7 @@ class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can 
         return made
 
     def and_one(self, name: str, value: str) -> FixedHeaders:
-        """These and one more."""
+        """Return these headers and one more."""
         made = tuple.__new__(FixedHeaders, (*self, (name, value)))
         made.block = self.block + literal(name, value)
         return made
@@ -75,19 +75,19 @@ class FixedHeaders(tuple[tuple[str, str], ...]):  # noqa: SLOT001 - a tuple can 
 class RememberingDecoder(Decoder):
     """HPACK's decoder, which remembers the last blocks that changed no table.
 
-    There are a few for each kind of message, and they come by turns: the headers and the trailers of an answer. A
-    ``grpc-timeout`` at the end of a block is not remembered with it: it is what differs between a client's requests.
+    There are a few blocks for each kind of message, and they alternate: the headers and the trailers of an answer. A
+    ``grpc-timeout`` at the end of a block is not remembered with it, because it differs between a client's requests.
     """
 
     def __init__(self, max_header_list_size: int) -> None:
         super().__init__(max_header_list_size)
-        # In the order in which they came, for one state of the table: a newer entry stands before it, and whatever goes
-        # makes it shorter.
+        # In the order of arrival, for one state of the table: a new entry of the table goes first, and a removal shortens
+        # it.
         self._blocks: dict[bytes, list[HeaderTuple]] = {}
         self._table: tuple[Any, int, int] = (None, 0, 0)
-        # The last block that stood before a time-out.
+        # The last block that came before a timeout.
         self._before = b""
-        # How many bytes of a block are from the beginning of its last literal on.
+        # The number of bytes of a block from the beginning of its last literal.
         self._tail = 0
 
     def decode(self, data: bytes, raw: bool = False) -> Iterable[HeaderTuple]:
@@ -104,7 +104,7 @@ class RememberingDecoder(Decoder):
         known = self._blocks.get(self._before)
         if known is not None and data.startswith(self._before):
             rest = data[len(self._before) :]
-            # A change of the table's size may stand at a block's beginning only.
+            # A change of the table's size is allowed only at a block's beginning.
             if rest[0] & 0xE0 != 0x20:
                 more = list(super().decode(rest, raw))
                 if _size(known) + _size(more) > self.max_header_list_size:

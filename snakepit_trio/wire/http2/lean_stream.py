@@ -1,4 +1,4 @@
-"""grpclib's streams without what only coroutines need of them: their events call back, or nobody waits for them."""
+"""grpclib's streams without the parts for coroutines: their events call back, or do nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["NOTHING", "LeanStream", "Notice", "Stream"]
 
 
 class _Nothing:
-    """Stands where grpclib keeps what a coroutine would wait for, or what it would read: nobody does."""
+    """Replaces an object of grpclib's for which a coroutine would wait, or from which it would read; no coroutine does."""
 
     def set(self) -> None:
         pass
@@ -27,15 +27,15 @@ NOTHING = _Nothing()
 
 
 class LeanStream(Stream):
-    """grpclib's stream for a :class:`~snakepit_trio.wire.http2.pipe.FramePipe`, without what only coroutines need.
+    """grpclib's stream for a :class:`~snakepit_trio.wire.http2.pipe.FramePipe`, without the parts for coroutines.
 
     Args:
         connection: Its connection.
         stream_id: Its number.
 
     Attributes:
-        reset_code: HTTP/2's error code with which the peer has reset it; None: it has not.
-        unprocessed: The peer has said that nothing was done for it (RFC 9113, 8.7).
+        reset_code: The HTTP/2 error code with which the peer has reset it, or None.
+        unprocessed: Whether the peer has said that it has not processed the stream (RFC 9113, 8.7).
     """
 
     reset_code: int | None = None
@@ -57,7 +57,7 @@ class LeanStream(Stream):
 
 
 class Notice:
-    """Stands where grpclib keeps an ``asyncio.Event``: setting it calls back instead of waking a coroutine."""
+    """Replaces an ``asyncio.Event`` of grpclib's: setting it calls back instead of waking a coroutine."""
 
     __slots__ = ("_callback",)
 

@@ -32,17 +32,18 @@ if TYPE_CHECKING:
 
 __all__ = ["FramePipe", "Ready", "Turn"]
 
-#: What we put in one DATA frame at most, in bytes: about what a socket takes at once, so that little is kept and copied.
+#: The largest sent DATA frame, in bytes: about the amount that a socket accepts at once, so that little is kept and
+#: copied.
 _CHUNK = 256 * 1024
 _PREFIX = 5
-#: Parts of a message that are shorter than this are put together as they come: each object costs more than it holds.
+#: Shorter parts of a message are joined as they arrive, because each object costs more than its content.
 _SMALL = 4096
 
 _log = logging.getLogger(__name__)
 
 
 class Ready(asyncio.Event):
-    """An event that also calls the pipes which wait for it."""
+    """An event that also calls the waiting pipes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,11 +56,11 @@ class Ready(asyncio.Event):
 
 
 class Turn:
-    """How much of what one connection has received may be taken before the event loop's other tasks have their turn.
+    """The amount of one connection's received data that may be handled before the event loop's other tasks run.
 
     Attributes:
-        left: So many frames and messages.
-        put_off: The pipes that have messages left for a later turn, in order.
+        left: The remaining number of frames and messages.
+        put_off: The pipes that have messages for a later turn, in order.
     """
 
     __slots__ = ("left", "put_off")
@@ -70,7 +71,7 @@ class Turn:
 
 
 class _Ended:
-    """Stands where grpclib keeps the wrapper that cancels a coroutine."""
+    """Replaces grpclib's wrapper that cancels a coroutine."""
 
     __slots__ = ("_callback",)
 
@@ -82,26 +83,26 @@ class _Ended:
 
 
 class FramePipe:
-    """Sends and receives whole messages on an HTTP/2 stream that has been opened already.
+    """Sends and receives whole messages on an open HTTP/2 stream.
 
-    Everything here happens in the event loop's own thread and never waits. Nothing is called back before :meth:`start`.
+    Everything happens in the event loop's thread and never waits. There are no callbacks before :meth:`start`.
 
     Args:
         stream: The stream, on a connection made by :class:`PipeProtocol`.
-        on_message: Called with each message in order. A ``ValueError`` from it ends the pipe. Any other exception, from it or
-            from what else is called here, is unexpected, and ends the connection.
-        on_close: Called exactly once, with the reason: ``""`` when the peer ended its side in good order. Not called
-            after :meth:`close`.
-        max_message: Longest message that is accepted, in bytes.
+        on_message: Called with each message in order. A ``ValueError`` from it ends the pipe. Any other exception, of
+            this or of another callback, is unexpected, and ends the connection.
+        on_close: Called exactly once, with the reason: ``""`` if the peer ended its side in order. Not called after
+            :meth:`close`.
+        max_message: The largest accepted message, in bytes.
         call_soon: Runs a callback at the end of this tick of the event loop.
-        on_end: Called when the peer has ended its side in good order; the pipe then goes on sending. Without it, that is
-            the end of the pipe.
-        on_room: Called whenever everything that was sent has left.
-        on_refuse: Called once, instead of ``on_close``, when what arrives breaks the rules, with ``"too_long"``,
-            ``"compressed"``, ``"cut_off"`` or ``"refused"``, and the reason; the pipe then takes nothing more, and can
-            still send. Without it, the stream is reset.
-        on_held: Called after whatever arrives, with how many bytes of a message that is not whole are kept; what it returns
-            is whether they may be. If not, the pipe is refused for being ``"too_much"``.
+        on_end: Called when the peer has ended its side in order; the pipe then continues to send. Without it, the pipe
+            ends.
+        on_room: Called whenever all sent data has left.
+        on_refuse: Called once, instead of ``on_close``, when received data violates the rules, with ``"too_long"``,
+            ``"compressed"``, ``"cut_off"`` or ``"refused"``, and the reason; the pipe then accepts nothing more, and
+            can still send. Without it, the stream is reset.
+        on_held: Called after each arrival with the bytes that are kept of an incomplete message; returns whether they
+            are allowed. If not, the pipe is refused with ``"too_much"``.
     """
 
     def __init__(
@@ -137,16 +138,16 @@ class FramePipe:
         self._closed = False
         self._held = False
         self._unacked = 0
-        #: A message was refused on this side.
+        #: Whether a message was refused on this side.
         self.refused: bool = False
         self._out: deque[bytes | memoryview] = deque()
-        #: Bytes that the peer's flow control or the socket holds back.
+        #: The bytes that the peer's flow control or the socket holds back.
         self.unsent: int = 0
         self._parts: list[bytes | bytearray] = []
         self._have = 0
-        # Of the message that is arriving in parts; None until its length is known.
+        # The size of the message that is arriving in parts; None until it is known.
         self._size: int | None = None
-        # What has arrived and is for a later turn, None when nothing is; and whether the peer's end came after it.
+        # Received data for a later turn, or None; and whether the peer's end came after it.
         self._later: bytes | None = None
         self._later_eof = False
         self._turn: Turn = self._connection.turn  # type: ignore[attr-defined]
@@ -158,7 +159,7 @@ class FramePipe:
         stream.wrapper = _Ended(self._lost)  # type: ignore[assignment]
 
     def start(self) -> FramePipe:
-        """Take over what arrives, beginning with what has arrived already: the callbacks may be called from here on."""
+        """Start receiving, beginning with data that has already arrived: callbacks may be called from here on."""
         early: Any = self._stream.buffer
         self._stream.buffer = self  # type: ignore[assignment]
         if early is NOTHING:
@@ -166,7 +167,7 @@ class FramePipe:
         while not early._unacked.empty():
             data, _, ack_size = early._unacked.get_nowait()
             if ack_size:
-                # No turn follows this one if nothing more arrives, so it is for all of it.
+                # No turn follows this one if nothing more arrives, so it handles everything.
                 self._turn.left = len(data)
                 self.add(data, ack_size)
         if early._eof:
@@ -180,7 +181,7 @@ class FramePipe:
     # ---- sending ---------------------------------------------------------------------------------
 
     def send(self, *pieces: bytes) -> None:
-        """Send one message, which may be given in pieces. It leaves at the end of this tick, or when the peer has room.
+        """Send one message, which may be in pieces. It leaves at the end of this tick, or when the peer has room.
 
         Does nothing once closed.
         """
@@ -193,20 +194,20 @@ class FramePipe:
         self._wake()
 
     def send_last(self, message: bytes) -> None:
-        """Send one message and end our side with it, in one piece where the peer has room."""
+        """Send one message and end this side, in one write if the peer has room."""
         if not self._closed:
             self._ending = True
             self.send(message)
 
     def end(self, trailers: Sequence[tuple[str, str]] | None = None) -> None:
-        """End our side of the stream, after what is still to be sent; a server ends it with trailers."""
+        """End this side of the stream after the unsent data; a server ends it with trailers."""
         if not self._closed and not self._ending:
             self._ending = True
             self._trailers = trailers
             self._wake()
 
     def close(self, code: ErrorCodes = ErrorCodes.CANCEL) -> None:
-        """Stop at once: reset the stream if it is open, drop what is unsent, call nobody back."""
+        """Stop at once: reset the stream if it is open, drop unsent data, and call nothing back."""
         if self._detach() and self._stream.closable:
             self._stream.reset_nowait(code)
 
@@ -220,9 +221,9 @@ class FramePipe:
                 raise
 
     def flush(self) -> None:
-        """Write what may be written now."""
+        """Write the data that may be written now."""
         self._flushing = False
-        # An end goes out behind the last of the data, whether the socket takes more or not: nothing but data is held back.
+        # An end is sent after the last data even if the socket accepts no more, because only data is held back.
         if self._closed or (self.unsent and not self._ready.is_set()):
             return
         h2, stream_id = self._h2, self._id
@@ -261,13 +262,14 @@ class FramePipe:
             if emptied and self._on_room is not None:
                 self._on_room()
         except ProtocolError as exc:
-            # The engine's state no longer lets this stream send: the peer has reset it, or the connection is over.
+            # The engine's state does not allow sending any more: the peer has reset the stream, or the connection has
+            # ended.
             self._lost(str(exc) or type(exc).__name__)
         except Exception as exc:
             self._fail(exc)
 
     def _take(self, size: int) -> bytes | memoryview:
-        """The next bytes that are to be sent, so many, which are not all."""
+        """Return the next bytes to send, which are not all."""
         out = self._out
         self.unsent -= size
         taken = []
@@ -282,11 +284,11 @@ class FramePipe:
         return taken[0] if len(taken) == 1 else b"".join(taken)
 
     def hold(self) -> None:
-        """Let the peer send no more than its window until :meth:`release`; other streams are not held back."""
+        """Let the peer send no more than its window until :meth:`release`; other streams are not affected."""
         self._held = True
 
     def release(self) -> None:
-        """Give the window back that was held."""
+        """Return the held window."""
         self._held = False
         size, self._unacked = self._unacked, 0
         if size and not self._closed:
@@ -299,7 +301,7 @@ class FramePipe:
     # ---- receiving: the interface of grpclib.protocol.Buffer ---------------------------------------
 
     def add(self, data: bytes, ack_size: int) -> None:
-        """Take what arrived. ``ack_size`` is what it cost of the flow-control window, given back at once."""
+        """Handle received data. ``ack_size`` is its cost of the flow-control window, which is returned at once."""
         try:
             if ack_size and self._held:
                 self._h2.increment_flow_control_window(ack_size)
@@ -315,7 +317,7 @@ class FramePipe:
             self._later += data
 
     def _cut(self, data: bytes) -> None:
-        """Hand over the messages that these bytes end, as many as the turn has left; keep the rest."""
+        """Deliver the messages that these bytes complete, as many as the turn allows; keep the rest."""
         if self._closed or self.refused:
             return
         if self._parts:
@@ -355,7 +357,7 @@ class FramePipe:
             position += _PREFIX
             left -= _PREFIX + size
             if left < 0:
-                # It is put together when all of it is there, so its parts are kept without what stands before them.
+                # It is joined when it is complete, so its parts are kept without the preceding data.
                 self._size = size
                 left += size
                 break
@@ -370,7 +372,7 @@ class FramePipe:
             self._hold_on(kept + left)
 
     def _keep(self, part: bytes) -> None:
-        """Keep a part of a message that is not whole yet."""
+        """Keep a part of an incomplete message."""
         last = self._parts[-1]
         if len(part) >= _SMALL:
             self._parts.append(part)
@@ -380,7 +382,7 @@ class FramePipe:
             self._parts.append(bytearray(part))
 
     def go_on(self) -> None:
-        """Hand over what was put off, as far as this turn allows."""
+        """Deliver the data that was put off, as far as this turn allows."""
         data, self._later = self._later, None
         if data is not None:
             self._cut(data)
@@ -389,7 +391,7 @@ class FramePipe:
             self.eof()
 
     def _deliver(self, message: bytes) -> bool:
-        """Hand a message over; whether more may come."""
+        """Deliver a message, and return whether more may come."""
         try:
             self._on_message(message)
         except ValueError as exc:
@@ -405,7 +407,7 @@ class FramePipe:
             self._refuse("too_much", "too many bytes of requests are waiting to be whole")
 
     def eof(self) -> None:
-        """The peer has ended its side."""
+        """Handle the peer's end of its side."""
         if self._later is not None:
             self._later_eof = True
             return
@@ -423,7 +425,7 @@ class FramePipe:
             self._lost("")
 
     def unacked_size(self) -> int:
-        """Bytes taken but not given back to the flow-control window: none, ever."""
+        """The received bytes not returned to the flow-control window: always none."""
         return 0
 
     def _refuse(self, kind: str, reason: str) -> None:
@@ -444,7 +446,7 @@ class FramePipe:
             try:
                 self._on_close(reason)
             except Exception as exc:
-                # The others on this connection have yet to hear of its end.
+                # The other streams of this connection still have to be informed of its end.
                 self._fail(exc)
 
     def _detach(self) -> bool:

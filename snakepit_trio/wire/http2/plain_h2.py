@@ -1,4 +1,4 @@
-"""h2's connection as it is, for a release of h2 or hpack that lacks the inner names which :mod:`.lean_h2` uses.
+"""h2's connection without a direct path, for releases of h2 or hpack that lack the private names of :mod:`.lean_h2`.
 
 It has the same interface, and takes several times as long for a small message.
 """
@@ -22,22 +22,22 @@ _HEADERS, _CONTINUATION, _END_HEADERS = 1, 9, 4
 
 
 class PlainH2Connection(H2Connection):
-    """h2's connection, which is given one frame at a time."""
+    """h2's connection, which receives one frame at a time."""
 
     def __init__(self, config: H2Configuration) -> None:
         super().__init__(config)
-        # Bytes that are to come of the client's preamble, or of a frame; and what has come of a frame's head.
+        # The missing bytes of the client's preamble, or of a frame; and the received part of a frame's head.
         self._to_come = 0 if config.client_side else _PREAMBLE
         self._head = b""
         self._size = 0
-        # Bytes of the frames of a block of headers that is not whole.
+        # The bytes of an incomplete block of headers.
         self._headers_kept = 0
 
     def open_stream(self, headers: FixedHeaders) -> int:
-        """Open a stream by a request's headers; returns its number.
+        """Open a stream with a request's headers, and return its number.
 
         Raises:
-            ProtocolError: As by h2's ``send_headers``.
+            ProtocolError: As from h2's ``send_headers``.
         """
         stream_id = self.get_next_available_stream_id()
         self.send_headers(stream_id, headers)
@@ -50,11 +50,11 @@ class PlainH2Connection(H2Connection):
         process: Callable[[Event], object],
         turn: Turn,
     ) -> bytes:
-        """Take nothing: all of it is for :meth:`receive_data`."""
+        """Handle nothing: all data is for :meth:`receive_data`."""
         return data
 
     def next_frame(self, data: bytes) -> int:
-        """How many of these bytes belong to the frame that is arriving, or has begun: :meth:`receive_data` gets them next."""
+        """Return the number of these bytes that belong to the frame that is arriving; :meth:`receive_data` gets them next."""
         if self._to_come:
             size = min(self._to_come, len(data))
             self._to_come -= size
@@ -74,10 +74,10 @@ class PlainH2Connection(H2Connection):
 
     @property
     def arriving(self) -> int:
-        """Bytes of the frame that has begun to arrive and is not whole, as its head says."""
+        """The size of the incomplete frame that is arriving, from its head."""
         return self._size if self._to_come else 0
 
     @property
     def unfinished_headers(self) -> int:
-        """Bytes of a block of headers that is not whole, with those that its last frame is still to have."""
+        """The size of an incomplete block of headers, including the rest of its last frame."""
         return self._headers_kept

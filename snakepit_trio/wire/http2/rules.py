@@ -1,4 +1,4 @@
-"""HTTP/2's error codes, exceptions and events, and its rules for headers, for the rooms outside of this one."""
+"""HTTP/2's error codes, exceptions and events, and its rules for headers, for other rooms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["ErrorCodes", "H2Error", "events", "find_flaw"]
 
 
 def find_flaw(headers: Iterable[tuple[bytes, bytes]], *, trailers: bool = False) -> str:
-    """What HTTP/2 forbids in the headers of a request, or in its trailers (RFC 9113, 8.2 and 8.3); empty: nothing."""
+    """Return what HTTP/2 forbids in a request's headers, or in its trailers (RFC 9113, 8.2 and 8.3); empty for valid ones."""
     try:
         for _ in validate_headers(headers, HeaderValidationFlags(False, trailers, False, False)):
             pass

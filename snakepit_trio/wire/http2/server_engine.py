@@ -1,4 +1,4 @@
-"""The protocol engine for the server's side of a connection whose client is not trusted: limits, and accounts of what arrives."""
+"""The protocol engine for a server whose client is not trusted: limits, and the cost of received frames."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ if TYPE_CHECKING:
 
 __all__ = ["ConnectionHandler", "ServerLimits", "ServerProtocol"]
 
-#: What a client may have in flight before we take it, in bytes: in one stream, and in all.
+#: The bytes that a client may have in flight, in one stream and in all.
 _STREAM_WINDOW = 1024 * 1024
 _WINDOW = 4 * 1024 * 1024
 _MAX_FRAME = 256 * 1024
 
 
 class ServerLimits(Protocol):
-    """What one connection may do."""
+    """The limits of one connection."""
 
     @property
     def max_streams(self) -> int:
-        """Requests at once."""
+        """The largest number of simultaneous requests."""
 
     @property
     def max_header_size(self) -> int:
-        """Bytes of one request's headers."""
+        """The largest size of one request's headers, in bytes."""
 
 
 class ConnectionHandler(AbstractHandler):
-    """What the engine tells of, on the server's side."""
+    """The engine's callbacks on the server's side."""
 
     limits: ServerLimits
 
     def charge(self, cost: float) -> None:
-        """Something came that costs the client some of its budget."""
+        """Deduct the cost of a frame from the client's budget."""
         raise NotImplementedError
 
     def check_trailers(self, headers: list[tuple[bytes, bytes]]) -> None:
-        """A client has ended a request with trailers."""
+        """Check the trailers with which a client has ended a request."""
         raise NotImplementedError
 
     def expel(self, reason: str) -> None:
-        """The client does what no honest one does."""
+        """Close the connection because of behaviour that no honest client shows."""
         raise NotImplementedError
 
     def fail(self, exc: Exception) -> None:
-        """End the connection by an exception that nobody expected."""
+        """End the connection because of an unexpected exception."""
         raise NotImplementedError
 
 
 class _Processor(Processor):
-    """grpclib's processor, which also keeps accounts of what arrives."""
+    """grpclib's processor, which also charges for received frames."""
 
     def __init__(self, handler: ConnectionHandler, connection: Any, costs: Mapping[type, float], empty: float) -> None:
         super().__init__(handler, connection)
@@ -94,9 +94,9 @@ class ServerProtocol(PipeProtocol):
     """The engine with this connection's limits.
 
     Args:
-        owner: Hears of what arrives.
-        costs: What each kind of event costs the client.
-        empty_data: What a DATA frame costs that has nothing in it and ends nothing.
+        owner: Handles the engine's callbacks.
+        costs: The cost of each kind of event.
+        empty_data: The cost of an empty DATA frame that ends nothing.
     """
 
     max_frame = _MAX_FRAME
@@ -104,15 +104,16 @@ class ServerProtocol(PipeProtocol):
     def __init__(self, owner: ConnectionHandler, costs: Mapping[type, float], *, empty_data: float) -> None:
         super().__init__(
             owner,
-            # With its defaults for servers grpclib asks for an asyncio loop, for a keepalive of its own.
+            # With its defaults for servers grpclib needs an asyncio loop, for its own keepalive.
             Configuration(
                 http2_connection_window_size=_WINDOW, http2_stream_window_size=_STREAM_WINDOW
             ).__for_client__(),
             H2Configuration(
                 client_side=False,
-                # Bytes: what a client puts into its headers need not be text.
+                # Bytes, because a client's headers need not be text.
                 header_encoding=None,
-                # By ourselves, and once for headers that are the same in each request: it costs as much as reading them.
+                # Validated here, and only once for headers that are the same in each request, because it costs as much as
+                # decoding them.
                 validate_inbound_headers=False,
                 validate_outbound_headers=False,
                 normalize_outbound_headers=False,
@@ -139,33 +140,34 @@ class ServerProtocol(PipeProtocol):
         super().proceed()
         owner = self._owner
         h2 = cast("LeanH2Connection", self.connection._connection)
-        # A block of headers is kept until it is whole: neither one frame of it nor all of them may be too long.
+        # A block of headers is kept until it is complete: neither one frame of it nor all of them may be too long.
         if h2.unfinished_headers > 2 * owner.limits.max_header_size:
             owner.expel("headers are too long")
 
     @property
     def peers_header_limit(self) -> int | None:
-        """Bytes of headers that the client takes; None: it has not said."""
+        """The bytes of headers that the client accepts; None if it has not said."""
         found: int | None = self.connection._connection.remote_settings.max_header_list_size
         return found
 
     def send_headers(
         self, stream: Stream, headers: Sequence[tuple[str, str]], *, end: bool = False, flush: bool = True
     ) -> None:
-        """Send headers, or an answer that is nothing but its trailers; without ``flush``, when more is sent. Nothing is sent
-        on a stream that is over."""
+        """Send headers, or an answer of trailers alone; without ``flush``, they are written with the next data. Does
+        nothing on an ended stream.
+        """
         connection = self.connection
         if connection.is_closing() or stream.id not in connection._connection.streams:
             return
         try:
             connection._connection.send_headers(stream.id, headers, end_stream=end)
         except H2Error:
-            return  # The stream is over.
+            return  # The stream has ended.
         if flush:
             connection.flush()
 
     def say_goodbye(self, code: ErrorCodes, reason: str) -> None:
-        """Tell the client that the connection ends, and why, as far as it still listens."""
+        """Send the client the end of the connection and its reason, as far as it still reads."""
         connection = self.connection
         if not connection.is_closing():
             try:
@@ -175,7 +177,7 @@ class ServerProtocol(PipeProtocol):
                 pass
 
     def ping(self) -> None:
-        """Ask the client for a sign of life."""
+        """Send the client a ping."""
         connection = self.connection
         if not connection.is_closing():
             connection._connection.ping(b"snakepit")
