@@ -44,7 +44,7 @@ def json_bytes(value: Any, *, not_finite: Callable[[float], Any] = str) -> bytes
     if b"null" not in data:
         return data
     # Otherwise nan would become null.
-    return encoded(_finite(msgspec.to_builtins(value, str_keys=True, enc_hook=to_plain), not_finite), to_plain)
+    return encoded(_finite(msgspec.to_builtins(value, enc_hook=to_plain), not_finite), to_plain)
 
 
 def encoded(value: Any, hook: Callable[[Any], Any]) -> bytes:
@@ -56,14 +56,14 @@ def encoded(value: Any, hook: Callable[[Any], Any]) -> bytes:
     try:
         return msgspec.json.encode(value, enc_hook=hook)
     except UnicodeEncodeError:
-        return msgspec.json.encode(_escaped(msgspec.to_builtins(value, str_keys=True, enc_hook=hook)))
+        return msgspec.json.encode(_escaped(msgspec.to_builtins(value, enc_hook=hook)), enc_hook=hook)
 
 
 def _escaped(value: Any) -> Any:
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     if isinstance(value, dict):
-        return {_escaped(key): _escaped(item) for key, item in value.items()}
+        return {_escaped(key) if isinstance(key, str) else key: _escaped(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_escaped(item) for item in value]
     return value

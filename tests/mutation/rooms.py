@@ -16,7 +16,7 @@ ROOMS: dict[str, tuple[str, ...]] = {
     ),
     "client/": ("unit/test_sent_again.py", "unit/test_small_modules.py", "unit/test_remote_chunks.py", "property/test_tool_messages.py", "integration/test_connect.py"),
     "config/": ("unit/test_bridge_parts.py", "unit/test_options.py", "unit/test_config.py", "unit/test_timeouts.py", "unit/test_surface.py", "integration/test_default_timeout.py"),
-    "control/": ("unit/test_operations.py",
+    "control/": ("unit/test_operations.py", "unit/test_control_connections.py",
         "unit/test_figures.py", "unit/test_control_client.py", "unit/test_control_protocol.py", "integration/test_control.py",
     ),
     "launch/": ("unit/test_process_parts.py", "unit/test_small_modules.py", "unit/test_bridge_parts.py",

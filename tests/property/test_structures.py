@@ -457,3 +457,19 @@ class Drawn:
 
     def draw(self, strategy: Any) -> Any:
         return self.rng.choice(list(strategy.elements))
+
+
+def test_a_queue_that_is_filled_again_keeps_the_places_and_the_ages() -> None:
+    queue: RequestQueue[Entry] = RequestQueue(aging=10.0)
+    old, young, urgent = Entry(0), Entry(1), Entry(2, priority=1)
+    for entry, now in ((old, 5.0), (young, 12.0), (urgent, 14.0)):
+        queue.push(entry, now)
+    gone = Entry(3)
+    queue.push(gone, 14.0)
+    queue.refill([urgent, young, old])
+    assert queue.live == 3 and queue.oldest_arrival() == 5.0
+    # Of a priority more, but younger by less than a class of age than the oldest is old: nine seconds are not ten.
+    assert [queue.pop(20.0) for _ in range(4)] == [urgent, old, young, None]
+    stranger = Entry(4)
+    queue.refill([stranger])
+    assert queue.oldest_arrival() == -math.inf

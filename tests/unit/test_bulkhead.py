@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,8 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import pytest
+import trio
+import trio.testing
 
 import snakepit_trio as sp
 from snakepit_trio import _interrupts
@@ -252,3 +255,27 @@ async def test_an_interrupt_that_struck_a_task_of_the_library_is_not_stopped(
             errors.start(nursery, broken)
     assert caught.group_contains(KeyboardInterrupt)
     assert not internal_errors
+
+
+@pytest.mark.parametrize("lasts", [0.0, 29.5, 30.5])
+def test_a_service_that_keeps_failing_pauses_longer_each_time_up_to_half_a_minute(
+    lasts: float, internal_errors: list[BaseException]
+) -> None:
+    errors = InternalErrors()
+    began: list[float] = []
+
+    async def service() -> None:
+        began.append(anyio.current_time())
+        if len(began) < 14:
+            await anyio.sleep(lasts)
+            raise KeyError("odd")
+
+    async def main() -> None:
+        async with anyio.create_task_group() as nursery:
+            errors.keep(nursery, service)
+
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
+    pauses = [after - before - lasts for before, after in itertools.pairwise(began)]
+    # One that went on for longer than the longest pause has recovered.
+    doubled = [0.1 * 2**number for number in range(9)] + [30.0] * 4
+    assert pauses == pytest.approx([0.1] * 13 if lasts > 30 else doubled)

@@ -429,3 +429,11 @@ def test_a_key_that_is_not_known_is_named_with_its_place(tmp_path: Path) -> None
         with pytest.raises(sp.ConfigError) as refused:
             sp.RuntimeConfig.load(path, environ={})
         assert refused.value.details["key"] == key and f": {key}: expected a key of " in str(refused.value)
+
+
+@pytest.mark.parametrize("pools", [5, "x", ["x"], [None], [{"size": 1}]])
+def test_pools_are_pools(pools: Any) -> None:
+    for given in (pools, [sp.PoolConfig(adapter="a:b"), *pools] if isinstance(pools, list) else pools):
+        with pytest.raises(sp.ConfigError) as caught:
+            sp.RuntimeConfig(pools=given)
+        assert caught.value.details["key"] == "pools" and "PoolConfig" in str(caught.value)

@@ -163,3 +163,21 @@ async def test_scripted_workers_have_nothing_of_a_real_run(caplog: pytest.LogCap
                 nursery.cancel_scope.cancel()
         assert not workers.alive
     assert not caplog.records
+
+
+@pytest.mark.anyio
+async def test_lines_that_come_together_or_in_pieces() -> None:
+    reading, writing = os.pipe()
+    try:
+        lines = mcp_stdio.Lines(reading)
+        for piece, found in ((b"a\nb\nc\nd", ["a", "b", "c"]), (b"\n", ["d"]), (b"\n\nrest", ["", ""])):
+            os.write(writing, piece)
+            with anyio.fail_after(10):
+                assert [await anext(lines) for _ in found] == found
+        os.close(writing)
+        writing = -1
+        assert [line async for line in lines] == ["rest"]
+    finally:
+        os.close(reading)
+        if writing >= 0:
+            os.close(writing)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import pytest
 
@@ -64,3 +66,36 @@ async def test_what_a_function_raises_breaks_no_event_loop(kind: str) -> None:
         assert raised.exc is made
     with anyio.move_on_after(0), Raised():
         await anyio.sleep(1)
+
+
+def test_frames_of_hidden_modules_are_left_out_above_all_others_only() -> None:
+    def module(name: str, body: str) -> dict[str, Any]:
+        space: dict[str, Any] = {"__name__": name}
+        exec(compile(body, f"<{name}>", "exec"), space)
+        return space
+
+    runner = module("runner.inner", "def call(f): f()")["call"]
+    tool = module("tool", "def call(f): f()")["call"]
+
+    def fail() -> None:
+        raise ValueError("here")
+
+    with pytest.raises(ValueError, match="here") as raised:
+        runner(lambda: tool(lambda: runner(fail)))
+    hidden = ("runner.", __name__)
+    told = traceback_of(raised.value, hidden=hidden)
+    # The first call of the runner stood above the tool; the second is the tool's own.
+    assert [line.split('"')[1] for line in told.splitlines() if line.startswith("  File")] == [
+        "<tool>", __file__, "<runner.inner>", __file__,
+    ]  # fmt: skip
+    # Where all are hidden, all are shown; where nothing is to be hidden, too.
+    everything = traceback_of(raised.value)
+    assert (
+        traceback_of(raised.value, hidden=(*hidden, "tool")) == everything and everything.count("<runner.inner>") == 2
+    )
+    # What has no frame of its own says where it was by its message.
+    with pytest.raises(SyntaxError) as odd:
+        runner(lambda: compile("(", "<odd>", "exec"))
+    assert "runner.inner" not in traceback_of(odd.value, hidden=hidden) and "<odd>" in traceback_of(
+        odd.value, hidden=hidden
+    )

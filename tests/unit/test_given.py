@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -11,7 +12,7 @@ from typer.testing import CliRunner
 
 from snakepit_trio import script
 from snakepit_trio._bulkhead import InternalErrors
-from snakepit_trio.cli import build
+from snakepit_trio.cli import build, serve
 from snakepit_trio.config import BridgeConfig
 from snakepit_trio.pool.calls import affinity
 from snakepit_trio.tools.registry import ToolRegistry
@@ -56,3 +57,23 @@ def test_what_serve_takes_from_its_file_and_its_options(
         "/t",
     )
     assert bridge.idle_timeout == (BridgeConfig().idle_timeout if idle is None else idle)
+
+
+@pytest.mark.parametrize(("token", "token_file", "made"), [(None, None, True), ("t", None, False), (None, "/t", False)])
+def test_the_token_of_a_bridge_is_in_a_file_while_it_serves(
+    token: str | None, token_file: str | None, made: bool, tmp_path: Path
+) -> None:
+    runtime = cast("Any", SimpleNamespace(
+        config=SimpleNamespace(bridge=SimpleNamespace(token=token, token_file=token_file), state_dir=str(tmp_path / "s")),
+        bridge=SimpleNamespace(token="secret"), run_id="r",
+    ))  # fmt: skip
+    for taken_away in (False, True):
+        with serve._token_place(runtime) as place:
+            if not made:
+                assert place == token_file
+                continue
+            file = Path(place or "")
+            assert file.read_text() == "secret\n" and file.stat().st_mode & 0o777 == 0o600
+            if taken_away:
+                file.unlink()
+        assert not list(tmp_path.glob("s/*"))

@@ -204,3 +204,18 @@ async def test_who_is_refused_and_leaves_at_once_gives_no_thread_on(monkeypatch:
         await threads._wait(runs[1])
     assert runs[1].refused.details == {"tool": "tool", "threads": 1}
     assert threads._holders == {runs[0]} and list(threads._waiting) == [runs[2]] and not other.is_set()
+
+
+async def test_one_result_may_be_larger_than_half_of_what_there_is() -> None:
+    async def give(data: bytes) -> bytes:
+        return bytes(600)
+
+    async with served({"give": give}) as (worker, server, _):
+        for id, unread in ((1, 0), (2, 1)):
+            worker.unread = unread
+            server.begin(call(id, "give"), Request())
+            with anyio.fail_after(10):
+                while id not in worker.replies:
+                    await anyio.lowlevel.checkpoint()
+        errors = {id: None if reply.error is None else reply.error.code for id, reply in worker.replies.items()}
+        assert errors == {1: None, 2: "quota_exceeded"}

@@ -10,7 +10,7 @@ import pytest
 import snakepit_trio as sp
 from snakepit_trio.cli.common import to_json
 from snakepit_trio.control import protocol
-from snakepit_trio.observe.printable import one_line
+from snakepit_trio.observe.printable import json_bytes, one_line
 
 NOWHERE = {"a": [1.5, math.nan, None], "b": (-math.inf,), 3: {math.inf}}
 
@@ -47,3 +47,11 @@ def test_text_that_is_no_utf8_is_escaped() -> None:
     assert json.loads(protocol.success(1, value))["result"] == expected
     assert json.loads(protocol.failure(1, "code", name))["error"]["message"] == "/srv/\\udcff"
     assert json.loads(protocol.event_line(1, value, 0))["event"] == expected
+
+
+@pytest.mark.parametrize("key", [None, True, (1, 2), 5, 2.5])
+def test_keys_of_any_kind_beside_values_of_any_kind(key: object) -> None:
+    name = str(key)
+    assert json.loads(json_bytes({key: 1})) == {name: 1}
+    assert json.loads(json_bytes({key: [math.nan, None]})) == {name: ["nan", None]}
+    assert json.loads(json_bytes({key: "\udcff"})) == {name: "\\udcff"}

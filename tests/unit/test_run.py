@@ -15,6 +15,7 @@ import pytest
 
 from snakepit_trio.errors import ConfigError
 from snakepit_trio.supervision import run as run_module
+from snakepit_trio.supervision import run_directory
 from snakepit_trio.supervision.process_registry import Registry
 from snakepit_trio.supervision.run import Run, open_run
 from snakepit_trio.supervision.runs import list_runs
@@ -326,3 +327,42 @@ def test_opening_a_registry_that_is_refused_leaves_nothing_open(state: Path) -> 
         Registry(state)
     assert os.listdir("/proc/self/fd") == before
     assert not (state / "elsewhere").exists()
+
+
+def test_the_longest_place_for_sockets_is_taken_and_one_longer_is_the_last_resort(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix = "snakepit-x-"
+    short = tmp_path / "t"
+    fits = tmp_path / ("f" * (80 - len(prefix) - len(str(tmp_path)) - 1))
+    longer = tmp_path / ("l" * (81 - len(prefix) - len(str(tmp_path)) - 1))
+    assert len(str(fits)) + len(prefix) == 80
+    for place in (short, fits, longer):
+        place.mkdir()
+    for places, chosen in (
+        ((fits, short), fits),
+        ((longer, short), short),
+        ((longer,), longer),
+        ((longer, fits), fits),
+    ):
+        monkeypatch.setattr(run_directory, "_places", lambda places=places: map(str, places))
+        made = run_directory._make(prefix)
+        assert made.parent == chosen
+        made.rmdir()
+
+
+def test_a_host_without_standard_input_gives_its_lock_back_too(state: Path) -> None:
+    kept = os.dup(0)
+    try:
+        with open_run(str(state)) as run:
+            assert run._records is not None
+            # As where it was the lowest number that was free.
+            lock, run._records._lock = run._records._lock, os.dup2(run._records._lock, 0)
+            os.close(lock)
+            assert len(list_runs(state)) == 1
+        assert list_runs(state) == [] and run._records._lock == -1
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(0)
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)

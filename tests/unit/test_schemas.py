@@ -199,3 +199,17 @@ def test_long_lists_of_choices_are_left_to_the_worker() -> None:
         check = compile_check("tool", json.dumps({"properties": {"a": part, "b": {"type": "integer"}}}))
         assert check is not None
         check({"a": "x", "b": 1})
+
+
+@pytest.mark.parametrize("count", [1, 20, 21, 300])
+def test_of_many_choices_an_error_names_twenty_and_of_a_long_one_the_beginning(count: int) -> None:
+    allowed = [f"a{number}" for number in range(count)]
+    check = compile_check("tool", json.dumps({"properties": {"a": {"enum": allowed}}}))
+    assert check is not None
+    for sent in ("b" * 58, "b" * 59):
+        with pytest.raises(sp.InvalidParameter) as caught:
+            check({"a": sent})
+        _, _, told = str(caught.value).partition("expected one of ")
+        named, _, got = told.partition(", got ")
+        assert named.split(", ") == [json.dumps(name) for name in allowed[:20]] + ["..."] * (count > 20)
+        assert got == (f'"{sent}"' if len(sent) == 58 else f'"{"b" * 59}...')

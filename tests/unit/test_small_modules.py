@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
@@ -9,6 +10,7 @@ import socket
 import tempfile
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
@@ -20,6 +22,7 @@ from snakepit_trio import _unix_door
 from snakepit_trio._timeouts import check_timeout
 from snakepit_trio._unix_door import UnixDoor
 from snakepit_trio._user_code import Raised, run_in_thread
+from snakepit_trio.client import channel
 from snakepit_trio.client.host_tools import _Server
 from snakepit_trio.client.values import pack, unpack
 from snakepit_trio.launch.base import ExitStatus
@@ -293,3 +296,32 @@ def test_how_subprocess_tells_an_end() -> None:
     ]  # fmt: skip
     # Until this process has reaped it, its id is nobody else's.
     assert PopenReaper(cast("Any", None)).alive()
+
+
+@pytest.mark.anyio
+async def test_how_long_a_client_waits_that_was_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lost connection is made anew at once, but once; then it waits for room, a little longer each time, until it is enough."""
+    now, waited = [100.0], list[float]()
+    monkeypatch.setattr(anyio, "current_time", lambda: now[0])
+
+    def move_on_after(seconds: float) -> Any:
+        waited.append(seconds)
+        now[0] += seconds
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(anyio, "move_on_after", move_on_after)
+
+    async def freed() -> None:
+        return
+
+    link = SimpleNamespace(connect_timeout=2.0, wait_freed=freed)
+    refused, begun = SimpleNamespace(unprocessed=True), SimpleNamespace(unprocessed=False)
+    lost, there = SimpleNamespace(lost=True), SimpleNamespace(lost=False)
+    patience = cast("Any", channel._Patience(cast("Any", link)))
+    assert not await patience.again(begun, lost) and not waited
+    assert await patience.again(refused, lost) and not waited and not patience.waiting
+    while await patience.again(refused, lost):
+        assert patience.waiting
+    assert waited == pytest.approx([0.05, 0.1, 0.2, 0.4, 0.8, 0.45]) and now[0] == 102.0
+    patience = cast("Any", channel._Patience(cast("Any", link)))
+    assert await patience.again(refused, there) and patience.waiting and waited[-1] == 0.05

@@ -134,3 +134,12 @@ def test_what_a_call_waits_for_goes_before_a_worker_is_kept_for_a_suspect() -> N
     desk.reply(needed)
     desk.reply(outer)
     assert suspect.seats is left
+
+
+@pytest.mark.parametrize(("running", "blocked", "waits"), [(0, 0, False), (1, 0, False), (1, 1, True), (2, 1, True)])
+def test_whether_a_worker_becomes_empty_only_after_one_of_these(running: int, blocked: int, waits: bool) -> None:
+    seats = Seats(Port(), 2)
+    requests = [make_request(number) for number in range(3)]
+    seats.running = dict(enumerate(requests[:running]))
+    # One that runs elsewhere is none of its.
+    assert seats.empties_after({requests[2], *requests[:blocked]}) is waits

@@ -5,17 +5,21 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any, cast
 
+import grpclib
 import pytest
 from hpack import Decoder
 
 from snakepit_trio._bulkhead import InternalErrors
+from snakepit_trio.errors import GRPC_STATUS
 from snakepit_trio.wire.codec import codec
 from snakepit_trio.wire.codec.wrapping import Wrapper
+from snakepit_trio.wire.failures import status_of
 from snakepit_trio.wire.fields import MOST_FIELDS, read_fields, read_varint
-from snakepit_trio.wire.frames import FrameError
+from snakepit_trio.wire.frames import ErrorInfo, FrameError
 from snakepit_trio.wire.http2 import client_engine
 from snakepit_trio.wire.http2.client_engine import client_protocol
 from snakepit_trio.wire.http2.lean_hpack import FixedHeaders, literal
+from snakepit_trio.wire.http2.lean_stream import NOTHING
 
 
 def varint(value: int) -> bytes:
@@ -183,3 +187,23 @@ def test_the_short_way_is_for_plain_and_small_values(value: Any, short: bool) ->
         assert codec.decode(found) == value
         size = len(found.data)
         assert codec._quick(value, size, 10) == found and codec._quick(value, size - 1, 10) is None
+
+
+# ---- failures ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", sorted(GRPC_STATUS))
+def test_a_status_that_invites_to_send_again_is_never_a_tools(code: str) -> None:
+    """What a tool raised keeps the statuses that speak of what was asked for; all others would say what became of the RPC."""
+    number = GRPC_STATUS[code]
+    about_the_request = number in {grpclib.Status[name].value for name in (
+        "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "UNIMPLEMENTED",
+    )}  # fmt: skip
+    assert status_of(ErrorInfo(code)) == number
+    expected = number if about_the_request else grpclib.Status.UNKNOWN.value
+    assert status_of(ErrorInfo(code, remote_types=["x.Y"])) == expected
+
+
+def test_what_nobody_reads_has_nothing_unread() -> None:
+    NOTHING.set()
+    assert NOTHING.unacked_size() == 0  # Else the other side would get room for bytes that it never sent.
