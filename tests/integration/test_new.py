@@ -32,7 +32,9 @@ def test_it_runs_as_generated(tmp_path: Path) -> None:
     assert (call.returncode, json.loads(call.stdout)) == (0, "Hello, you!")
     installed = any(point.value == "snakepit_trio.testing.plugin" for point in entry_points(group="pytest11"))
     plugin = [] if installed else ["-p", "snakepit_trio.testing.plugin"]
-    tests = run(place, "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers", "-W", "error", "-p", "no:asyncio", *plugin)
+    tests = run(
+        place, "pytest", "-q", "-p", "no:cacheprovider", "--strict-markers", "-W", "error", "-p", "no:asyncio", *plugin
+    )
     assert tests.returncode == 0, tests.stdout
     assert "8 passed" in tests.stdout
     again = run(tmp_path, "snakepit_trio", "new", "my_tools")
