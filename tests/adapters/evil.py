@@ -162,4 +162,4 @@ def chunks_beyond_credit(context: sp.ToolContext, size: int, count: int) -> Iter
 @sp.tool
 def send_messages(data: bytes, count: int) -> None:
     """Send the host one message so many times, as fast as it takes them."""
-    _send_frames(itertools.repeat(data, count))
+    _send_frames(itertools.repeat(data, count), 50)
