@@ -61,7 +61,7 @@ class Assignment:
             seats = placement.seat()
         else:
             if binding.lost:
-                raise worker_lost(request)
+                raise worker_lost(request, None if binding.seats is None else binding.seats.end)
             tied = binding.seats
             if tied is not None and tied.open and tied.load < tied.capacity and tied.admits(request):
                 seats = tied
