@@ -330,12 +330,15 @@ def test_opening_a_registry_that_is_refused_leaves_nothing_open(state: Path) -> 
 
 
 def test_the_longest_place_for_sockets_is_taken_and_one_longer_is_the_last_resort(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = "snakepit-x-"
-    short = tmp_path / "t"
-    fits = tmp_path / ("f" * (80 - len(prefix) - len(str(tmp_path)) - 1))
-    longer = tmp_path / ("l" * (81 - len(prefix) - len(str(tmp_path)) - 1))
+    # pytest's own directory may be too long already.
+    base = Path(tempfile.mkdtemp(dir="/tmp"))
+    request.addfinalizer(lambda: shutil.rmtree(base))
+    short = base / "t"
+    fits = base / ("f" * (80 - len(prefix) - len(str(base)) - 1))
+    longer = base / ("l" * (81 - len(prefix) - len(str(base)) - 1))
     assert len(str(fits)) + len(prefix) == 80
     for place in (short, fits, longer):
         place.mkdir()
