@@ -62,7 +62,7 @@ def tests(session: nox.Session) -> None:
 @nox.session(reuse_venv=True)
 def quick(session: nox.Session) -> None:
     """Lint, and every test that needs no process, with 60 seeds of the simulator and fewer examples than ``tests`` has."""
-    session.install("-e", ".[numpy,mcp]", *group("lint"))
+    session.install("-e", ".[numpy,mcp]", *group("lint", "tables"))
     check(session)
     session.run(
         "pytest", *PARALLEL, "tests/unit", "tests/property", "tests/simulation", *session.posargs,
