@@ -448,7 +448,6 @@ def test_the_books_agree_after_every_fault(internal_errors: list[BaseException])
 _HARDLY = {
     "Assignment._fill_needed",
     "Assignment._where_needed",
-    "RequestQueue.is_next",
     "CancelSet.discard",
     "DeadlineWheel._rebuild",
     "Ledger.oldest_wait",
@@ -499,7 +498,7 @@ def test_a_fault_ends_one_request_and_gives_its_seat_back(name: str, internal_er
     assert len(internal_errors) == 1
 
 
-@pytest.mark.parametrize("name", ["Assignment._fill_needed", "Assignment._where_needed", "RequestQueue.is_next"])
+@pytest.mark.parametrize("name", ["Assignment._fill_needed", "Assignment._where_needed"])
 def test_a_fault_beside_a_call_that_runs_alone(name: str, internal_errors: list[BaseException]) -> None:
     made = Walk(1)
     worker = Worker(made.faults, 3, 0)

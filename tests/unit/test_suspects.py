@@ -6,7 +6,7 @@ import pytest
 
 from snakepit_trio.pool.scheduling.expiry import CancelSet
 from snakepit_trio.pool.scheduling.queue import RequestQueue
-from snakepit_trio.pool.scheduling.request import Phase, Request, Seats
+from snakepit_trio.pool.scheduling.request import Binding, Phase, Request, Seats
 from snakepit_trio.pool.scheduling.scheduler import Scheduler
 from tests.requests import NOTHING, make_request
 
@@ -30,10 +30,15 @@ class Desk:
         self.first = [self.submit() for _ in range(4)]
 
     def submit(
-        self, *, suspect: bool = False, beside: list[Request] | None = None, chain: tuple[Request, ...] = ()
+        self,
+        *,
+        suspect: bool = False,
+        beside: list[Request] | None = None,
+        chain: tuple[Request, ...] = (),
+        binding: Binding | None = None,
     ) -> Request:
         self.number += 1
-        request = make_request(self.number, "tool")
+        request = make_request(self.number, "tool", binding=binding)
         request.chain = chain
         request.suspect = suspect
         if beside is not None:
@@ -134,6 +139,23 @@ def test_what_a_call_waits_for_goes_before_a_worker_is_kept_for_a_suspect() -> N
     desk.reply(needed)
     desk.reply(outer)
     assert suspect.seats is left
+
+
+def test_what_a_call_waits_for_does_not_wait_behind_its_session() -> None:
+    desk = Desk()
+    left, _ = desk.workers
+    outer, other = left.running.values()
+    binding = Binding("s", strict=True)
+    binding.seats = left
+    suspect, sister = desk.submit(suspect=True), desk.submit(binding=binding)
+    needed = desk.submit(binding=binding, chain=(outer,))
+    assert sister.phase is needed.phase is Phase.QUEUED and not suspect.seats
+    desk.reply(other)
+    # The sister would wait for the worker to become empty, and that for what is needed.
+    assert left.alone and needed.seats is left and sister.phase is Phase.QUEUED
+    for request in (needed, outer, suspect):
+        desk.reply(request)
+    assert sister.seats is left
 
 
 @pytest.mark.parametrize(("running", "blocked", "waits"), [(0, 0, False), (1, 0, False), (1, 1, True), (2, 1, True)])

@@ -190,14 +190,17 @@ class Assignment:
             ledger.recall.look_later()
 
     def _fill_needed(self, seats: Seats, now: float) -> None:
-        """Assign to a worker that accepts no other calls the requests for which its own calls wait."""
+        """Assign to a worker that accepts no other calls the requests for which its own calls wait.
+
+        They do not wait behind earlier requests of their session, because those run only after them.
+        """
         ledger = self._ledger
         for request in [request for request in ledger.living if request.chain and request.phase is Phase.QUEUED]:
             if seats.load == seats.capacity:
                 return
             if request.pin not in (None, seats) or (request.beside is not None and request.avoids(seats)):
                 continue
-            if seats.admits(request) and ledger.queue.is_next(request) and ledger.queue.discard(request):
+            if seats.admits(request) and ledger.queue.discard(request):
                 ledger.start(request, seats, now)
 
     def fill_all(self, now: float) -> None:

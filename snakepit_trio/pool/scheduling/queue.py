@@ -396,13 +396,6 @@ class RequestQueue(Generic[E]):
                 for sister in [sister for sister in sisters if sister.number > node.number]:
                     sisters.move_to_end(sister)
 
-    def is_next(self, entry: E) -> bool:
-        """Return whether a request is in the queue, and nothing of its session before it."""
-        node = entry.queue_node
-        if not isinstance(node, _Node) or node.entry is not entry:
-            return False
-        return entry.session is None or next(iter(self._sessions[entry.session])) is node
-
     def _eldest(self, node: _Node[E], worker: Any) -> _Node[E]:
         assert node.entry is not None
         session = node.entry.session
